@@ -1,0 +1,61 @@
+"""kNN and linear probe of a finished run, on its own data or on any other.
+
+    python jobs/evaluate.py --run runs/NAME
+    python jobs/evaluate.py --run runs/NAME --data.path DIR --data.label CLASS
+    python jobs/evaluate.py --run runs/NAME --data.path TRAIN --data.eval-path TEST --data.label CLASS
+
+Options that are not given are those of the run. Prints a table; --out keeps the figures as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from wcl_ray.cli import parse, run_job
+from wcl_ray.config import EvaluateConfig, ScaleConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherData:
+    """Other images than those of the run."""
+
+    path: str | None = None
+    """Images that fit kNN and the probe. Default: the run's training images."""
+    eval_path: str | None = None
+    """Test images. Default: the run's, or a held-out share of path."""
+    label: str | None = None
+    """Column with the class. Default: the run's."""
+    id: str | None = None
+    """Column with a unique id."""
+    image: str | None = None
+    """Column with the images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateJob:
+    """Measure the encoder of a finished run with kNN and a linear probe."""
+
+    run: str
+    """Run folder (a path or s3:// URI)."""
+    data: OtherData = field(default_factory=OtherData)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    endpoint: str | None = None
+    """URL of the S3 endpoint, for stores other than AWS."""
+    out: str | None = None
+    """JSON file to write the figures to."""
+
+
+def main() -> None:
+    job = parse(cls=EvaluateJob, prog="evaluate.py")
+
+    def body() -> None:
+        from wcl_ray.evaluate.job import evaluate_run
+
+        evaluate_run(job.run, job.endpoint, job.data, job.evaluate, job.scale, job.out)
+
+    run_job(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Pretrain an image encoder from images and their metadata.
+
+    python jobs/pretrain.py                                   # the demo data, no arguments
+    python jobs/pretrain.py --data.path DIR --data.label CLASS --clusters.kind attributes
+    python jobs/pretrain.py --config run.yaml --train.epochs 50
+    python jobs/pretrain.py … --resume                        # go on with a run that was stopped
+    ray job submit --working-dir . -- python jobs/pretrain.py …
+
+--help lists every option.
+"""
+
+from __future__ import annotations
+
+from wcl_ray.cli import parse, run_job
+
+
+def main() -> None:
+    config = parse(prog="pretrain.py", implied=demo_flags)
+
+    def body() -> None:
+        from wcl_ray.train.rounds import pretrain  # after the options: --help stays fast
+
+        pretrain(config)
+
+    run_job(body)
+
+
+def demo_flags(words: list[str]) -> list[str]:
+    """Without a data path the demo is trained twice, so that there is something to see."""
+    given = any(word.split("=")[0] == "--data.path" for word in words)
+    return [] if given else ["--compare", "--data.label", "label"]
+
+
+if __name__ == "__main__":
+    main()

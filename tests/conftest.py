@@ -1,0 +1,47 @@
+"""Shared fixtures: one local Ray for the whole session, kept quiet and away from other clusters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30",
+    RAY_TRAIN_ENABLE_PRINT_PATCH="0",
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    OMP_NUM_THREADS="1",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_tmp() -> Iterator[str]:
+    """A short temporary folder: Ray's sockets live under it and their names may not be long."""
+    folder = tempfile.mkdtemp(prefix="wcl", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_local(ray_tmp: str) -> Iterator[None]:
+    """A running local Ray with 2 CPUs."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=500 * 2**20,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _temp_dir=ray_tmp,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()

@@ -1,0 +1,171 @@
+"""Storage, the run folder, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wcl_ray.config import Config, TrainConfig
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder, filesystem
+from wcl_ray.train import checkpoint
+from wcl_ray.train.board import MetricsLog, format_row
+from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.folder import add_faults, claim, differences, find_run
+
+
+def test_write_is_atomic_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("a/b.json", b"old")
+    folder.write("a/b.json", b"new")
+    assert folder.read("a/b.json") == b"new"
+    assert (folder / "a").names() == ["b.json"]
+    assert (folder / "none").names() == []
+
+
+def test_failed_write_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("x", b"old")
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        folder.write("x", b"new")
+    assert folder.read("x") == b"old"
+    assert folder.names() == ["x"]
+
+
+def test_unknown_scheme_is_named() -> None:
+    with pytest.raises(ValueError, match="ftp://"):
+        filesystem("ftp://host/x")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(storage=str(tmp_path / "runs"))
+
+
+def test_used_name_needs_resume(config: Config) -> None:
+    config = replace(config, name="one")
+    resolved, folder = find_run(config)
+    claim(folder, resolved)
+    with pytest.raises(UserError, match="add --resume"):
+        find_run(config)
+    again, same = find_run(replace(config, resume=True))
+    assert same.uri == folder.uri
+    assert again.name == "one"
+
+
+def test_default_names_say_what_is_inside(config: Config) -> None:
+    resolved, _ = find_run(config)
+    assert resolved.name is not None
+    assert resolved.name.startswith("demo-attributes-")
+    data = replace(config.data, path="s3://bucket/birds/train-*.parquet")
+    named, _ = find_run(replace(config, data=data))
+    assert named.name is not None
+    assert named.name.startswith("birds-")
+
+
+def test_resume_finds_the_newest_with_the_same_options(config: Config) -> None:
+    for name, epochs in [("a", 3), ("b", 4), ("c", 3)]:
+        one = replace(config, name=name, train=TrainConfig(epochs=epochs))
+        claim(find_run(one)[1], one)
+    wanted = replace(config, resume=True, train=TrainConfig(epochs=3))
+    assert find_run(wanted)[0].name == "c"
+    with pytest.raises(UserError, match=r"no run in .* \(runs there: a, b, c\)"):
+        find_run(replace(config, resume=True, train=TrainConfig(epochs=9)))
+    with pytest.raises(UserError, match="no run 'd'"):
+        find_run(replace(wanted, name="d"))
+
+
+def test_resume_with_other_options_names_them(config: Config) -> None:
+    one = replace(config, name="one")
+    claim(find_run(one)[1], one)
+    other = replace(one, resume=True, train=TrainConfig(lr=0.5))
+    with pytest.raises(UserError, match=r"train.lr was 0.001, now 0.5"):
+        find_run(other)
+    free = replace(one, resume=True, scale=replace(one.scale, workers="2"))
+    assert find_run(free)[0].name == "one"
+
+
+def test_differences_ignore_what_may_change() -> None:
+    a, b = Config(), Config(storage="elsewhere", train=TrainConfig(checkpoint_steps=5))
+    assert differences(a.to_dict(), b.to_dict()) == {}
+
+
+def test_faults_are_listed_once(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    assert add_faults(folder, []) == 0
+    assert not folder.exists("faults.jsonl")
+    assert add_faults(folder, [{"key": "a", "reason": "cut"}, {"key": "b", "reason": "text"}]) == 2
+    assert add_faults(folder, [{"reason": "cut", "key": "a"}]) == 2
+
+
+def row(images: int) -> dict[str, float]:
+    return {"step": images // 10, "images": images, "loss": 1.0}
+
+
+def test_metrics_log_rewinds_to_the_checkpoint(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    log = MetricsLog(folder)
+    for images in (10, 20, 30):
+        log.add(row(images))
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "ima')  # killed while writing
+    log = MetricsLog(folder)
+    log.rewind(20)
+    log.add(row(30))
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in lines] == [10, 20, 30]
+    assert list(tmp_path.glob("events.*"))
+
+
+def test_live_line_shows_what_matters() -> None:
+    line = format_row(
+        {
+            "epoch": 2, "share": 0.5, "epochs": 10, "loss": 3.21, "positives": 2.25, "lonely": 0.04,
+            "images_per_second": 12345.6, "wait": 0.07, "left_seconds": 3725,
+        }
+    )  # fmt: skip
+    for part in ("2.50/10", "3.21", "2.2", "4%", "12,346 images/s", "7%", "1:02:05 left"):
+        assert part in line
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    consumed = np.array([7, 0, 128], np.uint8)
+    position = Position(epoch=2, step=11, images=704, consumed=consumed, dropped=3)
+    checkpoint.save(tmp_path, torch.compile(model), optimizer, position, {"assignment": "abc"})
+
+    other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+    found = checkpoint.load(tmp_path, other, fresh, {"assignment": "abc"})
+    assert (found.epoch, found.step, found.images, found.dropped) == (2, 11, 704, 3)
+    assert found.consumed is not None
+    assert found.consumed.tolist() == consumed.tolist()
+    found.consumed[0] = 1  # writable, not the mapped file
+    for old, new in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(old, new)
+    for one, steps in ((model, optimizer), (other, fresh)):  # the optimiser's state came along
+        one.zero_grad()
+        one(torch.ones(2, 3)).sum().backward()
+        steps.step()
+    for old, new in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(old, new)
+    with pytest.raises(UserError, match="assignment = abc, this run has xyz"):
+        checkpoint.load(tmp_path, other, None, {"assignment": "xyz"})

@@ -1,0 +1,169 @@
+"""Command line and YAML files to :class:`wcl_ray.config.Config`.
+
+A YAML file is turned into the flags it stands for and put in front of the command line, so both
+are checked by the same parser and flags win. Errors end the program with status 2 and one message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+import yaml
+
+from wcl_ray.config import Config
+
+T = TypeVar("T")
+
+
+def parse(
+    argv: Sequence[str] | None = None,
+    cls: type[T] = Config,  # type: ignore[assignment]
+    prog: str | None = None,
+    implied: Callable[[list[str]], list[str]] = lambda words: [],
+) -> T:
+    """Read the options of a job.
+
+    Args:
+        argv: command line without the program's name; ``sys.argv[1:]`` by default. ``--config
+            FILE`` may stand anywhere in it.
+        cls: the dataclass to fill; its fields and their docstrings make the ``--help``.
+        prog: name shown in the usage line.
+        implied: flags that the given ones imply (weaker than any given one).
+
+    Raises:
+        SystemExit: status 2 and a message on an unknown key, a wrong type or a value out of range;
+            status 0 after ``--help``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        words = _expand(words, cls)
+        _check_flags(words, cls)
+        words = implied(words) + words
+        return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
+    except ValueError as error:
+        fail(str(error))
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """End the program with one line on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def run_job(body: Callable[[], Any]) -> None:
+    """Run the body of a job: what the user can mend becomes one line, the rest a traceback.
+
+    A run that was interrupted ends with status 130, so that schedulers see it.
+    """
+    from wcl_ray.errors import UserError
+
+    try:
+        body()
+    except (UserError, FileNotFoundError, FileExistsError) as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command with --resume goes on from the last checkpoint", 130)
+
+
+def _description(cls: type) -> str:
+    return (
+        f"{(cls.__doc__ or '').strip()}\n\n--config FILE reads any of these options from a YAML "
+        "file (train: {epochs: 50}); flags win over it."
+    )
+
+
+def _expand(words: list[str], cls: type) -> list[str]:
+    files: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            try:
+                files.append(next(remaining))
+            except StopIteration:
+                raise ValueError("--config needs the name of a YAML file") from None
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return [flag for name in files for flag in _read_yaml(name, cls)] + rest
+
+
+def _read_yaml(name: str, cls: type) -> list[str]:
+    try:
+        text = Path(name).read_text()
+    except OSError as error:
+        raise ValueError(f"--config {name}: {error.strerror or error}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {name} is not valid YAML: {error}") from None
+    if tree is None:
+        return []
+    if not isinstance(tree, dict):
+        raise ValueError(f"--config {name}: expected keys and values, found a {type(tree).__name__}")
+    return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
+
+
+def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        path = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, dict):
+            yield from _flatten(value, name, f"{path}.")
+        else:
+            yield path, value
+
+
+def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
+    types = keys(cls)
+    if key not in types:
+        raise ValueError(f"{name}: unknown key {key!r}{_nearest(key, types)}")
+    if isinstance(value, bool) and "bool" in types[key] and "None" not in types[key]:
+        head, _, last = key.rpartition(".")
+        return [f"--{key}"] if value else [f"--{head + '.' if head else ''}no-{last}"]
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}", str(value)]
+
+
+def keys(cls: type, prefix: str = "") -> dict[str, str]:
+    """Every option of a configuration class: dotted name with dashes → its type as text."""
+    found: dict[str, str] = {}
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+        name = prefix + item.name.replace("_", "-")
+        factory = item.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            found.update(keys(factory, f"{name}."))
+        else:
+            found[name] = str(item.type)
+    return found
+
+
+def _check_flags(words: list[str], cls: type) -> None:
+    """Unknown flags by our own hand, so that the message is the same one as for a YAML key."""
+    known = keys(cls)
+    switches = {
+        ".".join([*key.split(".")[:-1], "no-" + key.split(".")[-1]])
+        for key, kind in known.items()
+        if "bool" in kind
+    }
+    for word in words:
+        if not word.startswith("--") or word in ("--", "--help"):
+            continue
+        key = word[2:].split("=")[0].replace("_", "-")
+        if key not in known and key not in switches:
+            raise ValueError(f"unknown option --{key}{_nearest(key, known, '--')}")
+
+
+def _nearest(key: str, known: dict[str, str], dashes: str = "") -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:  # a right name in the wrong section
+        last = key.split(".")[-1]
+        near = [k for k in known if k.split(".")[-1] == last][:1]
+    return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists them all"

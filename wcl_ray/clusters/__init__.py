@@ -1,0 +1,1 @@
+"""Metadata or features in, cluster ids out."""

@@ -1,0 +1,342 @@
+"""What a run is: every option, its default and its meaning, in one frozen tree.
+
+This is the only place with defaults. The command line, YAML files and ``config.json`` of a run
+folder are three spellings of the same tree: ``--clusters.top-k 10``, ``clusters: {top-k: 10}`` and
+``{"clusters": {"top_k": 10}}``. Reading them is the job of :mod:`wcl_ray.cli`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where the images and their metadata are."""
+
+    path: str | None = None
+    """Parquet files, an image folder or WebDataset shards: a folder, a file or a glob, local or
+    s3://. Without it the built-in demo data is rendered and used."""
+    eval_path: str | None = None
+    """Test images with the same columns. Without it a share of the images is held out."""
+    format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
+    """How the images are stored; told from the file names by default."""
+    id: str | None = None
+    """Column with a unique id per image (integer or string). Default: a hash of the file's path
+    (and of the row's number for Parquet)."""
+    image: str | None = None
+    """Column with the images: bytes, a {bytes, path} struct, or paths/URIs. Default: found by
+    name and type."""
+    label: str | None = None
+    """Column with the class to evaluate against. It never enters the clusters, except with
+    --clusters.kind label."""
+    image_size: int = 32
+    """Side of the training images, in pixels."""
+    store_size: int = 0
+    """Side at which images are kept before the random crop, in pixels. 0: image-size up to 64,
+    8/7 of it above."""
+    keep: Literal["auto", "raw", "encoded", "anew"] = "auto"
+    """Keep decoded pixels (raw) or image files (encoded) in Ray's object store, or read the source
+    anew each epoch. auto: the first that fits."""
+    max_bad: float = 0.01
+    """Share of unreadable images above which the run stops. Below it they are skipped and listed
+    in faults.jsonl."""
+    holdout: float = 0.2
+    """Share of images held out for evaluation when there is a label but no eval-path."""
+    endpoint: str | None = None
+    """URL of the S3 endpoint, for stores other than AWS."""
+    demo_images: int = 3000
+    """Training images of the demo data."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 8, f"data.image-size is {self.image_size}; the least is 8")
+        _require(
+            self.store_size == 0 or self.store_size >= self.image_size,
+            f"data.store-size {self.store_size} is smaller than data.image-size {self.image_size}",
+        )
+        _require(0 <= self.max_bad <= 1, f"data.max-bad is a share in [0, 1], not {self.max_bad}")
+        _require(0 < self.holdout < 1, f"data.holdout is a share in (0, 1), not {self.holdout}")
+        _require(self.demo_images >= 64, "data.demo-images: the demo needs at least 64")
+
+    @property
+    def stored_size(self) -> int:
+        """Side of the kept images in pixels, with the default worked out."""
+        if self.store_size:
+            return self.store_size
+        return self.image_size if self.image_size <= 64 else -(-self.image_size * 8 // 7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClustersConfig:
+    """Which images belong together."""
+
+    kind: Literal["attributes", "tags", "hierarchy", "label", "instance"] = "attributes"
+    """attributes: joint pattern of the top-k attributes of highest entropy. tags: the same over
+    tag lists. hierarchy: a tree cut at a level. label: supervised. instance: SimCLR."""
+    columns: tuple[str, ...] = ()
+    """Metadata columns to use; for a hierarchy from coarse to fine, or one path column. Default:
+    every column but id, image and label."""
+    top_k: tuple[int, ...] = (20,)
+    """How many binary attributes form the pattern. Several numbers: several granularities, trained
+    on together."""
+    level: tuple[int, ...] = ()
+    """Depth at which a hierarchy is cut, 1 = coarsest. Several numbers: several granularities.
+    Default: the deepest."""
+    separator: str = "/"
+    """Separator of a hierarchy given as one path column."""
+    quantiles: int = 4
+    """Number columns are cut at this many quantiles into 'above' attributes."""
+    min_share: float = 0.01
+    """Attributes true for a smaller share of images than this, or a larger one than 1 minus this,
+    are left out."""
+    group: int = 2
+    """Images of one cluster put together in a batch (m). 1: plain shuffling."""
+
+    def __post_init__(self) -> None:
+        _require(all(k >= 1 for k in self.top_k) and len(self.top_k) >= 1, "clusters.top-k starts at 1")
+        _require(all(n >= 1 for n in self.level), "clusters.level starts at 1 (the coarsest)")
+        _require(self.quantiles >= 1, "clusters.quantiles starts at 1")
+        _require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
+        _require(self.group >= 1, "clusters.group starts at 1 (plain shuffling)")
+        _require(len(self.separator) > 0, "clusters.separator is empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Cl-InfoNCE (Tsai et al., ICLR 2022)."""
+
+    temperature: float = 0.2
+    """τ, by which cosine similarities are divided."""
+    estimator: Literal["supcon", "paper"] = "supcon"
+    """supcon: all images of the cluster in the batch are positives. paper: one partner per anchor,
+    the formula of the paper."""
+    dual: bool = False
+    """A second projector with plain InfoNCE beside the cluster loss."""
+    dual_weight: float = 1.0
+    """Weight of the InfoNCE head with --loss.dual."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
+        _require(self.dual_weight >= 0, "loss.dual-weight is negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The encoder."""
+
+    backbone: str = "small"
+    """small (a light ResNet for small images), any torchvision classification model by name
+    (resnet18, resnet50, vit_b_16, …), or timm:NAME."""
+    projector: tuple[int, ...] = (256, 128)
+    """Widths of the projector's layers, the last is the size of the embedding."""
+    projector_norm: bool = False
+    """Batch normalisation in the projector."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.projector) >= 1, "model.projector needs at least one width")
+        _require(all(w >= 1 for w in self.projector), "model.projector widths must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """The random changes that make two views of one image."""
+
+    crop_min: float = 0.4
+    """Smallest share of the image that a random resized crop keeps."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    brightness: float = 0.4
+    """Largest relative change of brightness."""
+    contrast: float = 0.4
+    """Largest relative change of contrast."""
+    saturation: float = 0.4
+    """Largest relative change of saturation."""
+    hue: float = 0.1
+    """Largest turn of the hue, in turns of the colour circle (at most 0.5)."""
+    grey: float = 0.2
+    """Probability of turning grey."""
+    blur: float = 0.0
+    """Probability of Gaussian blur (0.5 is usual for 224-pixel images)."""
+    solarise: float = 0.0
+    """Probability of solarisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grey", "blur", "solarise"):
+            p = getattr(self, name)
+            _require(0 <= p <= 1, f"augment.{name} is a probability in [0, 1], not {p}")
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name} is in [0, 1]")
+        _require(0 < self.crop_min <= 1, "augment.crop-min is a share in (0, 1]")
+        _require(0 <= self.hue <= 0.5, "augment.hue is in [0, 0.5]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How the encoder is trained."""
+
+    batch_size: int = 256
+    """Images per step over all workers (each gives two views)."""
+    epochs: int = 20
+    """Passes over the images."""
+    lr: float = 0.001
+    """Peak learning rate, as it is (not scaled by the batch size)."""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """adamw, sgd with Nesterov momentum, or lars (large batches)."""
+    weight_decay: float = 1e-4
+    """Weight decay; biases and normalisation weights are exempt."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars."""
+    warmup: float = 0.1
+    """Share of the steps with a linearly rising learning rate, before the cosine."""
+    clip: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 autocast on GPUs that have it, float32 elsewhere. The loss is always float32."""
+    channels_last: bool = True
+    """Memory layout of convolutions."""
+    compile: bool = False
+    """torch.compile the encoder."""
+    sync_bn: bool = False
+    """Batch normalisation over all workers (GPU only)."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: only by minutes and at the end of epochs."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; 0: off."""
+    checkpoint_epochs: int = 1
+    """Epochs between checkpoints; the last epoch always leaves one."""
+    deterministic: bool = False
+    """Deterministic kernels: the same seed, configuration and workers give the same losses."""
+    audit: bool = False
+    """Write the ids of every step to the run folder (audit/), to check what the model saw."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
+        _require(self.epochs >= 1, "train.epochs starts at 1")
+        _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
+        _require(self.weight_decay >= 0, "train.weight-decay is negative")
+        _require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
+        _require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
+        _require(self.clip >= 0, "train.clip is negative")
+        _require(self.checkpoint_steps >= 0, "train.checkpoint-steps is negative")
+        _require(self.checkpoint_minutes >= 0, "train.checkpoint-minutes is negative")
+        _require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleConfig:
+    """On what the run is spread."""
+
+    workers: str = "auto"
+    """Training workers: N, or MIN:MAX for an elastic run. auto: one per GPU of the cluster, one
+    without GPUs."""
+    cpus_per_worker: float = 0
+    """CPUs that each worker holds, its decoding threads included. 0: an even share."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Train on GPUs: if there are any, always, or never."""
+    max_failures: int = 3
+    """How often training restarts from its last checkpoint after a lost worker or node."""
+    address: str | None = None
+    """Ray cluster to use. Default: the one of the job or of RAY_ADDRESS, else a local one."""
+
+    def __post_init__(self) -> None:
+        self.range()
+        _require(self.cpus_per_worker >= 0, "scale.cpus-per-worker is negative")
+        _require(self.max_failures >= 0, "scale.max-failures is negative")
+
+    def range(self) -> tuple[int, int] | None:
+        """(least, most) workers, or None for auto."""
+        if self.workers == "auto":
+            return None
+        parts = self.workers.split(":")
+        ok = len(parts) <= 2 and all(p.isdigit() and int(p) >= 1 for p in parts)
+        _require(ok, f"scale.workers is N, MIN:MAX or auto, not {self.workers!r}")
+        low, high = int(parts[0]), int(parts[-1])
+        _require(low <= high, f"scale.workers {self.workers!r}: MIN is larger than MAX")
+        return low, high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """How good the encoder is."""
+
+    every: int = 0
+    """Epochs between evaluations during training (kNN and embedding spread); 0: at the end only."""
+    neighbours: int = 20
+    """Neighbours of the kNN classifier."""
+    max_images: int = 50_000
+    """Largest number of images per split that are embedded for the evaluation (a hash sample)."""
+    probe_epochs: int = 100
+    """Epochs of the linear probe."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "evaluate.every is negative")
+        _require(self.neighbours >= 1, "evaluate.neighbours starts at 1")
+        _require(self.max_images >= 100, "evaluate.max-images: at least 100")
+        _require(self.probe_epochs >= 1, "evaluate.probe-epochs starts at 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Train an image encoder from images and their metadata (Cl-InfoNCE on Ray)."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    clusters: ClustersConfig = field(default_factory=ClustersConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    storage: str = "runs"
+    """Folder or URI (s3://…) that holds the run folders."""
+    name: str | None = None
+    """Name of the run folder. Default: made of the data, the clusters and the time."""
+    seed: int = 0
+    """Seed of everything random."""
+    compare: bool = False
+    """Also train SimCLR (instance clusters) with the same budget and print both (implied by the
+    demo data)."""
+    resume: bool = False
+    """Continue the run of this name, or the newest one with this configuration."""
+
+    def __post_init__(self) -> None:
+        _require(self.name is None or "/" not in self.name, "name may not hold a slash")
+        _require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict of JSON types (tuples as lists)."""
+        return _jsonable(dataclasses.asdict(self))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_dict(tree: dict[str, Any], cls: type = Config) -> Any:
+    """The inverse of :meth:`Config.to_dict`.
+
+    Raises:
+        ValueError: an unknown key or a value out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = set(tree) - set(fields)
+    _require(not unknown, f"unknown keys in a stored configuration: {', '.join(sorted(unknown))}")
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        factory = fields[key].default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            values[key] = from_dict(value, factory)
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

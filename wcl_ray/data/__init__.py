@@ -1,0 +1,1 @@
+"""Images and metadata in, uint8 batches and augmented views out."""

@@ -1,0 +1,37 @@
+"""Which images are held out, and which are sampled: pure functions of their ids.
+
+A hash decides, so the answer is the same on every machine, in any order and after new images came.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def uniform(ids: np.ndarray, seed: int) -> np.ndarray:
+    """Hash ids to uniform numbers (splitmix64).
+
+    Args:
+        ids: int64 (N,).
+
+    Returns:
+        float64 (N,) in [0, 1).
+    """
+    with np.errstate(over="ignore"):
+        x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def held_out(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """bool (N,): the images of the hold-out split, about ``share`` of them."""
+    return uniform(ids, seed) < share
+
+
+def sample(ids: np.ndarray, most: int, total: int, seed: int) -> np.ndarray:
+    """bool (N,): a hash sample of about ``most`` of ``total`` images; all when they are fewer."""
+    if total <= most:
+        return np.ones(len(ids), dtype=bool)
+    return uniform(ids, seed + 7919) < most / total

@@ -1,0 +1,1 @@
+"""Encoder, loss and optimisers: plain torch, no Ray."""

@@ -1,0 +1,91 @@
+"""Local folders and object stores behind one small interface, with atomic writes."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+
+def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, str]:
+    """File system of a path or URI, and the path inside it.
+
+    Args:
+        uri: local path, ``file://``, ``s3://bucket/key`` or ``gs://bucket/key``.
+        endpoint: URL of an S3-compatible store (``http://127.0.0.1:9000``); AWS when None. The
+            environment variable ``AWS_ENDPOINT_URL`` is honoured too.
+
+    Raises:
+        ValueError: a scheme that is not supported.
+    """
+    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    if scheme in ("", "file"):
+        path = uri[len("file://") :] if scheme else uri
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    if scheme == "s3":
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+        options: dict[str, object] = {}
+        if endpoint:
+            parts = urlsplit(endpoint)
+            if not parts.netloc:
+                raise ValueError(f"data.endpoint {endpoint!r} is not a URL such as http://host:9000")
+            options = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+            options["region"] = os.environ.get("AWS_REGION", "us-east-1")
+            options["allow_bucket_creation"] = False
+        return pafs.S3FileSystem(**options), uri[len("s3://") :].rstrip("/")
+    if scheme in ("gs", "gcs"):
+        return pafs.GcsFileSystem(), uri.split("://", 1)[1].rstrip("/")
+    raise ValueError(f"{uri!r}: the scheme {scheme}:// is not supported; use a path, s3:// or gs://")
+
+
+class Folder:
+    """A folder on any file system whose files appear whole or not at all."""
+
+    def __init__(self, uri: str, endpoint: str | None = None) -> None:
+        self.uri = uri
+        self.endpoint = endpoint
+        self.fs, self.path = filesystem(uri, endpoint)
+        self.local = isinstance(self.fs, pafs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.uri.rstrip('/')}/{name}", self.endpoint)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str, str | None]]:
+        return Folder, (self.uri, self.endpoint)
+
+    def file(self, name: str) -> str:
+        """Path of a file inside the file system."""
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.get_file_info(self.file(name)).type != pafs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Names directly below this folder; none when there is no such folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+
+    def read(self, name: str) -> bytes:
+        with self.fs.open_input_stream(self.file(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically: readers see the old content or the new, never a part."""
+        target = self.file(name)
+        if not self.local:  # an object appears when its upload is complete
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(content)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            with open(partial, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, target)
+        finally:
+            Path(partial).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The training loop of a worker and the driver of a run."""

@@ -1,0 +1,221 @@
+"""What the workers tell the driver while they train, and how the terminal shows it.
+
+Rank 0 pushes rows to a small actor beside the driver; the driver reads them while it waits for
+``fit()``, appends them to ``metrics.jsonl`` and TensorBoard, and keeps one live line. A push is
+fire and forget: a driver that is gone never holds training up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wcl_ray.storage import Folder
+
+Row = dict[str, Any]
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the rows that were not read yet."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def push(self, row: Row) -> None:
+        self._rows.append(row)
+
+    def take(self) -> list[Row]:
+        rows, self._rows = self._rows, []
+        return rows
+
+
+def start_board() -> Any:
+    """A board on the driver's own node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard events of a run folder, one row a call.
+
+    Local folders are appended to at once; on an object store, where nothing can be appended, the
+    file is written whole every ``upload_seconds`` and at the end. Rows of steps that are trained
+    again after a restart replace the earlier ones (:meth:`rewind`).
+    """
+
+    FILE = "metrics.jsonl"
+
+    def __init__(self, folder: Folder, upload_seconds: float = 60.0) -> None:
+        self._folder = folder
+        self._every = upload_seconds
+        self._rows = self._load()
+        self._last_upload = 0.0
+        self._events = Path(folder.path) if folder.local else Path(tempfile.mkdtemp())
+        self._writer: Any = None
+
+    def _load(self) -> list[Row]:
+        if not self._folder.exists(self.FILE):
+            return []
+        lines = self._folder.read(self.FILE).decode().splitlines()
+        rows: list[Row] = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # the last line of a killed run
+                break
+        return rows
+
+    def rewind(self, images: int) -> None:
+        """Drop the training rows beyond a position (images seen so far)."""
+        kept = [row for row in self._rows if row.get("images", 0) <= images]
+        if len(kept) != len(self._rows) or images == 0:
+            self._rows = kept
+            self._upload()
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        if self._folder.local:
+            path = Path(self._folder.file(self.FILE))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        elif time.monotonic() - self._last_upload > self._every:
+            self._upload()
+        self._tensorboard(row)
+
+    def _tensorboard(self, row: Row) -> None:
+        from tensorboardX import SummaryWriter
+
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._events), flush_secs=10)
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key not in ("step", "images", "time"):
+                self._writer.add_scalar(key, value, row.get("step", 0))
+
+    def _upload(self) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in self._rows)
+        self._folder.write(self.FILE, text.encode())
+        self._last_upload = time.monotonic()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if not self._folder.local:
+            self._upload()
+            for path in self._events.glob("events.*"):
+                self._folder.write(path.name, path.read_bytes())
+
+
+class Live:
+    """One calm line: rewritten in place on a terminal, printed now and then elsewhere."""
+
+    def __init__(self, title: str, plain_seconds: float = 15.0) -> None:
+        self._title = title
+        self._every = plain_seconds
+        self._tty = sys.stdout.isatty()
+        self._printed = 0.0
+        self._line = ""
+
+    def show(self, row: Row) -> None:
+        line = f"{self._title}  {format_row(row)}"
+        if self._tty:
+            from shutil import get_terminal_size
+
+            width = get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+        elif time.monotonic() - self._printed > self._every:
+            print(line, flush=True)
+            self._printed = time.monotonic()
+            line = ""
+        self._line = line
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._tty and self._line:
+            print(flush=True)
+        elif self._line:
+            print(self._line, flush=True)
+        self._line = ""
+
+
+def format_row(row: Row) -> str:
+    """One metrics row as the text of the live line."""
+    left = row.get("left_seconds")
+    return (
+        f"epoch {row['epoch'] + row['share']:5.2f}/{row['epochs']}  loss {row['loss']:.3f}  "
+        f"positives {row['positives']:.1f}  alone {row['lonely']:.0%}  "
+        f"{row['images_per_second']:,.0f} images/s  waiting {row['wait']:.0%}"
+        + (f"  {_clock(left)} left" if left is not None else "")
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class Follower:
+    """Reads the board in a thread while the driver waits in ``fit()``.
+
+    Row kinds: ``train`` rows go to the log and the live line, ``resume`` rows tell where training
+    started (again), ``fault`` rows are images that could not be decoded, an ``error`` row ends the
+    run with its text, and the text of others is printed.
+    """
+
+    def __init__(self, board: Any, log: MetricsLog, title: str) -> None:
+        self._board = board
+        self._log = log
+        self._live = Live(title)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.faults: list[Row] = []
+        self.error = ""
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=30)
+        self._live.close()
+
+    def _follow(self) -> None:
+        while True:
+            last = self._stop.wait(0.5)
+            try:
+                for row in ray.get(self._board.take.remote()):
+                    self._handle(row)
+            except ray.exceptions.RayError:
+                if last:
+                    return
+            if last:
+                return
+
+    def _handle(self, row: Row) -> None:
+        kind = row.pop("kind")
+        if kind == "train":
+            self._log.add(row)
+            self._live.show(row)
+        elif kind == "resume":
+            self._log.rewind(row["images"])
+            if row["images"]:
+                self._live.close()
+                print(row["text"], flush=True)
+        elif kind == "fault":
+            self.faults.append(row)
+        elif kind == "error":
+            self.error = row["text"]
+        else:
+            self._live.close()
+            print(row["text"], flush=True)

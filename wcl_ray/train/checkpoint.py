@@ -1,0 +1,118 @@
+"""What a checkpoint holds: weights, optimiser and the exact position in the data.
+
+One file, full (unsharded) state, fixed name: any number of workers can load it. There is no random
+state to keep, since every random choice is a function of (seed, epoch, image).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wcl_ray.errors import UserError
+
+FILE = "state.pt"
+
+
+@dataclass
+class Position:
+    """Where training stands.
+
+    Attributes:
+        epoch: epoch being trained, from 0.
+        step: optimiser steps done since the start.
+        images: images that entered a step since the start.
+        consumed: packed bits over positions, uint8 (ceil(N / 8),): the images of this epoch that
+            entered a step; empty at the start of an epoch.
+        dropped: images left over in incomplete last batches since the start.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    consumed: np.ndarray | None = None
+    dropped: int = 0
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    facts: dict[str, Any],
+) -> None:
+    """Write a checkpoint into a folder.
+
+    Args:
+        facts: what has to be equal for a checkpoint to fit (compared by :func:`load`).
+    """
+    consumed = None if position.consumed is None else torch.from_numpy(position.consumed.copy())
+    state = {
+        "model": plain(model).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "position": {
+            "epoch": position.epoch,
+            "step": position.step,
+            "images": position.images,
+            "dropped": position.dropped,
+            "consumed": consumed,
+        },
+        "facts": facts,
+    }
+    target = Path(folder) / FILE
+    partial = target.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, target)
+
+
+def load(
+    folder: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    facts: dict[str, Any] | None = None,
+) -> Position:
+    """Read a checkpoint into a model and an optimiser; the file is mapped, not copied to memory.
+
+    Raises:
+        UserError: the checkpoint was made for other images, clusters or another model.
+    """
+    state = torch.load(Path(folder) / FILE, map_location="cpu", mmap=True, weights_only=True)
+    for key, value in (facts or {}).items():
+        if state["facts"].get(key) != value:
+            raise UserError(
+                f"the checkpoint in {folder} was made with {key} = {state['facts'].get(key)}, "
+                f"this run has {value}; use another --name"
+            )
+    plain(model).load_state_dict(state["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+    position = state["position"]
+    consumed = position["consumed"]
+    return Position(
+        epoch=position["epoch"],
+        step=position["step"],
+        images=position["images"],
+        dropped=position["dropped"],
+        consumed=None if consumed is None else consumed.numpy().copy(),
+    )
+
+
+def load_model(folder: str | Path, model: nn.Module) -> nn.Module:
+    """Only the weights, for evaluation and export."""
+    load(folder, model, None)
+    return model

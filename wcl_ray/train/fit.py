@@ -1,0 +1,143 @@
+"""Ray Train around the workers: resources, restarts, and the last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from wcl_ray.config import Config
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.train.board import Follower, MetricsLog
+from wcl_ray.train.folder import add_faults
+from wcl_ray.train.worker import Task, train_worker
+
+CONTROLLER_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Workers of a run and what each holds."""
+
+    least: int
+    most: int
+    cpus: float
+    gpu: bool
+
+    def describe(self) -> str:
+        count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+        kind = "1 GPU and " if self.gpu else ""
+        return f"{count} worker(s) with {kind}{self.cpus:g} CPU(s) each"
+
+
+def plan_scale(config: Config, streamed: bool) -> Scale:
+    """Workers from the options and the cluster.
+
+    Args:
+        streamed: Ray Data reads during training and needs CPUs of its own.
+
+    Raises:
+        UserError: no GPU though one is demanded; a batch too small for the workers.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    if config.scale.gpu == "yes" and gpus == 0:
+        raise UserError("scale.gpu is yes, but the cluster has no GPU (yet); use auto or no")
+    gpu = gpus > 0 if config.scale.gpu == "auto" else config.scale.gpu == "yes"
+    least, most = config.scale.range() or ((gpus, gpus) if gpu else (1, 1))
+    if config.train.batch_size < 2 * most:
+        raise UserError(
+            f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
+            "needs at least 2 images of a batch"
+        )
+    free = cpus - (1 if streamed or config.evaluate.every else 0)
+    share = config.scale.cpus_per_worker or max(1.0, free // most)
+    if not gpu and share > cpus:
+        raise UserError(f"scale.cpus-per-worker {share:g} is more than the cluster's {cpus:g} CPUs")
+    return Scale(least=least, most=most, cpus=share, gpu=gpu)
+
+
+def fit(task: Task, scale: Scale, folder: Folder, round_folder: Folder, title: str) -> ray.train.Checkpoint:
+    """Train to the end, or go on from the last checkpoint in the round's folder.
+
+    Raises:
+        UserError: what a worker found wrong with the input.
+        ray.train.TrainingFailedError: a worker failed more often than ``scale.max_failures``.
+    """
+    log = MetricsLog(folder)
+    follower = Follower(task.board, log, title)
+    trainer = _trainer(task, scale, round_folder)
+    try:
+        with follower:
+            for attempt in range(CONTROLLER_RESTARTS + 1):
+                try:
+                    result = trainer.fit()
+                    break
+                except ray.exceptions.ActorDiedError:  # the controller's own node or process
+                    if attempt == CONTROLLER_RESTARTS:
+                        raise
+                    time.sleep(2)
+                    trainer = _trainer(task, scale, round_folder)
+    finally:
+        log.close()
+        add_faults(folder, follower.faults)
+    if follower.error:
+        raise UserError(follower.error)
+    if result.checkpoint is None:
+        raise RuntimeError("training ended without a checkpoint")
+    return result.checkpoint
+
+
+def _trainer(task: Task, scale: Scale, folder: Folder) -> TorchTrainer:
+    workers = scale.least if scale.least == scale.most else (scale.least, scale.most)
+    resources = {"CPU": scale.cpus} | ({"GPU": 1} if scale.gpu else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,  # type: ignore[arg-type]
+            use_gpu=scale.gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=folder.path,
+            storage_filesystem=folder.fs,
+            failure_config=ray.train.FailureConfig(
+                max_failures=task.config.scale.max_failures, controller_failure_limit=10
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig("WARNING"),
+        ),
+    )
+
+
+def quiet_ray() -> None:
+    """Environment that keeps Ray's own messages off the terminal; errors still come through."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of the job, of ``scale.address`` or of RAY_ADDRESS, else start a local Ray."""
+    quiet_ray()
+    if not ray.is_initialized():
+        ray.init(
+            address=config.scale.address,
+            logging_level="ERROR",
+            log_to_driver=False,
+            configure_logging=True,
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

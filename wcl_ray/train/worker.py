@@ -1,0 +1,309 @@
+"""The loop of one training worker: the only file that talks to ``ray.train`` while training.
+
+Per step: a composed uint8 batch of this worker → device → two views → embeddings → gather →
+Cl-InfoNCE → one optimiser step. The batch is global: every worker has an equal part of it and the
+gradient is that of one process with the whole batch (see :mod:`wcl_ray.model.gather`).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from wcl_ray.config import Config
+from wcl_ray.data import compose
+from wcl_ray.data.augment import Augment
+from wcl_ray.data.reader import Batch, Reader
+from wcl_ray.data.stream import Stream
+from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import build_encoder
+from wcl_ray.model.gather import gather
+from wcl_ray.model.loss import LossResult, cl_infonce
+from wcl_ray.model.optim import build_optimizer, learning_rate
+from wcl_ray.storage import Folder
+from wcl_ray.train import checkpoint as store
+from wcl_ray.train.checkpoint import Position
+
+SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint decisions
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the driver hands to every worker.
+
+    Attributes:
+        clusters: reference to int32 (N, G), cluster of each position per granularity; -1 = alone.
+        images: N, number of training images.
+        fingerprint: of the assignment; a checkpoint of another one is refused.
+        audit: folder for the ids of every step, or None.
+    """
+
+    config: Config
+    stream: Stream
+    clusters: Any
+    images: int
+    fingerprint: str
+    board: Any
+    audit: Folder | None = None
+
+
+def train_worker(options: dict[str, Any]) -> None:
+    """Entry point of Ray Train; ``options["task"]`` is a :class:`Task`."""
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
+    task: Task = options["task"]
+    try:
+        Worker(task).run()
+    except UserError as error:  # every rank raises it: Ray Train should not try again
+        task.board.push.remote({"kind": "error", "text": str(error)})
+
+
+class Worker:
+    def __init__(self, task: Task) -> None:
+        self.task, self.config = task, task.config
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)) or 1
+        if self.device.type == "cpu":
+            torch.set_num_threads(cpus)
+        torch.manual_seed(self.config.seed)
+        torch.use_deterministic_algorithms(self.config.train.deterministic, warn_only=True)
+        self._build()
+        batch = self.config.train.batch_size
+        self.batch = batch - batch % self.world
+        self.clusters = ray.get(task.clusters)
+        self.reader = Reader(
+            task.stream,
+            self.clusters,
+            rank=self.rank,
+            world=self.world,
+            batch_size=self.batch,
+            seed=self.config.seed,
+            group=self.config.clusters.group,
+            threads=max(1, cpus),
+            pin=self.device.type == "cuda",
+        )
+        self.sums = torch.zeros(4, device=self.device)  # loss, positives, lonely, gradient norm
+        self.summed = self.bad_images = 0
+        self.last_checkpoint = time.monotonic()
+
+    def _build(self) -> None:
+        config = self.config
+        encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
+        if config.train.sync_bn and self.world > 1 and self.device.type == "cuda":
+            encoder = torch.nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        encoder = encoder.to(self.device)
+        if config.train.channels_last:
+            encoder = encoder.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(encoder, config.train)
+        self.facts = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
+        self.position = Position()
+        saved = ray.train.get_checkpoint()
+        if saved is not None:
+            with saved.as_directory() as folder:
+                self.position = store.load(folder, encoder, self.optimizer, self.facts)
+        self.model: torch.nn.Module = torch.compile(encoder) if config.train.compile else encoder  # type: ignore[assignment]
+        if self.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.model = DistributedDataParallel(self.model, device_ids=ids)
+        self.augment = Augment(config.augment, config.data.image_size, config.seed)
+        wants = config.train.precision
+        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.bf16 = wants == "bf16" or (wants == "auto" and able)
+
+    def run(self) -> None:
+        self._say_where()
+        epochs = self.config.train.epochs
+        for epoch in range(self.position.epoch, epochs):
+            self.position.epoch = epoch
+            if self.position.consumed is None:
+                self.position.consumed = compose.empty_bits(self.task.images)
+            self.fresh = compose.empty_bits(self.task.images)
+            self._epoch(epoch)
+            self.position.dropped += self.reader.dropped
+            self.position.epoch, self.position.consumed = epoch + 1, None
+            every = self.config.train.checkpoint_epochs
+            if (epoch + 1) % every == 0 or epoch + 1 == epochs:
+                self._checkpoint()
+
+    def _say_where(self) -> None:
+        if self.rank == 0:
+            at = f"epoch {self.position.epoch}, step {self.position.step}"
+            text = f"going on from {at} with {self.world} worker(s)"
+            self._push("resume", images=self.position.images, text=text)
+
+    def _epoch(self, epoch: int) -> None:
+        self.started, self.waited, self.counted = time.monotonic(), 0.0, 0
+        tables = self._tables() if self.task.stream.mode == "anew" else None
+        batches = iter(self.reader.epoch(epoch, self.position.consumed, tables))
+        self.model.train()
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - before
+            if batch is None:
+                break
+            self._step(batch, epoch)
+            if self.position.step % SYNC_STEPS == 0:
+                self._exchange(epoch)
+        self._exchange(epoch, last=True)
+
+    def _tables(self) -> Callable[[], Iterator[pa.Table]]:
+        """Blocks of this worker's part of the source, without the images of this epoch's past."""
+        import ray.train.collective
+
+        shards = None
+        if self.rank == 0:
+            dataset = self.task.stream.dataset(self.position.consumed)
+            shards = dataset.streaming_split(self.world, equal=True)
+        shard = ray.train.collective.broadcast_from_rank_zero(shards)[self.rank]
+        return lambda: iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+    def _step(self, batch: Batch, epoch: int) -> None:
+        images = batch.images.to(self.device, non_blocking=True)
+        aspect = batch.aspect.to(self.device, non_blocking=True)
+        ids = batch.ids.to(self.device, non_blocking=True)
+        clusters = batch.clusters.to(self.device, non_blocking=True)
+        rate = learning_rate(
+            self.position.images, self.task.images * self.config.train.epochs, self.config.train
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        views = self.augment.two_views(images, aspect, ids, epoch)
+        if self.config.train.channels_last:
+            views = views.to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            heads = self.model(views)
+        result = self._loss(heads, clusters)
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        clip = self.config.train.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+        self.sums += torch.stack([result.loss.detach(), result.positives, result.lonely, norm])
+        self.summed += 1
+        self._advance(batch, epoch)
+
+    def _loss(self, heads: tuple[torch.Tensor, ...], clusters: torch.Tensor) -> LossResult:
+        loss, offset = self.config.loss, self.rank * len(clusters)
+        everyone = gather(clusters)
+
+        def one(head: torch.Tensor, local: torch.Tensor, whole: torch.Tensor) -> LossResult:
+            z1, z2 = head.float().chunk(2)
+            return cl_infonce(
+                z1, z2, gather(z1), gather(z2), local, whole, offset, loss.temperature, loss.estimator
+            )
+
+        result = one(heads[0], clusters, everyone)
+        if not loss.dual:
+            return result
+        alone, all_alone = torch.full_like(clusters[:, :1], -1), torch.full_like(everyone[:, :1], -1)
+        instance = one(heads[1], alone, all_alone)
+        return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
+
+    def _advance(self, batch: Batch, epoch: int) -> None:
+        self.position.step += 1
+        self.position.images += self.batch
+        self.counted += self.batch
+        compose.set_bits(self.fresh, batch.positions.numpy())
+        if self.task.audit is not None:
+            row = np.column_stack([batch.ids.numpy(), batch.positions.numpy()])
+            name = f"{epoch:04d}/{self.position.step:08d}-{self.rank:04d}-of-{self.world:04d}.bin"
+            self.task.audit.write(name, row.astype("<i8").tobytes())
+        steps = self.config.train.checkpoint_steps
+        if steps and self.position.step % steps == 0:
+            self._checkpoint()
+
+    def _exchange(self, epoch: int, last: bool = False) -> None:
+        """Average the metrics over workers, add up faults, agree on a checkpoint by the clock."""
+        minutes = self.config.train.checkpoint_minutes
+        overdue = minutes > 0 and time.monotonic() - self.last_checkpoint > 60 * minutes
+        faults = self.reader.take_faults()
+        for key, reason in faults:
+            self._push("fault", key=str(key), reason=reason)
+        extra = [float(overdue and self.rank == 0), float(len(faults)), self.waited]
+        values = torch.cat([self.sums, torch.tensor(extra, device=self.device)])
+        if self.world > 1:
+            dist.all_reduce(values)
+        summed, self.summed = self.summed, 0
+        self.sums.zero_()
+        *means, due, bad, wait = values.tolist()
+        self.bad_images += int(bad)
+        if self.bad_images > self.config.data.max_bad * self.task.images:
+            raise UserError(
+                f"{self.bad_images} of {self.task.images} images cannot be decoded, more than "
+                f"data.max-bad {self.config.data.max_bad:.1%} allows; faults.jsonl lists them"
+            )
+        if summed:
+            self._log(epoch, [mean / (summed * self.world) for mean in means], wait / self.world)
+        if due and not last:
+            self._checkpoint()
+
+    def _log(self, epoch: int, means: list[float], wait: float) -> None:
+        if self.rank != 0:
+            return
+        seconds = time.monotonic() - self.started
+        speed = self.counted / seconds
+        total = self.config.train.epochs * self.task.images
+        loss, positives, lonely, norm = means
+        self._push(
+            "train",
+            epoch=epoch,
+            epochs=self.config.train.epochs,
+            share=min(1.0, (self.position.images + self.position.dropped) / self.task.images - epoch),
+            step=self.position.step,
+            images=self.position.images,
+            loss=loss,
+            positives=positives,
+            lonely=lonely,
+            grad_norm=norm,
+            lr=self.optimizer.param_groups[0]["lr"],
+            images_per_second=speed,
+            wait=min(1.0, wait / seconds),
+            left_seconds=max(0, total - self.position.images) / speed,
+            workers=self.world,
+            time=time.time(),
+        )
+
+    def _push(self, kind: str, **row: Any) -> None:
+        self.task.board.push.remote({"kind": kind, **row})
+
+    def _merge_consumed(self) -> None:
+        """Bring every worker's new images into everybody's set of consumed images.
+
+        Workers never share an image, so the sum of their packed bits is their union.
+        """
+        if self.position.consumed is None:
+            return
+        fresh = torch.from_numpy(self.fresh).to(self.device)
+        if self.world > 1:
+            dist.all_reduce(fresh)
+        self.position.consumed |= fresh.cpu().numpy()
+        self.fresh = np.zeros_like(self.fresh)
+
+    def _checkpoint(self) -> None:
+        self._merge_consumed()
+        saved = None
+        if self.rank == 0:
+            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
+            store.save(folder, self.model, self.optimizer, self.position, self.facts)
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(
+            {"epoch": self.position.epoch, "step": self.position.step},
+            checkpoint=saved,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
+        self.last_checkpoint = time.monotonic()
