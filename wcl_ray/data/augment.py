@@ -1,0 +1,261 @@
+"""Two random views of a whole batch on the device, with parameters of its own for every image.
+
+Plain torch, no Ray. Shapes: B images, S stored side, s output side, V draws per view.
+
+Every random number is a hash of (seed, epoch, image id, view): a view does not depend on the
+worker, the place in the batch or the number of workers, and a resumed run needs no random state.
+
+The order of the colour changes is fixed (brightness, contrast, saturation, hue); torchvision
+shuffles it. Crops are sampled in the geometry of the original image although it is stored squashed
+to a square: ``aspect`` (width / height) undoes the squashing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from wcl_ray.config import AugmentConfig
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TRIES = 10  # candidate crops, as in torchvision's RandomResizedCrop
+RATIO = (3 / 4, 4 / 3)
+DRAWS = 2 * TRIES + 12
+GREY = (0.2989, 0.587, 0.114)
+
+
+def normalise(x: torch.Tensor) -> torch.Tensor:
+    """(B, 3, s, s) in [0, 1] → zero mean and unit variance by ImageNet's statistics."""
+    mean = torch.tensor(MEAN, device=x.device, dtype=x.dtype)[:, None, None]
+    return (x - mean) / torch.tensor(STD, device=x.device, dtype=x.dtype)[:, None, None]
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """Finaliser of splitmix64 on int64 (wrapping); right shifts are made logical by a mask."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def uniforms(ids: torch.Tensor, seed: int, epoch: int, view: int, count: int) -> torch.Tensor:
+    """Independent uniform numbers per image, by hashing.
+
+    Args:
+        ids: int64 (B,).
+
+    Returns:
+        float32 (B, count) in [0, 1).
+    """
+    golden = -0x61C8864680B583EB
+    key = (seed * 1_000_003 + epoch) * 8 + view + 1
+    state = _mix(_mix(ids + golden) + key * 0x632BE59BD9B4E019 % (1 << 62))
+    steps = torch.arange(1, count + 1, device=ids.device) * golden
+    return ((_mix(state[:, None] + steps) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def crop_boxes(u: torch.Tensor, aspect: torch.Tensor, crop_min: float) -> torch.Tensor:
+    """Boxes of random resized crops, as shares of width and height.
+
+    The first of ten candidates (area uniform in [crop_min, 1], ratio log-uniform in [3/4, 4/3])
+    that fits into the original image; else the largest centre crop with a ratio in range.
+
+    Args:
+        u: float (B, 2·TRIES + 2) uniforms.
+        aspect: float (B,), width / height of the originals.
+
+    Returns:
+        float (B, 4): left, top, right, bottom in [0, 1].
+    """
+    area = (crop_min + (1 - crop_min) * u[:, :TRIES]) * aspect[:, None]  # image is aspect × 1
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    ratio = torch.exp(low + (high - low) * u[:, TRIES : 2 * TRIES])
+    width, height = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
+    fits = (width <= aspect[:, None] + 1e-6) & (height <= 1 + 1e-6)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    wide = aspect.clamp(*RATIO)
+    fallback_w = torch.minimum(aspect, wide)
+    fallback_h = torch.minimum(torch.ones_like(aspect), aspect / wide)
+    found = fits.any(dim=1)
+    w = torch.where(found, width.gather(1, first)[:, 0], fallback_w).minimum(aspect) / aspect
+    h = torch.where(found, height.gather(1, first)[:, 0], fallback_h).clamp(max=1)
+    left = torch.where(found, u[:, 2 * TRIES], 0.5) * (1 - w)
+    top = torch.where(found, u[:, 2 * TRIES + 1], 0.5) * (1 - h)
+    return torch.stack([left, top, left + w, top + h], dim=1)
+
+
+def _weights(low: torch.Tensor, high: torch.Tensor, source: int, out: int) -> torch.Tensor:
+    """Weights (B, out, source) of an antialiased linear resize of the range [low, high] pixels."""
+    scale = (high - low) / out
+    support = scale.clamp(min=1)[:, None, None]
+    pixel = torch.arange(source, device=low.device, dtype=low.dtype) + 0.5
+    place = torch.arange(out, device=low.device, dtype=low.dtype) + 0.5
+    centre = low[:, None] + place * scale[:, None]
+    weight = (1 - (pixel - centre[:, :, None]).abs() / support).clamp(min=0)
+    inside = (pixel + 0.5 > low[:, None] + 1e-4) & (pixel - 0.5 < high[:, None] - 1e-4)
+    weight = weight * inside[:, None, :]
+    return weight / weight.sum(2, keepdim=True).clamp(min=1e-8)
+
+
+def resized_crop(
+    x: torch.Tensor, boxes: torch.Tensor, size: int, flip: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Crop and resize with antialiasing, each image by its own box, as two batched products.
+
+    For boxes on whole pixels this is torchvision's ``resized_crop(antialias=True)``.
+
+    Args:
+        x: float (B, 3, S, S).
+        boxes: float (B, 4) left, top, right, bottom as shares of the side.
+        flip: bool (B,), images to mirror.
+
+    Returns:
+        float (B, 3, size, size).
+    """
+    side = x.shape[-1]
+    rows = _weights(boxes[:, 1] * side, boxes[:, 3] * side, side, size)
+    columns = _weights(boxes[:, 0] * side, boxes[:, 2] * side, side, size)
+    if flip is not None:
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return rows[:, None].to(x.dtype) @ x @ columns[:, None].transpose(2, 3).to(x.dtype)
+
+
+def greyscale(x: torch.Tensor) -> torch.Tensor:
+    """(B, 3, s, s) → (B, 1, s, s) luma."""
+    r, g, b = x.unbind(1)
+    return (GREY[0] * r + GREY[1] * g + GREY[2] * b)[:, None]
+
+
+def _blend(x: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    factor = factor[:, None, None, None]
+    return (factor * x + (1 - factor) * other).clamp(0, 1)
+
+
+def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Scale (B, 3, s, s) by factor (B,), clamped to [0, 1]."""
+    return (x * factor[:, None, None, None]).clamp(0, 1)
+
+
+def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Move (B, 3, s, s) away from each image's mean luma by factor (B,)."""
+    return _blend(x, greyscale(x).mean((1, 2, 3), keepdim=True), factor)
+
+
+def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Move (B, 3, s, s) away from its grey version by factor (B,)."""
+    return _blend(x, greyscale(x), factor)
+
+
+def hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """Turn the hue (HSV) of (B, 3, s, s) by turn (B,), in turns of the colour circle."""
+    value, low = x.amax(1), x.amin(1)
+    chroma = value - low
+    r, g, b = x.unbind(1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    angle = torch.where(
+        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
+    sixth = angle + 6 * turn[:, None, None]
+    # channel n of HSV → RGB is value - chroma · clamp(min(k, 4 - k), 0, 1), k = (n + 6h) mod 6
+    n = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype)[:, None, None]
+    k = torch.remainder(n + sixth[:, None], 6)
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of (B, 3, s, s), sigma (B,) in pixels; the kernel spans about 10 % of s."""
+    batch, channels, side, _ = x.shape
+    half = max(1, side // 20)
+    offsets = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    flat = x.reshape(1, batch * channels, side, side)
+    flat = torch.nn.functional.pad(flat, (half, half, half, half), mode="reflect")
+    flat = torch.nn.functional.conv2d(flat, kernel[:, None, :, None], groups=batch * channels)
+    flat = torch.nn.functional.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
+    return flat.reshape(x.shape)
+
+
+def solarise(x: torch.Tensor) -> torch.Tensor:
+    """Invert all values of at least one half."""
+    return torch.where(x >= 0.5, 1 - x, x)
+
+
+class Augment:
+    """The random views of a configuration.
+
+    Args:
+        image_size: s, side of the views.
+        seed: of the run.
+    """
+
+    def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
+        self.config, self.size, self.seed = config, image_size, seed
+
+    def view(
+        self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int, view: int
+    ) -> torch.Tensor:
+        """One view: uint8 (B, 3, S, S), aspect (B,), int64 ids (B,) → normalised (B, 3, s, s)."""
+        u = uniforms(ids, self.seed, epoch, view, DRAWS)
+        return self.apply(images, aspect, u)
+
+    def apply(self, images: torch.Tensor, aspect: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """The view that the uniforms u (B, DRAWS) stand for; see :meth:`view`."""
+        c = self.config
+        boxes = crop_boxes(u[:, : 2 * TRIES + 2], aspect, c.crop_min)
+        v = u[:, 2 * TRIES + 2 :]
+        x = resized_crop(images.to(torch.float32) / 255, boxes, self.size, v[:, 0] < c.flip)
+        if c.jitter > 0:
+            x = self._jitter(x, v)
+        if c.grey > 0:
+            x = torch.where((v[:, 6] < c.grey)[:, None, None, None], greyscale(x), x)
+        if c.blur > 0:
+            soft = blur(x, 0.1 + 1.9 * v[:, 8])
+            x = torch.where((v[:, 7] < c.blur)[:, None, None, None], soft, x)
+        if c.solarise > 0:
+            x = torch.where((v[:, 9] < c.solarise)[:, None, None, None], solarise(x), x)
+        return normalise(x)
+
+    def _jitter(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        c = self.config
+        use = (v[:, 1] < c.jitter).to(x.dtype)
+
+        def factor(column: int, strength: float) -> torch.Tensor:
+            return 1 + use * strength * (2 * v[:, column] - 1)
+
+        # images left out have factors of 1 and no turn, which change nothing
+        if c.brightness > 0:
+            x = brightness(x, factor(2, c.brightness))
+        if c.contrast > 0:
+            x = contrast(x, factor(3, c.contrast))
+        if c.saturation > 0:
+            x = saturation(x, factor(4, c.saturation))
+        if c.hue > 0:
+            x = hue(x, use * c.hue * (2 * v[:, 5] - 1))
+        return x
+
+    def two_views(
+        self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int
+    ) -> torch.Tensor:
+        """Both views, stacked: (2B, 3, s, s), the first B are view 1."""
+        return torch.cat([self.view(images, aspect, ids, epoch, view) for view in (0, 1)])
+
+
+def centre(images: torch.Tensor, aspect: torch.Tensor, size: int) -> torch.Tensor:
+    """The evaluation view: a centre crop of the original, resized and normalised.
+
+    Above 64 pixels the short side is resized to 8/7 of ``size`` before the crop, as usual;
+    smaller images keep their whole short side.
+
+    Args:
+        images: uint8 (B, 3, S, S), squashed; aspect: float (B,).
+
+    Returns:
+        float (B, 3, size, size).
+    """
+    keep = 1.0 if size <= 64 else 7 / 8
+    w = keep * (1 / aspect).clamp(max=1)
+    h = keep * aspect.clamp(max=1)
+    boxes = torch.stack([0.5 - w / 2, 0.5 - h / 2, 0.5 + w / 2, 0.5 + h / 2], dim=1)
+    return normalise(resized_crop(images.to(torch.float32) / 255, boxes, size).clamp(0, 1))

@@ -1,0 +1,221 @@
+"""Backbone and projector(s), and the exported encoder that others can load."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision.models
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from wcl_ray.config import ModelConfig
+from wcl_ray.data.augment import MEAN, STD
+from wcl_ray.errors import UserError
+
+SMALL_IMAGE = 64  # up to this side a ResNet's stem is 3×3 without pooling
+
+
+class Small(ResNet):
+    """A light ResNet for small images: four stages of one basic block, 1.2 million weights.
+
+    3×3 stem with stride 2, so that a 32-pixel image is 16 × 16 in the first stage; widths 32, 64,
+    128, 256. Parameter names are those of torchvision's ResNet. Features: (B, 256).
+    """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self._norm_layer = nn.BatchNorm2d
+        self.inplanes, self.dilation, self.groups, self.base_width = 32, 1, 1, 64
+        self.conv1 = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity()  # type: ignore[assignment]
+        self.layer1 = self._make_layer(BasicBlock, 32, 1)
+        self.layer2 = self._make_layer(BasicBlock, 64, 1, stride=2)
+        self.layer3 = self._make_layer(BasicBlock, 128, 1, stride=2)
+        self.layer4 = self._make_layer(BasicBlock, 256, 1, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(256, 1000)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Encoder(nn.Module):
+    """A backbone without its classifier, and one projector per loss head.
+
+    Attributes:
+        backbone: (B, 3, s, s) → (B, feature_dim).
+        projectors: the cluster head, and the instance head with ``dual``.
+        feature_dim: width of the features that are kept after training.
+    """
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, model: ModelConfig, heads: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim = feature_dim
+        self.projectors = nn.ModuleList(
+            build_projector(feature_dim, model.projector, model.projector_norm)
+            for _ in range(heads)
+        )
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Backbone features (B, feature_dim) of normalised images (B, 3, s, s)."""
+        return self.backbone(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Embeddings (B, D) of each head; not normalised."""
+        features = self.features(x)
+        return tuple(projector(features) for projector in self.projectors)
+
+
+def build_projector(width: int, widths: tuple[int, ...], norm: bool) -> nn.Sequential:
+    """Linear, (batch norm,) ReLU, …, Linear; the last layer bare."""
+    layers: list[nn.Module] = []
+    for i, out in enumerate(widths):
+        layers.append(nn.Linear(width, out, bias=not norm or i == len(widths) - 1))
+        if i < len(widths) - 1:
+            layers += [nn.BatchNorm1d(out), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+        width = out
+    return nn.Sequential(*layers)
+
+
+def build_encoder(model: ModelConfig, image_size: int, dual: bool = False) -> Encoder:
+    """The encoder of a configuration, randomly initialised.
+
+    Raises:
+        UserError: an unknown backbone (with the nearest names), or timm is not installed.
+    """
+    backbone = build_backbone(model.backbone, image_size)
+    _head(backbone, model.backbone)[2](nn.Identity())
+    backbone.eval()
+    with torch.no_grad():
+        shape = backbone(torch.zeros(2, 3, image_size, image_size)).shape
+    backbone.train()
+    if len(shape) != 2:
+        raise UserError(f"model.backbone {model.backbone!r} gives features of shape {tuple(shape)}")
+    return Encoder(backbone, int(shape[1]), model, heads=2 if dual else 1)
+
+
+def build_backbone(name: str, image_size: int) -> nn.Module:
+    """The whole network of a name, its classifier included."""
+    if name == "small":
+        return Small()
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), image_size)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, ["small", *known], n=3, cutoff=0.4)
+        raise UserError(
+            f"model.backbone {name!r} is unknown; it is small, timm:NAME, or a torchvision "
+            f"classification model such as {', '.join(near or ['resnet18', 'resnet50'])}"
+        )
+    options: dict[str, Any] = {"weights": None}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    if name in ("inception_v3", "googlenet"):
+        options |= {"aux_logits": False, "init_weights": True}
+    try:
+        network: nn.Module = torchvision.models.get_model(name, **options)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"model.backbone {name!r} at {image_size} pixels: {error}") from None
+    if isinstance(network, ResNet) and image_size <= SMALL_IMAGE:
+        network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+def _timm(name: str, image_size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UserError('timm is not installed: pip install "wcl_ray[timm]"') from None
+    if name not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise UserError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
+    options = {"pretrained": False}
+    try:
+        return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]
+    except TypeError:  # fully convolutional models take any size
+        return timm.create_model(name, **options)  # type: ignore[no-any-return]
+
+
+def _head(network: nn.Module, name: str) -> tuple[str, nn.Module, Any]:
+    """Name of the classifier, the module, and a function that puts another in its place."""
+    if hasattr(network, "reset_classifier"):  # timm
+
+        def reset(_: nn.Module) -> None:
+            network.reset_classifier(0)
+
+        return "classifier", nn.Identity(), reset
+    linear = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:  # squeezenet classifies with a convolution
+        raise UserError(f"model.backbone {name!r} has no linear classifier to take off")
+    path, module = linear[-1]
+    owner, _, leaf = path.rpartition(".")
+    parent = network.get_submodule(owner)
+
+    def replace(new: nn.Module) -> None:
+        if leaf.isdigit():
+            parent[int(leaf)] = new  # type: ignore[index]
+        else:
+            setattr(parent, leaf, new)
+
+    return path, module, replace
+
+
+def save_export(encoder: Encoder, model: ModelConfig, image_size: int) -> bytes:
+    """``encoder.safetensors``: the backbone with the names of its own library.
+
+    The classifier that was taken off is put back as zeros, so that
+    ``torchvision.models.resnet18().load_state_dict(state)`` takes the file as it is where the stem
+    is torchvision's (images above 64 pixels). The metadata hold what :func:`load_exported` needs.
+    """
+    whole = build_backbone(model.backbone, image_size)
+    state = {k: v.detach().cpu().contiguous() for k, v in encoder.backbone.state_dict().items()}
+    for key, value in whole.state_dict().items():
+        if key not in state:
+            state[key] = torch.zeros_like(value)
+    facts = {
+        "format": "pt",
+        "backbone": model.backbone,
+        "image_size": str(image_size),
+        "feature_dim": str(encoder.feature_dim),
+        "mean": json.dumps(MEAN),
+        "std": json.dumps(STD),
+    }
+    return safetensors.torch.save(state, metadata=facts)
+
+
+def load_exported(source: bytes | str | Path) -> nn.Module:
+    """The backbone of an exported file, classifier off, in eval mode.
+
+    Args:
+        source: a path, or the file's content.
+
+    Returns:
+        A module (B, 3, s, s) normalised float → (B, feature_dim), with attributes ``image_size``
+        and ``feature_dim``.
+
+    Raises:
+        UserError: not an export of this project.
+    """
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    facts = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    if "backbone" not in facts:
+        raise UserError("the file is no exported encoder: its metadata name no backbone")
+    image_size = int(facts["image_size"])
+    backbone = build_backbone(facts["backbone"], image_size)
+    _head(backbone, facts["backbone"])[2](nn.Identity())
+    wanted = backbone.state_dict().keys()
+    state = safetensors.torch.load(content)
+    backbone.load_state_dict({key: state[key] for key in wanted})
+    backbone.image_size, backbone.feature_dim = image_size, int(facts["feature_dim"])  # type: ignore[assignment]
+    return backbone.eval()

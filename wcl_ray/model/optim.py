@@ -1,0 +1,94 @@
+"""Optimisers and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from wcl_ray.config import TrainConfig
+
+
+def learning_rate(done: float, total: float, train: TrainConfig) -> float:
+    """Linear warm-up over the first share of the training, then a cosine to zero.
+
+    Args:
+        done: images (or steps) trained on so far.
+        total: images (or steps) of the whole training.
+    """
+    share = min(1.0, done / total)
+    if share < train.warmup:
+        # the first step is not at zero: it would be lost
+        return train.lr * max(share / train.warmup, 1e-2)
+    rest = (share - train.warmup) / (1 - train.warmup)
+    return train.lr * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
+    """Optimiser of a model; biases and normalisation weights (1-d) get no weight decay."""
+    named = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in named if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr)
+    if train.optimizer == "sgd":
+        nesterov = train.momentum > 0
+        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
+    return LARS(groups, lr=train.lr, momentum=train.momentum)
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al., "Large Batch Training of Convolutional
+    Networks", 2017, algorithm 1), as used by SimCLR.
+
+    For a weight matrix w with gradient g: ``g += decay·w``; the step is scaled by
+    ``trust·‖w‖ / ‖g‖``; momentum runs over the scaled gradients. One-dimensional parameters
+    (biases, normalisation) take a plain momentum step.
+
+    Args:
+        trust: trust coefficient η.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, group)
+        return loss
+
+    def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
+        assert p.grad is not None
+        grad = p.grad
+        if p.ndim > 1:
+            grad = grad.add(p, alpha=group["weight_decay"])
+            weight, slope = p.norm(), grad.norm()
+            scale = group["trust"] * weight / slope
+            grad = grad * torch.where((weight > 0) & (slope > 0), scale, torch.ones_like(scale))
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].mul_(group["momentum"]).add_(grad)
+        p.add_(state["momentum"], alpha=-group["lr"])
