@@ -17,6 +17,7 @@ import tyro
 import yaml
 
 from wcl_ray.config import Config
+from wcl_ray.errors import find_user_error
 
 T = TypeVar("T")
 
@@ -61,14 +62,15 @@ def run_job(body: Callable[[], Any]) -> None:
 
     A run that was interrupted ends with status 130, so that schedulers see it.
     """
-    from wcl_ray.errors import UserError
-
     try:
         body()
-    except (UserError, FileNotFoundError, FileExistsError) as error:
-        fail(str(error), 1)
     except KeyboardInterrupt:
         fail("interrupted; the same command with --resume goes on from the last checkpoint", 130)
+    except Exception as error:
+        found = find_user_error(error)
+        if found is None and not isinstance(error, (FileNotFoundError, PermissionError)):
+            raise
+        fail(str(found or error), 1)
 
 
 def _description(cls: type) -> str:

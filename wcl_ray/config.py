@@ -29,8 +29,8 @@ class DataConfig:
     format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
     """How the images are stored; told from the file names by default."""
     id: str | None = None
-    """Column with a unique id per image (integer or string). Default: a hash of the file's path
-    (and of the row's number for Parquet)."""
+    """Column with a unique id per image (integers or strings). Default: a column called id, else a
+    hash of the file's path (and of the row's number for Parquet)."""
     image: str | None = None
     """Column with the images: bytes, a {bytes, path} struct, or paths/URIs. Default: found by
     name and type."""

@@ -8,3 +8,21 @@ class UserError(ValueError):
 
     Jobs print it as one line and end with status 1; everything else is shown with its traceback.
     """
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError inside the wrappers that Ray puts around what a task raised."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        cause = getattr(one, "cause", None)
+        if type(one) is UserError:
+            return one
+        if isinstance(cause, BaseException):
+            waiting.append(cause)
+        waiting += [one.__cause__, one.__context__]
+    return None

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
+from wcl_ray.errors import UserError
+
 
 def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, str]:
     """File system of a path or URI, and the path inside it.
@@ -19,7 +21,7 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
             environment variable ``AWS_ENDPOINT_URL`` is honoured too.
 
     Raises:
-        ValueError: a scheme that is not supported.
+        UserError: a scheme that is not supported.
     """
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if scheme in ("", "file"):
@@ -31,14 +33,14 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
         if endpoint:
             parts = urlsplit(endpoint)
             if not parts.netloc:
-                raise ValueError(f"data.endpoint {endpoint!r} is not a URL such as http://host:9000")
+                raise UserError(f"data.endpoint {endpoint!r} is not a URL such as http://host:9000")
             options = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
             options["region"] = os.environ.get("AWS_REGION", "us-east-1")
             options["allow_bucket_creation"] = False
         return pafs.S3FileSystem(**options), uri[len("s3://") :].rstrip("/")
     if scheme in ("gs", "gcs"):
         return pafs.GcsFileSystem(), uri.split("://", 1)[1].rstrip("/")
-    raise ValueError(f"{uri!r}: the scheme {scheme}:// is not supported; use a path, s3:// or gs://")
+    raise UserError(f"{uri!r}: the scheme {scheme}:// is not supported; use a path, s3:// or gs://")
 
 
 class Folder:

@@ -29,7 +29,7 @@ def evaluate_encoder(
 
     Args:
         weights: content of ``encoder.safetensors``.
-        train: rows ``id, key, image, fault`` and the label; fits kNN and the probe.
+        train: rows of ``Source.images`` with the label; fits kNN and the probe.
         test: rows of images the encoder never saw; None: only label-free figures, on ``train``.
         label: name of the label column, or None.
         gpu: embed on GPUs.
@@ -76,6 +76,6 @@ def subset(rows: ray.data.Dataset, most: int, total: int, seed: int) -> ray.data
         return rows
 
     def pick(table: pa.Table) -> pa.Table:
-        return table.filter(pa.array(sample(table["id"].to_numpy(), most, total, seed)))
+        return table.filter(pa.array(sample(table[ID].to_numpy(), most, total, seed)))
 
     return rows.map_batches(pick, batch_format="pyarrow", batch_size=None)

@@ -1,0 +1,173 @@
+"""Which images make up a batch: pure functions on positions, no pixels.
+
+A shuffled batch rarely holds two images of one small cluster, and Cl-InfoNCE without positives is
+SimCLR. So an epoch is composed: groups of m images of one cluster stand together, groups at
+random, every image once. n: images of the epoch; N: all images; B: global batch size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order in which images of one cluster stand in groups.
+
+    A cluster of s images is cut at random into groups of ``group``; what is left makes a smaller
+    group, but a single image joins another group of its cluster, so that only an image that is
+    alone in its cluster stands alone.
+
+    Args:
+        clusters: int (n,); -1 = alone.
+        group: m; 1 gives a plain random order.
+
+    Returns:
+        int64 (n,): a permutation of range(n).
+    """
+    n = len(clusters)
+    shuffled = rng.permutation(n)
+    if group == 1 or n == 0:
+        return shuffled
+    order, starts, rank, size = _by_cluster(clusters, shuffled)
+    number = rank // group
+    lonely_rest = (size % group == 1) & (size > group)
+    number -= (lonely_rest & (rank == size - 1)).astype(number.dtype)
+    first = np.ones(n, dtype=bool)
+    first[1:] = (starts[1:] != starts[:-1]) | (number[1:] != number[:-1])
+    group_of = np.cumsum(first) - 1
+    place = rng.permutation(int(group_of[-1]) + 1)
+    return order[np.argsort(place[group_of], kind="stable")]
+
+
+def _by_cluster(
+    clusters: np.ndarray, shuffled: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows sorted by cluster, in random order inside; start, rank and size of each row's cluster."""
+    n = len(clusters)
+    key = clusters[shuffled].astype(np.int64)
+    alone = key < 0
+    key[alone] = key.max(initial=0) + 1 + np.arange(int(alone.sum()))
+    by_key = np.argsort(key, kind="stable")
+    order, key = shuffled[by_key], key[by_key]
+    first = np.ones(n, dtype=bool)
+    first[1:] = key[1:] != key[:-1]
+    begin = np.flatnonzero(first)
+    lengths = np.diff(np.append(begin, n))
+    starts = np.repeat(begin, lengths)
+    return order, starts, np.arange(n) - starts, np.repeat(lengths, lengths)
+
+
+def epoch_order(
+    clusters: np.ndarray, group: int, batch: int, rng: np.random.Generator
+) -> np.ndarray:
+    """:func:`compose`, with groups kept whole at the borders of batches where that is possible.
+
+    Args:
+        clusters: int (n,); -1 = alone.
+        batch: B; consecutive slices of this length are the global batches.
+
+    Returns:
+        int64 (n,): a permutation of range(n).
+    """
+    order = compose(clusters, group, rng)
+    if group == 1:
+        return order
+    return order[_keep_whole(clusters[order], batch)]
+
+
+def _keep_whole(key: np.ndarray, batch: int) -> np.ndarray:
+    """Permutation that moves single images to batch borders which would cut a group.
+
+    A border inside a group is mended by putting as many single images (alone in their cluster)
+    before the group as it reaches over; without enough singles left the border cuts it.
+    """
+    n = len(key)
+    key = key.astype(np.int64)
+    same = np.zeros(n, dtype=bool)  # joined to the row before
+    same[1:] = (key[1:] == key[:-1]) & (key[1:] >= 0)
+    starts = np.flatnonzero(~same)
+    lengths = np.diff(np.append(starts, n))
+    singles = list(starts[lengths == 1][::-1])
+    if not singles:
+        return np.arange(n)
+    pieces: list[np.ndarray] = []
+    moved = np.zeros(n, dtype=bool)
+    filled = at = 0
+    while at < n:
+        want = batch - filled % batch
+        ahead = at + want + int(moved[at : at + want].sum())
+        while ahead < n and (more := int((~moved[at:ahead]).sum())) < want:
+            ahead += want - more
+        take = np.arange(at, min(ahead, n))
+        take = take[~moved[take]]
+        at = min(ahead, n)
+        if at < n and same[at] and len(take) == want:
+            begin = int(starts[np.searchsorted(starts, at, side="right") - 1])
+            cut = at - begin  # rows of the torn group that are already in this batch
+            spare: list[int] = []
+            while singles and len(spare) < cut:
+                candidate = int(singles.pop())
+                if candidate >= at and not moved[candidate]:
+                    spare.append(candidate)
+            if len(spare) == cut:
+                moved[spare] = True
+                take = np.concatenate([take[: want - cut], np.array(spare, dtype=np.int64)])
+                at = begin
+        pieces.append(take)
+        filled += len(take)
+    return np.concatenate(pieces)
+
+
+def composing_column(clusters: np.ndarray) -> tuple[int, str]:
+    """Which granularity groups are drawn from, and why.
+
+    The finest one in which most images have a partner; images of one fine cluster usually share
+    the coarse ones too. Without such a one: the one in which most images have a partner.
+
+    Args:
+        clusters: int32 (N, G).
+    """
+    share, count = [], []
+    for column in clusters.T:
+        sizes = np.bincount(column[column >= 0])
+        share.append(float(sizes[sizes > 1].sum()) / max(1, len(column)))
+        count.append(int((sizes > 0).sum()))
+    good = [g for g in range(len(share)) if share[g] >= 0.5]
+    best = max(good, key=lambda g: count[g]) if good else int(np.argmax(share))
+    return best, f"{count[best]:,} clusters, {share[best]:.0%} of the images have a partner"
+
+
+def meeting(batches: np.ndarray) -> tuple[float, float]:
+    """What given batches hold: mean number of other-image positives, share of lonely anchors.
+
+    Args:
+        batches: int (steps, B), the cluster of each image; -1 = alone.
+    """
+    others = []
+    for batch in batches:
+        _, inverse, counts = np.unique(batch, return_inverse=True, return_counts=True)
+        others.append(np.where(batch < 0, 0, counts[inverse] - 1))
+    flat = np.concatenate(others) if others else np.zeros(1)
+    return float(flat.mean()), float((flat == 0).mean())
+
+
+def empty_bits(n: int) -> np.ndarray:
+    """uint8 (ceil(n / 8),): no position is set."""
+    return np.zeros((n + 7) // 8, dtype=np.uint8)
+
+
+def set_bits(bits: np.ndarray, positions: np.ndarray) -> None:
+    """Set positions in place."""
+    np.bitwise_or.at(bits, positions >> 3, (1 << (positions & 7)).astype(np.uint8))
+
+
+def has_bits(bits: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """bool like positions: which of them are set."""
+    return ((bits[positions >> 3] >> (positions & 7).astype(np.uint8)) & 1).astype(bool)
+
+
+def unset_positions(bits: np.ndarray | None, n: int) -> np.ndarray:
+    """int64: the positions of range(n) that are not set."""
+    if bits is None:
+        return np.arange(n)
+    return np.flatnonzero(np.unpackbits(bits, count=n, bitorder="little") == 0)

@@ -1,0 +1,45 @@
+"""Stable ids: integers as they are, strings by a 64-bit hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from wcl_ray.errors import UserError
+
+
+def hash_strings(keys: Iterable[str]) -> np.ndarray:
+    """int64 (N,): the first eight bytes of each key's BLAKE2b digest, little endian, signed."""
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, "<i8").astype(np.int64)
+
+
+def ids_of(column: pa.Array | pa.ChunkedArray, name: str, where: str) -> tuple[pa.Array, pa.Array]:
+    """Ids and keys of a user's id column.
+
+    Args:
+        column: integers or strings, without nulls.
+        name: of the column, where: the file, both for the error message.
+
+    Returns:
+        int64 ids, and string keys (null where the ids are the user's own integers).
+
+    Raises:
+        UserError: nulls, or a type that is neither integer nor string.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise UserError(f"{where}: id column {name!r} is empty in row {row}; every image needs one")
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64()), pa.nulls(len(column), pa.string())
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        keys = column.cast(pa.string())
+        return pa.array(hash_strings(keys.to_pylist())), keys
+    raise UserError(
+        f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
+    )

@@ -1,0 +1,311 @@
+"""Inside a worker: blocks in, composed uint8 batches out, every image once per epoch.
+
+The order is a pure function of (seed, epoch, consumed images, batch size): for kept blocks that
+every worker may read it does not even depend on the number of workers, each of which takes its
+slice of every global batch. A thread reads and decodes ahead.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from wcl_ray.data import compose
+from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.source import FAULT, ID, IMAGE
+from wcl_ray.data.stream import Stream, positions_of
+from wcl_ray.errors import UserError
+
+AHEAD = 3  # batches read before they are asked for
+Tables = Callable[[], Iterator[pa.Table]]
+
+
+@dataclass
+class Batch:
+    """This worker's part of a global batch: b images.
+
+    Attributes:
+        images: uint8 (b, 3, S, S), squashed to a square.
+        aspect: float32 (b,), width / height of the originals.
+        ids: int64 (b,).
+        positions: int64 (b,), to be marked as consumed.
+        clusters: int64 (b, G); -1 = alone.
+    """
+
+    images: torch.Tensor
+    aspect: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    clusters: torch.Tensor
+
+
+class Reader:
+    """Batches of one worker.
+
+    Args:
+        clusters: int32 (N, G), of each position.
+        batch_size: B, global; a multiple of world.
+        group: m, images of one cluster that stand together.
+        threads: decoding threads.
+        pin: pin batches in memory for the copy to a GPU.
+        window: images among which a batch is composed in mode anew.
+
+    Attributes:
+        dropped: images of the last epoch that did not fill a global batch, over all workers.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        clusters: np.ndarray,
+        *,
+        rank: int,
+        world: int,
+        batch_size: int,
+        seed: int,
+        group: int,
+        threads: int = 1,
+        pin: bool = False,
+        window: int | None = None,
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(f"batch_size {batch_size} is no multiple of {world} workers")
+        self.stream, self.clusters = stream, clusters
+        self.rank, self.world, self.batch = rank, world, batch_size
+        self.local = batch_size // world
+        self.seed, self.group, self.pin = seed, group, pin
+        self.window = window or max(8 * self.local, 4096)
+        self.column, _ = compose.composing_column(clusters)
+        self.ids: np.ndarray = ray.get(stream.ids)
+        self.dropped = 0
+        self._pool = ThreadPoolExecutor(threads)
+        self._faults: list[tuple[str, str]] = []
+        self._blocks: list[Any] | None = None
+        if stream.mode != "anew":
+            self.location: np.ndarray = ray.get(stream.location)
+
+    def take_faults(self) -> list[tuple[str, str]]:
+        """(id, reason) of images that could not be decoded since the last call."""
+        faults, self._faults = self._faults, []
+        return faults
+
+    def epoch(
+        self, epoch: int, consumed: np.ndarray | None, tables: Tables | None = None
+    ) -> Iterator[Batch]:
+        """The rest of an epoch.
+
+        Args:
+            consumed: packed bits of the positions that are left out, or None.
+            tables: mode anew: this worker's rows of :meth:`Stream.dataset`, without the
+                consumed images; equally many rows on all workers.
+        """
+        if self.stream.mode == "anew":
+            assert tables is not None
+            return _ahead(self._anew(epoch, tables), AHEAD)
+        return _ahead(self._kept(self.order(epoch, consumed)), AHEAD)
+
+    def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
+        """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
+        left = compose.unset_positions(consumed, len(self.ids))
+        left = left[self.location[left] >= 0]
+        if self.stream.shared:
+            rng = np.random.default_rng([self.seed, epoch])
+            order = left[compose.epoch_order(self._column(left), self.group, self.batch, rng)]
+            steps = len(order) // self.batch
+            self.dropped = len(order) - steps * self.batch
+            mine = order[: steps * self.batch].reshape(steps, self.world, self.local)
+            return mine[:, self.rank]
+        return self._dealt(left, epoch)
+
+    def _dealt(self, left: np.ndarray, epoch: int) -> np.ndarray:
+        """Blocks in random order, cut into equal parts; each worker composes within its own."""
+        assert self.stream.offsets is not None
+        rng = np.random.default_rng([self.seed, epoch])
+        turn = rng.permutation(len(self.stream.blocks))
+        rows = self.location[left]
+        block = np.searchsorted(self.stream.offsets, rows, side="right") - 1
+        left = left[np.lexsort((rows, turn[block]))]
+        share = len(left) // self.world
+        steps = share // self.local
+        self.dropped = len(left) - steps * self.batch
+        mine = left[self.rank * share : (self.rank + 1) * share]
+        own = np.random.default_rng([self.seed, epoch, self.rank])
+        mine = mine[compose.epoch_order(self._column(mine), self.group, self.local, own)]
+        return mine[: steps * self.local].reshape(steps, self.local)
+
+    def _column(self, positions: np.ndarray) -> np.ndarray:
+        return self.clusters[positions, self.column]
+
+    def _kept(self, order: np.ndarray) -> Iterator[Batch]:
+        if self._blocks is None:
+            self._blocks = self._open(order)
+        for positions in order:
+            rows = self.location[positions]
+            if self.stream.mode == "raw":
+                yield self._raw(positions, rows)
+            else:
+                yield self._decode(positions, self._files(rows))
+
+    def _open(self, order: np.ndarray) -> list[Any]:
+        """The blocks this worker needs; without a copy where they are on this node."""
+        if self.stream.shared:
+            return list(map(self._view, ray.get(list(self.stream.blocks))))
+        return [None] * len(self.stream.blocks)  # opened when first needed, they change by epoch
+
+    def _block(self, number: int) -> Any:
+        assert self._blocks is not None
+        if self._blocks[number] is None:
+            self._blocks[number] = self._view(ray.get(self.stream.blocks[number]))
+        return self._blocks[number]
+
+    def _view(self, table: pa.Table) -> Any:
+        """Raw blocks as (uint8 (rows, 3, S, S), float32 (rows,)) views; else the table."""
+        if self.stream.mode != "raw":
+            return table
+        if table.num_rows == 0:
+            return None
+        pixels = table["pixels"].combine_chunks()
+        if isinstance(pixels, pa.ChunkedArray):
+            pixels = pixels.chunk(0)
+        width = pixels.type.byte_width
+        flat = np.frombuffer(pixels.buffers()[1], np.uint8)
+        flat = flat[pixels.offset * width : (pixels.offset + len(pixels)) * width]
+        side = self.stream.size
+        return flat.reshape(-1, 3, side, side), table["aspect"].to_numpy()
+
+    def _groups(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(block, places in the batch, rows in the block)."""
+        assert self.stream.offsets is not None
+        block = np.searchsorted(self.stream.offsets, rows, side="right") - 1
+        by_block = np.argsort(block, kind="stable")
+        cuts = np.flatnonzero(np.diff(block[by_block])) + 1
+        for places in np.split(by_block, cuts):
+            number = int(block[places[0]])
+            yield number, places, rows[places] - self.stream.offsets[number]
+
+    def _raw(self, positions: np.ndarray, rows: np.ndarray) -> Batch:
+        side = self.stream.size
+        images = torch.empty(len(rows), 3, side, side, dtype=torch.uint8, pin_memory=self.pin)
+        aspect = np.empty(len(rows), np.float32)
+        target = images.numpy()
+        for number, places, inside in self._groups(rows):
+            pixels, aspects = self._block(number)
+            target[places] = pixels[inside]
+            aspect[places] = aspects[inside]
+        return self._batch(positions, images, torch.from_numpy(aspect))
+
+    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+        files: list[bytes | None] = [None] * len(rows)
+        for number, places, inside in self._groups(rows):
+            found = self._block(number)[IMAGE].take(pa.array(inside)).to_pylist()
+            for place, content in zip(places, found, strict=True):
+                files[place] = content
+        return files
+
+    def _decode(
+        self, positions: np.ndarray, files: list[bytes | None], known: list[str | None] | None = None
+    ) -> Batch:
+        decoded = decode_batch(files, self.stream.size, self._pool)
+        faults = dict(decoded.faults)
+        if known is not None:
+            faults |= {row: reason for row, reason in enumerate(known) if reason}
+        images = decoded.images.pin_memory() if self.pin else decoded.images
+        batch = self._batch(positions, images, decoded.aspect)
+        if faults:
+            self._replace(batch, faults)
+        return batch
+
+    def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
+        """Put other images of the batch in place of broken ones: all workers keep equal sizes."""
+        good = [row for row in range(len(batch.ids)) if row not in faults]
+        self._faults += [(str(int(batch.ids[row])), reason) for row, reason in faults.items()]
+        if not good:
+            reason = next(iter(faults.values()))
+            raise UserError(f"none of {len(faults)} images of a batch can be decoded: {reason}")
+        for i, row in enumerate(faults):
+            other = good[i % len(good)]
+            for tensor in (batch.images, batch.aspect, batch.ids, batch.clusters):
+                tensor[row] = tensor[other]
+
+    def _batch(self, positions: np.ndarray, images: torch.Tensor, aspect: torch.Tensor) -> Batch:
+        return Batch(
+            images=images,
+            aspect=aspect,
+            ids=torch.from_numpy(self.ids[positions]),
+            positions=torch.from_numpy(positions.astype(np.int64)),
+            clusters=torch.from_numpy(self.clusters[positions].astype(np.int64)),
+        )
+
+    def _anew(self, epoch: int, tables: Tables) -> Iterator[Batch]:
+        """Compose inside a window of rows that fills, empties in whole batches and fills again."""
+        rng = np.random.default_rng([self.seed, epoch, self.rank])
+        held: list[pa.Table] = []
+        rows = 0
+        for table in tables():
+            held.append(table.select([ID, IMAGE, FAULT]))
+            rows += table.num_rows
+            if rows >= self.window:
+                rest = yield from self._window(pa.concat_tables(held), rng)
+                held, rows = [rest], rest.num_rows
+        if held:
+            rest = yield from self._window(pa.concat_tables(held), rng)
+            rows = rest.num_rows
+        self.dropped = rows * self.world
+
+    def _window(
+        self, table: pa.Table, rng: np.random.Generator
+    ) -> Any:  # a generator that returns the rows left over
+        positions = positions_of(self.ids, table[ID].to_numpy())
+        order = compose.epoch_order(self._column(positions), self.group, self.local, rng)
+        whole = len(order) // self.local * self.local
+        for start in range(0, whole, self.local):
+            rows = order[start : start + self.local]
+            part = table.take(pa.array(rows))
+            files, known = part[IMAGE].to_pylist(), part[FAULT].to_pylist()
+            yield self._decode(positions[rows], files, known)
+        return table.take(pa.array(order[whole:]))
+
+
+def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Run an iterator in a thread, ``depth`` items ahead; its exceptions are raised here."""
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(end)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=10)

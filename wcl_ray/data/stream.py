@@ -1,0 +1,273 @@
+"""The images of a run on the driver's side: what is kept, where, and in which blocks.
+
+Ray Data reads the source once. What fits in the object store stays there as blocks of rows, which
+the workers read without a copy epoch after epoch: decoded and squashed pixels (``raw``), else
+image files (``encoded``). What does not fit is read ``anew`` each epoch.
+
+A training image is addressed by its position, the row of its id in the sorted ids of the
+assignment. Images that are not in the assignment (held out) are dropped before decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from wcl_ray.config import DataConfig
+from wcl_ray.data import compose
+from wcl_ray.data.decode import check_header, decode_batch
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
+from wcl_ray.errors import UserError
+
+SHARE = 0.5  # of the object store that kept images may take
+REPLICATED = 0.25  # of the smallest node's store: less is simply read from everywhere
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the workers need to read the images.
+
+    Attributes:
+        mode: raw, encoded or anew.
+        reason: why this mode, for people.
+        size: S, side of the stored images in pixels.
+        rows: readable training images (in mode anew: all training images).
+        shared: every worker may read every block; else blocks are dealt to workers.
+        ids: reference to int64 (N,), sorted.
+        blocks: references to the kept blocks (pyarrow tables).
+        location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
+        offsets: int64 (blocks + 1,): first row of each block.
+        source: the images, read anew each epoch.
+        faults: images that were left out, as {"key", "reason"}.
+    """
+
+    mode: str
+    reason: str
+    size: int
+    rows: int
+    shared: bool
+    ids: Any
+    blocks: tuple[Any, ...] = ()
+    location: Any = None
+    offsets: np.ndarray | None = None
+    source: Dataset | None = None
+    faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
+
+    def dataset(self, consumed: np.ndarray | None) -> Dataset:
+        """Mode anew: the training images that are not consumed yet, still encoded."""
+        assert self.source is not None
+        fn_kwargs = {"ids": self.ids, "consumed": None if consumed is None else ray.put(consumed)}
+        return self.source.map_batches(
+            _select, batch_format="pyarrow", batch_size=None, fn_kwargs=fn_kwargs
+        )
+
+
+def plan_stream(
+    images: Dataset, ids: np.ndarray, data: DataConfig, clusters: np.ndarray | None = None
+) -> Stream:
+    """Decide how the images are kept, and keep them.
+
+    Args:
+        images: rows of :meth:`wcl_ray.data.source.Source.images`.
+        ids: int64 (N,), sorted ids of the training images.
+        clusters: int32 (N,), to put images of thinly spread clusters into one block when blocks
+            are dealt to workers on several nodes.
+
+    Raises:
+        UserError: more images are unreadable than ``data.max_bad`` allows, or a mode was forced
+            that does not fit.
+    """
+    size = data.stored_size
+    mode, reason, kept = _choose(images, len(ids), size, data.keep)
+    ids_ref = ray.put(ids)
+    if mode == "anew":
+        return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    least = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
+    shared = len(nodes) == 1 or kept < REPLICATED * least
+    rows = images.map_batches(
+        _keep_raw if mode == "raw" else _keep_encoded,
+        batch_format="pyarrow",
+        batch_size=512,
+        fn_kwargs={"ids": ids_ref, "size": size},
+    )
+    if not shared:
+        rows, why = _spread(rows, clusters, ids_ref, len(nodes), kept)
+        reason += f"; {why}"
+    blocks = _materialise(rows)
+    location, offsets, faults = _locate(blocks, ids)
+    check_faults(faults, len(ids), data.max_bad)
+    return Stream(
+        mode=mode,
+        reason=reason,
+        size=size,
+        rows=int((location >= 0).sum()),
+        shared=shared,
+        ids=ids_ref,
+        blocks=tuple(blocks),
+        location=ray.put(location),
+        offsets=offsets,
+        faults=tuple(faults),
+    )
+
+
+def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:
+    """Raise a UserError when too many images cannot be read."""
+    if len(faults) > most * total:
+        first = "\n  ".join(f"{f['key']}: {f['reason']}" for f in faults[:5])
+        raise UserError(
+            f"{len(faults)} of {total} images cannot be read, more than data.max-bad {most:.1%} "
+            f"allows; the first are\n  {first}\nmend or remove them, or raise --data.max-bad"
+        )
+
+
+def _choose(images: Dataset, n: int, size: int, keep: str) -> tuple[str, str, float]:
+    """Mode, reason, and bytes that are kept."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    store = sum(node["Resources"].get("object_store_memory", 0) for node in alive)
+    room = SHARE * store
+    raw = float(n * 3 * size * size)
+    offer = f"{_bytes(room)} of the object store's {_bytes(store)}"
+    if keep == "anew":
+        return "anew", "anew: chosen by data.keep", 0.0
+    if keep in ("auto", "raw") and raw <= room:
+        return "raw", f"raw: {n:,} images at {size} px take {_bytes(raw)}, {offer} are free", raw
+    if keep == "raw":
+        raise UserError(f"data.keep raw needs {_bytes(raw)}, but only {offer} may be used")
+    head = images.select_columns([IMAGE]).limit(64).take_all()
+    lengths = [len(row[IMAGE]) for row in head if row[IMAGE]]
+    encoded = n * float(np.mean(lengths)) if lengths else 0.0
+    if encoded <= room:
+        return "encoded", f"encoded: {n:,} image files take about {_bytes(encoded)}, {offer}", encoded
+    if keep == "encoded":
+        raise UserError(f"data.keep encoded needs about {_bytes(encoded)}, but only {offer}")
+    text = f"anew: neither pixels ({_bytes(raw)}) nor files ({_bytes(encoded)}) fit into {offer}"
+    return "anew", text, 0.0
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int64 like wanted: the position of each id, -1 for ids that are not training images."""
+    place = np.searchsorted(ids, wanted).clip(max=max(0, len(ids) - 1))
+    return np.where(ids[place] == wanted, place, -1) if len(ids) else np.full(len(wanted), -1)
+
+
+def _select(table: pa.Table, ids: Any, consumed: Any = None) -> pa.Table:
+    place = positions_of(ray.get(ids), table[ID].to_numpy())
+    wanted = place >= 0
+    if consumed is not None:
+        wanted &= ~compose.has_bits(ray.get(consumed), place.clip(min=0))
+    return table.filter(pa.array(wanted))
+
+
+def _keep_raw(table: pa.Table, ids: Any, size: int) -> pa.Table:
+    table = _select(table, ids)
+    decoded = decode_batch(table[IMAGE].to_pylist(), size)
+    given = table[FAULT].to_pylist()
+    faults = [given[row] or decoded.faults.get(row) for row in range(len(table))]
+    width = 3 * size * size
+    buffer = pa.py_buffer(decoded.images.numpy().tobytes())
+    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(table), [None, buffer])
+    columns = {"pixels": pixels, "aspect": pa.array(decoded.aspect.numpy())}
+    return _kept(table, columns, faults)
+
+
+def _keep_encoded(table: pa.Table, ids: Any, size: int) -> pa.Table:
+    table = _select(table, ids)
+    files = table[IMAGE].to_pylist()
+    given = table[FAULT].to_pylist()
+    faults = [g or check_header(f) for g, f in zip(given, files, strict=True)]
+    return _kept(table, {IMAGE: table[IMAGE].cast(pa.large_binary())}, faults)
+
+
+def _kept(table: pa.Table, columns: dict[str, Any], faults: list[str | None]) -> pa.Table:
+    first = {ID: table[ID], KEY: table[KEY], FAULT: pa.array(faults, pa.string())}
+    return pa.table(first | columns)
+
+
+def _spread(
+    rows: Dataset, clusters: np.ndarray | None, ids: Any, nodes: int, kept: float
+) -> tuple[Dataset, str]:
+    """Deal rows to blocks by a hash: of the id, or of the cluster where clusters are small.
+
+    A worker composes within its own blocks. Where a cluster has so few images that most of its
+    partners would be on other nodes, the whole cluster goes into one block.
+    """
+    count = max(4 * nodes, int(kept / 64e6))
+    together = False
+    if clusters is not None:
+        sizes = np.bincount(clusters[clusters >= 0])
+        with_partner = sizes[sizes > 1]
+        if len(with_partner):
+            apart = 1 - (1 - 1 / nodes) ** (with_partner - 1)  # a partner is on the same node
+            together = float((apart * with_partner).sum() / with_partner.sum()) < 0.9
+    key = ray.put(clusters) if together else None
+
+    def bucket(table: pa.Table) -> pa.Table:
+        values = table[ID].to_numpy()
+        if key is not None:
+            cluster = ray.get(key)[positions_of(ray.get(ids), values)]
+            values = np.where(cluster >= 0, cluster, values)
+        mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)
+        return table.append_column("bucket", pa.array((mixed % count).astype(np.int64)))
+
+    rows = rows.map_batches(bucket, batch_format="pyarrow", batch_size=None)
+    how = "whole clusters" if together else "single images"
+    why = f"dealt to {count} blocks by {how}, since the blocks are spread over {nodes} nodes"
+    return rows.repartition(count, keys=["bucket"]), why
+
+
+def _materialise(rows: Dataset) -> list[Any]:
+    kept = rows.materialize()
+    return [ref for bundle in kept.iter_internal_ref_bundles() for ref in bundle.block_refs]
+
+
+@ray.remote(num_cpus=0.5)
+def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, str]]]]:
+    """Per block: its ids, and (row, key, reason) of its faults."""
+    found = []
+    for table in blocks:
+        if table.num_columns == 0:
+            found.append((np.empty(0, np.int64), []))
+            continue
+        ids = table[ID].to_numpy()
+        bad = np.flatnonzero(table[FAULT].is_valid().to_numpy())
+        rows = table.select([ID, KEY, FAULT]).take(bad).to_pylist()
+        faults = [
+            (int(i), str(row[KEY] or row[ID]), row[FAULT])
+            for i, row in zip(bad, rows, strict=True)
+        ]
+        found.append((ids, faults))
+    return found
+
+
+def _locate(
+    blocks: list[Any], ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
+    """Row of each position in the concatenated blocks, first row of each block, faults."""
+    parts = [blocks[i : i + 16] for i in range(0, len(blocks), 16)]
+    described = [d for part in ray.get([_describe.remote(*p) for p in parts]) for d in part]
+    offsets = np.cumsum([0] + [len(block_ids) for block_ids, _ in described])
+    location = np.full(len(ids), -1, dtype=np.int64)
+    faults: list[dict[str, str]] = []
+    for start, (block_ids, bad) in zip(offsets, described, strict=False):
+        place = positions_of(ids, block_ids)
+        good = place >= 0
+        for row, key, reason in bad:
+            good[row] = False
+            faults.append({"key": key, "reason": reason})
+        location[place[good]] = start + np.flatnonzero(good)
+    faults.sort(key=lambda fault: fault["key"])
+    return location, offsets, faults
