@@ -1,0 +1,100 @@
+"""The table id → cluster, one column a granularity, and its file."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wcl_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Clusters of the training images. A *position* is a row of this table.
+
+    Attributes:
+        ids: int64 (N,), strictly increasing.
+        clusters: int32 (N, G), 0 … K-1 by falling size; -1 = alone, no cluster.
+        names: of the G granularities, such as ``attributes-20``.
+        keys: string (N,), the user's own names of the images, or None.
+    """
+
+    ids: np.ndarray
+    clusters: np.ndarray
+    names: tuple[str, ...]
+    keys: pa.Array | None = None
+
+    @staticmethod
+    def from_rows(
+        ids: np.ndarray,
+        clusters: np.ndarray,
+        names: tuple[str, ...],
+        keys: pa.Array | None = None,
+    ) -> Assignment:
+        """Sort rows by id.
+
+        Raises:
+            UserError: a duplicate id, by name.
+        """
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        same = np.flatnonzero(ids[1:] == ids[:-1])
+        if keys is not None:
+            keys = keys.take(pa.array(order))
+        if len(same):
+            row = int(same[0])
+            name = keys[row].as_py() if keys is not None else None
+            raise UserError(
+                f"id {name if name is not None else int(ids[row])!r} occurs more than once "
+                f"({len(same)} duplicates in all); every image needs an id of its own, see --data.id"
+            )
+        return Assignment(ids, clusters[order].astype(np.int32), names, keys)
+
+    def sizes(self, granularity: int = 0) -> np.ndarray:
+        """int64 (K,): images of each cluster."""
+        column = self.clusters[:, granularity]
+        return np.bincount(column[column >= 0])
+
+    def table(self) -> pa.Table:
+        """Columns ``id``, ``key`` where there are keys, and one int32 column a granularity."""
+        columns = {"id": pa.array(self.ids)}
+        if self.keys is not None:
+            columns["key"] = self.keys
+        for name, column in zip(self.names, self.clusters.T, strict=True):
+            columns[name] = pa.array(np.ascontiguousarray(column))
+        return pa.table(columns)
+
+    def to_parquet(self) -> bytes:
+        sink = io.BytesIO()
+        pq.write_table(self.table(), sink, compression="zstd")
+        return sink.getvalue()
+
+    @staticmethod
+    def from_parquet(content: bytes) -> Assignment:
+        table = pq.read_table(io.BytesIO(content))
+        names = tuple(n for n in table.column_names if n not in ("id", "key"))
+        columns = [table[name].to_numpy() for name in names]
+        keys = table["key"].combine_chunks() if "key" in table.column_names else None
+        return Assignment(table["id"].to_numpy(), np.stack(columns, 1), names, keys)
+
+
+def number_codes(codes: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Cluster numbers of equal codes: 0 is the largest cluster, ties by code.
+
+    Args:
+        codes: int64 (N,).
+        missing: bool (N,), rows without a cluster.
+
+    Returns:
+        int32 (N,), independent of the order of rows; -1 where missing.
+    """
+    numbers = np.full(len(codes), -1, dtype=np.int32)
+    _, inverse, counts = np.unique(codes[~missing], return_inverse=True, return_counts=True)
+    rank = np.empty(len(counts), dtype=np.int32)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts), dtype=np.int32)
+    numbers[~missing] = rank[inverse]
+    return numbers

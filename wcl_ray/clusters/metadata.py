@@ -1,0 +1,312 @@
+"""Stage 1 from metadata: attributes, tags, hierarchy, label, instance.
+
+Two passes of Ray Data over the metadata: the first counts values, the driver chooses, the second
+turns every row into one 64-bit code per granularity. Rows with equal codes are a cluster.
+Source of the attribute rule: Tsai et al., ICLR 2022, section 3.2 (the k binary attributes of
+highest entropy; each joint pattern of them is a cluster).
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Dataset
+
+from wcl_ray.clusters.assignment import Assignment, number_codes
+from wcl_ray.clusters.binarise import Attribute, ColumnCounts, attributes, count_column, plain
+from wcl_ray.config import ClustersConfig
+from wcl_ray.data.ids import hash_strings
+from wcl_ray.data.source import ID, KEY
+from wcl_ray.errors import UserError
+
+Codes = Callable[[pa.Table], list[pa.Array]]
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Clusters and how they came about.
+
+    Attributes:
+        labels: int32 (N,), label of each position; -1 = missing; None without a label.
+        classes: number of different labels.
+        chosen: the attributes by falling entropy, those of the largest top-k.
+        skipped: column → why it was not used.
+        notes: warnings for people.
+    """
+
+    assignment: Assignment
+    labels: np.ndarray | None
+    classes: int
+    chosen: tuple[Attribute, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def columns_of(config: ClustersConfig, label: str | None, available: tuple[str, ...]) -> list[str]:
+    """The metadata columns that a clustering reads.
+
+    Raises:
+        UserError: the label is among them, there are none, or label clusters without a label.
+    """
+    if config.kind == "instance":
+        return []
+    if config.kind == "label":
+        if label is None:
+            raise UserError("clusters.kind label needs --data.label")
+        return []
+    if label is not None and label in config.columns:
+        raise UserError(
+            f"clusters.columns holds the label {label!r}: the evaluation would be told the answer; "
+            "leave it out, or use --clusters.kind label"
+        )
+    columns = list(config.columns) or [name for name in available if name != label]
+    if config.kind == "hierarchy" and not config.columns:
+        raise UserError(
+            "clusters.kind hierarchy needs --clusters.columns, from coarse to fine, or one path "
+            f"column; the columns are: {', '.join(columns) or '(none)'}"
+        )
+    if not columns:
+        raise UserError(
+            f"clusters.kind {config.kind} needs metadata columns, but there are none; use "
+            "--clusters.kind instance"
+        )
+    return columns
+
+
+def cluster_metadata(
+    rows: Dataset, config: ClustersConfig, label: str | None, available: tuple[str, ...]
+) -> Clustering:
+    """Cluster images by their metadata.
+
+    Args:
+        rows: ``__id``, ``__key``, the columns of :func:`columns_of` and the label.
+        label: name of the label column, for the quality report and the leak check.
+        available: all metadata columns of the source.
+
+    Raises:
+        UserError: no usable column, one cluster only, nothing but singletons, a column that is an
+            image of the label, a level beyond the hierarchy, a duplicate id, no rows.
+    """
+    columns = columns_of(config, label, available)
+    codes: Codes
+    chosen: list[Attribute] = []
+    skipped: dict[str, str] = {}
+    notes: list[str] = []
+    if config.kind in ("attributes", "tags"):
+        counts = _count(rows, columns, label)
+        if config.kind == "tags":
+            counts = _only_lists(counts, bool(config.columns))
+        notes += _leaks(counts, bool(config.columns), label)
+        chosen, skipped = attributes(counts, config.quantiles, config.min_share)
+        if not chosen:
+            why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise UserError(f"no column gives a usable attribute ({why})")
+        if len(chosen) < max(config.top_k):
+            notes.append(f"only {len(chosen)} attributes are usable, top-k {max(config.top_k)}")
+        chosen = chosen[: max(config.top_k)]
+        names = tuple(f"{config.kind}-{k}" for k in config.top_k)
+        codes = functools.partial(_patterns, chosen, config.top_k, config.kind == "tags")
+    elif config.kind == "hierarchy":
+        depth = _depth(rows, columns, config)
+        levels = config.level or (depth,)
+        if max(levels) > depth:
+            raise UserError(f"clusters.level {max(levels)}: the hierarchy is {depth} levels deep")
+        names = tuple(f"hierarchy-{level}" for level in levels)
+        codes = functools.partial(_ancestors, columns, config.separator, levels)
+    elif config.kind == "label":
+        names, codes = ("label",), functools.partial(_values, label)
+    else:
+        names, codes = ("instance",), _nothing
+    assignment, labels, classes = _assign(rows, codes, names, label)
+    _check(assignment, config.kind)
+    return Clustering(assignment, labels, classes, tuple(chosen), skipped, tuple(notes))
+
+
+def _count(rows: Dataset, columns: list[str], label: str | None) -> dict[str, ColumnCounts]:
+    def count(table: pa.Table) -> dict[str, Any]:
+        target = plain(table[label]) if label is not None else None
+        return {"counts": [{name: count_column(table[name], target) for name in columns}]}
+
+    def wrapped(table: pa.Table) -> dict[str, np.ndarray]:
+        result = np.empty(1, dtype=object)
+        result[0] = count(table)["counts"][0]
+        return {"counts": result}
+
+    parts = rows.map_batches(wrapped, batch_format="pyarrow", batch_size=None).take_all()
+    if not parts:
+        raise UserError("the data hold no rows")
+    merged: dict[str, ColumnCounts] = {}
+    for name in columns:
+        merged[name] = functools.reduce(operator.add, [part["counts"][name] for part in parts])
+    return merged
+
+
+def _only_lists(counts: dict[str, ColumnCounts], asked: bool) -> dict[str, ColumnCounts]:
+    lists = {name: column for name, column in counts.items() if column.kind == "list"}
+    if asked and len(lists) < len(counts):
+        other = next(name for name in counts if name not in lists)
+        raise UserError(f"clusters.kind tags: column {other!r} is no list of tags")
+    if not lists:
+        raise UserError(
+            "clusters.kind tags needs a column of lists; there is none among "
+            f"{', '.join(counts)}; use --clusters.kind attributes"
+        )
+    return lists
+
+
+def _leaks(counts: dict[str, ColumnCounts], asked: bool, label: str | None) -> list[str]:
+    """Refuse columns that are the label under other names; warn of those that determine it."""
+    notes = []
+    for name, column in counts.items():
+        pairs = column.pairs
+        if not pairs or column.nulls:
+            continue
+        values, labels = {v for v, _ in pairs}, {t for _, t in pairs}
+        if len(labels) < 2 or len(pairs) != len(values):
+            continue
+        if len(values) == len(labels):
+            others = ", ".join(n for n in counts if n != name)
+            raise UserError(
+                f"column {name!r} is an image of the label {label!r}: each of its {len(values)} "
+                "values stands for one class, so the clusters would be told the answer; leave it "
+                f"out with --clusters.columns {others}"
+            )
+        if len(values) <= 0.5 * column.rows:
+            notes.append(f"column {name!r} determines the label {label!r} ({len(values)} values)")
+    return notes
+
+
+def _patterns(
+    chosen: list[Attribute], top_k: tuple[int, ...], empty_alone: bool, table: pa.Table
+) -> list[pa.Array]:
+    """Joint pattern of the first k attributes, as the XOR of the codes of the true ones."""
+    arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
+    code = np.zeros(table.num_rows, dtype=np.uint64)
+    some = np.zeros(table.num_rows, dtype=bool)
+    found: dict[int, pa.Array] = {}
+    for k, attribute in enumerate(chosen, start=1):
+        mask = attribute.mask(arrays[attribute.column])
+        code ^= np.where(mask, np.uint64(attribute.code), np.uint64(0))
+        some |= mask
+        if k in top_k or k == len(chosen):
+            found[k] = pa.array(code.astype(np.int64), mask=~some if empty_alone else None)
+    return [found[min(k, len(chosen))] for k in top_k]
+
+
+def _paths(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array]:
+    """String columns from coarse to fine; null where an item is shallower."""
+    if len(columns) > 1:
+        return [plain(table[name]).cast(pa.string()) for name in columns]
+    parts = pc.split_pattern(plain(table[columns[0]]).cast(pa.string()), separator)
+    rows = parts.to_pylist()
+    clean = [[p for p in row if p] if row else [] for row in rows]
+    depth = max((len(row) for row in clean), default=0)
+    return [
+        pa.array([row[i] if i < len(row) else None for row in clean], pa.string())
+        for i in range(depth)
+    ]
+
+
+def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
+    if len(columns) > 1:
+        return len(columns)
+
+    def deepest(table: pa.Table) -> dict[str, np.ndarray]:
+        return {"depth": np.array([len(_paths(table, columns, config.separator))])}
+
+    found = rows.map_batches(deepest, batch_format="pyarrow", batch_size=None).take_all()
+    depth = max((int(row["depth"]) for row in found), default=0)
+    if depth == 0:
+        raise UserError(f"column {columns[0]!r} holds no path at all")
+    return depth
+
+
+def _ancestors(
+    columns: list[str], separator: str, levels: tuple[int, ...], table: pa.Table
+) -> list[pa.Array]:
+    """The ancestor at each level; the deepest known one of items that are shallower."""
+    paths = _paths(table, columns, separator)
+    prefix: list[str | None] = [""] * table.num_rows
+    open_rows = [True] * table.num_rows
+    found: dict[int, pa.Array] = {}
+    for depth in range(1, max(levels) + 1):
+        values = paths[depth - 1].to_pylist() if depth <= len(paths) else [None] * len(prefix)
+        for row, value in enumerate(values):
+            open_rows[row] = open_rows[row] and value is not None
+            if open_rows[row]:
+                prefix[row] = f"{prefix[row]}\x1f{value}"
+        if depth in levels:
+            found[depth] = _hashed(pa.array([p or None for p in prefix], pa.string()))
+    return [found[level] for level in levels]
+
+
+def _hashed(values: pa.Array) -> pa.Array:
+    """int64 hash of each string; null stays null."""
+    encoded = values.dictionary_encode()
+    codes = pa.array(hash_strings(encoded.dictionary.to_pylist()), pa.int64())
+    return codes.take(encoded.indices)
+
+
+def _values(column: str, table: pa.Table) -> list[pa.Array]:
+    return [_hashed(plain(table[column]).cast(pa.string()))]
+
+
+def _nothing(table: pa.Table) -> list[pa.Array]:
+    return [pa.nulls(table.num_rows, pa.int64())]
+
+
+def _assign(
+    rows: Dataset, codes: Codes, names: tuple[str, ...], label: str | None
+) -> tuple[Assignment, np.ndarray | None, int]:
+    def coded(table: pa.Table) -> pa.Table:
+        found = {ID: table[ID], KEY: table[KEY]}
+        found |= {f"c{i}": column for i, column in enumerate(codes(table))}
+        if label is not None:
+            found["label"] = _values(label, table)[0]
+        return pa.table(found)
+
+    import ray
+
+    refs = rows.map_batches(coded, batch_format="pyarrow", batch_size=None).to_arrow_refs()
+    parts = [part for part in ray.get(refs) if part.num_rows]
+    if not parts:
+        raise UserError("the data hold no rows")
+    table = pa.concat_tables(parts)
+    clusters = np.stack([_numbers(table[f"c{i}"]) for i in range(len(names))], axis=1)
+    keys = table[KEY].combine_chunks()
+    given = None if keys.null_count == len(keys) else keys
+    ids = table[ID].to_numpy()
+    assignment = Assignment.from_rows(ids, clusters, names, given)
+    if label is None:
+        return assignment, None, 0
+    labels = _numbers(table["label"])[np.argsort(ids, kind="stable")]
+    return assignment, labels, int(labels.max(initial=-1)) + 1
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    missing = column.is_null().to_numpy()
+    return number_codes(column.fill_null(0).to_numpy(), missing)
+
+
+def _check(assignment: Assignment, kind: str) -> None:
+    if kind == "instance":
+        return
+    for number, name in enumerate(assignment.names):
+        sizes = assignment.sizes(number)
+        if len(sizes) == 1 and int(sizes[0]) == len(assignment.ids):
+            raise UserError(
+                f"{name}: every image falls into one cluster (K = 1), nothing is left to push "
+                "apart; raise --clusters.top-k or --clusters.level, or choose other columns"
+            )
+        if len(sizes) == 0 or int(sizes.max()) == 1:
+            raise UserError(
+                f"{name}: every image is alone in its cluster, which is SimCLR; lower "
+                "--clusters.top-k or --clusters.level, or use --clusters.kind instance"
+            )

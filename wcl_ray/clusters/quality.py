@@ -1,0 +1,192 @@
+"""How good clusters are before any training: information measures and positives per anchor.
+
+Z is the cluster of an image, T its label. A clustering helps when I(Z;T) is high and H(Z|T) low;
+both rise with granularity (Tsai et al., ICLR 2022, section 4). All in bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Measures of one granularity. An image without a cluster counts as a cluster of its own.
+
+    Attributes:
+        clusters: K. images: N.
+        h_z, h_t, i_zt, h_z_t, h_t_z: H(Z), H(T), I(Z;T), H(Z|T), H(T|Z) in bits; None without
+            labels. Images without a label are left out of those that need one.
+        singles: share of images that are alone in their cluster.
+        purity: share of pairs of one cluster that share a label; None without labels or pairs.
+        sizes: 10th, 50th and 90th percentile and maximum of the cluster sizes, by cluster.
+        shuffled_positives, shuffled_lonely: expected other-image positives per anchor, and share
+            of anchors without any, in a random batch.
+        composed_positives, composed_lonely: a lower bound of the same for composed batches: only
+            the anchor's own group is counted.
+    """
+
+    name: str
+    images: int
+    clusters: int
+    h_z: float
+    h_t: float | None
+    i_zt: float | None
+    h_z_t: float | None
+    h_t_z: float | None
+    singles: float
+    purity: float | None
+    sizes: tuple[int, int, int, int]
+    shuffled_positives: float
+    shuffled_lonely: float
+    composed_positives: float
+    composed_lonely: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in bits of a distribution given by counts."""
+    counts = counts[counts > 0].astype(np.float64)
+    if len(counts) == 0:
+        return 0.0
+    p = counts / counts.sum()
+    return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+def measure(
+    name: str, clusters: np.ndarray, labels: np.ndarray | None, batch: int, group: int
+) -> Quality:
+    """Measure one granularity.
+
+    Args:
+        clusters: int (N,); -1 = alone.
+        labels: int (N,) or None; -1 = missing.
+        batch: B, global batch size. group: m of the composition.
+    """
+    z = separate(clusters)
+    sizes = np.bincount(z)
+    n = len(z)
+    known: dict[str, float | None] = dict.fromkeys(("h_t", "i_zt", "h_z_t", "h_t_z", "purity"))
+    if labels is not None and (labels >= 0).any():
+        known = _against(z[labels >= 0], labels[labels >= 0])
+    shuffled = shuffled_positives(sizes, min(batch, n))
+    composed = composed_positives(sizes, group) if group > 1 else shuffled
+    tenth, half, ninetieth = np.percentile(sizes, [10, 50, 90]).astype(int)
+    return Quality(
+        name=name,
+        images=n,
+        clusters=len(sizes),
+        h_z=entropy(sizes),
+        singles=float((sizes == 1).sum() / n),
+        sizes=(int(tenth), int(half), int(ninetieth), int(sizes.max())),
+        shuffled_positives=shuffled[0],
+        shuffled_lonely=shuffled[1],
+        composed_positives=max(shuffled[0], composed[0]),
+        composed_lonely=min(shuffled[1], composed[1]),
+        **known,
+    )
+
+
+def separate(clusters: np.ndarray) -> np.ndarray:
+    """Clusters numbered without gaps, every -1 a cluster of its own."""
+    z = clusters.astype(np.int64)
+    alone = z < 0
+    z[alone] = z.max(initial=-1) + 1 + np.arange(int(alone.sum()))
+    return np.unique(z, return_inverse=True)[1]
+
+
+def _against(z: np.ndarray, t: np.ndarray) -> dict[str, float | None]:
+    pairs, joint = np.unique(z * (int(t.max()) + 1) + t, return_counts=True)
+    of_z = np.bincount(z)
+    h_z, h_t, h_joint = entropy(of_z), entropy(np.bincount(t)), entropy(joint)
+    same = float((joint * (joint - 1.0)).sum())
+    all_pairs = float((of_z * (of_z - 1.0)).sum())
+    return {
+        "h_t": h_t,
+        "i_zt": max(0.0, h_z + h_t - h_joint),
+        "h_z_t": max(0.0, h_joint - h_t),
+        "h_t_z": max(0.0, h_joint - h_z),
+        "purity": same / all_pairs if all_pairs else None,
+    }
+
+
+def shuffled_positives(sizes: np.ndarray, batch: int) -> tuple[float, float]:
+    """Expected positives per anchor and share of lonely anchors in a random batch.
+
+    The other B - 1 images are drawn without replacement from N - 1 (hypergeometric).
+    """
+    n = int(sizes.sum())
+    if n < 2:
+        return 0.0, 1.0
+    kinds, times = np.unique(sizes, return_counts=True)
+    weight = kinds * times / n
+    mean = float((weight * (kinds - 1)).sum() * (batch - 1) / (n - 1))
+    lonely = 0.0
+    for size, share in zip(kinds, weight, strict=True):
+        # probability that none of its size - 1 partners is among the batch - 1 others
+        steps = np.arange(min(int(size) - 1, n - 1))
+        free = n - batch - steps
+        none = float(np.exp(np.log(free / (n - 1 - steps)).sum())) if (free > 0).all() else 0.0
+        lonely += float(share) * none
+    return mean, lonely
+
+
+def composed_positives(sizes: np.ndarray, group: int) -> tuple[float, float]:
+    """Positives per anchor inside its own group, and share of images alone in their cluster."""
+    n = int(sizes.sum())
+    whole, rest = sizes // group, sizes % group
+    joined = (rest == 1) & (whole > 0)  # a single image joins a full group
+    positives = np.where(joined, whole - 1, whole) * group * (group - 1)
+    positives = positives + np.where(joined, (group + 1) * group, rest * (rest - 1))
+    return float(positives.sum() / n), float((sizes == 1).sum() / n)
+
+
+def render(rows: list[Quality], batch: int) -> str:
+    """A table for people, one line a granularity."""
+    head = ["clusters", "K", "H(Z)", "I(Z;T)", "H(Z|T)", "purity", "alone", "size 10/50/90 %"]
+    head += [f"positives at B={batch}", "without any"]
+    body = []
+    for q in rows:
+        body.append(
+            [
+                q.name,
+                f"{q.clusters:,}",
+                f"{q.h_z:.2f}",
+                "-" if q.i_zt is None else f"{q.i_zt:.2f}",
+                "-" if q.h_z_t is None else f"{q.h_z_t:.2f}",
+                "-" if q.purity is None else f"{q.purity:.2f}",
+                f"{q.singles:.0%}",
+                "/".join(map(str, q.sizes[:3])),
+                f"{q.composed_positives:.1f} (shuffled {q.shuffled_positives:.1f})",
+                f"{q.composed_lonely:.0%} (shuffled {q.shuffled_lonely:.0%})",
+            ]
+        )
+    return table(head, body)
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    """Plain text table, first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(head), rule, *map(line, body)])
+
+
+def warning(quality: Quality) -> str | None:
+    """What to say when most anchors would meet no positive."""
+    if quality.composed_lonely <= 0.5:
+        return None
+    return (
+        f"{quality.name}: {quality.composed_lonely:.0%} of the anchors would meet no other image of "
+        "their cluster, so this is mostly SimCLR; take fewer attributes or a coarser level"
+    )
