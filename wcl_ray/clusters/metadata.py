@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import operator
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
@@ -130,22 +131,16 @@ def cluster_metadata(
 
 
 def _count(rows: Dataset, columns: list[str], label: str | None) -> dict[str, ColumnCounts]:
-    def count(table: pa.Table) -> dict[str, Any]:
+    def count(table: pa.Table) -> pa.Table:
         target = plain(table[label]) if label is not None else None
-        return {"counts": [{name: count_column(table[name], target) for name in columns}]}
+        counts = {name: count_column(table[name], target) for name in columns}
+        return pa.table({"counts": pa.array([pickle.dumps(counts)], pa.large_binary())})
 
-    def wrapped(table: pa.Table) -> dict[str, np.ndarray]:
-        result = np.empty(1, dtype=object)
-        result[0] = count(table)["counts"][0]
-        return {"counts": result}
-
-    parts = rows.map_batches(wrapped, batch_format="pyarrow", batch_size=None).take_all()
+    parts = rows.map_batches(count, batch_format="pyarrow", batch_size=None).take_all()
     if not parts:
         raise UserError("the data hold no rows")
-    merged: dict[str, ColumnCounts] = {}
-    for name in columns:
-        merged[name] = functools.reduce(operator.add, [part["counts"][name] for part in parts])
-    return merged
+    found = [pickle.loads(part["counts"]) for part in parts]
+    return {name: functools.reduce(operator.add, [f[name] for f in found]) for name in columns}
 
 
 def _only_lists(counts: dict[str, ColumnCounts], asked: bool) -> dict[str, ColumnCounts]:
@@ -271,8 +266,6 @@ def _assign(
         if label is not None:
             found["label"] = _values(label, table)[0]
         return pa.table(found)
-
-    import ray
 
     refs = rows.map_batches(coded, batch_format="pyarrow", batch_size=None).to_arrow_refs()
     parts = [part for part in ray.get(refs) if part.num_rows]

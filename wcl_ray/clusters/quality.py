@@ -25,8 +25,7 @@ class Quality:
         sizes: 10th, 50th and 90th percentile and maximum of the cluster sizes, by cluster.
         shuffled_positives, shuffled_lonely: expected other-image positives per anchor, and share
             of anchors without any, in a random batch.
-        composed_positives, composed_lonely: a lower bound of the same for composed batches: only
-            the anchor's own group is counted.
+        composed_positives, composed_lonely: the same for batches composed of groups of m.
     """
 
     name: str
@@ -75,7 +74,7 @@ def measure(
     if labels is not None and (labels >= 0).any():
         known = _against(z[labels >= 0], labels[labels >= 0])
     shuffled = shuffled_positives(sizes, min(batch, n))
-    composed = composed_positives(sizes, group) if group > 1 else shuffled
+    composed = composed_positives(sizes, group, min(batch, n)) if group > 1 else shuffled
     tenth, half, ninetieth = np.percentile(sizes, [10, 50, 90]).astype(int)
     return Quality(
         name=name,
@@ -86,8 +85,8 @@ def measure(
         sizes=(int(tenth), int(half), int(ninetieth), int(sizes.max())),
         shuffled_positives=shuffled[0],
         shuffled_lonely=shuffled[1],
-        composed_positives=max(shuffled[0], composed[0]),
-        composed_lonely=min(shuffled[1], composed[1]),
+        composed_positives=composed[0],
+        composed_lonely=composed[1],
         **known,
     )
 
@@ -136,14 +135,22 @@ def shuffled_positives(sizes: np.ndarray, batch: int) -> tuple[float, float]:
     return mean, lonely
 
 
-def composed_positives(sizes: np.ndarray, group: int) -> tuple[float, float]:
-    """Positives per anchor inside its own group, and share of images alone in their cluster."""
+def composed_positives(sizes: np.ndarray, group: int, batch: int) -> tuple[float, float]:
+    """Expected positives per anchor in a composed batch, and share of images that stay alone.
+
+    An anchor has its own group, and of its cluster's other images those that fall into the batch
+    at random.
+    """
     n = int(sizes.sum())
-    whole, rest = sizes // group, sizes % group
+    s, m = sizes.astype(np.float64), float(group)
+    whole, rest = np.floor(s / m), s % m
     joined = (rest == 1) & (whole > 0)  # a single image joins a full group
-    positives = np.where(joined, whole - 1, whole) * group * (group - 1)
-    positives = positives + np.where(joined, (group + 1) * group, rest * (rest - 1))
-    return float(positives.sum() / n), float((sizes == 1).sum() / n)
+    pairs = np.where(joined, whole - 1, whole) * m * (m - 1)
+    pairs += np.where(joined, (m + 1) * m, rest * (rest - 1))
+    own = pairs / s
+    others = np.maximum(0, s - 1 - own) * np.maximum(0, batch - 1 - own)
+    mean = own + others / np.maximum(1, n - 1 - own)
+    return float((mean * s).sum() / n), float((sizes == 1).sum() / n)
 
 
 def render(rows: list[Quality], batch: int) -> str:

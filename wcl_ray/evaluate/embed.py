@@ -1,0 +1,104 @@
+"""Features of images by a pool of actors through Ray Data."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from wcl_ray.config import AugmentConfig
+from wcl_ray.data.augment import Augment, centre
+from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
+from wcl_ray.model.encoder import load_exported
+
+
+def embed(
+    rows: Dataset,
+    weights: bytes,
+    *,
+    store_size: int,
+    columns: tuple[str, ...] = (),
+    actors: int = 1,
+    cpus: float = 1,
+    gpu: bool = False,
+    batch_size: int = 256,
+    views: bool = False,
+) -> Dataset:
+    """Backbone features of the centre crops, in eval mode.
+
+    Args:
+        rows: of :meth:`wcl_ray.data.source.Source.images`.
+        weights: content of ``encoder.safetensors``.
+        store_size: side to which images are decoded, in pixels.
+        columns: metadata columns to hand on.
+        actors: size of the pool, each with ``cpus`` CPUs and one GPU with ``gpu``.
+        views: add ``view``, the features of a random view, for the alignment.
+
+    Returns:
+        Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
+        unreadable images), and the columns.
+    """
+    return rows.map_batches(
+        _Embedder,
+        fn_constructor_args=(ray.put(weights), store_size, columns, cpus, views),
+        compute=ActorPoolStrategy(size=actors),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        num_cpus=cpus,
+        num_gpus=1 if gpu else None,
+    )
+
+
+class _Embedder:
+    def __init__(
+        self, weights: Any, store_size: int, columns: tuple[str, ...], cpus: float, views: bool
+    ) -> None:
+        threads = max(1, int(cpus))
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.backbone = load_exported(ray.get(weights)).to(self.device)
+        self.size, self.columns = store_size, columns
+        self.image_size = int(self.backbone.image_size)  # type: ignore[arg-type]
+        self.pool = ThreadPoolExecutor(threads)
+        self.augment = Augment(AugmentConfig(), self.image_size, seed=0) if views else None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        decoded = decode_batch(table[IMAGE].to_pylist(), self.size, self.pool)
+        faults = table[FAULT].to_pylist()
+        faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
+        images, aspect = decoded.images.to(self.device), decoded.aspect.to(self.device)
+        found = {name: table[name] for name in (ID, KEY, *self.columns)}
+        found[FAULT] = pa.array(faults, pa.string())
+        bad = np.array([fault is not None for fault in faults], dtype=bool)
+        crops = centre(images, aspect, self.image_size)
+        found["feature"] = _column(self._features(crops), bad)
+        if self.augment is not None:
+            ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
+            found["view"] = _column(self._features(self.augment.view(images, aspect, ids, 0, 0)), bad)
+        return pa.table(found)
+
+    @torch.inference_mode()
+    def _features(self, x: torch.Tensor) -> np.ndarray:
+        if self.device.type == "cpu":
+            x = x.to(memory_format=torch.channels_last)
+        return self.backbone(x).float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _column(features: np.ndarray, bad: np.ndarray) -> pa.Array:
+    width = features.shape[1]
+    flat = pa.array(np.ascontiguousarray(features).reshape(-1))
+    mask = pa.array(bad) if bad.any() else None
+    return pa.FixedSizeListArray.from_arrays(flat, width, mask=mask)
+
+
+def feature_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """float32 (N, F) of a feature column without nulls."""
+    parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks if len(c)]
+    width = column.type.list_size
+    return np.concatenate(parts).reshape(-1, width) if parts else np.empty((0, width), np.float32)

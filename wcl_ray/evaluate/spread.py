@@ -1,0 +1,47 @@
+"""Figures that need no labels: does the embedding use its space, or has it collapsed?"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+MOST = 10_000  # rows used; the figures change little beyond
+
+
+def rank_me(x: torch.Tensor) -> float:
+    """Effective rank exp(H(p)) of features (N, F), p = singular values / their sum.
+
+    Garrido et al., "RankMe", ICML 2023, equation 1. Between 1 (collapsed) and min(N, F).
+    """
+    singular = torch.linalg.svdvals(x[:MOST].double())
+    p = singular / singular.sum() + 1e-7
+    return float(torch.exp(-(p * torch.log(p)).sum()))
+
+
+def uniformity(x: torch.Tensor, t: float = 2.0, most: int = 2000) -> float:
+    """log mean exp(-t ‖a - b‖²) over pairs of normalised features; 0 is collapsed, lower is better.
+
+    Wang and Isola, "Understanding Contrastive Representation Learning", ICML 2020, equation 8.
+    """
+    unit = F.normalize(x[:most].float(), dim=1)
+    distance = torch.pdist(unit).square()
+    return float(torch.log(torch.exp(-t * distance).mean()))
+
+
+def alignment(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean squared distance of the normalised features of two views; lower is better.
+
+    Wang and Isola, ICML 2020, equation 7 with α = 2.
+
+    Args:
+        a, b: float (N, F), row by row of the same image.
+    """
+    a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+    return float((a - b).square().sum(1).mean())
+
+
+def spread(x: torch.Tensor) -> float:
+    """Mean standard deviation of the normalised features' coordinates, times √F: about 1 when
+    they fill the sphere, 0 when they have collapsed to a point."""
+    unit = F.normalize(x[:MOST].float(), dim=1)
+    return float(unit.std(0).mean() * unit.shape[1] ** 0.5)
