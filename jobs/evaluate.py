@@ -9,7 +9,7 @@ Options that are not given are those of the run. Prints a table; --out keeps the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from wcl_ray.cli import parse, run_job
 from wcl_ray.config import EvaluateConfig, ScaleConfig
@@ -29,6 +29,8 @@ class OtherData:
     """Column with a unique id."""
     image: str | None = None
     """Column with the images."""
+    endpoint: str | None = None
+    """URL of the S3 endpoint, for stores other than AWS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +42,6 @@ class EvaluateJob:
     data: OtherData = field(default_factory=OtherData)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
-    endpoint: str | None = None
-    """URL of the S3 endpoint, for stores other than AWS."""
     out: str | None = None
     """JSON file to write the figures to."""
 
@@ -52,7 +52,9 @@ def main() -> None:
     def body() -> None:
         from wcl_ray.evaluate.job import evaluate_run
 
-        evaluate_run(job.run, job.endpoint, job.data, job.evaluate, job.scale, job.out)
+        evaluate_run(
+            job.run, asdict(job.data), job.evaluate, job.scale, job.data.endpoint, job.out
+        )
 
     run_job(body)
 

@@ -49,42 +49,40 @@ def evaluate_encoder(
     columns = (label,) if label is not None else ()
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1) // 2)
     options: dict[str, Any] = {"store_size": store_size, "columns": columns, "gpu": gpu}
-    train_table, bad = _readable(embed(train, weights, cpus=cpus, views=True, **options))
-    if train_table is None:
-        raise UserError("evaluation: there is no readable training image")
-    test_table = None
+    train_refs = embed(train, weights, cpus=cpus, views=True, **options).to_arrow_refs()
+    test_refs = None
     if test is not None and label is not None:
-        test_table, more = _readable(embed(test, weights, cpus=cpus, **options))
-        bad += more
-        if test_table is None:
-            raise UserError("evaluation: there is no readable test image")
-        check_label(label, {str(v) for v in train_table[label].to_pylist() if v is not None})
+        test_refs = embed(test, weights, cpus=cpus, **options).to_arrow_refs()
     work = ray.remote(num_cpus=1)(_measure)  # the driver never holds the features
-    figures: dict[str, Any] = ray.get(
-        work.remote(ray.put(train_table), ray.put(test_table), label, config, seed)
-    )
-    return {
-        **figures,
-        "train_images": train_table.num_rows,
-        "test_images": 0 if test_table is None else test_table.num_rows,
-        "faults": bad,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    figures: dict[str, Any] = ray.get(work.remote(train_refs, test_refs, label, config, seed))
+    return figures | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _measure(
-    train: pa.Table, test: pa.Table | None, label: str | None, config: EvaluateConfig, seed: int
+    train_refs: list[Any],
+    test_refs: list[Any] | None,
+    label: str | None,
+    config: EvaluateConfig,
+    seed: int,
 ) -> dict[str, Any]:
-    return evaluate_features(train, test, label, config, seed)
+    train, bad = _readable(train_refs, "training")
+    test = None
+    if test_refs is not None and label is not None:
+        test, more = _readable(test_refs, "test")
+        bad += more
+        check_label(label, {str(v) for v in train[label].to_pylist() if v is not None})
+    figures = evaluate_features(train, test, label, config, seed)
+    counts = {"train_images": len(train), "test_images": len(test or ()), "faults": bad}
+    return figures | counts
 
 
-def _readable(rows: Dataset) -> tuple[pa.Table | None, int]:
-    parts = [part for part in ray.get(rows.to_arrow_refs()) if part.num_rows]
-    if not parts:
-        return None, 0
-    whole = pa.concat_tables(parts)
-    good = whole.filter(whole[FAULT].is_null())
-    return (good if good.num_rows else None), whole.num_rows - good.num_rows
+def _readable(refs: list[Any], which: str) -> tuple[pa.Table, int]:
+    parts = [part for part in ray.get(refs) if part.num_rows]
+    whole = pa.concat_tables(parts) if parts else None
+    good = None if whole is None else whole.filter(whole[FAULT].is_null())
+    if whole is None or good is None or good.num_rows == 0:
+        raise UserError(f"evaluation: there is no readable {which} image")
+    return good, whole.num_rows - good.num_rows
 
 
 def check_label(label: str, classes: set[str]) -> None:

@@ -57,7 +57,7 @@ class MetricsLog:
     def __init__(self, folder: Folder, upload_seconds: float = 60.0) -> None:
         self._folder = folder
         self._every = upload_seconds
-        self._rows = self._load()
+        self.rows = self._load()
         self._last_upload = 0.0
         self._events = Path(folder.path) if folder.local else Path(tempfile.mkdtemp())
         self._writer: Any = None
@@ -76,13 +76,13 @@ class MetricsLog:
 
     def rewind(self, images: int) -> None:
         """Drop the training rows beyond a position (images seen so far)."""
-        kept = [row for row in self._rows if row.get("images", 0) <= images]
-        if len(kept) != len(self._rows) or images == 0:
-            self._rows = kept
+        kept = [row for row in self.rows if row.get("images", 0) <= images]
+        if len(kept) != len(self.rows) or images == 0:
+            self.rows = kept
             self._upload()
 
     def add(self, row: Row) -> None:
-        self._rows.append(row)
+        self.rows.append(row)
         if self._folder.local:
             path = Path(self._folder.file(self.FILE))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class MetricsLog:
                 self._writer.add_scalar(key, value, row.get("step", 0))
 
     def _upload(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in self._rows)
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
         self._folder.write(self.FILE, text.encode())
         self._last_upload = time.monotonic()
 

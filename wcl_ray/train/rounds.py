@@ -1,7 +1,7 @@
 """The driver of a run: sources → clusters → stream → training → evaluation, as resumable steps.
 
 Each step leaves a file in the run folder and is skipped when the file is there; Ray Train itself
-goes on from the last checkpoint. What can be wrong with the input is found before training.
+goes on from its last checkpoint. What can be wrong with the input is found before training.
 """
 
 from __future__ import annotations
@@ -9,93 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.metadata import cluster_metadata
-from wcl_ray.clusters.quality import Quality, measure, render
+from wcl_ray.clusters.metadata import Clustering
+from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import Config
-from wcl_ray.data.demo import make_demo
-from wcl_ray.data.source import Source, open_source
-from wcl_ray.data.split import held_out
+from wcl_ray.data import compose
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.run import evaluate_encoder, results_table
+from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.storage import Folder
-from wcl_ray.train.board import start_board
+from wcl_ray.train.board import MetricsLog, start_board
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.fit import connect, fit, plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
+from wcl_ray.train.images import Images, build_clusters, open_images
 from wcl_ray.train.worker import Task
 
 ROUND = "rounds/000"
-
-
-@dataclass(frozen=True)
-class Images:
-    """The opened sources of a run. Without ``test`` a share of ``train`` is held out."""
-
-    train: Source
-    test: Source | None
-    label: str | None
-    holdout: float  # 0 when there is a test source or no label
-    seed: int
-
-    def metadata(self, columns: list[str]) -> ray.data.Dataset:
-        """Metadata rows of the training images."""
-        return self.keep(self.train.metadata(columns), training=True)
-
-    def keep(self, rows: ray.data.Dataset, training: bool) -> ray.data.Dataset:
-        """The rows of one side of the hold-out split."""
-        if not self.holdout:
-            return rows
-        share, seed = self.holdout, self.seed
-
-        def side(table: pa.Table) -> pa.Table:
-            out = held_out(table["id"].to_numpy(), share, seed)
-            return table.filter(pa.array(out != training))
-
-        return rows.map_batches(side, batch_format="pyarrow", batch_size=None)
-
-
-def open_images(config: Config) -> Images:
-    """Open the sources and check their columns; renders the demo data where no path is given.
-
-    Raises:
-        UserError, FileNotFoundError: nothing there, or a column that is not.
-    """
-    data = config.data
-    if data.path is None:
-        demo = make_demo(_demo_folder(config), images=data.demo_images, seed=config.seed)
-        data = replace(data, path=demo.train, eval_path=demo.test, label=data.label or "label")
-    train = open_source(data)
-    test = open_source(data, data.eval_path) if data.eval_path else None
-    for source in [train] + ([test] if test else []):
-        if data.label is not None and data.label not in source.columns:
-            raise UserError(
-                f"data.label {data.label!r} is not a column of {source.uri}; the columns are: "
-                f"{', '.join(source.columns) or '(none)'}"
-            )
-    holdout = data.holdout if data.label and test is None else 0.0
-    return Images(train, test, data.label, holdout, config.seed)
-
-
-def _demo_folder(config: Config) -> str:
-    """Local folder of the rendered demo images (it can always be made again)."""
-    storage = Folder(config.storage)
-    if storage.local:
-        return f"{storage.path}/demo-data"
-    raise UserError(
-        f"the demo data is rendered to a local folder, but storage is {config.storage}; use a "
-        "local --storage, or --data.path"
-    )
+ENCODER = "encoder.safetensors"
 
 
 def pretrain(config: Config) -> dict[str, Any]:
@@ -110,42 +48,165 @@ def pretrain(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     config, run = find_run(config)
     if run.exists("results.json"):
-        results: dict[str, Any] = json.loads(run.read("results.json"))
-        print(f"{run.uri} is finished\n\n{results_table(results['variants'])}")
-        return results
+        stored: dict[str, Any] = json.loads(run.read("results.json"))
+        print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
+        return stored
+    build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
     connect(config)
-    images = open_images(config)
-    _say("images", images.train.describe())
-    assignment, labels = _clusters(config, images, run)
-    claim(run, config)
+    images = open_images(config.data, config.storage, config.seed)
+    say("images", images.train.describe())
+    assignment = _clusters(config, images, run)
     stream = _stream(config, images, assignment, run)
     variants = {config.clusters.kind: (config, run, assignment)}
     if config.compare and config.clusters.kind != "instance":
-        alone = Assignment.from_rows(
-            assignment.ids, np.full((len(assignment.ids), 1), -1, np.int32), ("instance",)
-        )
         baseline = replace(config, clusters=replace(config.clusters, kind="instance"))
-        variants["instance"] = (baseline, run / "baseline", alone)
-    found = {
-        name: _train_and_evaluate(one, folder, images, stream, clusters, name)
-        for name, (one, folder, clusters) in variants.items()
-    }
+        variants["instance"] = (baseline, run / "baseline", alone(assignment))
+    found = {}
+    for name, (one, folder, clusters) in variants.items():
+        title = "SimCLR" if name == "instance" else name
+        found[title] = _variant(one, folder, images, stream, clusters, title)
     results = {"variants": found, "seconds": round(time.monotonic() - started, 1)}
     run.write("results.json", json.dumps(results, indent=2).encode())
     print(f"\n{results_table(found)}\n")
-    _say("run", run.uri)
+    say("run", f"{run.uri} ({results['seconds']:.0f} s)")
     return results
 
 
-def _clusters(config: Config, images: Images, run: Folder) -> tuple[Assignment, np.ndarray | None]:
-    """Stage 1, or its result from the run folder."""
+def cluster(config: Config, out: str | None) -> list[Quality]:
+    """Stage 1 alone: print the quality of the clusters, and write the table where asked."""
+    connect(config)
+    images = open_images(config.data, config.storage, config.seed)
+    say("images", images.train.describe())
+    clustering, quality = build_clusters(config, images)
+    if out is not None:
+        folder, _, name = out.rpartition("/")
+        Folder(folder or ".", config.data.endpoint).write(name, clustering.assignment.to_parquet())
+        say("clusters", f"{len(clustering.assignment.ids):,} rows in {out}")
+    return quality
+
+
+def alone(assignment: Assignment) -> Assignment:
+    """The same images, each in a cluster of its own."""
+    clusters = np.full((len(assignment.ids), 1), -1, dtype=np.int32)
+    return Assignment(assignment.ids, clusters, ("instance",), assignment.keys)
+
+
+def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
+    """Stage 1, or its result from the run folder; claims the run's name once the input is good."""
     folder = run / ROUND
     if folder.exists("assignment.parquet"):
         assignment = Assignment.from_parquet(folder.read("assignment.parquet"))
-        _say("clusters", f"{', '.join(assignment.names)}, from {folder.uri}")
-        return assignment, None
-    raise NotImplementedError
+        say("clusters", f"{', '.join(assignment.names)}, as before")
+        return assignment
+    clustering, quality = build_clusters(config, images)
+    count = len(clustering.assignment.ids)
+    if count < config.train.batch_size:
+        raise UserError(
+            f"there are {count} training images, fewer than train.batch-size "
+            f"{config.train.batch_size}; lower it"
+        )
+    claim(run, config)
+    folder.write("clusters.json", json.dumps(_facts(clustering, quality), indent=2).encode())
+    folder.write("assignment.parquet", clustering.assignment.to_parquet())
+    return clustering.assignment
 
 
-def _say(what: str, text: str) -> None:
+def _facts(clustering: Clustering, quality: list[Quality]) -> dict[str, Any]:
+    return {
+        "quality": [q.to_dict() for q in quality],
+        "attributes": [asdict(a) for a in clustering.chosen],
+        "skipped": clustering.skipped,
+        "notes": list(clustering.notes),
+    }
+
+
+def _stream(config: Config, images: Images, assignment: Assignment, run: Folder) -> Stream:
+    column, reason = compose.composing_column(assignment.clusters)
+    rows = images.train.images()
+    stream = plan_stream(rows, assignment.ids, config.data, assignment.clusters[:, column])
+    say("stream", stream.reason)
+    if config.clusters.group > 1 and config.clusters.kind != "instance":
+        name = assignment.names[column]
+        say("batches", f"groups of {config.clusters.group} from {name}: {reason}")
+    if stream.faults:
+        listed = add_faults(run, list(stream.faults))
+        say("faults", f"{listed} unreadable images are left out, see {run.uri}/faults.jsonl")
+    if stream.rows < config.train.batch_size:
+        raise UserError(
+            f"only {stream.rows} of {len(assignment.ids)} training images were found and can be "
+            f"read, fewer than train.batch-size {config.train.batch_size}"
+        )
+    return stream
+
+
+def fingerprint(assignment: Assignment) -> str:
+    """Hash of ids and clusters: a checkpoint fits only the assignment it was trained with."""
+    digest = hashlib.sha256(assignment.ids.tobytes())
+    digest.update(np.ascontiguousarray(assignment.clusters).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _variant(
+    config: Config, run: Folder, images: Images, stream: Stream, assignment: Assignment, title: str
+) -> dict[str, Any]:
+    """Train, export and evaluate one kind of clusters; what is done already is not done again."""
+    if run.exists("evaluation.json"):
+        return dict(json.loads(run.read("evaluation.json")))
+    scale = plan_scale(config, streamed=stream.mode == "anew")
+    if not run.exists(ENCODER):
+        _train(config, run, stream, assignment, title)
+    say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
+    most, total = config.evaluate.max_images, len(assignment.ids)
+    test = images.test_images()
+    figures = evaluate_encoder(
+        run.read(ENCODER),
+        subset(images.train_images(), most, total, config.seed),
+        None if test is None else subset(test, most, _count(images), config.seed),
+        label=images.label,
+        store_size=config.data.stored_size,
+        config=config.evaluate,
+        seed=config.seed,
+        gpu=scale.gpu,
+    )
+    rows = [row for row in MetricsLog(run).rows if row.get("epoch") == config.train.epochs - 1]
+    if rows:
+        figures |= {key: float(np.mean([r[key] for r in rows])) for key in ("positives", "lonely")}
+        figures |= {"images_per_second": rows[-1]["images_per_second"]}
+    figures["train_seconds"] = json.loads(run.read("training.json"))["seconds"]
+    figures["clusters"] = int(assignment.clusters[:, 0].max(initial=-1)) + 1
+    run.write("evaluation.json", json.dumps(figures, indent=2).encode())
+    return figures
+
+
+def _count(images: Images) -> int:
+    source = images.test or images.train
+    return int(images.side(source.metadata(), training=False).count())
+
+
+def _train(
+    config: Config, run: Folder, stream: Stream, assignment: Assignment, title: str
+) -> None:
+    scale = plan_scale(config, streamed=stream.mode == "anew")
+    say("train", f"{title}: {config.train.epochs} epochs on {scale.describe()}")
+    task = Task(
+        config=config,
+        stream=stream,
+        clusters=ray.put(assignment.clusters),
+        images=len(assignment.ids),
+        fingerprint=fingerprint(assignment),
+        board=start_board(),
+        audit=run / "audit" if config.train.audit else None,
+    )
+    started = time.monotonic()
+    checkpoint = fit(task, scale, run, run / ROUND, title)
+    encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
+    with checkpoint.as_directory() as folder:
+        load_model(folder, encoder)
+    seconds = round(time.monotonic() - started, 1)
+    run.write("training.json", json.dumps({"seconds": seconds}).encode())
+    run.write(ENCODER, save_export(encoder, config.model, config.data.image_size))
+
+
+def say(what: str, text: str) -> None:
+    """One line of the run's story."""
     print(f"{what:<10}{text}", flush=True)
