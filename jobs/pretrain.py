@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from wcl_ray.cli import parse, run_job
 
+DEMO = "--compare --data.label label --clusters.top-k 8 --train.epochs 15".split()
+
 
 def main() -> None:
     config = parse(prog="pretrain.py", implied=demo_flags)
@@ -28,7 +30,7 @@ def main() -> None:
 def demo_flags(words: list[str]) -> list[str]:
     """Without a data path the demo is trained twice, so that there is something to see."""
     given = any(word.split("=")[0] == "--data.path" for word in words)
-    return [] if given else ["--compare", "--data.label", "label"]
+    return [] if given else DEMO
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Rules: a string column gives one attribute per value, a list column one per member, a number column
 "above threshold" attributes at its quantiles (one per value where it has few), a boolean column
-one. A column with two values and no gap gives one attribute, its complement says nothing new. A
-missing value makes every attribute of its column false.
+one. A column with two values gives one attribute, its complement says nothing new. A missing
+value makes every attribute of its column false.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _tests(column: ColumnCounts, quantiles: int) -> list[tuple[str, Any, int]]:
         return [("is", True, values.get(True, 0))]
     if column.kind == "number" and len(values) > quantiles + 1:
         return _thresholds(values, quantiles)
-    if len(values) == 2 and not column.nulls:
+    if len(values) == 2:
         value = max(values, key=str)  # of two complements, one
         return [("is", value, values[value])]
     return [("is", value, count) for value, count in values.items()]

@@ -46,7 +46,8 @@ def embed(
     """
     return rows.map_batches(
         _Embedder,
-        fn_constructor_args=(ray.put(weights), store_size, columns, cpus, views),
+        fn_constructor_args=(store_size, columns, cpus, views),
+        fn_kwargs={"weights": ray.put(weights)},  # not to the constructor: see ray #53727
         compute=ActorPoolStrategy(size=actors),
         batch_size=batch_size,
         batch_format="pyarrow",
@@ -56,19 +57,22 @@ def embed(
 
 
 class _Embedder:
-    def __init__(
-        self, weights: Any, store_size: int, columns: tuple[str, ...], cpus: float, views: bool
-    ) -> None:
+    def __init__(self, store_size: int, columns: tuple[str, ...], cpus: float, views: bool) -> None:
         threads = max(1, int(cpus))
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.backbone = load_exported(ray.get(weights)).to(self.device)
-        self.size, self.columns = store_size, columns
-        self.image_size = int(self.backbone.image_size)  # type: ignore[arg-type]
+        self.size, self.columns, self.views = store_size, columns, views
         self.pool = ThreadPoolExecutor(threads)
-        self.augment = Augment(AugmentConfig(), self.image_size, seed=0) if views else None
+        self.backbone: torch.nn.Module | None = None
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def _load(self, weights: Any) -> None:
+        self.backbone = load_exported(ray.get(weights)).to(self.device)
+        self.image_size = int(self.backbone.image_size)  # type: ignore[arg-type]
+        self.augment = Augment(AugmentConfig(), self.image_size, seed=0)
+
+    def __call__(self, table: pa.Table, weights: Any) -> pa.Table:
+        if self.backbone is None:
+            self._load(weights)
         decoded = decode_batch(table[IMAGE].to_pylist(), self.size, self.pool)
         faults = table[FAULT].to_pylist()
         faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
@@ -78,13 +82,14 @@ class _Embedder:
         bad = np.array([fault is not None for fault in faults], dtype=bool)
         crops = centre(images, aspect, self.image_size)
         found["feature"] = _column(self._features(crops), bad)
-        if self.augment is not None:
+        if self.views:
             ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
             found["view"] = _column(self._features(self.augment.view(images, aspect, ids, 0, 0)), bad)
         return pa.table(found)
 
     @torch.inference_mode()
     def _features(self, x: torch.Tensor) -> np.ndarray:
+        assert self.backbone is not None
         if self.device.type == "cpu":
             x = x.to(memory_format=torch.channels_last)
         return self.backbone(x).float().cpu().numpy()  # type: ignore[no-any-return]
