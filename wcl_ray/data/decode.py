@@ -78,7 +78,7 @@ def decode_one(content: bytes) -> torch.Tensor:
     Raises:
         RuntimeError, OSError, ValueError: whatever its decoder says of a broken file.
     """
-    if not content.startswith(_FAST) or _oversized(content):
+    if not content.startswith(_FAST) or _needs_pillow(content):
         return _decode_pillow(content)
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     if content[:3] == b"\xff\xd8\xff":
@@ -119,12 +119,14 @@ def _decode_pillow(content: bytes) -> torch.Tensor:
     return _flatten(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def _oversized(content: bytes) -> bool:
-    """PNG headers tell the size; the other decoders have limits of their own."""
-    if not content.startswith(b"\x89PNG") or len(content) < 24:
+def _needs_pillow(content: bytes) -> bool:
+    """PNGs that torchvision would hand on as palette numbers or without their transparency, or
+    that are too large (the other decoders have limits of their own)."""
+    if not content.startswith(b"\x89PNG") or len(content) < 26:
         return False
     width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    return width * height > MAX_PIXELS
+    palette = content[25] == 3
+    return palette or b"tRNS" in content[:2048] or width * height > MAX_PIXELS
 
 
 def _complete_jpeg(content: bytes) -> bool:

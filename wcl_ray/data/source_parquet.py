@@ -194,7 +194,8 @@ def _mixed(rows: list[dict[str, Any] | None], files: Files, base: str) -> tuple[
 
 
 def read_files(paths: list[str | None], files: Files, base: str) -> tuple[pa.Array, pa.Array]:
-    """Content and fault of image files given by path or URI, relative ones to ``base``."""
+    """Content and fault of image files given by path or URI, relative ones to ``base``; an empty
+    base means that paths are those of the file system."""
 
     def one(path: str | None) -> tuple[bytes | None, str | None]:
         if not path:
@@ -203,7 +204,8 @@ def read_files(paths: list[str | None], files: Files, base: str) -> tuple[pa.Arr
             if "://" in path:
                 fs, inside = filesystem(path, files.endpoint)
             else:
-                fs, inside = files.fs, path if path.startswith("/") else f"{base}/{path}"
+                whole = path if path.startswith("/") or not base else f"{base}/{path}"
+                fs, inside = files.fs, whole
             with fs.open_input_stream(inside) as stream:
                 return stream.read(), None
         except FileNotFoundError:

@@ -1,0 +1,176 @@
+"""Cl-InfoNCE against slow references written from the formulas, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wcl_ray.model.loss import cl_infonce, partners
+
+
+def embeddings(b: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(2, b, 5, dtype=torch.float64, generator=generator)
+    return z[0], z[1]
+
+
+def whole(
+    z1: torch.Tensor, z2: torch.Tensor, clusters: list[int], tau: float, estimator: str
+) -> torch.Tensor:
+    c = torch.tensor(clusters)[:, None]
+    return cl_infonce(z1, z2, z1, z2, c, c, 0, tau, estimator).loss
+
+
+def supcon_reference(z1: torch.Tensor, z2: torch.Tensor, clusters: list[int], tau: float) -> float:
+    """Mean over 2B views of: mean over positives of -log p, denominator the other 2B - 1 views."""
+    views = F.normalize(torch.cat([z1, z2]), dim=1).tolist()
+    b = len(clusters)
+    total = 0.0
+    for i in range(2 * b):
+        scores = {
+            j: sum(p * q for p, q in zip(views[i], views[j], strict=True)) / tau
+            for j in range(2 * b)
+            if j != i
+        }
+        log_all = math.log(sum(math.exp(s) for s in scores.values()))
+        mine = clusters[i % b]
+        positives = [
+            j for j in scores if j % b == i % b or (mine >= 0 and clusters[j % b] == mine)
+        ]
+        total += sum(log_all - scores[j] for j in positives) / len(positives)
+    return total / (2 * b)
+
+
+def paper_reference(z1: torch.Tensor, z2: torch.Tensor, partner: list[int], tau: float) -> float:
+    """log n - Cl-InfoNCE of the pairs (x_i, y_i), both ways round."""
+    n = len(partner)
+    x, y = F.normalize(z1, dim=1).tolist(), F.normalize(z2, dim=1).tolist()
+
+    def bound(anchors: list[list[float]], pairs: list[list[float]]) -> float:
+        total = 0.0
+        for i in range(n):
+            scores = [sum(p * q for p, q in zip(anchors[i], c, strict=True)) / tau for c in pairs]
+            total += scores[i] - math.log(sum(math.exp(s) for s in scores) / n)
+        return total / n
+
+    forward = bound(x, [y[partner[i]] for i in range(n)])
+    inverse = [partner.index(j) for j in range(n)]
+    backward = bound(y, [x[inverse[j]] for j in range(n)])
+    return math.log(n) - (forward + backward) / 2
+
+
+patterns = st.lists(st.integers(-1, 3), min_size=2, max_size=9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(patterns, st.sampled_from([0.1, 0.5, 1.0]))
+def test_supcon_matches_the_reference(clusters: list[int], tau: float) -> None:
+    z1, z2 = embeddings(len(clusters))
+    expected = supcon_reference(z1, z2, clusters, tau)
+    assert float(whole(z1, z2, clusters, tau, "supcon")) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(patterns, st.sampled_from([0.1, 0.5, 1.0]))
+def test_paper_matches_the_reference(clusters: list[int], tau: float) -> None:
+    z1, z2 = embeddings(len(clusters))
+    partner = partners(torch.tensor(clusters)).tolist()
+    expected = paper_reference(z1, z2, partner, tau)
+    assert float(whole(z1, z2, clusters, tau, "paper")) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-1, 5), min_size=1, max_size=40))
+def test_partners_are_a_derangement_inside_clusters(clusters: list[int]) -> None:
+    partner = partners(torch.tensor(clusters)).tolist()
+    assert sorted(partner) == list(range(len(clusters)))
+    for i, j in enumerate(partner):
+        friends = [k for k, c in enumerate(clusters) if k != i and c == clusters[i] >= 0]
+        assert j in friends if friends else j == i
+
+
+def test_all_alone_is_nt_xent() -> None:
+    z1, z2 = embeddings(6)
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    logits = (z @ z.T / 0.2).fill_diagonal_(-torch.inf)
+    target = torch.arange(12).roll(6)
+    expected = F.cross_entropy(logits, target)
+    assert torch.allclose(whole(z1, z2, [-1] * 6, 0.2, "supcon"), expected)
+    # distinct clusters are the same thing as no clusters
+    assert torch.allclose(whole(z1, z2, list(range(6)), 0.2, "supcon"), expected)
+
+
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_names_of_clusters_do_not_matter(estimator: str) -> None:
+    z1, z2 = embeddings(6)
+    a = whole(z1, z2, [0, 0, 1, 1, 2, -1], 0.2, estimator)
+    b = whole(z1, z2, [7, 7, 3, 3, 9, -1], 0.2, estimator)
+    assert torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_several_granularities_are_averaged(estimator: str) -> None:
+    z1, z2 = embeddings(6)
+    columns = [[0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 1, -1]]
+    c = torch.tensor(columns).T
+    both = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, estimator).loss
+    each = [whole(z1, z2, column, 0.2, estimator) for column in columns]
+    assert torch.allclose(both, torch.stack(each).mean())
+
+
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_local_anchors_add_up_to_the_whole(estimator: str) -> None:
+    z1, z2 = embeddings(8)
+    c = torch.tensor([0, 1, 0, 2, 1, 2, 2, -1])[:, None]
+    parts = [
+        cl_infonce(z1[o : o + 4], z2[o : o + 4], z1, z2, c[o : o + 4], c, o, 0.2, estimator).loss
+        for o in (0, 4)
+    ]
+    assert torch.allclose(torch.stack(parts).mean(), whole(z1, z2, c[:, 0].tolist(), 0.2, estimator))
+
+
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_gradients(estimator: str) -> None:
+    z1, z2 = (z.requires_grad_() for z in embeddings(5))
+    assert torch.autograd.gradcheck(
+        lambda a, b: whole(a, b, [0, 0, 1, -1, 1], 0.3, estimator), (z1, z2)
+    )
+
+
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_safe_at_low_temperature_under_autocast(estimator: str) -> None:
+    z = torch.randn(16, 8, requires_grad=True)
+    c = torch.arange(16)[:, None] // 3
+    with torch.autocast("cpu", torch.bfloat16):
+        result = cl_infonce(z, z, z, z, c, c, 0, 0.01, estimator)  # equal views: extreme logits
+    assert result.loss.dtype == torch.float32
+    assert torch.isfinite(result.loss)
+    result.loss.backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+
+
+def test_counts_of_positives() -> None:
+    z1, z2 = embeddings(5)
+    c = torch.tensor([0, 0, 0, 1, -1])[:, None]
+    result = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2)
+    assert float(result.positives) == pytest.approx(6 / 5)
+    assert float(result.lonely) == pytest.approx(2 / 5)
+
+
+def test_bound_is_at_most_log_candidates() -> None:
+    z1, _ = embeddings(8)
+    c = torch.full((8, 1), -1)
+    result = cl_infonce(z1, z1, z1, z1, c, c, 0, 0.01, "paper")
+    assert float(result.bound) == pytest.approx(math.log(8), abs=1e-3)
+
+
+def test_unknown_estimator() -> None:
+    z1, z2 = embeddings(2)
+    with pytest.raises(ValueError, match="simclr"):
+        whole(z1, z2, [0, 0], 0.2, "simclr")

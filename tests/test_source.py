@@ -1,0 +1,291 @@
+"""Sources one by one, local and on S3 (moto's server), and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pictures import columns, png, write_parquet
+from wcl_ray.config import DataConfig
+from wcl_ray.data.ids import hash_strings
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.storage import Folder, filesystem
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+Rows = list[dict[str, Any]]
+
+
+def images(data: DataConfig, *names: str) -> Rows:
+    rows: Rows = open_source(data).images(names).take_all()
+    return sorted(rows, key=lambda row: row[ID])
+
+
+def metadata(data: DataConfig, *names: str) -> Rows:
+    rows: Rows = open_source(data).metadata(names).take_all()
+    assert all(IMAGE not in row for row in rows)
+    return sorted(rows, key=lambda row: row[ID])
+
+
+def failure(data: DataConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(data)
+    return str(caught.value)
+
+
+def test_parquet_bytes(tmp_path: Path) -> None:
+    data = DataConfig(path=write_parquet(tmp_path))
+    source = open_source(data)
+    assert source.columns == ("species", "colour", "size", "marks")
+    rows = images(data, "species", "marks")
+    assert [row[ID] for row in rows] == list(range(96))
+    assert all(row[IMAGE] == png(row[ID]) for row in rows)
+    assert all(row[FAULT] is None and row[KEY] is None for row in rows)
+    assert rows[5]["species"] == "s1"
+    assert len(metadata(data, "size")) == 96
+
+
+@pytest.mark.parametrize("path", ["part-*.parquet", "part-0.parquet", "*-[01].parquet"])
+def test_globs_and_files(tmp_path: Path, path: str) -> None:
+    write_parquet(tmp_path)
+    expected = {"part-*.parquet": 96, "part-0.parquet": 32, "*-[01].parquet": 64}[path]
+    assert len(images(DataConfig(path=f"{tmp_path}/{path}"))) == expected
+
+
+def test_parquet_without_ids_gets_stable_ones(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path)
+    for file in tmp_path.glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["id"]), file, row_group_size=7)
+    rows = images(DataConfig(path=folder))
+    assert len({row[ID] for row in rows}) == 96
+    keys = {f"part-{f}.parquet#{row}" for f in range(3) for row in range(32)}
+    assert {row[KEY] for row in rows} == keys
+    assert all(row[ID] == hash_strings([row[KEY]])[0] for row in rows)
+    by_key = {row[KEY]: row[IMAGE] for row in rows}
+    assert by_key["part-1.parquet#5"] == png(37)
+    assert {row[ID] for row in metadata(DataConfig(path=folder))} == {row[ID] for row in rows}
+
+
+def test_string_ids_are_hashed(tmp_path: Path) -> None:
+    names = [f"picture-{i}" for i in range(96)]
+    rows = images(DataConfig(path=write_parquet(tmp_path, id=names)))
+    assert {row[KEY] for row in rows} == set(names)
+    assert {row[ID] for row in rows} == set(hash_strings(names).tolist())
+
+
+def test_hugging_face_struct_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "pixels").mkdir()
+    (tmp_path / "pixels/3.png").write_bytes(png(3))
+    structs = [{"bytes": png(i), "path": None} for i in range(3)]
+    structs.append({"bytes": None, "path": "pixels/3.png"})  # type: ignore[dict-item]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(
+        pa.table({"id": range(4), "image": pa.array(structs, kind)}), tmp_path / "a.parquet"
+    )
+    rows = images(DataConfig(path=str(tmp_path / "a.parquet")))
+    assert [row[IMAGE] for row in rows] == [png(i) for i in range(4)]
+
+    table = pa.table({"id": range(3), "image_path": ["pixels/3.png", f"{tmp_path}/pixels/3.png", "no"]})
+    pq.write_table(table, tmp_path / "b.parquet")
+    rows = images(DataConfig(path=str(tmp_path / "b.parquet")))
+    assert [row[IMAGE] for row in rows] == [png(3), png(3), None]
+    assert rows[2][FAULT] == "file not found: no"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_folder_with_metadata(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "sub").mkdir()
+    names = ["a.png", "sub/b.PNG", "missing.png"]
+    for i, name in enumerate(names[:2]):
+        (tmp_path / name).write_bytes(png(i))
+    rows = [{"file_name": n, "habitat": f"h{i}", "legs": i} for i, n in enumerate(names)]
+    if kind == "csv":
+        with (tmp_path / "metadata.csv").open("w") as stream:
+            writer = csv.DictWriter(stream, ["file_name", "habitat", "legs"])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "jsonl":
+        (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "metadata.parquet")
+    data = DataConfig(path=str(tmp_path))
+    assert open_source(data).columns == ("habitat", "legs")
+    found = {row[KEY]: row for row in images(data, "legs", "habitat")}
+    assert set(found) == set(names)
+    assert found["a.png"][IMAGE] == png(0)
+    assert found["sub/b.PNG"][IMAGE] == png(1)
+    assert "file not found" in found["missing.png"][FAULT]
+    assert [found[n]["legs"] for n in names] == [0, 1, 2]
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    for i, name in enumerate(["cat/1.png", "cat/deep/2.png", "dog/1.jpg"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(i))
+    (tmp_path / "cat/.hidden.png").write_bytes(b"x")
+    rows = images(DataConfig(path=str(tmp_path)), "label")
+    assert {row[KEY]: row["label"] for row in rows} == {
+        "cat/1.png": "cat",
+        "cat/deep/2.png": "cat",
+        "dog/1.jpg": "dog",
+    }
+
+
+def shard(path: Path, numbers: range) -> None:
+    with tarfile.open(path, "w") as tar:
+        for n in numbers:
+            members = {
+                "png": png(n),
+                "json": json.dumps({"colour": f"c{n % 3}", "marks": ["a", "b"][: n % 3]}).encode(),
+                "cls": str(n % 5).encode(),
+            }
+            for suffix, content in members.items():
+                info = tarfile.TarInfo(f"{n:05d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    shard(tmp_path / "a-0.tar", range(20))
+    shard(tmp_path / "a-1.tar", range(20, 30))
+    data = DataConfig(path=str(tmp_path))
+    assert open_source(data).columns == ("colour", "marks", "cls")
+    rows = {row[KEY]: row for row in images(data, "colour", "cls", "marks")}
+    assert len(rows) == 30
+    row = rows["a-1.tar/00022"]
+    assert row[IMAGE] == png(22)
+    assert (row["colour"], row["cls"], list(row["marks"])) == ("c1", 2, ["a"])
+    assert {r[ID] for r in metadata(data, "cls")} == {r[ID] for r in rows.values()}
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="bugs")
+    yield endpoint
+    server.stop()
+
+
+def upload(folder: Path, prefix: str, endpoint: str) -> None:
+    fs, base = filesystem(f"s3://bugs/{prefix}", endpoint)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with fs.open_output_stream(f"{base}/{path.relative_to(folder)}") as stream:
+                stream.write(path.read_bytes())
+
+
+def test_s3(tmp_path: Path, s3: str) -> None:
+    write_parquet(tmp_path / "p")
+    upload(tmp_path / "p", "tables", s3)
+    for path in ("s3://bugs/tables", "s3://bugs/tables/part-*.parquet"):
+        rows = images(DataConfig(path=path, endpoint=s3), "species")
+        assert [row[ID] for row in rows] == list(range(96))
+        assert rows[50][IMAGE] == png(50)
+    (tmp_path / "w").mkdir()
+    shard(tmp_path / "w/x.tar", range(5))
+    upload(tmp_path / "w", "shards", s3)
+    assert len(images(DataConfig(path="s3://bugs/shards", endpoint=s3))) == 5
+    (tmp_path / "f/cat").mkdir(parents=True)
+    (tmp_path / "f/cat/1.png").write_bytes(png(1))
+    upload(tmp_path / "f", "folder", s3)
+    assert images(DataConfig(path="s3://bugs/folder", endpoint=s3))[0][IMAGE] == png(1)
+    table = pa.table({"id": [1], "image_uri": ["s3://bugs/folder/cat/1.png"]})
+    pq.write_table(table, tmp_path / "uris.parquet")
+    rows = images(DataConfig(path=str(tmp_path / "uris.parquet"), endpoint=s3))
+    assert rows[0][IMAGE] == png(1)
+
+
+def test_s3_run_folder(s3: str) -> None:
+    folder = Folder("s3://bugs/runs", s3)
+    folder.write("one/config.json", b"{}")
+    assert folder.exists("one/config.json")
+    assert folder.names() == ["one"]
+    assert (folder / "one").read("config.json") == b"{}"
+
+
+def test_s3_errors(s3: str) -> None:
+    assert "s3://bugs/nothing" in failure(DataConfig(path="s3://bugs/nothing", endpoint=s3))
+    assert "s3://other/x" in failure(DataConfig(path="s3://other/x", endpoint=s3))
+
+
+def test_errors(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "p")
+    assert "no such file" in failure(DataConfig(path="/no/where"))
+    assert "no file matches" in failure(DataConfig(path=f"{folder}/*.csv"))
+    text = failure(DataConfig(path=folder, id="ident"))
+    assert "'ident' is not a column" in text
+    assert "species" in text
+    text = failure(DataConfig(path=folder, image="picture"))
+    assert "'picture'" in text
+    assert "image (binary)" in text
+    assert "is of type double" in failure(DataConfig(path=folder, image="size"))
+    source = open_source(DataConfig(path=folder))
+    with pytest.raises(UserError, match=r"did you mean 'species'.*colour"):
+        source.check_columns(["specie"], "data.label")
+    (tmp_path / "e").mkdir()
+    assert "empty" in failure(DataConfig(path=str(tmp_path / "e")))
+    (tmp_path / "e/notes.txt").write_text("x")
+    assert "no Parquet files, images" in failure(DataConfig(path=str(tmp_path / "e")))
+    (tmp_path / "e/broken.parquet").write_text("x")
+    assert "broken.parquet is not a readable" in failure(DataConfig(path=str(tmp_path / "e")))
+    (tmp_path / "e/a.png").write_bytes(png(1))
+    assert "several formats (1 for parquet, 1 for folder)" in failure(
+        DataConfig(path=str(tmp_path / "e"))
+    )
+
+
+def test_unclear_image_column(tmp_path: Path) -> None:
+    table = pa.table({"front": [png(1)], "back": [png(2)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "front, back may all be the images" in failure(DataConfig(path=str(tmp_path)))
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    assert "no image column" in failure(DataConfig(path=str(tmp_path)))
+
+
+def test_metadata_without_file_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "metadata.csv").write_text("name,legs\na.png,6\n")
+    assert "no column 'file_name'" in failure(DataConfig(path=str(tmp_path)))
+
+
+def test_missing_id_is_an_error(tmp_path: Path) -> None:
+    ids = pa.array([*range(40), None, *range(41, 96)], pa.int64())
+    data = DataConfig(path=write_parquet(tmp_path, id=ids))
+    with pytest.raises(Exception, match="part-1") as caught:
+        metadata(data)
+    assert "is empty in row" in str(find_user_error(caught.value))
+
+
+def test_float_id_is_an_error(tmp_path: Path) -> None:
+    data = DataConfig(path=write_parquet(tmp_path), id="size")
+    with pytest.raises(Exception, match="integers or strings") as caught:
+        metadata(data)
+    assert find_user_error(caught.value) is not None
+
+
+def test_user_columns_may_have_any_name(tmp_path: Path) -> None:
+    extra = {"fault": ["crack"] * 96, "key": [str(i) for i in range(96)]}
+    data = DataConfig(path=write_parquet(tmp_path, **extra))
+    rows = images(data, "fault", "key")
+    assert rows[3]["fault"] == "crack"
+    assert rows[3]["key"] == "3"
+    assert rows[3][FAULT] is None
+    assert columns(1)["id"].to_pylist() == [0]
+    assert np.issubdtype(type(rows[3][ID]), np.integer) or isinstance(rows[3][ID], int)

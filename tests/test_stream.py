@@ -1,0 +1,254 @@
+"""The stream on a real Ray: every image once per epoch, whatever the mode, workers and restarts."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pictures import number_of, write_parquet
+from wcl_ray.config import DataConfig
+from wcl_ray.data import compose, stream
+from wcl_ray.data.reader import Batch, Reader
+from wcl_ray.data.source import open_source
+from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+N = 96
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    return DataConfig(path=write_parquet(tmp_path, N), image_size=16, store_size=16)
+
+
+def plan(data: DataConfig, ids: np.ndarray, keep: str) -> Stream:
+    options = replace(data, keep=keep)  # type: ignore[arg-type]
+    return plan_stream(open_source(options).images(), ids, options)
+
+
+def reader(s: Stream, clusters: np.ndarray, rank: int = 0, world: int = 1, **more: Any) -> Reader:
+    options: dict[str, Any] = {"batch_size": 12, "seed": 0, "group": 2} | more
+    return Reader(s, clusters, rank=rank, world=world, **options)
+
+
+def tables(s: Stream, consumed: np.ndarray | None = None) -> Any:
+    def one() -> Iterator[pa.Table]:
+        return iter(s.dataset(consumed).iter_batches(batch_size=None, batch_format="pyarrow"))
+
+    return one if s.mode == "anew" else None
+
+
+@pytest.mark.parametrize("keep", ["raw", "encoded", "anew"])
+def test_each_image_once_with_its_own_pixels(data: DataConfig, keep: str) -> None:
+    ids = np.setdiff1d(np.arange(N), [3, 50, 77])  # these are held out
+    clusters = (ids % 7).astype(np.int32)[:, None]
+    s = plan(data, ids, keep)
+    assert s.mode == keep
+    assert s.reason.startswith(keep)
+    one = reader(s, clusters, threads=2)
+    for epoch in range(2):
+        seen: list[int] = []
+        for batch in one.epoch(epoch, None, tables(s)):
+            assert batch.images.shape == (12, 3, 16, 16)
+            numbers = [number_of(image) for image in batch.images.numpy()]
+            assert numbers == batch.ids.tolist()
+            assert numbers == ids[batch.positions].tolist()
+            assert batch.clusters[:, 0].tolist() == [n % 7 for n in numbers]
+            seen += numbers
+        assert len(seen) == len(set(seen)) == 84
+        assert one.dropped == len(ids) - 84
+
+
+@pytest.mark.parametrize("keep", ["raw", "encoded"])
+def test_order_is_a_function_of_seed_and_epoch(data: DataConfig, keep: str) -> None:
+    ids = np.arange(N)
+    clusters = (ids % 7).astype(np.int32)[:, None]
+    s = plan(data, ids, keep)
+
+    def order(epoch: int, **more: Any) -> list[int]:
+        return list(reader(s, clusters, **more).order(epoch, None).flatten())
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != order(0, seed=1)
+    parts = [reader(s, clusters, rank, 3).order(0, None) for rank in range(3)]
+    assert list(np.concatenate(parts, axis=1).flatten()) == order(0)  # whatever the workers
+
+
+def fake(rng: np.random.Generator, n: int, blocks: int, shared: bool) -> Stream:
+    """A kept stream without pixels, to test who reads what."""
+    location = rng.permutation(n)
+    cuts = np.sort(rng.integers(0, n + 1, blocks - 1))
+    offsets = np.concatenate([[0], cuts, [n]])
+    return Stream(
+        mode="raw", reason="", size=8, rows=n, shared=shared, ids=ray.put(np.arange(n)),
+        blocks=(None,) * blocks, location=ray.put(location), offsets=offsets,
+    )  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    n=st.integers(1, 120), blocks=st.integers(1, 6), shared=st.booleans(), seed=st.integers(0, 99),
+    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)), group=st.integers(1, 3),
+    local=st.integers(1, 4), stop=st.integers(0, 30),
+)  # fmt: skip
+def test_exactly_once_over_a_restart_with_other_workers(
+    n: int, blocks: int, shared: bool, seed: int, worlds: tuple[int, int], group: int, local: int,
+    stop: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    s = fake(rng, n, blocks, shared)
+    clusters = rng.integers(-1, 9, (n, 1)).astype(np.int32)
+    consumed = compose.empty_bits(n)
+    seen: list[int] = []
+    for world, steps in zip(worlds, (stop, None), strict=True):
+        batch = local * world
+        parts = [
+            Reader(s, clusters, rank=r, world=world, batch_size=batch, seed=seed, group=group)
+            for r in range(world)
+        ]
+        orders = [part.order(4, consumed) for part in parts]
+        assert len({order.shape for order in orders}) == 1
+        left = n - len(seen)
+        for order in orders:
+            positions = order[:steps].flatten()
+            seen += positions.tolist()
+            compose.set_bits(consumed, positions)
+        assert parts[0].dropped == left - sum(order.size for order in orders)
+        assert parts[0].dropped < batch + world
+    assert len(seen) == len(set(seen))
+    assert n - len(seen) < local * worlds[1] + worlds[1]
+
+
+@pytest.mark.parametrize("keep", ["raw", "encoded", "anew"])
+def test_consumed_images_do_not_come_back(data: DataConfig, keep: str) -> None:
+    ids = np.arange(N)
+    s = plan(data, ids, keep)
+    one = reader(s, np.zeros((N, 1), np.int32))
+    consumed = compose.empty_bits(N)
+    compose.set_bits(consumed, np.arange(0, N, 2))
+    found = [b.ids.numpy() for b in one.epoch(0, consumed, tables(s, consumed))]
+    assert sorted(np.concatenate(found).tolist()) == list(range(1, N, 2))
+
+
+def broken(data: DataConfig, tmp_path: Path, bad: dict[int, bytes | None]) -> DataConfig:
+    from pictures import png
+
+    images = [bad.get(i, png(i)) if i in bad else png(i) for i in range(N)]
+    folder = write_parquet(tmp_path / "broken", N, image=pa.array(images, pa.binary()))
+    return replace(data, path=folder, max_bad=0.05)
+
+
+def test_corrupt_images_are_left_out_and_listed(data: DataConfig, tmp_path: Path) -> None:
+    from pictures import png
+
+    config = broken(data, tmp_path, {5: b"<html>", 40: None, 70: png(70)[:200]})
+    s = plan(config, np.arange(N), "raw")
+    assert s.rows == N - 3
+    assert {fault["key"] for fault in s.faults} == {"5", "40", "70"}
+    one = reader(s, np.zeros((N, 1), np.int32), batch_size=1)
+    assert {int(b.ids) for b in one.epoch(0, None)} == set(range(N)) - {5, 40, 70}
+
+
+@pytest.mark.parametrize("keep", ["encoded", "anew"])
+def test_images_found_corrupt_later_are_replaced(
+    data: DataConfig, tmp_path: Path, keep: str
+) -> None:
+    from pictures import png
+
+    config = broken(data, tmp_path, {70: png(70)[:200], 71: png(71)[:150]})  # good headers
+    s = plan(config, np.arange(N), keep)
+    one = reader(s, np.zeros((N, 1), np.int32))
+    batches: list[Batch] = list(one.epoch(0, None, tables(s)))
+    ids = np.concatenate([b.ids.numpy() for b in batches])
+    assert set(ids.tolist()) == set(range(N)) - {70, 71}
+    assert len(ids) == N
+    assert sorted(np.concatenate([b.positions.numpy() for b in batches]).tolist()) == list(range(N))
+    for batch in batches:
+        numbers = [number_of(image) for image in batch.images.numpy()]
+        assert numbers == batch.ids.tolist()
+    assert {key for key, _ in one.take_faults()} == {"70", "71"}
+    assert one.take_faults() == []
+
+
+def test_too_many_corrupt_images(data: DataConfig, tmp_path: Path) -> None:
+    config = broken(data, tmp_path, dict.fromkeys(range(10), b"nonsense"))
+    with pytest.raises(UserError, match=r"(?s)10 of 96 images.*max-bad 5.0%.*0: Unidentified"):
+        plan(config, np.arange(N), "raw")
+
+
+def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def store(amount: int) -> None:
+        node = {"Alive": True, "Resources": {"object_store_memory": amount}}
+        monkeypatch.setattr(stream.ray, "nodes", lambda: [node])
+
+    ids, raw = np.arange(N), N * 3 * 16 * 16
+    store(10 * raw)
+    assert plan(data, ids, "auto").mode == "raw"
+    big = replace(data, store_size=64)  # files of 16 pixels are smaller than 64 × 64 pixels
+    store(6 * raw)
+    assert plan(big, ids, "auto").mode == "encoded"
+    with pytest.raises(UserError, match="keep raw needs"):
+        plan(big, ids, "raw")
+    store(1000)
+    found = plan(data, ids, "auto")
+    assert found.mode == "anew"
+    assert "neither" in found.reason
+
+
+def test_readers_in_other_processes(data: DataConfig) -> None:
+    s = pickle.loads(pickle.dumps(plan(data, np.arange(N), "raw").reason))
+    assert s.startswith("raw")
+    kept = plan(data, np.arange(N), "raw")
+    clusters = ray.put(np.zeros((N, 1), np.int32))
+
+    @ray.remote
+    def work(kept: Stream, clusters: Any, rank: int) -> list[int]:
+        one = Reader(
+            kept, clusters, rank=rank, world=2, batch_size=12, seed=0, group=2, threads=1
+        )
+        return [int(i) for batch in one.epoch(0, None) for i in batch.ids]
+
+    first, second = ray.get([work.remote(kept, clusters, rank) for rank in range(2)])
+    assert len(first) == len(second) == N // 2
+    assert sorted(first + second) == list(range(N))
+
+
+def test_a_reader_that_is_left_early_stops_its_thread(data: DataConfig) -> None:
+    import threading
+
+    s = plan(data, np.arange(N), "raw")
+    before = threading.active_count()
+    batches = reader(s, np.zeros((N, 1), np.int32)).epoch(0, None)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() <= before
+
+
+def test_spread_puts_small_clusters_together(data: DataConfig) -> None:
+    ids = ray.put(np.arange(N))
+    rows = open_source(data).images().map_batches(
+        stream._keep_raw, batch_format="pyarrow", fn_kwargs={"ids": ids, "size": 16}
+    )
+    clusters = (np.arange(N) // 2).astype(np.int32)  # pairs: a partner is easily lost
+    spread, why = stream._spread(rows, clusters, ids, nodes=4, kept=1e6)
+    assert "whole clusters" in why
+    blocks = stream._materialise(spread)
+    location, offsets, _ = stream._locate(blocks, np.arange(N))
+    assert sorted(location.tolist()) == list(range(N))
+    block = np.searchsorted(offsets, location, side="right") - 1
+    assert (block[::2] == block[1::2]).all()
+    assert len(np.unique(block)) > 4
+    _, why = stream._spread(rows, (np.arange(N) % 2).astype(np.int32), ids, nodes=4, kept=1e6)
+    assert "single images" in why
