@@ -141,6 +141,7 @@ def composed_positives(sizes: np.ndarray, group: int, batch: int) -> tuple[float
     An anchor has its own group, and of its cluster's other images those that fall into the batch
     at random.
     """
+    sizes = sizes[sizes > 0]
     n = int(sizes.sum())
     s, m = sizes.astype(np.float64), float(group)
     whole, rest = np.floor(s / m), s % m

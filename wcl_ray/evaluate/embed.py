@@ -1,4 +1,4 @@
-"""Features of images by a pool of actors through Ray Data."""
+"""Features of images through Ray Data: by actors on GPUs, by tasks on CPUs."""
 
 from __future__ import annotations
 
@@ -37,23 +37,39 @@ def embed(
         weights: content of ``encoder.safetensors``.
         store_size: side to which images are decoded, in pixels.
         columns: metadata columns to hand on.
-        actors: size of the pool, each with ``cpus`` CPUs and one GPU with ``gpu``.
+        cpus: of each task or actor.
+        gpu: embed on ``actors`` actors with a GPU each.
         views: add ``view``, the features of a random view, for the alignment.
 
     Returns:
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
         unreadable images), and the columns.
     """
+    common: dict[str, Any] = {"batch_size": batch_size, "batch_format": "pyarrow", "num_cpus": cpus}
+    settings = (store_size, columns, cpus, views)
+    reference = ray.put(weights)
+    if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
+        common["fn_kwargs"] = {"weights": reference, "settings": settings}
+        return rows.map_batches(_embed_in_task, **common)
     return rows.map_batches(
         _Embedder,
-        fn_constructor_args=(store_size, columns, cpus, views),
-        fn_kwargs={"weights": ray.put(weights)},  # not to the constructor: see ray #53727
+        fn_constructor_args=settings,
+        fn_kwargs={"weights": reference},
         compute=ActorPoolStrategy(size=actors),
-        batch_size=batch_size,
-        batch_format="pyarrow",
-        num_cpus=cpus,
-        num_gpus=1 if gpu else None,
+        num_gpus=1,
+        **common,
     )
+
+
+_CACHE: dict[Any, _Embedder] = {}
+
+
+def _embed_in_task(table: pa.Table, weights: Any, settings: tuple[Any, ...]) -> pa.Table:
+    key = (weights.hex(), settings)
+    if key not in _CACHE:
+        _CACHE.clear()
+        _CACHE[key] = _Embedder(*settings)
+    return _CACHE[key](table, weights)
 
 
 class _Embedder:

@@ -85,7 +85,7 @@ def fit(
             solver.zero_grad()
             value = loss(x, y)
             value.backward()
-            return float(value)
+            return float(value.detach())
 
         solver.step(closure)
         return weight.detach()

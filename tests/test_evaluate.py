@@ -1,0 +1,160 @@
+"""kNN, probe and spread against naive references; embedding on a real Ray."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pictures import png, write_parquet
+from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
+from wcl_ray.data.augment import centre
+from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.source import FAULT, ID, open_source
+from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.evaluate.embed import embed, feature_matrix
+from wcl_ray.evaluate.knn import knn_accuracy
+from wcl_ray.evaluate.metrics import evaluate_features
+from wcl_ray.evaluate.probe import STRENGTHS, linear_probe
+from wcl_ray.evaluate.run import evaluate_encoder, results_table
+from wcl_ray.evaluate.spread import alignment, rank_me, spread, uniformity
+from wcl_ray.model.encoder import build_encoder, save_export
+
+
+def blobs(n: int, seed: int, noise: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 4
+    return F.one_hot(y, 6).float() + noise * torch.randn(n, 6, generator=generator), y
+
+
+def test_knn_against_a_loop() -> None:
+    train_x, train_y = blobs(60, 0, 0.6)
+    test_x, test_y = blobs(25, 1, 0.6)
+    right = 0
+    for x, y in zip(test_x, test_y, strict=True):
+        scores = [float(F.cosine_similarity(x, t, dim=0)) for t in train_x]
+        nearest = sorted(range(60), key=lambda i: -scores[i])[:7]
+        votes = [0.0] * 4
+        for i in nearest:
+            votes[int(train_y[i])] += math.exp(scores[i] / 0.07)
+        right += votes.index(max(votes)) == int(y)
+    assert knn_accuracy(train_x, train_y, test_x, test_y, 7, chunk=10) == right / 25
+    assert 0.5 < right / 25 < 1
+
+
+def test_classes_never_seen_are_wrong() -> None:
+    train_x, train_y = blobs(40, 0, 0.1)
+    test_x, test_y = blobs(20, 1, 0.1)
+    test_y[:5] = -1
+    assert knn_accuracy(train_x, train_y, test_x, test_y, 5) == 0.75
+    assert linear_probe(train_x, train_y, test_x, test_y, 50, 0).accuracy == 0.75
+
+
+def test_probe_separates_and_chooses_without_the_test_set() -> None:
+    train_x, train_y = blobs(400, 0, 0.5)
+    test_x, test_y = blobs(200, 1, 0.5)
+    good = linear_probe(train_x, train_y, test_x, test_y, 100, 0)
+    assert good.accuracy > 0.75
+    assert good.mean_class_accuracy == pytest.approx(good.accuracy, abs=0.05)
+    assert good.strength in STRENGTHS
+    nonsense = linear_probe(train_x, train_y, test_x, test_y.flip(0), 100, 0)
+    assert nonsense.strength == good.strength  # the test labels had no say
+    assert nonsense.validation == good.validation
+    assert nonsense.accuracy < good.accuracy
+
+
+def test_probe_chooses_a_strong_penalty_where_features_are_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train_x, test_x = torch.randn(2, 200, 150, generator=generator)
+    y = torch.arange(200) % 2
+    train_x[:, 0] += 1.5 * y
+    test_x[:, 0] += 1.5 * y
+    found = linear_probe(train_x, y, test_x, y, 100, 0)
+    assert found.strength >= 1e-2
+    assert found.accuracy > 0.55
+
+
+def test_rank_me() -> None:
+    q = torch.linalg.qr(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))[0]
+    assert rank_me(q) == pytest.approx(8, rel=0.01)
+    assert rank_me(torch.ones(50, 8)) == pytest.approx(1, abs=0.01)
+
+
+def test_uniformity_alignment_spread() -> None:
+    x = F.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    pairs = [
+        float((x[i] - x[j]).square().sum()) for i in range(40) for j in range(i)
+    ]
+    expected = math.log(sum(math.exp(-2 * d) for d in pairs) / len(pairs))
+    assert uniformity(x[:40]) == pytest.approx(expected, rel=1e-4)
+    assert uniformity(torch.ones(30, 4)) == pytest.approx(0, abs=1e-4)
+    assert alignment(x, x) == pytest.approx(0, abs=1e-6)
+    assert alignment(x, -x) == pytest.approx(4, rel=1e-5)
+    assert spread(x) == pytest.approx(1, abs=0.05)
+    assert spread(torch.ones(30, 4)) == pytest.approx(0, abs=1e-5)
+
+
+def features(n: int, seed: int, label: bool = True) -> pa.Table:
+    x, y = blobs(n, seed)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(x.flatten().numpy()), 6)
+    names = [None if i == 3 else f"c{v}" for i, v in enumerate(y.tolist())]
+    return pa.table({"feature": flat} | ({"label": names} if label else {}))
+
+
+def test_all_figures_at_once() -> None:
+    found = evaluate_features(features(80, 0), features(40, 1), "label", EvaluateConfig(), 0)
+    assert found["knn"] > 0.9
+    assert found["probe"] > 0.9
+    assert found["classes"] == 4
+    assert found["unseen"] == 0
+    assert 1 <= found["rank_me"] <= 6
+    bare = evaluate_features(features(80, 0, label=False), None, None, EvaluateConfig(), 0)
+    assert "knn" not in bare
+    assert "uniformity" in bare
+    text = results_table({"a": found, "b": bare})
+    assert "kNN" in text
+    assert len(text.splitlines()) == 4
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
+    images = [png(i) if i != 7 else b"no image" for i in range(96)]
+    folder = write_parquet(tmp_path, image=pa.array(images, pa.binary()))
+    model = ModelConfig()
+    encoder = build_encoder(model, 16).eval()
+    weights = save_export(encoder, model, 16)
+    rows = open_source(DataConfig(path=folder)).images(["species"])
+    table = pa.concat_tables(
+        __import__("ray").get(
+            embed(rows, weights, store_size=16, columns=("species",), batch_size=20, views=True)
+            .to_arrow_refs()
+        )
+    ).sort_by(ID)
+    assert [i for i, fault in enumerate(table[FAULT].to_pylist()) if fault] == [7]
+    assert table["feature"].null_count == 1
+    good = table.filter(table[FAULT].is_null())
+    decoded = decode_batch([image for i, image in enumerate(images) if i != 7], 16)
+    with torch.no_grad():
+        expected = encoder.features(centre(decoded.images, decoded.aspect, 16)).numpy()
+    assert np.allclose(feature_matrix(good["feature"]), expected, atol=1e-4)
+    assert not np.allclose(feature_matrix(good["view"]), expected, atol=1e-4)
+    assert good["species"].to_pylist()[:3] == ["s0", "s1", "s2"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_one_class_is_an_error(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path, species=["only"] * 96)
+    model = ModelConfig()
+    weights = save_export(build_encoder(model, 16), model, 16)
+    source = open_source(DataConfig(path=folder))
+    with pytest.raises(Exception, match="one class only") as caught:
+        evaluate_encoder(
+            weights, source.images(["species"]), source.images(["species"]), label="species",
+            store_size=16, config=EvaluateConfig(), seed=0, gpu=False,
+        )  # fmt: skip
+    assert isinstance(find_user_error(caught.value), UserError)

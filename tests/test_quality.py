@@ -1,0 +1,86 @@
+"""Information measures against known answers, and expected positives against simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wcl_ray.clusters.quality import composed_positives, measure, render, shuffled_positives, warning
+from wcl_ray.data.compose import epoch_order, meeting
+
+
+def quality(z: list[int], t: list[int] | None, batch: int = 4, group: int = 2):  # type: ignore[no-untyped-def]
+    labels = None if t is None else np.array(t)
+    return measure("x", np.array(z), labels, batch, group)
+
+
+def test_known_answers() -> None:
+    same = quality([0, 0, 1, 1], [5, 5, 2, 2])
+    assert (same.h_z, same.h_t, same.i_zt, same.h_z_t, same.purity) == (1, 1, 1, 0, 1)
+    independent = quality([0, 0, 1, 1], [0, 1, 0, 1])
+    assert independent.i_zt == pytest.approx(0)
+    assert independent.h_z_t == pytest.approx(1)
+    assert independent.purity == 0
+    finer = quality([0, 1, 2, 3], [0, 0, 1, 1])
+    assert (finer.h_z, finer.i_zt, finer.h_z_t, finer.h_t_z) == (2, 1, 1, 0)
+    assert finer.singles == 1
+    assert finer.purity is None
+    assert quality([-1, -1, -1, -1], None).h_z == 2  # alone is a cluster of its own
+    assert quality([-1, 0, 0, 1], None).i_zt is None
+
+
+def test_images_without_a_label_are_left_out() -> None:
+    found = quality([0, 0, 1, 1, 1], [0, 0, 1, 1, -1])
+    assert found.i_zt == pytest.approx(1)
+    assert found.clusters == 2
+
+
+codes = st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 3)), min_size=4, max_size=60)
+
+
+@settings(deadline=None)
+@given(codes)
+def test_information_inequalities(pairs: list[tuple[int, int]]) -> None:
+    z, t = [a for a, _ in pairs], [b for _, b in pairs]
+    q = quality(z, t)
+    assert q.i_zt <= min(q.h_z, q.h_t) + 1e-9
+    assert q.h_z == pytest.approx(q.i_zt + q.h_z_t, abs=1e-9)
+    assert q.h_t == pytest.approx(q.i_zt + q.h_t_z, abs=1e-9)
+    renamed = quality([a if a < 0 else (a * 7 + 3) % 11 for a in z], [3 - b for b in t])
+    assert renamed.i_zt == pytest.approx(q.i_zt, abs=1e-9)
+    assert 0 <= q.composed_lonely <= 1
+
+
+def test_expectations_match_simulation() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.integers(0, 150, 800).astype(np.int32)
+    z[:80] = -1
+    sizes = np.concatenate([np.bincount(z[z >= 0]), np.ones(80, int)])
+    batch = 64
+
+    def simulate(orders: list[np.ndarray]) -> tuple[float, float]:
+        found = [meeting(z[o][: 800 // batch * batch].reshape(-1, batch)) for o in orders]
+        return tuple(np.mean(found, axis=0))  # type: ignore[return-value]
+
+    shuffled = simulate([rng.permutation(800) for _ in range(60)])
+    assert shuffled_positives(sizes, batch) == pytest.approx(shuffled, abs=0.02)
+    for group in (2, 4):
+        composed = simulate([epoch_order(z, group, batch, rng) for _ in range(60)])
+        assert composed_positives(sizes, group, batch) == pytest.approx(composed, abs=0.06)
+
+
+def test_edge_of_the_batch() -> None:
+    assert shuffled_positives(np.array([3, 3]), 6) == (pytest.approx(2.0), 0.0)
+    assert shuffled_positives(np.array([1]), 4) == (0.0, 1.0)
+
+
+def test_warning_and_table() -> None:
+    lonely = quality(list(range(20)), [i % 2 for i in range(20)])
+    assert "mostly SimCLR" in str(warning(lonely))
+    good = quality([i % 4 for i in range(20)], [i % 2 for i in range(20)])
+    assert warning(good) is None
+    text = render([lonely, good], 4)
+    assert "I(Z;T)" in text
+    assert len(text.splitlines()) == 4
