@@ -1,0 +1,337 @@
+"""Whole runs on a real Ray: the folder they leave, restarts, killed processes, wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+
+from pictures import write_parquet
+from wcl_ray.config import (
+    ClustersConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LossConfig,
+    ModelConfig,
+    ScaleConfig,
+    TrainConfig,
+)
+from wcl_ray.errors import UserError
+from wcl_ray.evaluate.job import evaluate_run
+from wcl_ray.model.encoder import load_exported
+from wcl_ray.train.rounds import pretrain
+
+ROOT = Path(__file__).parent.parent
+N = 192
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    data = write_parquet(tmp_path / "data", N)
+    return Config(
+        data=DataConfig(path=data, label="species", image_size=16),
+        clusters=ClustersConfig(columns=("colour", "marks"), top_k=(4,)),
+        model=ModelConfig(projector=(16, 8)),
+        train=TrainConfig(batch_size=24, epochs=2, audit=True),
+        scale=ScaleConfig(workers="1", cpus_per_worker=1),
+        storage=str(tmp_path / "runs"),
+        name="one",
+    )
+
+
+def steps_of(run: Path) -> dict[int, dict[int, list[np.ndarray]]]:
+    """Epoch → step → (ids, positions) of each worker, from the files of the audit.
+
+    A step that was trained again after a restart counts with its last version only.
+    """
+    found: dict[int, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for epoch in sorted((run / "audit").iterdir()):
+        worlds: dict[int, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for file in epoch.iterdir():
+            step, _, rest = file.stem.partition("-")
+            worlds[int(step)][rest.split("-of-")[1]].append(file)
+        for step, versions in worlds.items():
+            last = max(versions.values(), key=lambda files: max(f.stat().st_mtime_ns for f in files))
+            for file in last:
+                found[int(epoch.name)][step].append(np.fromfile(file, "<i8").reshape(-1, 2))
+    return found
+
+
+def check_exactly_once(run: Path, images: int, batch: int, epochs: int) -> None:
+    found = steps_of(run)
+    assert sorted(found) == list(range(epochs))
+    for steps in found.values():
+        rows = np.concatenate([part for parts in steps.values() for part in parts])
+        ids = rows[:, 0].tolist()
+        assert len(ids) == len(set(ids))
+        assert images - batch < len(ids) <= images
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_run_folder_and_what_follows(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(
+        config,
+        compare=True,
+        model=ModelConfig(backbone="resnet18", projector=(16, 8)),
+        data=replace(config.data, image_size=72, store_size=72),
+    )
+    results = pretrain(config)
+    printed = capsys.readouterr().out
+    run = tmp_path / "runs/one"
+    for name in (
+        "config.json", "metrics.jsonl", "encoder.safetensors", "results.json", "evaluation.json",
+        "rounds/000/assignment.parquet", "rounds/000/clusters.json", "baseline/metrics.jsonl",
+        "baseline/encoder.safetensors",
+    ):  # fmt: skip
+        assert (run / name).exists(), name
+    assert list(run.glob("events.*"))
+    assert list(run.glob("rounds/000/train/checkpoint_*/state.pt"))
+    assert set(results["variants"]) == {"attributes", "SimCLR"}
+    for found in results["variants"].values():
+        assert 0 <= found["knn"] <= 1
+        assert 0 <= found["probe"] <= 1
+        assert found["train_images"] + found["test_images"] == N  # a share is held out
+        assert 15 < found["test_images"] < 70
+    assert results["variants"]["attributes"]["positives"] > 1
+    assert results["variants"]["SimCLR"]["positives"] == 0
+    assert "linear probe" in printed
+    assert "images/s" in printed
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["epoch"] == 1
+    table = pq.read_table(run / "rounds/000/assignment.parquet")
+    assert table.column_names == ["id", "attributes-4"]
+    assert table.num_rows == results["variants"]["attributes"]["train_images"]
+
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(run / "encoder.safetensors")
+    torchvision.models.resnet18().load_state_dict(state)
+    assert load_exported(run / "encoder.safetensors").feature_dim == 512
+
+    started = time.monotonic()
+    assert pretrain(replace(config, resume=True)) == results  # finished: nothing to do
+    assert time.monotonic() - started < 3
+    with pytest.raises(UserError, match="add --resume"):
+        pretrain(config)
+
+    own = evaluate_run(str(run), {}, EvaluateConfig(), ScaleConfig())
+    assert own["knn"] == pytest.approx(results["variants"]["attributes"]["knn"], abs=0.02)
+    other = write_parquet(tmp_path / "other", 96)
+    given = {"path": other, "label": "colour"}
+    out = str(tmp_path / "figures.json")
+    elsewhere = evaluate_run(str(run), given, EvaluateConfig(), ScaleConfig(), out=out)
+    assert elsewhere["classes"] == 3
+    assert json.loads(Path(out).read_text()) == elsewhere
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("keep", ["raw", "anew"])
+def test_two_workers_see_each_image_once(config: Config, tmp_path: Path, keep: str) -> None:
+    config = replace(
+        config,
+        data=replace(config.data, label=None, keep=keep),  # type: ignore[arg-type]
+        scale=ScaleConfig(workers="2", cpus_per_worker=0.5),
+        loss=LossConfig(dual=True, estimator="paper"),
+    )
+    results = pretrain(config)
+    run = tmp_path / "runs/one"
+    check_exactly_once(run, N, 24, 2)
+    for steps in steps_of(run).values():
+        assert all(len(parts) == 2 and len(parts[0]) == len(parts[1]) == 12 for parts in steps.values())
+    found = results["variants"]["attributes"]
+    assert "knn" not in found  # no label
+    assert "rank_me" in found
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["workers"] == 2
+    assert rows[-1]["positives"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_same_losses_for_one_and_two_workers(config: Config, tmp_path: Path) -> None:
+    """The batches and views do not depend on the workers; batch norm does, so it is kept apart."""
+    losses = []
+    for name, workers in (("a", "1"), ("b", "2")):
+        one = replace(
+            config,
+            name=name,
+            data=replace(config.data, label=None),
+            scale=ScaleConfig(workers=workers, cpus_per_worker=1),
+            train=replace(config.train, epochs=1, lr=1e-9),
+            model=ModelConfig(backbone="convnext_tiny", projector=(16, 8)),  # layer norm
+        )
+        pretrain(replace(one, data=replace(one.data, image_size=32, store_size=32)))
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        losses.append(json.loads(lines[-1])["loss"])
+        first = steps_of(tmp_path / "runs" / name)[0]
+        losses.append([sorted(np.concatenate(first[s])[:, 0].tolist()) for s in sorted(first)])  # type: ignore[arg-type]
+    assert losses[1] == losses[3]
+    assert losses[0] == pytest.approx(losses[2], rel=0.02)  # stochastic depth is the rest
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_worker_is_replaced(config: Config, tmp_path: Path) -> None:
+    config = replace(
+        config,
+        data=replace(config.data, label=None),
+        train=replace(config.train, epochs=3, checkpoint_steps=3),
+        scale=ScaleConfig(workers="2", cpus_per_worker=0.5, max_failures=2),
+    )
+    killed: list[int] = []
+
+    def kill() -> None:
+        audit = tmp_path / "runs/one/audit/0001"
+        while len(list(audit.glob("*"))) < 8:
+            time.sleep(0.05)
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                title = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"RayTrainWorker" in title and not killed:
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.append(int(process.name))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    pretrain(config)
+    assert killed
+    check_exactly_once(tmp_path / "runs/one", N, 24, 3)
+    rows = [json.loads(x) for x in (tmp_path / "runs/one/metrics.jsonl").read_text().splitlines()]
+    images = [row["images"] for row in rows]
+    assert images == sorted(set(images))  # rows of steps that were trained again are not doubled
+
+
+def job(tmp_path: Path, *words: str, script: str = "pretrain.py") -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / script), *words]
+
+
+def descendants(pid: int) -> list[int]:
+    parents: dict[int, list[int]] = defaultdict(list)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(fields[1])].append(int(process.name))
+    found, waiting = [], [pid]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        waiting += parents[one]
+    return found
+
+
+@pytest.mark.slow
+def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "data", N)
+    words = [
+        "--data.path", data, "--data.image-size", "16", "--clusters.columns", "colour", "marks",
+        "--clusters.top-k", "4", "--train.batch-size", "8", "--train.epochs", "3",
+        "--train.checkpoint-steps", "4", "--train.audit", "--storage", str(tmp_path / "runs"),
+        "--name", "killed", "--scale.workers", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"RAY_TMPDIR": "/tmp"}
+    first = subprocess.Popen(
+        job(tmp_path, *words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    run = tmp_path / "runs/killed"
+    limit = time.monotonic() + 150
+    while len(list(run.glob("audit/0001/*"))) < 10:
+        assert first.poll() is None, first.stdout.read().decode()  # type: ignore[union-attr]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    for pid in descendants(first.pid):  # the driver, Ray's daemons, the workers: power is cut
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    first.wait()
+    assert not (run / "results.json").exists()
+    saved = list(run.glob("rounds/000/train/checkpoint_*"))
+    assert saved
+
+    again = subprocess.run(
+        job(tmp_path, *words, "--resume"), env=environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on from epoch" in again.stdout
+    assert (run / "results.json").exists()
+    check_exactly_once(run, N, 8, 3)
+    found = steps_of(run)
+    assert sum(len(steps) for steps in found.values()) == 3 * N // 8
+    resumed = int(again.stdout.split("going on from epoch ")[1].split(",")[0])
+    step = int(again.stdout.split(", step ")[1].split()[0])
+    assert resumed == 1 and step > 24 or step >= 20  # noqa: PT018  (a later checkpoint may be lost)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.label": "kind"}, ["'kind' is not a column", "species"]),
+        ({"data.label": "always"}, ["one class only"]),
+        ({"clusters.columns": ("colour", "shape")}, ["clusters.columns 'shape'", "colour"]),
+        ({"clusters.columns": ("species",)}, ["holds the label 'species'"]),
+        ({"train.batch_size": 500}, ["fewer than train.batch-size 500"]),
+        ({"train.batch_size": 4, "scale.workers": "3"}, ["too small for 3 workers"]),
+        ({"model.backbone": "resnet19"}, ["'resnet19' is unknown", "resnet18"]),
+        ({"scale.gpu": "yes"}, ["no GPU"]),
+        ({"scale.cpus_per_worker": 64.0}, ["more than the cluster's"]),
+        ({"data.path": "/no/where"}, ["no such file or folder"]),
+        ({"data.eval_path": "/no/where"}, ["no such file or folder"]),
+        ({"resume": True}, ["no run 'one'"]),
+    ],
+)
+def test_wrong_input_is_found_before_training(
+    config: Config, tmp_path: Path, changes: dict[str, object], words: list[str]
+) -> None:
+    for file in (tmp_path / "data").glob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.append_column("always", pa.array(["x"] * len(table))), file)
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        if section:
+            part = replace(getattr(config, section), **{name: value})
+            config = replace(config, **{section: part})
+        else:
+            config = replace(config, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError) as caught:
+        pretrain(config)
+    for word in words:
+        assert word in str(caught.value)
+    assert not list((tmp_path / "runs").glob("**/state.pt"))
+
+
+def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
+    for words, script, message, status in (
+        (["--data.pth", "x"], "pretrain.py", "did you mean --data.path?", 2),
+        (["--run", str(tmp_path)], "evaluate.py", "is no run folder", 1),
+        (["--data.path", "x", "--clusters.kind", "attribute"], "cluster.py", "attributes", 2),
+    ):
+        found = subprocess.run(
+            job(tmp_path, *words, script=script), capture_output=True, text=True, check=False
+        )
+        assert found.returncode == status
+        assert message in found.stderr + found.stdout
+        assert "Traceback" not in found.stderr
