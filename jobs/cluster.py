@@ -36,7 +36,7 @@ def main() -> None:
 
 def demo_flags(words: list[str]) -> list[str]:
     given = any(word.split("=")[0] == "--data.path" for word in words)
-    return [] if given else "--data.label label --clusters.top-k 4 8 12 20".split()
+    return [] if given else ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python jobs/evaluate.py --run runs/NAME
     python jobs/evaluate.py --run runs/NAME --data.path DIR --data.label CLASS
-    python jobs/evaluate.py --run runs/NAME --data.path TRAIN --data.eval-path TEST --data.label CLASS
+    python jobs/evaluate.py --run runs/NAME --data.path TRAIN --data.eval-path TEST …
 
 Options that are not given are those of the run. Prints a table; --out keeps the figures as JSON.
 """
@@ -52,9 +52,7 @@ def main() -> None:
     def body() -> None:
         from wcl_ray.evaluate.job import evaluate_run
 
-        evaluate_run(
-            job.run, asdict(job.data), job.evaluate, job.scale, job.data.endpoint, job.out
-        )
+        evaluate_run(job.run, asdict(job.data), job.evaluate, job.scale, job.data.endpoint, job.out)
 
     run_job(body)
 

@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 from wcl_ray.cli import parse, run_job
+from wcl_ray.config import Config
 
-DEMO = "--compare --data.label label --clusters.top-k 8 --train.epochs 15".split()
+DEMO = ["--compare", "--data.label", "label", "--clusters.top-k", "8", "--train.epochs", "15"]
 
 
 def main() -> None:
-    config = parse(prog="pretrain.py", implied=demo_flags)
+    config: Config = parse(prog="pretrain.py", implied=demo_flags)
 
     def body() -> None:
         from wcl_ray.train.rounds import pretrain  # after the options: --help stays fast

@@ -36,9 +36,7 @@ def test_operators(
     ours: Op, theirs: Callable[..., torch.Tensor], low: float, high: float, images: torch.Tensor
 ) -> None:
     parameters = torch.linspace(low, high, 6)
-    expected = torch.stack(
-        [theirs(x, float(p)) for x, p in zip(images, parameters, strict=True)]
-    )
+    expected = torch.stack([theirs(x, float(p)) for x, p in zip(images, parameters, strict=True)])
     assert torch.allclose(ours(images, parameters), expected, atol=1e-5)
 
 

@@ -10,11 +10,29 @@ from wcl_ray.cli import keys, parse
 from wcl_ray.config import Config, from_dict
 
 # Fixed by the users of the jobs: removing or renaming one breaks their scripts.
-FROZEN = """
-data.path data.id data.image data.label data.eval-path data.image-size clusters.kind clusters.columns
-clusters.top-k clusters.level loss.temperature loss.estimator model.backbone train.batch-size
-train.epochs train.lr scale.workers storage name seed resume
-""".split()
+FROZEN = [
+    "data.path",
+    "data.id",
+    "data.image",
+    "data.label",
+    "data.eval-path",
+    "data.image-size",
+    "clusters.kind",
+    "clusters.columns",
+    "clusters.top-k",
+    "clusters.level",
+    "loss.temperature",
+    "loss.estimator",
+    "model.backbone",
+    "train.batch-size",
+    "train.epochs",
+    "train.lr",
+    "scale.workers",
+    "storage",
+    "name",
+    "seed",
+    "resume",
+]
 
 
 def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -44,7 +44,10 @@ COLUMNS = ("label", "colour", "wings", "sex", "size", "legs", "marks", "serial",
 
 
 def cluster(
-    config: ClustersConfig, table: pa.Table | None = None, label: str | None = "label", parts: int = 2
+    config: ClustersConfig,
+    table: pa.Table | None = None,
+    label: str | None = "label",
+    parts: int = 2,
 ) -> Clustering:
     table = rows() if table is None else table
     available = tuple(name for name in table.column_names if name not in (ID, KEY))
@@ -112,7 +115,10 @@ def test_patterns_are_the_joint_values() -> None:
     assert len(table.sizes(0)) == 2
     assert len(table.sizes(1)) == 6
     expected = [(i % 3, i % 2) for i in range(N)]
-    groups = {e: {c for c, x in zip(table.clusters[:, 1], expected, strict=True) if x == e} for e in expected}
+    groups = {
+        e: {c for c, x in zip(table.clusters[:, 1], expected, strict=True) if x == e}
+        for e in expected
+    }
     assert all(len(found) == 1 for found in groups.values())
     assert result.classes == 5
     assert result.labels is not None
@@ -153,7 +159,10 @@ def test_hierarchy_of_columns_and_of_paths() -> None:
     # an item whose family is unknown stays with its order, also at level 3
     unknown = result.clusters[::10, 2]
     assert len(np.unique(unknown)) == 1
-    paths = ["/".join(filter(None, (o, f, g if f else None))) for o, f, g in zip(order, family, genus, strict=True)]
+    paths = [
+        "/".join(filter(None, (o, f, g if f else None)))
+        for o, f, g in zip(order, family, genus, strict=True)
+    ]
     one = pa.table(base | {"path": paths})
     again = cluster(
         ClustersConfig(kind="hierarchy", columns=("path",), level=(1, 2, 3)), one, label=None
@@ -177,11 +186,11 @@ def test_label_and_instance() -> None:
         (ClustersConfig(kind="hierarchy", columns=("same",)), {}, ["K = 1"]),
         (ClustersConfig(kind="hierarchy", columns=("serial",)), {}, ["alone in its cluster"]),
         (ClustersConfig(kind="hierarchy"), {}, ["needs --clusters.columns"]),
-        (ClustersConfig(kind="hierarchy", columns=("sex",), level=(4,)), {}, ["level 4", "1 levels"]),
+        (ClustersConfig(kind="hierarchy", columns=("sex",), level=(4,)), {}, ["level 4"]),
         (ClustersConfig(columns=("label", "sex")), {}, ["holds the label 'label'"]),
         (ClustersConfig(kind="tags", columns=("sex",)), {}, ["'sex' is no list of tags"]),
-        (ClustersConfig(), {"code": [f"c{(i % 5 + 2) % 5}" for i in range(N)]}, ["'code' is an image"]),
-        (ClustersConfig(columns=("sex", "wings")), {ID: [1, 1, *range(2, N)]}, ["'k0'", "more than once"]),
+        (ClustersConfig(), {"code": [f"c{-i % 5}" for i in range(N)]}, ["'code' is an image"]),
+        (ClustersConfig(columns=("sex", "wings")), {ID: [1, 1, *range(2, N)]}, ["'k0' occurs"]),
     ],
 )  # fmt: skip
 def test_errors(config: ClustersConfig, changes: dict[str, Any], words: list[str]) -> None:
@@ -190,7 +199,7 @@ def test_errors(config: ClustersConfig, changes: dict[str, Any], words: list[str
         if name in table.column_names:
             table = table.drop_columns([name])
         table = table.append_column(name, pa.array(values))
-    with pytest.raises(Exception, match=".") as caught:
+    with pytest.raises(Exception, match=r"\w") as caught:
         cluster(config, table)
     error = find_user_error(caught.value)
     assert error is not None
@@ -199,7 +208,7 @@ def test_errors(config: ClustersConfig, changes: dict[str, Any], words: list[str
 
 
 def test_label_kind_needs_a_label() -> None:
-    with pytest.raises(UserError, match=r"needs --data.label"):
+    with pytest.raises(UserError, match=r"needs --data\.label"):
         columns_of(ClustersConfig(kind="label"), None, COLUMNS)
     with pytest.raises(UserError, match="there are none"):
         columns_of(ClustersConfig(), "label", ("label",))
@@ -229,7 +238,10 @@ def test_numbers_of_clusters(pairs: list[tuple[int, bool]]) -> None:
 
 def test_assignment_file() -> None:
     table = Assignment.from_rows(
-        np.array([5, -3, 9]), np.array([[0, 1], [1, -1], [0, 0]]), ("a", "b"), pa.array(["x", "y", "z"])
+        np.array([5, -3, 9]),
+        np.array([[0, 1], [1, -1], [0, 0]]),
+        ("a", "b"),
+        pa.array(["x", "y", "z"]),
     )
     again = Assignment.from_parquet(table.to_parquet())
     assert again.ids.tolist() == [-3, 5, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -59,11 +60,7 @@ def test_single_images_keep_groups_whole() -> None:
     c = np.concatenate([np.repeat(np.arange(100), 3), np.full(100, -1)]).astype(np.int32)
     order = epoch_order(c, 3, 16, rng)
     batches = c[order][: len(c) // 16 * 16].reshape(-1, 16)
-    torn = sum(
-        1
-        for left, right in zip(batches[:-1], batches[1:], strict=True)
-        if left[-1] == right[0] >= 0
-    )
+    torn = sum(1 for left, right in pairwise(batches) if left[-1] == right[0] >= 0)
     plain = c[compose(c, 3, np.random.default_rng(0))]
     before = sum(plain[i - 1] == plain[i] >= 0 for i in range(16, len(c), 16))
     assert torn == 0
@@ -73,6 +70,7 @@ def test_single_images_keep_groups_whole() -> None:
 def test_composing_brings_positives_that_shuffling_does_not() -> None:
     rng = np.random.default_rng(0)
     c = rng.integers(0, 700, 4200).astype(np.int32)
+
     def batches(order: np.ndarray) -> np.ndarray:
         return c[order][: 16 * 256].reshape(16, 256)
 

@@ -39,7 +39,12 @@ RGB = Image.fromarray(gradient())
         ("tiff", encode(RGB, "TIFF"), gradient(), 0),
         ("gif", encode(RGB.quantize(256), "GIF"), np.array(RGB.quantize(256).convert("RGB")), 0),
         ("grey", encode(RGB.convert("L"), "PNG"), np.array(RGB.convert("L").convert("RGB")), 0),
-        ("grey jpeg", encode(RGB.convert("L"), "JPEG"), np.array(RGB.convert("L").convert("RGB")), 12),
+        (
+            "grey jpeg",
+            encode(RGB.convert("L"), "JPEG"),
+            np.array(RGB.convert("L").convert("RGB")),
+            12,
+        ),
         ("palette", encode(RGB.quantize(64), "PNG"), np.array(RGB.quantize(64).convert("RGB")), 0),
         ("cmyk", encode(RGB.convert("CMYK"), "JPEG", quality=98), gradient(), 12),
         ("one bit", encode(RGB.convert("1"), "PNG"), np.array(RGB.convert("1").convert("RGB")), 0),

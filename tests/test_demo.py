@@ -42,7 +42,9 @@ def test_same_seed_same_pixels_and_no_second_rendering(tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns == stamp
     again = make_demo(tmp_path / "b", 60, 20, seed=3)
     other = make_demo(tmp_path / "b", 60, 20, seed=4)
-    tables = [pq.read_table(Path(d.train).parent / "train-0.parquet") for d in (first, again, other)]
+    tables = [
+        pq.read_table(Path(d.train).parent / "train-0.parquet") for d in (first, again, other)
+    ]
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert not list((tmp_path / "a").glob("*.partial"))

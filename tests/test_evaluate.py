@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-
 from pictures import png, write_parquet
+
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
@@ -87,9 +87,7 @@ def test_rank_me() -> None:
 
 def test_uniformity_alignment_spread() -> None:
     x = F.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    pairs = [
-        float((x[i] - x[j]).square().sum()) for i in range(40) for j in range(i)
-    ]
+    pairs = [float((x[i] - x[j]).square().sum()) for i in range(40) for j in range(i)]
     expected = math.log(sum(math.exp(-2 * d) for d in pairs) / len(pairs))
     assert uniformity(x[:40]) == pytest.approx(expected, rel=1e-4)
     assert uniformity(torch.ones(30, 4)) == pytest.approx(0, abs=1e-4)
@@ -131,8 +129,9 @@ def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
     rows = open_source(DataConfig(path=folder)).images(["species"])
     table = pa.concat_tables(
         __import__("ray").get(
-            embed(rows, weights, store_size=16, columns=("species",), batch_size=20, views=True)
-            .to_arrow_refs()
+            embed(
+                rows, weights, store_size=16, columns=("species",), batch_size=20, views=True
+            ).to_arrow_refs()
         )
     ).sort_by(ID)
     assert [i for i, fault in enumerate(table[FAULT].to_pylist()) if fault] == [7]

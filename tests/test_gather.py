@@ -60,7 +60,9 @@ def work(rank: int, world: int, port: int, estimator: str, dual: bool, out: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize(("estimator", "dual"), [("supcon", False), ("paper", False), ("supcon", True)])
+@pytest.mark.parametrize(
+    ("estimator", "dual"), [("supcon", False), ("paper", False), ("supcon", True)]
+)
 def test_gradient_does_not_depend_on_workers(
     world: int, estimator: str, dual: bool, tmp_path: Path
 ) -> None:

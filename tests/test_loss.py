@@ -39,9 +39,7 @@ def supcon_reference(z1: torch.Tensor, z2: torch.Tensor, clusters: list[int], ta
         }
         log_all = math.log(sum(math.exp(s) for s in scores.values()))
         mine = clusters[i % b]
-        positives = [
-            j for j in scores if j % b == i % b or (mine >= 0 and clusters[j % b] == mine)
-        ]
+        positives = [j for j in scores if j % b == i % b or (mine >= 0 and clusters[j % b] == mine)]
         total += sum(log_all - scores[j] for j in positives) / len(positives)
     return total / (2 * b)
 
@@ -131,7 +129,9 @@ def test_local_anchors_add_up_to_the_whole(estimator: str) -> None:
         cl_infonce(z1[o : o + 4], z2[o : o + 4], z1, z2, c[o : o + 4], c, o, 0.2, estimator).loss
         for o in (0, 4)
     ]
-    assert torch.allclose(torch.stack(parts).mean(), whole(z1, z2, c[:, 0].tolist(), 0.2, estimator))
+    assert torch.allclose(
+        torch.stack(parts).mean(), whole(z1, z2, c[:, 0].tolist(), 0.2, estimator)
+    )
 
 
 @pytest.mark.parametrize("estimator", ["supcon", "paper"])

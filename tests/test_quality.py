@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wcl_ray.clusters.quality import composed_positives, measure, render, shuffled_positives, warning
+from wcl_ray.clusters.quality import (
+    composed_positives,
+    measure,
+    render,
+    shuffled_positives,
+    warning,
+)
 from wcl_ray.data.compose import epoch_order, meeting
 
 

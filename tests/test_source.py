@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
-
 from pictures import columns, png, write_parquet
+
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
@@ -96,7 +96,9 @@ def test_hugging_face_struct_and_paths(tmp_path: Path) -> None:
     rows = images(DataConfig(path=str(tmp_path / "a.parquet")))
     assert [row[IMAGE] for row in rows] == [png(i) for i in range(4)]
 
-    table = pa.table({"id": range(3), "image_path": ["pixels/3.png", f"{tmp_path}/pixels/3.png", "no"]})
+    table = pa.table(
+        {"id": range(3), "image_path": ["pixels/3.png", f"{tmp_path}/pixels/3.png", "no"]}
+    )
     pq.write_table(table, tmp_path / "b.parquet")
     rows = images(DataConfig(path=str(tmp_path / "b.parquet")))
     assert [row[IMAGE] for row in rows] == [png(3), png(3), None]

@@ -14,8 +14,8 @@ import pytest
 import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from pictures import number_of, write_parquet
+
 from wcl_ray.config import DataConfig
 from wcl_ray.data import compose, stream
 from wcl_ray.data.reader import Batch, Reader
@@ -215,9 +215,7 @@ def test_readers_in_other_processes(data: DataConfig) -> None:
 
     @ray.remote
     def work(kept: Stream, clusters: Any, rank: int) -> list[int]:
-        one = Reader(
-            kept, clusters, rank=rank, world=2, batch_size=12, seed=0, group=2, threads=1
-        )
+        one = Reader(kept, clusters, rank=rank, world=2, batch_size=12, seed=0, group=2, threads=1)
         return [int(i) for batch in one.epoch(0, None) for i in batch.ids]
 
     first, second = ray.get([work.remote(kept, clusters, rank) for rank in range(2)])
@@ -238,8 +236,10 @@ def test_a_reader_that_is_left_early_stops_its_thread(data: DataConfig) -> None:
 
 def test_spread_puts_small_clusters_together(data: DataConfig) -> None:
     ids = ray.put(np.arange(N))
-    rows = open_source(data).images().map_batches(
-        stream._keep_raw, batch_format="pyarrow", fn_kwargs={"ids": ids, "size": 16}
+    rows = (
+        open_source(data)
+        .images()
+        .map_batches(stream._keep_raw, batch_format="pyarrow", fn_kwargs={"ids": ids, "size": 16})
     )
     clusters = (np.arange(N) // 2).astype(np.int32)  # pairs: a partner is easily lost
     spread, why = stream._spread(rows, clusters, ids, nodes=4, kept=1e6)

@@ -109,7 +109,9 @@ def _read_yaml(name: str, cls: type) -> list[str]:
     if tree is None:
         return []
     if not isinstance(tree, dict):
-        raise ValueError(f"--config {name}: expected keys and values, found a {type(tree).__name__}")
+        raise ValueError(
+            f"--config {name}: expected keys and values, found a {type(tree).__name__}"
+        )
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
 
 
@@ -139,8 +141,8 @@ def keys(cls: type, prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
         name = prefix + item.name.replace("_", "-")
-        factory = item.default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        factory: Any = item.default_factory
+        if isinstance(factory, type):  # a section
             found.update(keys(factory, f"{name}."))
         else:
             found[name] = str(item.type)

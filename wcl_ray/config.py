@@ -100,7 +100,9 @@ class ClustersConfig:
     """Images of one cluster put together in a batch (m). 1: plain shuffling."""
 
     def __post_init__(self) -> None:
-        _require(all(k >= 1 for k in self.top_k) and len(self.top_k) >= 1, "clusters.top-k starts at 1")
+        _require(
+            all(k >= 1 for k in self.top_k) and len(self.top_k) >= 1, "clusters.top-k starts at 1"
+        )
         _require(all(n >= 1 for n in self.level), "clusters.level starts at 1 (the coarsest)")
         _require(self.quantiles >= 1, "clusters.quantiles starts at 1")
         _require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
@@ -123,7 +125,9 @@ class LossConfig:
     """Weight of the InfoNCE head with --loss.dual."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
+        _require(
+            self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0"
+        )
         _require(self.dual_weight >= 0, "loss.dual-weight is negative")
 
 
@@ -334,8 +338,8 @@ def from_dict(tree: dict[str, Any], cls: type = Config) -> Any:
     _require(not unknown, f"unknown keys in a stored configuration: {', '.join(sorted(unknown))}")
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        factory = fields[key].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        factory: Any = fields[key].default_factory
+        if isinstance(factory, type):
             values[key] = from_dict(value, factory)
         else:
             values[key] = tuple(value) if isinstance(value, list) else value

@@ -49,8 +49,8 @@ class Assignment:
             row = int(same[0])
             name = keys[row].as_py() if keys is not None else None
             raise UserError(
-                f"id {name if name is not None else int(ids[row])!r} occurs more than once "
-                f"({len(same)} duplicates in all); every image needs an id of its own, see --data.id"
+                f"id {int(ids[row]) if name is None else name!r} occurs more than once "
+                f"({len(same)} duplicates in all); every image needs its own, see --data.id"
             )
         return Assignment(ids, clusters[order].astype(np.int32), names, keys)
 

@@ -132,9 +132,7 @@ def _pairs(array: pa.Array, label: pa.Array) -> Counter[tuple[Any, Any]] | None:
     found = table.group_by(["value", "label"]).aggregate([([], "count_all")])
     if len(found) > MOST_VALUES:
         return None
-    return Counter(
-        {(row["value"], row["label"]): row["count_all"] for row in found.to_pylist()}
-    )
+    return Counter({(row["value"], row["label"]): row["count_all"] for row in found.to_pylist()})
 
 
 @dataclass(frozen=True)

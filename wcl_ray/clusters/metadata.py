@@ -121,7 +121,7 @@ def cluster_metadata(
             raise UserError(f"clusters.level {max(levels)}: the hierarchy is {depth} levels deep")
         names = tuple(f"hierarchy-{level}" for level in levels)
         codes = functools.partial(_ancestors, columns, config.separator, levels)
-    elif config.kind == "label":
+    elif config.kind == "label" and label is not None:
         names, codes = ("label",), functools.partial(_values, label)
     else:
         names, codes = ("instance",), _nothing

@@ -100,7 +100,7 @@ def separate(clusters: np.ndarray) -> np.ndarray:
 
 
 def _against(z: np.ndarray, t: np.ndarray) -> dict[str, float | None]:
-    pairs, joint = np.unique(z * (int(t.max()) + 1) + t, return_counts=True)
+    joint = np.unique(z * (int(t.max()) + 1) + t, return_counts=True)[1]
     of_z = np.bincount(z)
     h_z, h_t, h_joint = entropy(of_z), entropy(np.bincount(t)), entropy(joint)
     same = float((joint * (joint - 1.0)).sum())
@@ -195,6 +195,6 @@ def warning(quality: Quality) -> str | None:
     if quality.composed_lonely <= 0.5:
         return None
     return (
-        f"{quality.name}: {quality.composed_lonely:.0%} of the anchors would meet no other image of "
-        "their cluster, so this is mostly SimCLR; take fewer attributes or a coarser level"
+        f"{quality.name}: {quality.composed_lonely:.0%} of the anchors would meet no other image "
+        "of their cluster, so this is mostly SimCLR; take fewer attributes or a coarser level"
     )

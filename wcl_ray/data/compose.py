@@ -42,7 +42,7 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
 def _by_cluster(
     clusters: np.ndarray, shuffled: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows sorted by cluster, in random order inside; start, rank and size of each row's cluster."""
+    """Rows sorted by cluster, at random inside; start, rank and size of each row's cluster."""
     n = len(clusters)
     key = clusters[shuffled].astype(np.int64)
     alone = key < 0

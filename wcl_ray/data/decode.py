@@ -108,7 +108,9 @@ def _flatten(pixels: torch.Tensor) -> torch.Tensor:
 def _decode_pillow(content: bytes) -> torch.Tensor:
     with Image.open(io.BytesIO(content)) as picture:
         if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width} × {picture.height} pixels, the limit is {MAX_PIXELS}")
+            raise ValueError(
+                f"{picture.width} × {picture.height} pixels, the limit is {MAX_PIXELS}"
+            )
         whole = ImageOps.exif_transpose(picture)
         if whole.mode.startswith(("I;16", "I")) and whole.mode != "1":
             values = np.asarray(whole).astype(np.int64)

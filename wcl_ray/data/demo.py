@@ -21,7 +21,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,13 @@ def make_demo(
         Globs of the training and test files with columns ``id``, ``image`` (PNG, 32 px),
         ``label``, the attributes, ``length_mm`` and ``tags``.
     """
-    facts = {"version": VERSION, "images": images, "test": test_images, "seed": seed, "noise": noise}
+    facts = {
+        "version": VERSION,
+        "images": images,
+        "test": test_images,
+        "seed": seed,
+        "noise": noise,
+    }
     target = Path(folder) / f"{images}-{test_images}-{seed}-{noise:g}-v{VERSION}"
     if not (target / "demo.json").exists():
         partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
@@ -87,7 +93,9 @@ def make_demo(
         for split, count, files, stream in (("train", images, 4, 0), ("test", test_images, 2, 1)):
             table = _table(split, count, np.random.default_rng([seed, stream]), noise)
             for i in range(files):
-                part = table.slice(i * count // files, (i + 1) * count // files - i * count // files)
+                part = table.slice(
+                    i * count // files, (i + 1) * count // files - i * count // files
+                )
                 pq.write_table(part, partial / f"{split}-{i}.parquet", row_group_size=256)
         (partial / "demo.json").write_text(json.dumps(facts))
         try:
@@ -159,7 +167,8 @@ def _channel(name: str, noise: float) -> np.ndarray:
 def _table(split: str, count: int, rng: np.random.Generator, noise: float) -> pa.Table:
     species, columns = notes(count, rng, noise)
     pixels = np.concatenate(
-        [draw(species[i : i + 250], rng) for i in range(0, count, 250)] or [np.empty((0, 32, 32, 3))]
+        [draw(species[i : i + 250], rng) for i in range(0, count, 250)]
+        or [np.empty((0, 32, 32, 3))]
     )
     with ThreadPoolExecutor(4) as pool:
         files = list(pool.map(_png, pixels))

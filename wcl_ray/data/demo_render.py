@@ -5,6 +5,8 @@ Coordinates: x to the right, y down, the picture is [-1, 1]². B: beetles, s: pi
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 OVERSAMPLE = 2
@@ -48,7 +50,9 @@ def draw(species: np.ndarray, rng: np.random.Generator, size: int = 32) -> np.nd
     gloss = _ellipse(x + width * 0.35, y + height * 0.3, width * 0.16, height * 0.22)
     _paint(picture, np.maximum(gloss, outline), np.minimum(1, body * 0.5 + 0.5), pixel, 0.55)
     for side in (-1, 1):
-        eye = _ellipse(x - side * width * 0.3, y + height * 1.02, np.float32(0.06), np.float32(0.06))
+        eye = _ellipse(
+            x - side * width * 0.3, y + height * 1.02, np.float32(0.06), np.float32(0.06)
+        )
         _paint(picture, eye, np.ones((b, 3), np.float32), pixel)
     small = picture.reshape(b, size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((2, 4))
     small += rng.normal(0, 0.015, small.shape)
@@ -87,14 +91,14 @@ def _colours(
 
 
 def _paint(
-    picture: np.ndarray, distance: np.ndarray, colour: np.ndarray, pixel: float, strength: float = 1
+    picture: np.ndarray, distance: np.ndarray, colour: np.ndarray, pixel: Any, strength: float = 1
 ) -> None:
     """Fill where the distance is negative, with a soft edge of one pixel."""
     alpha = (0.5 - distance / pixel).clip(0, 1)[..., None] * np.float32(strength)
     picture += alpha * (colour[:, None, None].astype(np.float32) - picture)
 
 
-def _ellipse(x: np.ndarray, y: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+def _ellipse(x: np.ndarray, y: np.ndarray, width: Any, height: Any) -> np.ndarray:
     """Approximate signed distance to an ellipse around the origin."""
     radius = np.sqrt((x / width) ** 2 + (y / height) ** 2)
     return (radius - 1) * np.minimum(width, height)
@@ -107,13 +111,17 @@ def _stroke(p: Points, a: Points, b: Points, thick: float) -> np.ndarray:
     return np.hypot(px - t * bx, py - t * by) - np.float32(thick)
 
 
-def _body(x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, kind: np.ndarray) -> np.ndarray:
+def _body(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, kind: np.ndarray
+) -> np.ndarray:
     pear = (kind == 2)[:, None, None]
     wide = np.where(pear, w * (1 + 0.45 * np.clip(y / h, -1, 1)), w)
     return _ellipse(x, y, wide, h)
 
 
-def _legs(x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, long: np.ndarray) -> np.ndarray:
+def _legs(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, long: np.ndarray
+) -> np.ndarray:
     """Three pairs of bent legs."""
     reach = np.where(long, 0.38, 0.2)[:, None, None].astype(np.float32)
     found = np.full(x.shape, 1.0, np.float32)

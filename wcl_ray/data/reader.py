@@ -212,7 +212,10 @@ class Reader:
         return files
 
     def _decode(
-        self, positions: np.ndarray, files: list[bytes | None], known: list[str | None] | None = None
+        self,
+        positions: np.ndarray,
+        files: list[bytes | None],
+        known: list[str | None] | None = None,
     ) -> Batch:
         decoded = decode_batch(files, self.stream.size, self._pool)
         faults = dict(decoded.faults)

@@ -69,7 +69,7 @@ class Source(ABC):
 
     @abstractmethod
     def images(self, columns: Sequence[str] = ()) -> Dataset:
-        """Rows ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` (reason or null), columns."""
+        """Rows ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` or null, columns."""
 
     @abstractmethod
     def describe(self) -> str:

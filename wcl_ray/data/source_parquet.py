@@ -33,7 +33,9 @@ class ParquetSource(Source):
 
     def describe(self) -> str:
         count = len(self.files.paths)
-        return f"{self.uri}: {count} Parquet file{'s' * (count > 1)}, images in {self.image_column!r}"
+        return (
+            f"{self.uri}: {count} Parquet file{'s' * (count > 1)}, images in {self.image_column!r}"
+        )
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
@@ -96,12 +98,16 @@ def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str,
             )
         return wanted, layout
     pixels = [name for name, layout in layouts.items() if layout in ("bytes", "struct")]
-    named = [n for n in NAMES if n in pixels] or [n for n in (*NAMES, *PATH_NAMES) if layouts.get(n)]
+    named = [n for n in NAMES if n in pixels] or [
+        n for n in (*NAMES, *PATH_NAMES) if layouts.get(n)
+    ]
     found = named[:1] or (pixels if len(pixels) == 1 else [])
     if found:
         return found[0], str(layouts[found[0]])
     if pixels:
-        raise UserError(f"{uri}: {', '.join(pixels)} may all be the images; choose with --data.image")
+        raise UserError(
+            f"{uri}: {', '.join(pixels)} may all be the images; choose with --data.image"
+        )
     raise UserError(f"{uri} has no image column; choose with --data.image among: {listing}")
 
 
@@ -170,7 +176,9 @@ def _finish(
     return pa.table(found | {name: table[name] for name in columns})
 
 
-def _bytes_of(column: pa.ChunkedArray, source: ParquetSource, path: str) -> tuple[pa.Array, pa.Array]:
+def _bytes_of(
+    column: pa.ChunkedArray, source: ParquetSource, path: str
+) -> tuple[pa.Array, pa.Array]:
     column = column.combine_chunks()
     if source.layout == "path":
         return read_files(column.to_pylist(), source.files, path.rpartition("/")[0])

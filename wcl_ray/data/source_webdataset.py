@@ -54,7 +54,9 @@ def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
     """
     paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
     if not paths:
-        raise UserError(f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)")
+        raise UserError(
+            f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
+        )
     files = Files(files.uri, files.endpoint, files.root, paths)
     samples = list(itertools.islice(_samples(files, paths[0], images=False), LOOK))
     with_image = [s for s in samples if s["image_suffix"]]

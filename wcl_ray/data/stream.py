@@ -143,7 +143,11 @@ def _choose(images: Dataset, n: int, size: int, keep: str) -> tuple[str, str, fl
     lengths = [len(row[IMAGE]) for row in head if row[IMAGE]]
     encoded = n * float(np.mean(lengths)) if lengths else 0.0
     if encoded <= room:
-        return "encoded", f"encoded: {n:,} image files take about {_bytes(encoded)}, {offer}", encoded
+        return (
+            "encoded",
+            f"encoded: {n:,} image files take about {_bytes(encoded)}, {offer}",
+            encoded,
+        )
     if keep == "encoded":
         raise UserError(f"data.keep encoded needs about {_bytes(encoded)}, but only {offer}")
     text = f"anew: neither pixels ({_bytes(raw)}) nor files ({_bytes(encoded)}) fit into {offer}"
@@ -237,7 +241,7 @@ def _materialise(rows: Dataset) -> list[Any]:
 @ray.remote(num_cpus=0.5)
 def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, str]]]]:
     """Per block: its ids, and (row, key, reason) of its faults."""
-    found = []
+    found: list[tuple[np.ndarray, list[tuple[int, str, str]]]] = []
     for table in blocks:
         if table.num_columns == 0:
             found.append((np.empty(0, np.int64), []))
@@ -246,8 +250,7 @@ def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, 
         bad = np.flatnonzero(table[FAULT].is_valid().to_numpy())
         rows = table.select([ID, KEY, FAULT]).take(bad).to_pylist()
         faults = [
-            (int(i), str(row[KEY] or row[ID]), row[FAULT])
-            for i, row in zip(bad, rows, strict=True)
+            (int(i), str(row[KEY] or row[ID]), row[FAULT]) for i, row in zip(bad, rows, strict=True)
         ]
         found.append((ids, faults))
     return found

@@ -100,7 +100,9 @@ class _Embedder:
         found["feature"] = _column(self._features(crops), bad)
         if self.views:
             ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
-            found["view"] = _column(self._features(self.augment.view(images, aspect, ids, 0, 0)), bad)
+            found["view"] = _column(
+                self._features(self.augment.view(images, aspect, ids, 0, 0)), bad
+            )
         return pa.table(found)
 
     @torch.inference_mode()

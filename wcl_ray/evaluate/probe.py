@@ -1,4 +1,4 @@
-"""Linear probe: a linear classifier on frozen features, its strength chosen without the test set."""
+"""Linear probe: a linear classifier on frozen features, tuned without the test set."""
 
 from __future__ import annotations
 

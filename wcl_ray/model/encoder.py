@@ -55,7 +55,9 @@ class Encoder(nn.Module):
         feature_dim: width of the features that are kept after training.
     """
 
-    def __init__(self, backbone: nn.Module, feature_dim: int, model: ModelConfig, heads: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, feature_dim: int, model: ModelConfig, heads: int
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
@@ -80,7 +82,9 @@ def build_projector(width: int, widths: tuple[int, ...], norm: bool) -> nn.Seque
     for i, out in enumerate(widths):
         layers.append(nn.Linear(width, out, bias=not norm or i == len(widths) - 1))
         if i < len(widths) - 1:
-            layers += [nn.BatchNorm1d(out), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+            layers += (
+                [nn.BatchNorm1d(out), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+            )
         width = out
     return nn.Sequential(*layers)
 
@@ -148,10 +152,11 @@ def _timm(name: str, image_size: int) -> nn.Module:
 
 def _head(network: nn.Module, name: str) -> tuple[str, nn.Module, Any]:
     """Name of the classifier, the module, and a function that puts another in its place."""
-    if hasattr(network, "reset_classifier"):  # timm
+    off: Any = getattr(network, "reset_classifier", None)  # timm
+    if off is not None:
 
         def reset(_: nn.Module) -> None:
-            network.reset_classifier(0)
+            off(0)
 
         return "classifier", nn.Identity(), reset
     linear = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear)]
@@ -162,10 +167,7 @@ def _head(network: nn.Module, name: str) -> tuple[str, nn.Module, Any]:
     parent = network.get_submodule(owner)
 
     def replace(new: nn.Module) -> None:
-        if leaf.isdigit():
-            parent[int(leaf)] = new  # type: ignore[index]
-        else:
-            setattr(parent, leaf, new)
+        setattr(parent, leaf, new)  # the places of a Sequential are attributes too
 
     return path, module, replace
 

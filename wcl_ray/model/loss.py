@@ -91,9 +91,7 @@ def _unit(z: torch.Tensor) -> torch.Tensor:
     return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
 
 
-def _same_cluster(
-    clusters: torch.Tensor, all_clusters: torch.Tensor, offset: int
-) -> torch.Tensor:
+def _same_cluster(clusters: torch.Tensor, all_clusters: torch.Tensor, offset: int) -> torch.Tensor:
     """bool (G, b, B): another image of the anchor's cluster."""
     mine, theirs = clusters.T[:, :, None], all_clusters.T[:, None, :]
     same = (mine == theirs) & (mine >= 0)

@@ -63,7 +63,9 @@ def plan_scale(config: Config, streamed: bool) -> Scale:
     return Scale(least=least, most=most, cpus=share, gpu=gpu)
 
 
-def fit(task: Task, scale: Scale, folder: Folder, round_folder: Folder, title: str) -> ray.train.Checkpoint:
+def fit(
+    task: Task, scale: Scale, folder: Folder, round_folder: Folder, title: str
+) -> ray.train.Checkpoint:
     """Train to the end, or go on from the last checkpoint in the round's folder.
 
     Raises:
@@ -128,7 +130,7 @@ def quiet_ray() -> None:
 
 
 def connect(config: Config) -> None:
-    """Join the cluster of the job, of ``scale.address`` or of RAY_ADDRESS, else start a local Ray."""
+    """Join the cluster of the job, ``scale.address`` or RAY_ADDRESS, else start a local Ray."""
     quiet_ray()
     if not ray.is_initialized():
         ray.init(

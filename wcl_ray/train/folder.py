@@ -45,14 +45,17 @@ def find_run(config: Config) -> tuple[Config, Folder]:
         config = replace(config, name=name)
         folder = storage / name  # type: ignore[operator]
         if not folder.exists("config.json"):
-            raise UserError(f"--resume: there is no run {name!r} in {config.storage}{_runs(storage)}")
+            raise UserError(
+                f"--resume: there is no run {name!r} in {config.storage}{_runs(storage)}"
+            )
         _check_same(json.loads(folder.read("config.json"))["config"], config, str(name))
         return config, folder
     name = config.name or _fresh_name(config)
     folder = storage / name
     if folder.exists("config.json"):
         raise UserError(
-            f"{folder.uri} holds a run already; add --resume to continue it, or choose another --name"
+            f"{folder.uri} holds a run already; add --resume to continue it, or choose another "
+            "--name"
         )
     return replace(config, name=name), folder
 
@@ -102,7 +105,9 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tup
 def _check_same(stored: dict[str, Any], config: Config, name: str) -> None:
     found = differences(stored, config.to_dict())
     if found:
-        text = "; ".join(f"{k.replace('_', '-')} was {a!r}, now {b!r}" for k, (a, b) in found.items())
+        text = "; ".join(
+            f"{k.replace('_', '-')} was {a!r}, now {b!r}" for k, (a, b) in found.items()
+        )
         raise UserError(f"--resume: run {name!r} was started with other options: {text}")
 
 

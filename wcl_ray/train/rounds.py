@@ -57,11 +57,13 @@ def pretrain(config: Config) -> dict[str, Any]:
     say("images", images.train.describe())
     assignment = _clusters(config, images, run)
     stream = _stream(config, images, assignment, run)
-    variants = {config.clusters.kind: (config, run, assignment)}
+    variants: dict[str, tuple[Config, Folder, Assignment]] = {
+        config.clusters.kind: (config, run, assignment)
+    }
     if config.compare and config.clusters.kind != "instance":
         baseline = replace(config, clusters=replace(config.clusters, kind="instance"))
         variants["instance"] = (baseline, run / "baseline", alone(assignment))
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, (one, folder, clusters) in variants.items():
         title = "SimCLR" if name == "instance" else name
         found[title] = _variant(one, folder, images, stream, clusters, title)
@@ -183,9 +185,7 @@ def _count(images: Images) -> int:
     return int(images.side(source.metadata(), training=False).count())
 
 
-def _train(
-    config: Config, run: Folder, stream: Stream, assignment: Assignment, title: str
-) -> None:
+def _train(config: Config, run: Folder, stream: Stream, assignment: Assignment, title: str) -> None:
     scale = plan_scale(config, streamed=stream.mode == "anew")
     say("train", f"{title}: {config.train.epochs} epochs on {scale.describe()}")
     task = Task(

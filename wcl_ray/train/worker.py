@@ -204,13 +204,24 @@ class Worker:
         def one(head: torch.Tensor, local: torch.Tensor, whole: torch.Tensor) -> LossResult:
             z1, z2 = head.float().chunk(2)
             return cl_infonce(
-                z1, z2, gather(z1), gather(z2), local, whole, offset, loss.temperature, loss.estimator
+                z1,
+                z2,
+                gather(z1),
+                gather(z2),
+                local,
+                whole,
+                offset,
+                loss.temperature,
+                loss.estimator,
             )
 
         result = one(heads[0], clusters, everyone)
         if not loss.dual:
             return result
-        alone, all_alone = torch.full_like(clusters[:, :1], -1), torch.full_like(everyone[:, :1], -1)
+        alone, all_alone = (
+            torch.full_like(clusters[:, :1], -1),
+            torch.full_like(everyone[:, :1], -1),
+        )
         instance = one(heads[1], alone, all_alone)
         return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
 
@@ -263,7 +274,9 @@ class Worker:
             "train",
             epoch=epoch,
             epochs=self.config.train.epochs,
-            share=min(1.0, (self.position.images + self.position.dropped) / self.task.images - epoch),
+            share=min(
+                1.0, (self.position.images + self.position.dropped) / self.task.images - epoch
+            ),
             step=self.position.step,
             images=self.position.images,
             loss=loss,

@@ -1,0 +1,128 @@
+"""Images per second into a training process: the stream against a torch DataLoader.
+
+    python benchmarks/ingest.py --path "cifar10/train-*.parquet" [--repeats 3] [--workers 2]
+
+Both sides deliver shuffled uint8 batches of 256 (3, S, S) images to one consumer. The DataLoader
+holds the encoded files in memory (map style), decodes with the same function in its worker
+processes and stacks; the stream composes its batches from clusters as well. The sides alternate,
+the median of the repeats counts. Prints a table and, as the last line, one JSON object:
+``vs_dataloader`` is the mode that ``data.keep auto`` picks over the DataLoader.
+The first epoch of the kept modes has to wait for the blocks to be kept (``keep_seconds``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from wcl_ray.config import DataConfig
+from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.reader import Reader
+from wcl_ray.data.source import ID, IMAGE, open_source
+from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.train.fit import quiet_ray
+
+BATCH = 256
+
+
+class Files(Dataset[torch.Tensor]):
+    """Encoded files in memory; an item is one decoded batch (fetching by batch is the faster way
+    to use a DataLoader, and kinder to the peer)."""
+
+    def __init__(self, files: list[bytes], size: int, batch: int) -> None:
+        self.files, self.size, self.batch = files, size, batch
+        self.order = np.random.default_rng(0).permutation(len(files))
+
+    def __len__(self) -> int:
+        return len(self.files) // self.batch
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        rows = self.order[number * self.batch : (number + 1) * self.batch]
+        return decode_batch([self.files[row] for row in rows], self.size).images
+
+
+def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> float:
+    """Images per second of one pass, the first batch included."""
+    started, count = time.perf_counter(), 0
+    for images in batches():
+        count += len(images)
+    return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--path", required=True, help="Parquet files, a folder or shards of images")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, and threads")
+    parser.add_argument("--size", type=int, default=32, help="side of the decoded images")
+    options = parser.parse_args()
+    quiet_ray()
+    ray.init(address="local", logging_level="ERROR", log_to_driver=False)
+    data = DataConfig(path=options.path, image_size=options.size, store_size=options.size)
+    source = open_source(data)
+    table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
+    ids = np.sort(table[ID].to_numpy())
+    files = Files(table[IMAGE].to_pylist(), options.size, BATCH)
+    clusters = np.random.default_rng(0).integers(0, len(ids) // 20, (len(ids), 1)).astype(np.int32)
+    print(f"{len(ids):,} images from {source.describe()}", flush=True)
+
+    def stream_of(keep: str) -> tuple[Stream, float]:
+        started = time.perf_counter()
+        wanted = replace(data, keep=keep)  # type: ignore[arg-type]
+        return plan_stream(source.images(), ids, wanted), time.perf_counter() - started
+
+    def loader() -> Iterator[torch.Tensor]:
+        return iter(DataLoader(files, batch_size=None, num_workers=options.workers, shuffle=True))
+
+    epochs = iter(range(10**6))
+
+    def reading(stream: Stream) -> Callable[[], Iterator[torch.Tensor]]:
+        reader = Reader(
+            stream, clusters, rank=0, world=1, batch_size=BATCH, seed=0, group=2,
+            threads=options.workers,
+        )  # fmt: skip
+
+        def tables() -> Iterator[pa.Table]:
+            rows = stream.dataset(None).iter_batches(batch_size=None, batch_format="pyarrow")
+            return iter(rows)
+
+        anew = stream.mode == "anew"
+        return lambda: (
+            batch.images for batch in reader.epoch(next(epochs), None, tables if anew else None)
+        )
+
+    chosen = stream_of("auto")[0].mode
+    streams = {mode: stream_of(mode) for mode in ("raw", "encoded", "anew")}
+    sides = {"dataloader": loader} | {mode: reading(s) for mode, (s, _) in streams.items()}
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(options.repeats):
+        for name, side in sides.items():
+            found[name].append(timed(side))
+    speed = {name: statistics.median(values) for name, values in found.items()}
+    result: dict[str, Any] = {"images": len(ids), "auto": chosen}
+    print(f"\n{'side':<12}{'images/s':>12}{'vs DataLoader':>15}{'to keep':>10}")
+    for name, value in speed.items():
+        ratio = value / speed["dataloader"]
+        keep = f"{streams[name][1]:.1f} s" if name in streams else ""
+        print(f"{name:<12}{value:>12,.0f}{ratio:>15.2f}{keep:>10}")
+        result[f"{name}_images_per_second"] = round(value)
+        if name != "dataloader":
+            result[f"vs_dataloader_{name}"] = round(ratio, 2)
+            result[f"keep_seconds_{name}"] = round(streams[name][1], 1)
+    result["vs_dataloader"] = result[f"vs_dataloader_{chosen}"]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
