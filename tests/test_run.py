@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torchvision
-from pictures import write_parquet
+from pictures import png, write_parquet
 
 from wcl_ray.config import (
     ClustersConfig,
@@ -170,16 +170,16 @@ def test_two_workers_see_each_image_once(config: Config, tmp_path: Path, keep: s
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_same_losses_for_one_and_two_workers(config: Config, tmp_path: Path) -> None:
+def test_losses_depend_on_neither_chance_nor_workers(config: Config, tmp_path: Path) -> None:
     """The batches and views do not depend on the workers; batch norm does, so it is kept apart."""
     losses = []
-    for name, workers in (("a", "1"), ("b", "2")):
+    for name, workers in (("a", "1"), ("b", "2"), ("c", "1")):
         one = replace(
             config,
             name=name,
             data=replace(config.data, label=None),
             scale=ScaleConfig(workers=workers, cpus_per_worker=1),
-            train=replace(config.train, epochs=1, lr=1e-9),
+            train=replace(config.train, epochs=1, lr=1e-9, deterministic=True),
             model=ModelConfig(backbone="convnext_tiny", projector=(16, 8)),  # layer norm
         )
         pretrain(replace(one, data=replace(one.data, image_size=32, store_size=32)))
@@ -187,8 +187,9 @@ def test_same_losses_for_one_and_two_workers(config: Config, tmp_path: Path) -> 
         losses.append(json.loads(lines[-1])["loss"])
         first = steps_of(tmp_path / "runs" / name)[0]
         losses.append([sorted(np.concatenate(first[s])[:, 0].tolist()) for s in sorted(first)])  # type: ignore[arg-type]
-    assert losses[1] == losses[3]
+    assert losses[1] == losses[3] == losses[5]
     assert losses[0] == pytest.approx(losses[2], rel=0.02)  # stochastic depth is the rest
+    assert losses[0] == losses[4]  # the same seed and workers: the same to the last bit
 
 
 @pytest.mark.slow
@@ -206,14 +207,14 @@ def test_a_killed_worker_is_replaced(config: Config, tmp_path: Path) -> None:
         audit = tmp_path / "runs/one/audit/0001"
         while len(list(audit.glob("*"))) < 8:
             time.sleep(0.05)
-        for process in Path("/proc").glob("[0-9]*"):
+        for pid in descendants(os.getpid()):
             try:
-                title = (process / "cmdline").read_bytes()
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
             if b"RayTrainWorker" in title and not killed:
-                os.kill(int(process.name), signal.SIGKILL)
-                killed.append(int(process.name))
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -339,3 +340,49 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
         assert found.returncode == status
         assert message in found.stderr + found.stdout
         assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_evaluation_while_training(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(
+        config,
+        train=replace(config.train, epochs=5, audit=False),
+        evaluate=EvaluateConfig(every=2),
+    )
+    pretrain(config)
+    lines = (tmp_path / "runs/one/metrics.jsonl").read_text().splitlines()
+    found = [row for row in map(json.loads, lines) if "knn" in row]
+    assert [row["epoch"] for row in found] == [2, 4]
+    assert all(0 <= row["knn"] <= 1 and row["rank_me"] >= 1 for row in found)
+    assert "after epoch 2: knn" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_run_folder_on_s3(
+    config: Config, tmp_path: Path, s3: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wcl_ray.storage import Folder
+
+    images = [b"broken" if i == 5 else table for i, table in enumerate(map(png, range(N)))]
+    data = write_parquet(tmp_path / "broken", N, image=pa.array(images, pa.binary()))
+    config = replace(
+        config,
+        data=replace(config.data, path=data, endpoint=s3, label=None),
+        train=replace(config.train, epochs=2, audit=False),
+        storage="s3://bugs/runs",
+    )
+    results = pretrain(config)
+    run = Folder("s3://bugs/runs/one", s3)
+    names = ("config.json", "metrics.jsonl", "encoder.safetensors", "results.json", "faults.jsonl")
+    for name in names:
+        assert run.exists(name), name
+    assert any(name.startswith("events.") for name in run.names())
+    assert json.loads(run.read("faults.jsonl"))["key"] == "5"
+    assert len(run.read("metrics.jsonl").splitlines()) >= 2
+    assert any(n.startswith("checkpoint_") for n in (run / "rounds/000/train").names())
+    assert load_exported(run.read("encoder.safetensors")).feature_dim == 256
+    assert pretrain(replace(config, resume=True)) == results

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from pictures import columns, png, write_parquet
 
 from wcl_ray.config import DataConfig
@@ -169,20 +167,6 @@ def test_webdataset(tmp_path: Path) -> None:
     assert row[IMAGE] == png(22)
     assert (row["colour"], row["cls"], list(row["marks"])) == ("c1", 2, ["a"])
     assert {r[ID] for r in metadata(data, "cls")} == {r[ID] for r in rows.values()}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    import boto3
-
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="bugs")
-    yield endpoint
-    server.stop()
 
 
 def upload(folder: Path, prefix: str, endpoint: str) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 
 from wcl_ray.data import compose
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.source import FAULT, ID, IMAGE
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, positions_of
 from wcl_ray.errors import UserError
 
@@ -94,7 +95,7 @@ class Reader:
             self.location: np.ndarray = ray.get(stream.location)
 
     def take_faults(self) -> list[tuple[str, str]]:
-        """(id, reason) of images that could not be decoded since the last call."""
+        """(key or id, reason) of images that could not be decoded since the last call."""
         faults, self._faults = self._faults, []
         return faults
 
@@ -153,7 +154,7 @@ class Reader:
             if self.stream.mode == "raw":
                 yield self._raw(positions, rows)
             else:
-                yield self._decode(positions, self._files(rows))
+                yield self._decode(positions, self._files(rows), partial(self._name, rows))
 
     def _open(self, order: np.ndarray) -> list[Any]:
         """The blocks this worker needs; without a copy where they are on this node."""
@@ -203,6 +204,10 @@ class Reader:
             aspect[places] = aspects[inside]
         return self._batch(positions, images, torch.from_numpy(aspect))
 
+    def _name(self, rows: np.ndarray, place: int) -> str | None:
+        ((number, _, inside),) = self._groups(rows[place : place + 1])
+        return self._block(number)[KEY][int(inside[0])].as_py()  # type: ignore[no-any-return]
+
     def _files(self, rows: np.ndarray) -> list[bytes | None]:
         files: list[bytes | None] = [None] * len(rows)
         for number, places, inside in self._groups(rows):
@@ -215,22 +220,23 @@ class Reader:
         self,
         positions: np.ndarray,
         files: list[bytes | None],
-        known: list[str | None] | None = None,
+        name: Callable[[int], str | None],
+        known: dict[int, str] | None = None,
     ) -> Batch:
+        """``name`` gives the user's own name of a row, ``known`` the faults found before."""
         decoded = decode_batch(files, self.stream.size, self._pool)
-        faults = dict(decoded.faults)
-        if known is not None:
-            faults |= {row: reason for row, reason in enumerate(known) if reason}
+        faults = decoded.faults | (known or {})
         images = decoded.images.pin_memory() if self.pin else decoded.images
         batch = self._batch(positions, images, decoded.aspect)
         if faults:
+            for row, reason in faults.items():
+                self._faults.append((name(row) or str(int(batch.ids[row])), reason))
             self._replace(batch, faults)
         return batch
 
     def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
         """Put other images of the batch in place of broken ones: all workers keep equal sizes."""
         good = [row for row in range(len(batch.ids)) if row not in faults]
-        self._faults += [(str(int(batch.ids[row])), reason) for row, reason in faults.items()]
         if not good:
             reason = next(iter(faults.values()))
             raise UserError(f"none of {len(faults)} images of a batch can be decoded: {reason}")
@@ -254,7 +260,7 @@ class Reader:
         held: list[pa.Table] = []
         rows = 0
         for table in tables():
-            held.append(table.select([ID, IMAGE, FAULT]))
+            held.append(table.select([ID, KEY, IMAGE, FAULT]))
             rows += table.num_rows
             if rows >= self.window:
                 rest = yield from self._window(pa.concat_tables(held), rng)
@@ -273,8 +279,10 @@ class Reader:
         for start in range(0, whole, self.local):
             rows = order[start : start + self.local]
             part = table.take(pa.array(rows))
-            files, known = part[IMAGE].to_pylist(), part[FAULT].to_pylist()
-            yield self._decode(positions[rows], files, known)
+            known = {i: fault for i, fault in enumerate(part[FAULT].to_pylist()) if fault}
+            names = part[KEY].to_pylist()
+            files = part[IMAGE].to_pylist()
+            yield self._decode(positions[rows], files, names.__getitem__, known)
         return table.take(pa.array(order[whole:]))
 
 

@@ -168,8 +168,8 @@ class Follower:
     """Reads the board in a thread while the driver waits in ``fit()``.
 
     Row kinds: ``train`` rows go to the log and the live line, ``resume`` rows tell where training
-    started (again), ``fault`` rows are images that could not be decoded, an ``error`` row ends the
-    run with its text, and the text of others is printed.
+    started (again), ``evaluation`` rows hold the figures of a checkpoint, ``fault`` rows are images
+    that could not be decoded, an ``error`` row ends the run with its text.
     """
 
     def __init__(self, board: Any, log: MetricsLog, title: str) -> None:
@@ -214,8 +214,11 @@ class Follower:
                 print(row["text"], flush=True)
         elif kind == "fault":
             self.faults.append(row)
+        elif kind == "evaluation":
+            self._log.add(row)
+            figures = {k: v for k, v in row.items() if k not in ("epoch", "step")}
+            text = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
+            self._live.close()
+            print(f"after epoch {row['epoch']}: {text}", flush=True)
         elif kind == "error":
             self.error = row["text"]
-        else:
-            self._live.close()
-            print(row["text"], flush=True)

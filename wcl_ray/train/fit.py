@@ -56,15 +56,27 @@ def plan_scale(config: Config, streamed: bool) -> Scale:
             f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
             "needs at least 2 images of a batch"
         )
-    free = cpus - (1 if streamed or config.evaluate.every else 0)
-    share = config.scale.cpus_per_worker or max(1.0, free // most)
+    reading = streamed or bool(config.evaluate.every)
+    free = cpus - reading  # reading and evaluating beside the training need a CPU of their own
+    if not gpu and free <= 0:
+        raise UserError(
+            f"reading anew or evaluating during training needs 2 CPUs, the cluster has {cpus:g}; "
+            "use --data.keep raw and --evaluate.every 0"
+        )
+    even = free // most if gpu or free >= most else free / most
+    share = config.scale.cpus_per_worker or max(1.0 if gpu else 0.0, even)
     if not gpu and share > cpus:
         raise UserError(f"scale.cpus-per-worker {share:g} is more than the cluster's {cpus:g} CPUs")
     return Scale(least=least, most=most, cpus=share, gpu=gpu)
 
 
 def fit(
-    task: Task, scale: Scale, folder: Folder, round_folder: Folder, title: str
+    task: Task,
+    scale: Scale,
+    folder: Folder,
+    round_folder: Folder,
+    title: str,
+    validation: ray.train.ValidationConfig | None = None,
 ) -> ray.train.Checkpoint:
     """Train to the end, or go on from the last checkpoint in the round's folder.
 
@@ -74,7 +86,7 @@ def fit(
     """
     log = MetricsLog(folder)
     follower = Follower(task.board, log, title)
-    trainer = _trainer(task, scale, round_folder)
+    trainer = _trainer(task, scale, round_folder, validation)
     try:
         with follower:
             for attempt in range(CONTROLLER_RESTARTS + 1):
@@ -85,7 +97,7 @@ def fit(
                     if attempt == CONTROLLER_RESTARTS:
                         raise
                     time.sleep(2)
-                    trainer = _trainer(task, scale, round_folder)
+                    trainer = _trainer(task, scale, round_folder, validation)
     finally:
         log.close()
         add_faults(folder, follower.faults)
@@ -96,12 +108,15 @@ def fit(
     return result.checkpoint
 
 
-def _trainer(task: Task, scale: Scale, folder: Folder) -> TorchTrainer:
+def _trainer(
+    task: Task, scale: Scale, folder: Folder, validation: ray.train.ValidationConfig | None
+) -> TorchTrainer:
     workers = scale.least if scale.least == scale.most else (scale.least, scale.most)
     resources = {"CPU": scale.cpus} | ({"GPU": 1} if scale.gpu else {})
     return TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
+        validation_config=validation,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]
             use_gpu=scale.gpu,

@@ -30,6 +30,7 @@ from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.fit import connect, fit, plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
+from wcl_ray.train.validate import validation_config
 from wcl_ray.train.worker import Task
 
 ROUND = "rounds/000"
@@ -155,22 +156,23 @@ def _variant(
     if run.exists("evaluation.json"):
         return dict(json.loads(run.read("evaluation.json")))
     scale = plan_scale(config, streamed=stream.mode == "anew")
+    counts = (len(assignment.ids), _count(images) if images.label else 0)
     if not run.exists(ENCODER):
-        _train(config, run, stream, assignment, title)
+        _train(config, run, images, stream, assignment, counts, title)
     say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
-    most, total = config.evaluate.max_images, len(assignment.ids)
-    test = images.test_images()
+    most, test = config.evaluate.max_images, images.test_images()
     figures = evaluate_encoder(
         run.read(ENCODER),
-        subset(images.train_images(), most, total, config.seed),
-        None if test is None else subset(test, most, _count(images), config.seed),
+        subset(images.train_images(), most, counts[0], config.seed),
+        None if test is None else subset(test, most, counts[1], config.seed),
         label=images.label,
         store_size=config.data.stored_size,
         config=config.evaluate,
         seed=config.seed,
         gpu=scale.gpu,
     )
-    rows = [row for row in MetricsLog(run).rows if row.get("epoch") == config.train.epochs - 1]
+    last = config.train.epochs - 1
+    rows = [row for row in MetricsLog(run).rows if row.get("epoch") == last and "loss" in row]
     if rows:
         figures |= {key: float(np.mean([r[key] for r in rows])) for key in ("positives", "lonely")}
         figures |= {"images_per_second": rows[-1]["images_per_second"]}
@@ -185,20 +187,30 @@ def _count(images: Images) -> int:
     return int(images.side(source.metadata(), training=False).count())
 
 
-def _train(config: Config, run: Folder, stream: Stream, assignment: Assignment, title: str) -> None:
+def _train(
+    config: Config,
+    run: Folder,
+    images: Images,
+    stream: Stream,
+    assignment: Assignment,
+    counts: tuple[int, int],
+    title: str,
+) -> None:
     scale = plan_scale(config, streamed=stream.mode == "anew")
     say("train", f"{title}: {config.train.epochs} epochs on {scale.describe()}")
+    board = start_board()
     task = Task(
         config=config,
         stream=stream,
         clusters=ray.put(assignment.clusters),
         images=len(assignment.ids),
         fingerprint=fingerprint(assignment),
-        board=start_board(),
+        board=board,
         audit=run / "audit" if config.train.audit else None,
     )
     started = time.monotonic()
-    checkpoint = fit(task, scale, run, run / ROUND, title)
+    validation = validation_config(config, images, counts, board)
+    checkpoint = fit(task, scale, run, run / ROUND, title, validation)
     encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
     with checkpoint.as_directory() as folder:
         load_model(folder, encoder)

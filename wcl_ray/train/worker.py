@@ -135,9 +135,11 @@ class Worker:
             self._epoch(epoch)
             self.position.dropped += self.reader.dropped
             self.position.epoch, self.position.consumed = epoch + 1, None
-            every = self.config.train.checkpoint_epochs
-            if (epoch + 1) % every == 0 or epoch + 1 == epochs:
-                self._checkpoint()
+            every, look = self.config.train.checkpoint_epochs, self.config.evaluate.every
+            last = epoch + 1 == epochs  # the finished encoder is evaluated by the driver
+            validate = bool(look) and (epoch + 1) % look == 0 and not last
+            if (epoch + 1) % every == 0 or validate or last:
+                self._checkpoint(validate)
 
     def _say_where(self) -> None:
         if self.rank == 0:
@@ -307,16 +309,19 @@ class Worker:
         self.position.consumed |= fresh.cpu().numpy()
         self.fresh = np.zeros_like(self.fresh)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, validate: bool = False) -> None:
         self._merge_consumed()
         saved = None
         if self.rank == 0:
             folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
             store.save(folder, self.model, self.optimizer, self.position, self.facts)
             saved = ray.train.Checkpoint.from_directory(folder)
+        where = {"epoch": self.position.epoch, "step": self.position.step}
+        task = ray.train.ValidationTaskConfig(fn_kwargs=where) if validate else False
         ray.train.report(
-            {"epoch": self.position.epoch, "step": self.position.step},
+            where,
             checkpoint=saved,
+            validation=task if saved is not None else False,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
         self.last_checkpoint = time.monotonic()
