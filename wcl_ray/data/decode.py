@@ -21,6 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 BACKGROUND = 127
 MAX_PIXELS = 200_000_000  # more is taken for a decompression bomb
+CHUNK = 32  # images that a thread takes at a time
 _FAST = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
 
 
@@ -66,9 +67,15 @@ def decode_batch(
         out[row] = pixels
         return None
 
-    rows = range(len(images))
-    found = pool.map(one, rows, chunksize=1) if pool is not None else map(one, rows)
-    faults = {row: reason for row, reason in enumerate(found) if reason is not None}
+    def some(rows: range) -> dict[int, str]:
+        found = ((row, one(row)) for row in rows)
+        return {row: reason for row, reason in found if reason is not None}
+
+    if pool is None:
+        return Decoded(out, aspect, some(range(len(images))))
+    # handing over single small images would cost more than decoding them
+    parts = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
+    faults = {row: reason for part in pool.map(some, parts) for row, reason in part.items()}
     return Decoded(out, aspect, faults)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,9 +89,10 @@ class Reader:
         self.column, _ = compose.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.dropped = 0
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._faults: list[tuple[str, str]] = []
-        self._blocks: list[Any] | None = None
+        self._blocks: list[Any] = [None] * len(stream.blocks)
         if stream.mode != "anew":
             self.location: np.ndarray = ray.get(stream.location)
 
@@ -111,8 +113,11 @@ class Reader:
         """
         if self.stream.mode == "anew":
             assert tables is not None
-            return _ahead(self._anew(epoch, tables), AHEAD)
-        return _ahead(self._kept(self.order(epoch, consumed)), AHEAD)
+            return _ahead(self._parallel(self._anew(epoch, tables)), AHEAD)
+        order = self.order(epoch, consumed)
+        if self.stream.mode == "raw":
+            return _ahead(self._raw_batches(order), AHEAD)
+        return _ahead(self._parallel(self._encoded(order)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
@@ -146,24 +151,30 @@ class Reader:
     def _column(self, positions: np.ndarray) -> np.ndarray:
         return self.clusters[positions, self.column]
 
-    def _kept(self, order: np.ndarray) -> Iterator[Batch]:
-        if self._blocks is None:
-            self._blocks = self._open(order)
-        for positions in order:
-            rows = self.location[positions]
-            if self.stream.mode == "raw":
-                yield self._raw(positions, rows)
-            else:
-                yield self._decode(positions, self._files(rows), partial(self._name, rows))
+    def _parallel(self, jobs: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
+        """Make batches in the threads of the pool, one thread a batch, in order."""
+        waiting: deque[Future[Batch]] = deque()
+        for job in jobs:
+            waiting.append(self._pool.submit(job))
+            if len(waiting) > self._threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    def _open(self, order: np.ndarray) -> list[Any]:
-        """The blocks this worker needs; without a copy where they are on this node."""
-        if self.stream.shared:
-            return list(map(self._view, ray.get(list(self.stream.blocks))))
-        return [None] * len(self.stream.blocks)  # opened when first needed, they change by epoch
+    def _raw_batches(self, order: np.ndarray) -> Iterator[Batch]:
+        for positions in order:
+            yield self._raw(positions, self.location[positions])
+
+    def _encoded(self, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
+        def job(positions: np.ndarray) -> Batch:
+            rows = self.location[positions]
+            return self._decode(positions, self._files(rows), partial(self._name, rows))
+
+        for positions in order:
+            yield partial(job, positions)
 
     def _block(self, number: int) -> Any:
-        assert self._blocks is not None
+        """A block, opened when it is first needed; without a copy where it is on this node."""
         if self._blocks[number] is None:
             self._blocks[number] = self._view(ray.get(self.stream.blocks[number]))
         return self._blocks[number]
@@ -224,7 +235,7 @@ class Reader:
         known: dict[int, str] | None = None,
     ) -> Batch:
         """``name`` gives the user's own name of a row, ``known`` the faults found before."""
-        decoded = decode_batch(files, self.stream.size, self._pool)
+        decoded = decode_batch(files, self.stream.size)
         faults = decoded.faults | (known or {})
         images = decoded.images.pin_memory() if self.pin else decoded.images
         batch = self._batch(positions, images, decoded.aspect)
@@ -254,7 +265,7 @@ class Reader:
             clusters=torch.from_numpy(self.clusters[positions].astype(np.int64)),
         )
 
-    def _anew(self, epoch: int, tables: Tables) -> Iterator[Batch]:
+    def _anew(self, epoch: int, tables: Tables) -> Iterator[Callable[[], Batch]]:
         """Compose inside a window of rows that fills, empties in whole batches and fills again."""
         rng = np.random.default_rng([self.seed, epoch, self.rank])
         held: list[pa.Table] = []
@@ -282,7 +293,7 @@ class Reader:
             known = {i: fault for i, fault in enumerate(part[FAULT].to_pylist()) if fault}
             names = part[KEY].to_pylist()
             files = part[IMAGE].to_pylist()
-            yield self._decode(positions[rows], files, names.__getitem__, known)
+            yield partial(self._decode, positions[rows], files, names.__getitem__, known)
         return table.take(pa.array(order[whole:]))
 
 
