@@ -150,6 +150,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     optimizer.step()
     consumed = np.array([7, 0, 128], np.uint8)
     position = Position(epoch=2, step=11, images=704, consumed=consumed, dropped=3)
+    assert checkpoint.plain(torch.compile(torch.nn.ReLU())).__class__ is torch.nn.ReLU  # no len()
     checkpoint.save(tmp_path, torch.compile(model), optimizer, position, {"assignment": "abc"})
 
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 
@@ -81,6 +83,7 @@ def fit(
     """Train to the end, or go on from the last checkpoint in the round's folder.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C.
         UserError: what a worker found wrong with the input.
         ray.train.TrainingFailedError: a worker failed more often than ``scale.max_failures``.
     """
@@ -98,7 +101,11 @@ def fit(
                         raise
                     time.sleep(2)
                     trainer = _trainer(task, scale, round_folder, validation)
+    except SystemExit:  # how Ray Train ends fit() after Ctrl-C
+        raise KeyboardInterrupt from None
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
         log.close()
         add_faults(folder, follower.faults)
     if follower.error:
