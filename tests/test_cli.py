@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,14 @@ def test_yaml_and_flags_win(tmp_path: Path) -> None:
     assert not config.train.channels_last
     assert config.data.image_size == 48
     assert config.clusters.top_k == (3, 5)
+
+
+def test_config_of_a_run_can_be_used_again(tmp_path: Path) -> None:
+    config = parse(["--clusters.top-k", "5", "10", "--name", "x", "--train.compile", "--compare"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"version": "0", "created": 1.0, "config": config.to_dict()}))
+    again = parse(["--config", str(file)])
+    assert again == replace(config, name=None)
 
 
 def test_config_round_trip() -> None:

@@ -291,6 +291,33 @@ def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_stops_when_too_many_images_turn_out_broken(config: Config, tmp_path: Path) -> None:
+    images = [png(i)[:150] if i % 9 == 0 else png(i) for i in range(N)]  # headers are good
+    data = write_parquet(tmp_path / "broken", N, image=pa.array(images, pa.binary()))
+    source = replace(config.data, path=data, keep="encoded", label=None)
+    with pytest.raises(UserError, match=r"images cannot be decoded, more than data\.max-bad 1\.0%"):
+        pretrain(replace(config, data=source))
+    lines = (tmp_path / "runs/one/faults.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert found
+    assert all(int(fault["key"]) % 9 == 0 for fault in found)
+    # below the limit they are skipped, in every epoch again
+    allowed = replace(source, max_bad=0.12)
+    pretrain(replace(config, data=allowed, name="two"))
+    lines = (tmp_path / "runs/two/faults.jsonl").read_text().splitlines()
+    assert {int(json.loads(line)["key"]) for line in lines} == set(range(0, N, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_loss_that_is_not_finite_ends_the_run(config: Config) -> None:
+    train = replace(config.train, lr=1e30, optimizer="sgd", epochs=4)
+    with pytest.raises(UserError, match="the loss is not finite at step"):
+        pretrain(replace(config, train=train, data=replace(config.data, label=None)))
+
+
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "data", N)
     words = [

@@ -20,6 +20,7 @@ from wcl_ray.config import Config
 from wcl_ray.errors import find_user_error
 
 T = TypeVar("T")
+RUN_KEYS = ("name", "resume")  # of a stored configuration: they belong to that run alone
 
 
 def parse(
@@ -112,6 +113,8 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         raise ValueError(
             f"--config {name}: expected keys and values, found a {type(tree).__name__}"
         )
+    if isinstance(tree.get("config"), dict) and "version" in tree:  # config.json of a run folder
+        tree = {key: value for key, value in tree["config"].items() if key not in RUN_KEYS}
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
 
 

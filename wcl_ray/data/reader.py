@@ -7,8 +7,6 @@ slice of every global batch. A thread reads and decodes ahead.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +20,7 @@ import ray
 import torch
 
 from wcl_ray.data import compose
+from wcl_ray.data.ahead import ahead
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, positions_of
@@ -113,11 +112,11 @@ class Reader:
         """
         if self.stream.mode == "anew":
             assert tables is not None
-            return _ahead(self._parallel(self._anew(epoch, tables)), AHEAD)
+            return ahead(self._parallel(self._anew(epoch, tables)), AHEAD)
         order = self.order(epoch, consumed)
         if self.stream.mode == "raw":
-            return _ahead(self._raw_batches(order), AHEAD)
-        return _ahead(self._parallel(self._encoded(order)), AHEAD)
+            return ahead(self._raw_batches(order), AHEAD)
+        return ahead(self._parallel(self._encoded(order)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
@@ -295,39 +294,3 @@ class Reader:
             files = part[IMAGE].to_pylist()
             yield partial(self._decode, positions[rows], files, names.__getitem__, known)
         return table.take(pa.array(order[whole:]))
-
-
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """Run an iterator in a thread, ``depth`` items ahead; its exceptions are raised here."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-    end = object()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(end)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=10)

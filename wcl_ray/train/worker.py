@@ -8,6 +8,7 @@ gradient is that of one process with the whole batch (see :mod:`wcl_ray.model.ga
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from wcl_ray.model.optim import build_optimizer, learning_rate
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.meter import Meter
 
 SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint decisions
 
@@ -96,8 +98,7 @@ class Worker:
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
         )
-        self.sums = torch.zeros(4, device=self.device)  # loss, positives, lonely, gradient norm
-        self.summed = self.bad_images = 0
+        self.meter = Meter(self.device, self.world)
         self.last_checkpoint = time.monotonic()
 
     def _build(self) -> None:
@@ -144,11 +145,12 @@ class Worker:
     def _say_where(self) -> None:
         if self.rank == 0:
             at = f"epoch {self.position.epoch}, step {self.position.step}"
-            text = f"going on from {at} with {self.world} worker(s)"
+            text = f"going on from {at} with {self.world} worker(s), batches of {self.batch}"
             self._push("resume", images=self.position.images, text=text)
 
     def _epoch(self, epoch: int) -> None:
         self.started, self.waited, self.counted = time.monotonic(), 0.0, 0
+        self.bad_images = 0  # a broken image comes back every epoch
         tables = self._tables() if self.task.stream.mode == "anew" else None
         batches = iter(self.reader.epoch(epoch, self.position.consumed, tables))
         self.model.train()
@@ -195,8 +197,7 @@ class Worker:
         clip = self.config.train.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
-        self.sums += torch.stack([result.loss.detach(), result.positives, result.lonely, norm])
-        self.summed += 1
+        self.meter.add(result, norm)
         self._advance(batch, epoch)
 
     def _loss(self, heads: tuple[torch.Tensor, ...], clusters: torch.Tensor) -> LossResult:
@@ -205,26 +206,14 @@ class Worker:
 
         def one(head: torch.Tensor, local: torch.Tensor, whole: torch.Tensor) -> LossResult:
             z1, z2 = head.float().chunk(2)
-            return cl_infonce(
-                z1,
-                z2,
-                gather(z1),
-                gather(z2),
-                local,
-                whole,
-                offset,
-                loss.temperature,
-                loss.estimator,
-            )
+            views = z1, z2, gather(z1), gather(z2)
+            return cl_infonce(*views, local, whole, offset, loss.temperature, loss.estimator)
 
         result = one(heads[0], clusters, everyone)
         if not loss.dual:
             return result
-        alone, all_alone = (
-            torch.full_like(clusters[:, :1], -1),
-            torch.full_like(everyone[:, :1], -1),
-        )
-        instance = one(heads[1], alone, all_alone)
+        alone = torch.full_like(everyone[:, :1], -1)
+        instance = one(heads[1], alone[: len(clusters)], alone)
         return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
 
     def _advance(self, batch: Batch, epoch: int) -> None:
@@ -246,49 +235,41 @@ class Worker:
         overdue = minutes > 0 and time.monotonic() - self.last_checkpoint > 60 * minutes
         faults = self.reader.take_faults()
         for key, reason in faults:
-            self._push("fault", key=str(key), reason=reason)
-        extra = [float(overdue and self.rank == 0), float(len(faults)), self.waited]
-        values = torch.cat([self.sums, torch.tensor(extra, device=self.device)])
-        if self.world > 1:
-            dist.all_reduce(values)
-        summed, self.summed = self.summed, 0
-        self.sums.zero_()
-        *means, due, bad, wait = values.tolist()
+            self._push("fault", key=key, reason=reason)
+        asked = float(overdue and self.rank == 0)
+        means, (due, bad, wait) = self.meter.exchange(asked, len(faults), self.waited)
         self.bad_images += int(bad)
         if self.bad_images > self.config.data.max_bad * self.task.images:
             raise UserError(
                 f"{self.bad_images} of {self.task.images} images cannot be decoded, more than "
                 f"data.max-bad {self.config.data.max_bad:.1%} allows; faults.jsonl lists them"
             )
-        if summed:
-            self._log(epoch, [mean / (summed * self.world) for mean in means], wait / self.world)
+        if means and not math.isfinite(means["loss"]):
+            raise UserError(
+                f"the loss is not finite at step {self.position.step}; lower --train.lr or raise "
+                "--loss.temperature, then start under a new --name"
+            )
+        if means and self.rank == 0:
+            self._log(epoch, means, wait / self.world)
         if due and not last:
             self._checkpoint()
 
-    def _log(self, epoch: int, means: list[float], wait: float) -> None:
-        if self.rank != 0:
-            return
-        seconds = time.monotonic() - self.started
+    def _log(self, epoch: int, means: dict[str, float], wait: float) -> None:
+        seconds, position = time.monotonic() - self.started, self.position
+        epochs, images = self.config.train.epochs, self.task.images
         speed = self.counted / seconds
-        total = self.config.train.epochs * self.task.images
-        loss, positives, lonely, norm = means
         self._push(
             "train",
             epoch=epoch,
-            epochs=self.config.train.epochs,
-            share=min(
-                1.0, (self.position.images + self.position.dropped) / self.task.images - epoch
-            ),
-            step=self.position.step,
-            images=self.position.images,
-            loss=loss,
-            positives=positives,
-            lonely=lonely,
-            grad_norm=norm,
+            epochs=epochs,
+            share=min(1.0, (position.images + position.dropped) / images - epoch),
+            step=position.step,
+            images=position.images,
+            **means,
             lr=self.optimizer.param_groups[0]["lr"],
             images_per_second=speed,
             wait=min(1.0, wait / seconds),
-            left_seconds=max(0, total - self.position.images) / speed,
+            left_seconds=max(0, epochs * images - position.images) / speed,
             workers=self.world,
             time=time.time(),
         )
