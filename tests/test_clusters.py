@@ -189,7 +189,13 @@ def test_label_and_instance() -> None:
         (ClustersConfig(kind="hierarchy", columns=("sex",), level=(4,)), {}, ["level 4"]),
         (ClustersConfig(columns=("label", "sex")), {}, ["holds the label 'label'"]),
         (ClustersConfig(kind="tags", columns=("sex",)), {}, ["'sex' is no list of tags"]),
+        (ClustersConfig(), {"code": [None, *(f"c{-i % 5}" for i in range(1, N))]}, ["is an image"]),
         (ClustersConfig(), {"code": [f"c{-i % 5}" for i in range(N)]}, ["'code' is an image"]),
+        (
+            ClustersConfig(kind="hierarchy", columns=("sex", "code")),
+            {"code": [f"c{-i % 5}" for i in range(N)]},
+            ["'code' is an image"],
+        ),
         (ClustersConfig(columns=("sex", "wings")), {ID: [1, 1, *range(2, N)]}, ["'k0' occurs"]),
     ],
 )  # fmt: skip

@@ -104,7 +104,7 @@ def cluster_metadata(
         counts = _count(rows, columns, label)
         if config.kind == "tags":
             counts = _only_lists(counts, bool(config.columns))
-        notes += _leaks(counts, bool(config.columns), label)
+        notes += _leaks(counts, label)
         chosen, skipped = attributes(counts, config.quantiles, config.min_share)
         if not chosen:
             why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -115,6 +115,8 @@ def cluster_metadata(
         names = tuple(f"{config.kind}-{k}" for k in config.top_k)
         codes = functools.partial(_patterns, chosen, config.top_k, config.kind == "tags")
     elif config.kind == "hierarchy":
+        if label is not None:
+            notes += _leaks(_count(rows, columns, label), label)
         depth = _depth(rows, columns, config)
         levels = config.level or (depth,)
         if max(levels) > depth:
@@ -156,18 +158,18 @@ def _only_lists(counts: dict[str, ColumnCounts], asked: bool) -> dict[str, Colum
     return lists
 
 
-def _leaks(counts: dict[str, ColumnCounts], asked: bool, label: str | None) -> list[str]:
+def _leaks(counts: dict[str, ColumnCounts], label: str | None) -> list[str]:
     """Refuse columns that are the label under other names; warn of those that determine it."""
     notes = []
     for name, column in counts.items():
         pairs = column.pairs
-        if not pairs or column.nulls:
+        if not pairs or column.nulls > 0.5 * column.rows:
             continue
         values, labels = {v for v, _ in pairs}, {t for _, t in pairs}
         if len(labels) < 2 or len(pairs) != len(values):
             continue
         if len(values) == len(labels):
-            others = ", ".join(n for n in counts if n != name)
+            others = " ".join(n for n in counts if n != name)
             raise UserError(
                 f"column {name!r} is an image of the label {label!r}: each of its {len(values)} "
                 "values stands for one class, so the clusters would be told the answer; leave it "
