@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -124,3 +125,21 @@ def test_compiles_without_graph_breaks() -> None:
     u = uniforms(torch.arange(4), 0, 0, 0, DRAWS)
     compiled = torch.compile(make.apply, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(images, torch.ones(4), u), make.apply(images, torch.ones(4), u))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_uniforms_compile_for_every_epoch() -> None:
+    """With inductor's integers: an epoch becomes a symbol when it changes, and seeds are large."""
+    ids = torch.arange(-3, 5) << 40
+    torch._dynamo.reset()
+    compiled = torch.compile(uniforms, fullgraph=True)
+    for epoch in (0, 1, 2, 999):
+        expected = uniforms(ids, 2**31 - 1, epoch, 1, 6)
+        assert torch.equal(compiled(ids, 2**31 - 1, epoch, 1, 6), expected)
+
+
+def test_uniforms_are_the_published_ones() -> None:
+    """Stored runs resume in the middle of an epoch: the numbers may never change."""
+    found = (uniforms(torch.tensor([0, -5, 2**62]), 7, 3, 1, 2) * 2**24).long()
+    assert found.tolist() == [[1316140, 9043945], [11379731, 8828038], [8012652, 453493]]

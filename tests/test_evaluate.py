@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import png, write_parquet
 
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
@@ -20,7 +22,7 @@ from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.evaluate.embed import embed, feature_matrix
 from wcl_ray.evaluate.knn import knn_accuracy
 from wcl_ray.evaluate.metrics import evaluate_features
-from wcl_ray.evaluate.probe import STRENGTHS, linear_probe
+from wcl_ray.evaluate.probe import STRENGTHS, linear_probe, split
 from wcl_ray.evaluate.run import evaluate_encoder, results_table
 from wcl_ray.evaluate.spread import alignment, rank_me, spread, uniformity
 from wcl_ray.model.encoder import build_encoder, save_export
@@ -79,10 +81,53 @@ def test_probe_chooses_a_strong_penalty_where_features_are_noise() -> None:
     assert found.accuracy > 0.55
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=80), st.integers(0, 3))
+def test_split_takes_a_fifth_of_every_class(labels: list[int], seed: int) -> None:
+    y = torch.tensor(labels)
+    used, held = split(y, seed)
+    assert sorted([*used.tolist(), *held.tolist()]) == list(range(len(y)))
+    assert len(used)
+    assert len(held)
+    for c in range(7):
+        count, out = labels.count(c), int((y[held] == c).sum())
+        assert abs(out - count / 5) <= 1
+        if max(map(labels.count, labels)) > 1:
+            assert count == 0 or out < count  # every class is still fitted on
+
+
+def test_split_needs_two_rows() -> None:
+    with pytest.raises(ValueError, match="at least 2 labelled images, not 1"):
+        split(torch.tensor([0]), 0)
+
+
+def test_probe_is_not_thrown_by_a_feature_that_was_constant_in_training() -> None:
+    (train_x, train_y), (test_x, test_y) = blobs(400, 0, 0.8), blobs(400, 1, 0.8)
+    dead = torch.full((400, 1), 0.1)
+    moving = dead.clone()
+    moving[::2] = 0.35
+    plain = linear_probe(train_x, train_y, test_x, test_y, 100, 0)
+    with_dead = linear_probe(
+        torch.cat([train_x, dead], 1), train_y, torch.cat([test_x, moving], 1), test_y, 100, 0
+    )
+    assert with_dead.accuracy == pytest.approx(plain.accuracy, abs=0.006)
+
+
 def test_rank_me() -> None:
     q = torch.linalg.qr(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))[0]
     assert rank_me(q) == pytest.approx(8, rel=0.01)
     assert rank_me(torch.ones(50, 8)) == pytest.approx(1, abs=0.01)
+    assert rank_me(torch.zeros(50, 8)) == pytest.approx(1, abs=0.01)  # collapsed, not nan
+
+
+def test_spread_figures_do_not_hang_on_the_order_of_the_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(6, 1, 16, generator=generator)
+    x = (centres + 0.5 * torch.randn(6, 2000, 16, generator=generator)).reshape(-1, 16)
+    mixed = x[torch.randperm(len(x), generator=generator)]
+    assert uniformity(x) == pytest.approx(uniformity(mixed), abs=0.1)
+    assert rank_me(x) == pytest.approx(rank_me(mixed), rel=0.02)
+    assert spread(x) == pytest.approx(spread(mixed), rel=0.02)
 
 
 def test_uniformity_alignment_spread() -> None:
@@ -117,6 +162,18 @@ def test_all_figures_at_once() -> None:
     text = results_table({"a": found, "b": bare})
     assert "kNN" in text
     assert len(text.splitlines()) == 4
+
+
+def test_wrong_input_is_named() -> None:
+    train, test = features(80, 0), features(40, 1)
+    unlabelled = test.set_column(1, "label", pa.nulls(40, pa.string()))
+    with pytest.raises(UserError, match="'label' has no value among the test images"):
+        evaluate_features(train, unlabelled, "label", EvaluateConfig(), 0)
+    values = feature_matrix(train["feature"]).copy()
+    values[5, 2] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 6)
+    with pytest.raises(UserError, match="not finite"):
+        evaluate_features(train.set_column(0, "feature", column), None, None, EvaluateConfig(), 0)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -49,8 +49,11 @@ def uniforms(ids: torch.Tensor, seed: int, epoch: int, view: int, count: int) ->
         float32 (B, count) in [0, 1).
     """
     golden = -0x61C8864680B583EB
-    key = (seed * 1_000_003 + epoch) * 8 + view + 1
-    state = _mix(_mix(ids + golden) + key * 0x632BE59BD9B4E019 % (1 << 62))
+    # In a tensor, where the product wraps. Compiled, the epoch is a symbol, and inductor would work
+    # out the product without bounds; the first mask changes no bit and keeps it from doing so.
+    mask = (1 << 62) - 1
+    key = torch.full((), (seed * 1_000_003 + epoch) * 8 + view + 1, device=ids.device) & mask
+    state = _mix(_mix(ids + golden) + ((key * 0x632BE59BD9B4E019) & mask))
     steps = torch.arange(1, count + 1, device=ids.device) * golden
     return ((_mix(state[:, None] + steps) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from wcl_ray.config import EvaluateConfig
+from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import feature_matrix
 from wcl_ray.evaluate.knn import knn_accuracy
 from wcl_ray.evaluate.probe import linear_probe
@@ -29,8 +30,16 @@ def evaluate_features(
         rank_me, uniformity, alignment and spread on the training images; with labels also knn,
         probe, probe_mean_class, probe_strength, probe_validation, classes, and unseen (share of
         the test images whose class was never trained on; they count as wrong).
+
+    Raises:
+        UserError: features that are not finite, or no test image with a label.
     """
     x = torch.from_numpy(feature_matrix(train["feature"]).copy())
+    if not torch.isfinite(x).all():
+        raise UserError(
+            "evaluation: the encoder gives features that are not finite; its training diverged"
+            " (try a smaller train.lr or train.clip)"
+        )
     figures: dict[str, Any] = {
         "rank_me": rank_me(x),
         "uniformity": uniformity(x),
@@ -45,6 +54,8 @@ def evaluate_features(
     names = sorted({v for v in train[label].to_pylist() if v is not None}, key=str)
     train_x, train_y = _labelled(train, label, names)
     test_x, test_y = _labelled(test, label, names)
+    if len(test_y) == 0:
+        raise UserError(f"data.label {label!r} has no value among the test images")
     probe = linear_probe(
         train_x, train_y, test_x, test_y, config.probe_epochs, seed, classes=len(names)
     )

@@ -34,8 +34,9 @@ def linear_probe(
 ) -> ProbeResult:
     """Multinomial logistic regression with an L2 penalty.
 
-    Features are standardised by the training images. Each strength is fitted on four fifths of
-    them and judged on the rest; the best (the strongest among equals) is fitted again on all.
+    Features are standardised by the training images (constant ones are only centred). Each
+    strength is fitted on four fifths of every class and judged on the rest; the best (the strongest
+    among equals) is fitted again on all.
 
     Args:
         train_x: float (N, F). train_y: int64 (N,).
@@ -43,12 +44,12 @@ def linear_probe(
         epochs: passes over the data; LBFGS steps where all rows fit into one batch.
         classes: number of classes; by default from train_y.
     """
-    mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)
+    mean, std = train_x.mean(0), train_x.std(0, correction=0)
+    # a unit that is constant here may move on other images, and must not be blown up there
+    std = torch.where(std > 1e-5 * mean.abs().clamp(min=1e-5), std, torch.ones_like(std))
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     count = classes or int(train_y.max()) + 1
-    order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(seed))
-    cut = max(1, int(len(order) * VALIDATION))
-    held, used = order[:cut], order[cut:]
+    used, held = split(train_y, seed)
     best, best_accuracy = STRENGTHS[-1], -1.0
     for strength in reversed(STRENGTHS):
         weight = fit(train_x[used], train_y[used], count, strength, epochs, seed)
@@ -59,6 +60,30 @@ def linear_probe(
     right = (predict(test_x, weight) == test_y).float()
     per_class = [float(right[test_y == c].mean()) for c in torch.unique(test_y)]
     return ProbeResult(float(right.mean()), sum(per_class) / len(per_class), best, best_accuracy)
+
+
+def split(y: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row numbers to fit on and to validate on, a fifth of every class.
+
+    Classes with one image are fitted on alone, unless there are no others.
+
+    Args:
+        y: int64 (N,), at least two rows.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(y) < 2:
+        raise ValueError(f"the linear probe needs at least 2 labelled images, not {len(y)}")
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    order = order[torch.argsort(y[order], stable=True)]  # class by class, shuffled within
+    held = torch.arange(len(y)) % round(1 / VALIDATION) == 0
+    several = torch.bincount(y)[y[order]] > 1
+    if several.any():
+        held &= several
+        if not held.any():  # every fifth row happened to be an only one
+            held[several.to(torch.uint8).argmax()] = True
+    return order[~held], order[held]
 
 
 def predict(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

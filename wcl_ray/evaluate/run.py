@@ -82,7 +82,8 @@ def _readable(refs: list[Any], which: str) -> tuple[pa.Table, int]:
     good = None if whole is None else whole.filter(whole[FAULT].is_null())
     if whole is None or good is None or good.num_rows == 0:
         raise UserError(f"evaluation: there is no readable {which} image")
-    return good, whole.num_rows - good.num_rows
+    # blocks arrive in any order, and the probe's split and ties between neighbours depend on it
+    return good.sort_by(ID), whole.num_rows - good.num_rows
 
 
 def check_label(label: str, classes: set[str]) -> None:

@@ -8,13 +8,21 @@ import torch.nn.functional as F
 MOST = 10_000  # rows used; the figures change little beyond
 
 
+def _rows(x: torch.Tensor, most: int) -> torch.Tensor:
+    """At most ``most`` rows of x, drawn at random but always the same: data that comes sorted by
+    class would be measured on its first classes alone."""
+    if len(x) <= most:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]]
+
+
 def rank_me(x: torch.Tensor) -> float:
     """Effective rank exp(H(p)) of features (N, F), p = singular values / their sum.
 
     Garrido et al., "RankMe", ICML 2023, equation 1. Between 1 (collapsed) and min(N, F).
     """
-    singular = torch.linalg.svdvals(x[:MOST].double())
-    p = singular / singular.sum() + 1e-7
+    singular = torch.linalg.svdvals(_rows(x, MOST).double())
+    p = singular / singular.sum().clamp(min=1e-30) + 1e-7
     return float(torch.exp(-(p * torch.log(p)).sum()))
 
 
@@ -23,7 +31,7 @@ def uniformity(x: torch.Tensor, t: float = 2.0, most: int = 2000) -> float:
 
     Wang and Isola, "Understanding Contrastive Representation Learning", ICML 2020, equation 8.
     """
-    unit = F.normalize(x[:most].float(), dim=1)
+    unit = F.normalize(_rows(x, most).float(), dim=1)
     distance = torch.pdist(unit).square()
     return float(torch.log(torch.exp(-t * distance).mean()))
 
@@ -43,5 +51,5 @@ def alignment(a: torch.Tensor, b: torch.Tensor) -> float:
 def spread(x: torch.Tensor) -> float:
     """Mean standard deviation of the normalised features' coordinates, times √F: about 1 when
     they fill the sphere, 0 when they have collapsed to a point."""
-    unit = F.normalize(x[:MOST].float(), dim=1)
+    unit = F.normalize(_rows(x, MOST).float(), dim=1)
     return float(unit.std(0).mean() * unit.shape[1] ** 0.5)
