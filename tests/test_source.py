@@ -13,11 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from pictures import columns, png, write_parquet
+from werkzeug.serving import WSGIRequestHandler
 
 from wcl_ray.config import DataConfig
+from wcl_ray.data import source_parquet
 from wcl_ray.data.ids import hash_strings
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, list_files, open_source
+from wcl_ray.data.source_webdataset import _samples
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import Folder, filesystem
 
@@ -142,18 +146,24 @@ def test_class_folders(tmp_path: Path) -> None:
     }
 
 
-def shard(path: Path, numbers: range) -> None:
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
     with tarfile.open(path, "w") as tar:
-        for n in numbers:
-            members = {
-                "png": png(n),
-                "json": json.dumps({"colour": f"c{n % 3}", "marks": ["a", "b"][: n % 3]}).encode(),
-                "cls": str(n % 5).encode(),
-            }
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{n:05d}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def shard(path: Path, numbers: range) -> None:
+    members = []
+    for n in numbers:
+        tree = {"colour": f"c{n % 3}", "marks": ["a", "b"][: n % 3]}
+        members += [
+            (f"{n:05d}.png", png(n)),
+            (f"{n:05d}.json", json.dumps(tree).encode()),
+            (f"{n:05d}.cls", str(n % 5).encode()),
+        ]
+    write_tar(path, members)
 
 
 def test_webdataset(tmp_path: Path) -> None:
@@ -167,6 +177,50 @@ def test_webdataset(tmp_path: Path) -> None:
     assert row[IMAGE] == png(22)
     assert (row["colour"], row["cls"], list(row["marks"])) == ("c1", 2, ["a"])
     assert {r[ID] for r in metadata(data, "cls")} == {r[ID] for r in rows.values()}
+
+
+def test_webdataset_image_member(tmp_path: Path) -> None:
+    pairs = [m for n in (1, 3) for m in ((f"{n}.left.png", png(n)), (f"{n}.right.png", png(n + 1)))]
+    write_tar(tmp_path / "a.tar", pairs)
+    path = str(tmp_path)
+    assert "left.png, right.png may all be" in failure(DataConfig(path=path))
+    rows = images(DataConfig(path=path, image="right.png"))
+    assert {row[IMAGE] for row in rows} == {png(2), png(4)}
+    assert "end in: left.png, right.png" in failure(DataConfig(path=path, image="top.png"))
+    write_tar(tmp_path / "a.tar", [("1.mask.png", png(1)), ("1.png", png(2)), ("._1.png", b"x")])
+    assert [row[IMAGE] for row in images(DataConfig(path=path))] == [png(2)]
+    write_tar(tmp_path / "a.tar", [("1.jpg", png(1)), ("1.png", png(2))])
+    assert "jpg, png may all be" in failure(DataConfig(path=path))
+    write_tar(tmp_path / "a.tar", [("1.jpg", png(1)), ("2.png", png(2)), ("3.txt", b"no image")])
+    rows = images(DataConfig(path=path))
+    assert {row[KEY]: row[FAULT] for row in rows} == {
+        "a.tar/1": None,
+        "a.tar/2": None,
+        "a.tar/3": "no image",
+    }
+
+
+def test_webdataset_numbers_are_never_truncated(tmp_path: Path) -> None:
+    members = []
+    for n in range(60):
+        tree = {"score": 1 if n < 55 else 0.5, "whole": 2 if n < 55 else 2.0}
+        members += [(f"{n}.png", png(n)), (f"{n}.json", json.dumps(tree).encode())]
+    write_tar(tmp_path / "a.tar", members)
+    data = DataConfig(path=str(tmp_path))
+    assert [row["whole"] for row in metadata(data, "whole")] == [2] * 60
+    with pytest.raises(Exception, match="score") as caught:
+        metadata(data, "score")
+    assert "a.tar: column 'score' is of type int64" in str(find_user_error(caught.value))
+
+
+def test_webdataset_broken_shards(tmp_path: Path) -> None:
+    data = DataConfig(path=str(tmp_path))
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
+    assert "unpack them to plain .tar" in failure(data)
+    (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" * 600)
+    assert "a.tar is not a readable tar shard (plain, not compressed)" in failure(data)
+    write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("1.json", b"{")])
+    assert "a.tar: 1.json is not valid JSON" in failure(data)
 
 
 def upload(folder: Path, prefix: str, endpoint: str) -> None:
@@ -198,6 +252,27 @@ def test_s3(tmp_path: Path, s3: str) -> None:
     assert rows[0][IMAGE] == png(1)
 
 
+def test_s3_shards_are_read_in_one_stream(
+    tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(tmp_path / "x.tar", range(40))
+    upload(tmp_path, "stream", s3)
+    count = 0
+
+    def request(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    monkeypatch.setattr(WSGIRequestHandler, "log_request", request)
+    files = list_files("s3://bugs/stream", s3)
+    for wanted in (("png",), ()):
+        count = 0
+        samples = list(_samples(files, files.paths[0], wanted))
+        assert len(samples) == 40
+        assert samples[7]["image"] == (png(7) if wanted else None)
+        assert count < 10  # one a member would be 120 at least
+
+
 def test_s3_run_folder(s3: str) -> None:
     folder = Folder("s3://bugs/runs", s3)
     folder.write("one/config.json", b"{}")
@@ -208,7 +283,11 @@ def test_s3_run_folder(s3: str) -> None:
 
 def test_s3_errors(s3: str) -> None:
     assert "s3://bugs/nothing" in failure(DataConfig(path="s3://bugs/nothing", endpoint=s3))
-    assert "s3://other/x" in failure(DataConfig(path="s3://other/x", endpoint=s3))
+    text = failure(DataConfig(path="s3://other/x", endpoint=s3))
+    assert "s3://other/x" in text
+    assert s3 in text
+    text = failure(DataConfig(path="s3://bugs/x", endpoint="http://127.0.0.1:9"))
+    assert "s3://bugs/x at http://127.0.0.1:9 cannot be read" in text
 
 
 def test_errors(tmp_path: Path) -> None:
@@ -251,19 +330,97 @@ def test_metadata_without_file_name(tmp_path: Path) -> None:
     assert "no column 'file_name'" in failure(DataConfig(path=str(tmp_path)))
 
 
-def test_missing_id_is_an_error(tmp_path: Path) -> None:
-    ids = pa.array([*range(40), None, *range(41, 96)], pa.int64())
+@pytest.mark.parametrize("read", [images, metadata])
+def test_missing_id_is_an_error(tmp_path: Path, read: Any) -> None:
+    ids = pa.array([*range(60), None, *range(61, 96)], pa.int64())
     data = DataConfig(path=write_parquet(tmp_path, id=ids))
     with pytest.raises(Exception, match="part-1") as caught:
-        metadata(data)
-    assert "is empty in row" in str(find_user_error(caught.value))
+        read(data)
+    # the third row group of the second file
+    assert "'id' is empty in row 28;" in str(find_user_error(caught.value))
 
 
 def test_float_id_is_an_error(tmp_path: Path) -> None:
-    data = DataConfig(path=write_parquet(tmp_path), id="size")
-    with pytest.raises(Exception, match="integers or strings") as caught:
-        metadata(data)
-    assert find_user_error(caught.value) is not None
+    text = failure(DataConfig(path=write_parquet(tmp_path), id="size"))
+    assert "'size'" in text
+    assert "ids are integers or strings" in text
+
+
+def test_types_agree_over_files(tmp_path: Path) -> None:
+    def write(name: str, start: int, values: pa.Array) -> None:
+        pictures = {k: v for k, v in columns(4, start).items() if k in ("id", "image")}
+        pq.write_table(pa.table(pictures | {"value": values}), tmp_path / name)
+
+    data = DataConfig(path=str(tmp_path))
+    write("a.parquet", 0, pa.array([1, 2, 3, 4], pa.int32()))
+    write("b.parquet", 4, pa.array([0.5, 1.5, None, 2.5]))
+    found = open_source(data).metadata(["value"]).to_arrow_refs()
+    assert {table.schema.field("value").type for table in ray.get(found)} == {pa.float64()}
+    assert [row["value"] for row in metadata(data, "value")] == [1, 2, 3, 4, 0.5, 1.5, None, 2.5]
+    write("a.parquet", 0, pa.nulls(4))
+    write("b.parquet", 4, pa.array(["x", "y", None, "x"]).dictionary_encode())
+    rows = metadata(data, "value")
+    assert [row["value"] for row in rows] == [None] * 4 + ["x", "y", None, "x"]
+    write("a.parquet", 0, pa.array([1, 2, 3, 4]))
+    with pytest.raises(UserError, match=r"b\.parquet: column 'value' is of type string.* int64"):
+        open_source(data).metadata(["value"])
+    pq.write_table(pa.table(columns(4, 4)), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet has no column 'value'"):
+        open_source(data).images(["value"])
+    assert len(images(data)) == 8
+
+
+def test_many_parquet_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_parquet(tmp_path)
+    for file in tmp_path.glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["id"]), file, row_group_size=7)
+    data = DataConfig(path=folder)
+    few = images(data, "colour", "size")
+    monkeypatch.setattr(source_parquet, "MANY", 2)  # footers are then read inside the tasks
+    assert images(data, "colour", "size") == few
+    assert [row[ID] for row in metadata(data)] == [row[ID] for row in few]
+
+
+def test_parquet_without_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table(columns(4)).slice(0, 0), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="hold no rows"):
+        open_source(DataConfig(path=str(tmp_path))).images()
+    pq.write_table(pa.table(columns(4)), tmp_path / "b.parquet")
+    assert len(images(DataConfig(path=str(tmp_path)))) == 4
+
+
+def test_large_images_are_read_in_small_parts(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    pictures = [noise.bytes(1_000_000) for _ in range(40)]
+    pq.write_table(pa.table({"id": range(40), "image": pictures}), tmp_path / "a.parquet")
+    source = open_source(DataConfig(path=str(tmp_path)))
+    assert isinstance(source, source_parquet.ParquetSource)
+    piece = pa.table({"file": [0], "group": [0], "first": [0]})
+    parts = list(source_parquet._read_piece(piece, source, {}, images=True))
+    assert max(part.nbytes for part in parts) < 20e6
+    assert [b for part in parts for b in part[IMAGE].to_pylist()] == pictures
+
+
+def test_names_that_look_hidden(tmp_path: Path) -> None:
+    names = ["cat/_DSC0001.JPG", "dog/1.png", "cover.png"]
+    for i, name in enumerate([*names, ".cache/x.png", "cat/._1.png"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(i))
+    rows = images(DataConfig(path=str(tmp_path)), "label")
+    labels = {row[KEY]: row["label"] for row in rows}
+    assert labels == {"cat/_DSC0001.JPG": "cat", "dog/1.png": "dog", "cover.png": None}
+
+
+def test_metadata_tables_in_sub_folders(tmp_path: Path) -> None:
+    for i, part in enumerate(("train", "more")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "1.png").write_bytes(png(i))
+        (tmp_path / part / "metadata.csv").write_text(f"file_name,legs\n1.png,{i}\n")
+    rows = images(DataConfig(path=str(tmp_path)), "legs")
+    assert {row[KEY]: (row["legs"], row[IMAGE]) for row in rows} == {
+        "train/1.png": (0, png(0)),
+        "more/1.png": (1, png(1)),
+    }
 
 
 def test_user_columns_may_have_any_name(tmp_path: Path) -> None:

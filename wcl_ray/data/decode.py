@@ -1,7 +1,8 @@
 """Image files → one uint8 batch, in threads; what cannot be read is reported, not raised.
 
-torchvision's decoders first (they let other threads run), Pillow for the rest. EXIF rotation is
-applied, grey and palette images become RGB, 16 bits become 8, transparency is laid over mid-grey.
+torchvision decodes JPEG and WebP (other threads run meanwhile), Pillow the rest, PNG too: on damaged
+pixels torchvision's PNG decoder ends the whole process. EXIF rotation is applied, grey and palette
+images become RGB, 16 bits become 8, transparency is laid over mid-grey.
 The whole image is squashed to a square with antialiasing; its aspect is kept beside it, and the
 crops of :mod:`wcl_ray.data.augment` are sampled in the original geometry.
 """
@@ -9,6 +10,7 @@ crops of :mod:`wcl_ray.data.augment` are sampled in the original geometry.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +24,8 @@ from torchvision.io import ImageReadMode, decode_image
 BACKGROUND = 127
 MAX_PIXELS = 200_000_000  # more is taken for a decompression bomb
 CHUNK = 32  # images that a thread takes at a time
-_FAST = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
+_JPEG = b"\xff\xd8\xff"
+_TURNED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # may hold a rotation
 
 
 @dataclass
@@ -83,20 +86,21 @@ def decode_one(content: bytes) -> torch.Tensor:
     """uint8 (3, h, w) of one image file.
 
     Raises:
-        RuntimeError, OSError, ValueError: whatever its decoder says of a broken file.
+        RuntimeError, OSError, ValueError, SyntaxError: whatever its decoder says of a broken file.
     """
-    if not content.startswith(_FAST) or _needs_pillow(content):
-        return _decode_pillow(content)
-    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    if content[:3] == b"\xff\xd8\xff":
+    if content.startswith(_JPEG):
+        _check_jpeg_size(content)
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         try:
             return decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
         except RuntimeError:
             if _complete_jpeg(content):  # CMYK and other colour spaces torchvision does not know
                 return _decode_pillow(content)
             raise
-    pixels = decode_image(data, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    return _flatten(pixels)
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and not _needs_pillow(content):
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return _flatten(decode_image(data, ImageReadMode.UNCHANGED))
+    return _decode_pillow(content)
 
 
 def _flatten(pixels: torch.Tensor) -> torch.Tensor:
@@ -113,15 +117,17 @@ def _flatten(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _decode_pillow(content: bytes) -> torch.Tensor:
-    with Image.open(io.BytesIO(content)) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(
-                f"{picture.width} × {picture.height} pixels, the limit is {MAX_PIXELS}"
-            )
-        whole = ImageOps.exif_transpose(picture)
-        if whole.mode.startswith(("I;16", "I")) and whole.mode != "1":
+    # trying all of Pillow's plugins in turn would take as long as a small image
+    formats = ["PNG"] if content.startswith(b"\x89PNG") else None
+    with Image.open(io.BytesIO(content), formats=formats) as picture:
+        _check_size(picture.width, picture.height)
+        picture.load()  # PNGs may tell their rotation after the pixels
+        plain = picture.format == "PNG" and not _TURNED & picture.info.keys()
+        whole = picture if plain else ImageOps.exif_transpose(picture)
+        if whole.mode.startswith("I"):
             values = np.asarray(whole).astype(np.int64)
-            shift = 8 if values.max(initial=0) > 255 else 0
+            # 32-bit files hold 8 or 16 bits, only their values tell
+            shift = 8 if whole.mode != "I" or values.max(initial=0) > 255 else 0
             return _flatten(torch.from_numpy((values >> shift).clip(0, 255).astype(np.uint8))[None])
         alpha = whole.mode in ("RGBA", "LA", "PA") or "transparency" in whole.info
         pixels = np.array(whole.convert("RGBA" if alpha else "RGB"))
@@ -129,13 +135,39 @@ def _decode_pillow(content: bytes) -> torch.Tensor:
 
 
 def _needs_pillow(content: bytes) -> bool:
-    """PNGs that torchvision would hand on as palette numbers or without their transparency, or
-    that are too large (the other decoders have limits of their own)."""
-    if not content.startswith(b"\x89PNG") or len(content) < 26:
-        return False
-    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    palette = content[25] == 3
-    return palette or b"tRNS" in content[:2048] or width * height > MAX_PIXELS
+    """WebPs that move or are turned, which torchvision refuses or leaves as they are, and too
+    large ones."""
+    if content[12:16] != b"VP8X" or len(content) < 30:
+        return False  # the simple kinds have neither, and at most 16,383 pixels a side
+    width, height = (1 + int.from_bytes(content[i : i + 3], "little") for i in (24, 27))
+    return bool(content[20] & 0b1010) or width * height > MAX_PIXELS
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} × {height} pixels, the limit is {MAX_PIXELS}")
+
+
+def _check_jpeg_size(content: bytes) -> None:
+    """Refuse a JPEG by the size its header tells, before torchvision takes memory for it: 700
+    bytes can ask for 13 GB."""
+    place = 2
+    while place + 9 <= len(content):
+        if content[place] != 0xFF:  # not a marker: the decoder will say what is wrong
+            return
+        marker = content[place + 1]
+        if marker == 0xFF:  # padding
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            _check_size(
+                int.from_bytes(content[place + 7 : place + 9], "big"),
+                int.from_bytes(content[place + 5 : place + 7], "big"),
+            )
+            return
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without a length
+            place += 2
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
 
 
 def _complete_jpeg(content: bytes) -> bool:
@@ -143,7 +175,10 @@ def _complete_jpeg(content: bytes) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    """One line that is the same for the same fault: without addresses and the decoder's paths."""
     text = str(error).split("\n")[0].strip()
+    text = re.sub(r"^\S+, \S+\.cpp:\d+, ", "", text)
+    text = re.sub(r" <_io\.\S+ object at 0x[0-9a-f]+>", "", text)
     return f"{type(error).__name__}: {text}"[:200]
 
 

@@ -17,12 +17,23 @@ def hash_strings(keys: Iterable[str]) -> np.ndarray:
     return np.frombuffer(digests, "<i8").astype(np.int64)
 
 
-def ids_of(column: pa.Array | pa.ChunkedArray, name: str, where: str) -> tuple[pa.Array, pa.Array]:
+def is_id_type(kind: pa.DataType) -> bool:
+    """Whether ids may be of this type: integers or strings, dictionary-encoded ones too."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
+
+
+def ids_of(
+    column: pa.Array | pa.ChunkedArray, name: str, where: str, first: int = 0
+) -> tuple[pa.Array, pa.Array]:
     """Ids and keys of a user's id column.
 
     Args:
         column: integers or strings, without nulls.
         name: of the column, where: the file, both for the error message.
+        first: number in the file of the column's first row, for the error message.
 
     Returns:
         int64 ids, and string keys (null where the ids are the user's own integers).
@@ -33,13 +44,15 @@ def ids_of(column: pa.Array | pa.ChunkedArray, name: str, where: str) -> tuple[p
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if column.null_count:
-        row = column.is_null().to_pylist().index(True)
+        row = first + column.is_null().to_pylist().index(True)
         raise UserError(f"{where}: id column {name!r} is empty in row {row}; every image needs one")
+    if not is_id_type(column.type):
+        raise UserError(
+            f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
+        )
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):
         return column.cast(pa.int64()), pa.nulls(len(column), pa.string())
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        keys = column.cast(pa.string())
-        return pa.array(hash_strings(keys.to_pylist())), keys
-    raise UserError(
-        f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
-    )
+    keys = column.cast(pa.string())
+    return pa.array(hash_strings(keys.to_pylist())), keys

@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
+from wcl_ray.data.ids import is_id_type
 from wcl_ray.errors import UserError
 from wcl_ray.storage import filesystem
 
@@ -115,29 +116,35 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
 
 
 def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:
-    """The user's id column: the given one, else one called ``id`` (integers or strings)."""
+    """The user's id column: the given one, else one called ``id`` (integers or strings).
+
+    Raises:
+        UserError: the given one is not there, or is neither integers nor strings.
+    """
     if data.id is not None:
         if data.id not in schema.names:
             raise UserError(
                 f"data.id {data.id!r} is not a column of {uri}; the columns are: "
                 f"{', '.join(schema.names) or '(none)'}"
             )
+        kind = schema.field(data.id).type
+        if not is_id_type(kind):
+            raise UserError(
+                f"data.id {data.id!r} of {uri} is of type {kind}; ids are integers or strings"
+            )
         return data.id
-    if "id" in schema.names:
-        kind = schema.field("id").type
-        if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return "id"
-    return None
+    return "id" if "id" in schema.names and is_id_type(schema.field("id").type) else None
 
 
 def list_files(uri: str, endpoint: str | None) -> Files:
-    """Names of the files of a path: one file, a glob, or a folder (its sub-folders only when it
-    holds no data itself).
+    """Names of the files of a path: one file, a glob, or a folder. Sub-folders are left out when
+    the folder itself holds Parquet files, shards or a metadata table; hidden files always are.
 
     Raises:
         UserError: nothing there, or the store cannot be reached.
     """
     fs, path = filesystem(uri, endpoint)
+    where = f" at {endpoint}" if endpoint else ""
     try:
         if set(path) & set("*?["):
             return _glob(fs, uri, endpoint, path)
@@ -145,24 +152,30 @@ def list_files(uri: str, endpoint: str | None) -> Files:
         if info.type == pafs.FileType.File:
             return Files(uri, endpoint, path.rpartition("/")[0], (path,))
         if info.type == pafs.FileType.NotFound:
-            raise UserError(f"data.path {uri}: there is no such file or folder")
-        names = _names(fs, path, recursive=False)
-        if not any(_suffix(name) in ("parquet", "tar", *IMAGE_SUFFIXES) for name in names) and not (
-            {name.rpartition("/")[2] for name in names} & set(METADATA_FILES)
-        ):
-            names = _names(fs, path, recursive=True)
+            raise UserError(f"data.path {uri}{where}: there is no such file or folder")
+        infos = fs.get_file_info(pafs.FileSelector(path))
+        names = _visible(infos, path)
+        bases = {name.rpartition("/")[2] for name in names}
+        whole = bases & set(METADATA_FILES) or {_suffix(b) for b in bases} & {"parquet", "tar"}
+        if not whole and any(info.type == pafs.FileType.Directory for info in infos):
+            names = _visible(fs.get_file_info(pafs.FileSelector(path, recursive=True)), path)
     except OSError as error:
-        where = f" at {endpoint}" if endpoint else ""
         raise UserError(f"data.path {uri}{where} cannot be read: {str(error)[:300]}") from error
     if not names:
         raise UserError(f"data.path {uri}: the folder is empty")
     return Files(uri, endpoint, path, tuple(names))
 
 
-def _names(fs: pafs.FileSystem, path: str, recursive: bool) -> list[str]:
-    infos = fs.get_file_info(pafs.FileSelector(path, recursive=recursive))
-    found = [i.path for i in infos if i.type == pafs.FileType.File]
-    return sorted(p for p in found if not p.rpartition("/")[2].startswith((".", "_")))
+def _visible(infos: list[pafs.FileInfo], root: str) -> list[str]:
+    """Sorted paths of the files, without hidden ones and the markers of writers (``_SUCCESS``);
+    cameras write images whose names begin with an underscore, these stay."""
+
+    def keep(path: str) -> bool:
+        parts = path.removeprefix(root).lstrip("/").split("/")
+        hidden = any(part.startswith(".") for part in parts)
+        return not hidden and (is_image(path) or not any(part.startswith("_") for part in parts))
+
+    return sorted(i.path for i in infos if i.type == pafs.FileType.File and keep(i.path))
 
 
 def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> Files:
@@ -171,8 +184,10 @@ def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> 
     root = "/".join(parts[:wild])
     deep = wild < len(parts) - 1
     if fs.get_file_info(root).type == pafs.FileType.NotFound:
-        raise UserError(f"data.path {uri}: there is no folder {root}")
-    names = [n for n in _names(fs, root, recursive=deep) if _matches(n, pattern)]
+        where = f" at {endpoint}" if endpoint else ""
+        raise UserError(f"data.path {uri}{where}: there is no folder {root}")
+    infos = fs.get_file_info(pafs.FileSelector(root, recursive=deep))
+    names = [n for n in _visible(infos, root) if _matches(n, pattern)]
     if not names:
         raise UserError(f"data.path {uri}: no file matches")
     return Files(uri, endpoint, root, tuple(names))
@@ -204,9 +219,11 @@ def _format(files: Files) -> str:
     found = [kind for kind, count in counts.items() if count]
     if not found:
         some = ", ".join(files.relative(p) for p in files.paths[:3])
+        packed = any(p.lower().endswith((".tar.gz", ".tgz", ".tar.zst")) for p in files.paths)
+        hint = "; compressed shards cannot be read, unpack them to plain .tar" if packed else ""
         raise UserError(
             f"data.path {files.uri} holds no Parquet files, images or .tar shards "
-            f"({len(files.paths)} other files: {some} …)"
+            f"({len(files.paths)} other files: {some} …){hint}"
         )
     if len(found) > 1:
         text = ", ".join(f"{counts[kind]} for {kind}" for kind in found)

@@ -1,13 +1,14 @@
 """Image folders: with a metadata table (``file_name``), or one sub-folder a class.
 
 Follows the ImageFolder convention of Hugging Face: ``metadata.csv``, ``.jsonl`` or ``.parquet``
-lies beside the images or above them, and ``file_name`` is relative to it.
+lies beside the images or above them, and ``file_name`` is relative to it. Without such a table an
+image's label is the first folder below the root; images of the root itself then have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.csv
@@ -29,10 +30,10 @@ from wcl_ray.data.source import (
     id_column,
     is_image,
 )
-from wcl_ray.data.source_parquet import read_files
+from wcl_ray.data.source_files import OPEN, read_files
 from wcl_ray.errors import UserError
 
-ROWS = 256  # image files a task opens
+ROWS = 256  # image files a task opens, at least
 PATH = "__path"
 
 
@@ -51,7 +52,7 @@ class FolderSource(Source):
         return self._rows(columns, images=False)
 
     def images(self, columns: Sequence[str] = ()) -> Dataset:
-        kwargs = {"files": self.files}
+        kwargs = {"files": replace(self.files, paths=())}  # each row brings its own path
         return self._rows(columns, images=True).map_batches(
             _read, batch_size=ROWS, batch_format="pyarrow", fn_kwargs=kwargs
         )
@@ -70,10 +71,12 @@ class FolderSource(Source):
         return ray.data.from_arrow(parts)
 
 
-def _read(table: pa.Table, files: Files) -> pa.Table:
-    image, fault = read_files(table[PATH].to_pylist(), files, "")
-    table = table.drop_columns([PATH])
-    return table.append_column(IMAGE, image).append_column(FAULT, fault)
+def _read(table: pa.Table, files: Files) -> Iterator[pa.Table]:
+    for start in range(0, len(table), OPEN):
+        part = table.slice(start, OPEN)
+        image, fault = read_files(part[PATH].to_pylist(), files, "")
+        part = part.drop_columns([PATH])
+        yield part.append_column(IMAGE, image).append_column(FAULT, fault)
 
 
 def open_files(files: Files, data: DataConfig) -> FolderSource:
@@ -94,9 +97,9 @@ def open_files(files: Files, data: DataConfig) -> FolderSource:
     if not paths:
         raise UserError(f"data.path {files.uri} holds no image files")
     relative = [files.relative(path) for path in paths]
-    if not all("/" in name for name in relative):
+    if not any("/" in name for name in relative):
         return FolderSource(files, (), "", None, pa.table({PATH: paths}))
-    labels = [name.split("/")[0] for name in relative]
+    labels = [name.split("/")[0] if "/" in name else None for name in relative]
     return FolderSource(files, ("label",), "", None, pa.table({PATH: paths, "label": labels}))
 
 
@@ -123,4 +126,8 @@ def _metadata(files: Files, path: str) -> pa.Table:
         raise UserError(f"{path}: file_name is empty in row {names.index(None)}")
     if not names:
         raise UserError(f"{path} holds no rows")
-    return table.append_column(PATH, pa.array([f"{folder}/{name}" for name in names], pa.string()))
+    paths = [
+        str(name) if "://" in str(name) or str(name).startswith("/") else f"{folder}/{name}"
+        for name in names
+    ]
+    return table.append_column(PATH, pa.array(paths, pa.string()))

@@ -16,10 +16,12 @@ from ray.data import Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, Files, Source, id_column
+from wcl_ray.data.source_files import OPEN, read_files
 from wcl_ray.errors import UserError
-from wcl_ray.storage import filesystem
 
-ROWS = 1024  # of a table handed on; keeps blocks small
+ROWS = 1024  # of a table handed on, at most; keeps blocks small
+CHUNK = 16 * 2**20  # bytes of a table handed on, about
+LOOK = 16  # files whose column types are compared when there are more than MANY
 MANY = 256  # files whose footers are read on opening; more are read inside the tasks
 NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "image_bytes")
 PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file", "filename")
@@ -44,9 +46,10 @@ class ParquetSource(Source):
         return self._read(columns, images=True)
 
     def _read(self, columns: Sequence[str], images: bool) -> Dataset:
-        pieces = _pieces(self.files)
+        pieces, schemas = _pieces(self.files)
         rows = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), 1000))
-        kwargs = {"source": self, "columns": tuple(columns), "images": images}
+        types = _types(schemas, columns, self.uri)
+        kwargs = {"source": self, "types": types, "images": images}
         return rows.map_batches(_read_piece, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
 
 
@@ -111,61 +114,109 @@ def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str,
     raise UserError(f"{uri} has no image column; choose with --data.image among: {listing}")
 
 
-def _pieces(files: Files) -> list[dict[str, int]]:
-    """(file, row group, number of its first row); whole files (group -1) when there are many."""
-    if len(files.paths) > MANY:
-        return [{"file": i, "group": -1, "first": 0} for i in range(len(files.paths))]
+def _pieces(files: Files) -> tuple[list[dict[str, int]], list[tuple[str, pa.Schema]]]:
+    """(file, row group, number of its first row), and the schemas of the files looked into; whole
+    files (group -1) when there are many."""
+    count = len(files.paths)
+    many = count > MANY
 
-    def one(index: int) -> list[dict[str, int]]:
-        footer = _open(files, files.paths[index]).metadata
+    def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema]]:
+        file = _open(files, files.paths[index])
         found, first = [], 0
-        for group in range(footer.num_row_groups):
-            found.append({"file": index, "group": group, "first": first})
-            first += footer.row_group(group).num_rows
-        return found
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if rows:
+                found.append({"file": index, "group": group, "first": first})
+            first += rows
+        return found, (files.paths[index], file.schema_arrow)
 
     with ThreadPoolExecutor(8) as pool:
-        pieces = [p for part in pool.map(one, range(len(files.paths))) for p in part]
+        looked = list(pool.map(one, range(0, count, -(-count // LOOK)) if many else range(count)))
+    schemas = [schema for _, schema in looked]
+    if many:
+        return [{"file": i, "group": -1, "first": 0} for i in range(count)], schemas
+    pieces = [piece for part, _ in looked for piece in part]
     if not pieces:
         raise UserError(f"data.path {files.uri}: the Parquet files hold no rows")
-    return pieces
+    return pieces, schemas
+
+
+def _types(
+    schemas: list[tuple[str, pa.Schema]], columns: Sequence[str], uri: str
+) -> dict[str, pa.DataType]:
+    """The type of each column that takes the values of all files (int32 and double: double).
+
+    Raises:
+        UserError: a file lacks the column, or there is no such type.
+    """
+    found: dict[str, pa.DataType] = {}
+    for name in columns:
+        for path, schema in schemas:
+            if name not in schema.names:
+                raise UserError(f"{path} has no column {name!r}, unlike the first file of {uri}")
+            kind = schema.field(name).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            kind = pa.string() if pa.types.is_large_string(kind) else kind
+            have = found.setdefault(name, kind)
+            if kind == have:
+                continue
+            both = [pa.schema([(name, k)]) for k in (have, kind)]
+            try:
+                found[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                raise UserError(
+                    f"{path}: column {name!r} is of type {kind}, in other files of {uri} it is "
+                    f"{have}; write it in one type"
+                ) from None
+    return found
 
 
 def _read_piece(
-    pieces: pa.Table, source: ParquetSource, columns: tuple[str, ...], images: bool
+    pieces: pa.Table, source: ParquetSource, types: dict[str, pa.DataType], images: bool
 ) -> Iterator[pa.Table]:
     for piece in pieces.to_pylist():
         path = source.files.paths[piece["file"]]
         file = _open(source.files, path)
-        wanted = list(dict.fromkeys([*columns, *([source.id_column] if source.id_column else [])]))
+        wanted = list(dict.fromkeys([*types, *([source.id_column] if source.id_column else [])]))
         if images:
             wanted.append(source.image_column)
         missing = [name for name in wanted if name not in file.schema_arrow.names]
         if missing:
             raise UserError(f"{path} has no column {missing[0]!r}, unlike the first file")
-        groups = None if piece["group"] < 0 else [piece["group"]]
+        groups = range(file.metadata.num_row_groups) if piece["group"] < 0 else [piece["group"]]
         number = piece["first"]
-        if not wanted:  # only row numbers are needed
-            meta = file.metadata
-            count = meta.num_rows if groups is None else meta.row_group(groups[0]).num_rows
-            yield _finish(pa.table({"": pa.nulls(count)}), source, columns, path, number, False)
-            continue
-        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=wanted):
-            table = pa.Table.from_batches([batch])
-            yield _finish(table, source, columns, path, number, images)
-            number += len(table)
+        for group in groups:
+            rows = file.metadata.row_group(group).num_rows
+            if not wanted:  # only row numbers are needed
+                yield _finish(pa.table({"": pa.nulls(rows)}), source, types, path, number, False)
+                number += rows
+                continue
+            step = _step(file, group, source) if images else 8 * ROWS
+            for batch in file.iter_batches(batch_size=step, row_groups=[group], columns=wanted):
+                table = pa.Table.from_batches([batch])
+                yield _finish(table, source, types, path, number, images)
+                number += len(table)
+
+
+def _step(file: pq.ParquetFile, group: int, source: ParquetSource) -> int:
+    """Rows that are read at a time, so that their images take about CHUNK bytes."""
+    if source.layout == "path":
+        return OPEN
+    meta = file.metadata.row_group(group)
+    size = meta.total_byte_size / max(1, meta.num_rows)
+    return int(min(ROWS, max(1, CHUNK // max(1, size))))
 
 
 def _finish(
     table: pa.Table,
     source: ParquetSource,
-    columns: tuple[str, ...],
+    types: dict[str, pa.DataType],
     path: str,
     number: int,
     images: bool,
 ) -> pa.Table:
     if source.id_column:
-        ids, keys = ids_of(table[source.id_column], source.id_column, path)
+        ids, keys = ids_of(table[source.id_column], source.id_column, path, number)
     else:
         name = source.files.relative(path)
         names = [f"{name}#{row}" for row in range(number, number + len(table))]
@@ -173,7 +224,16 @@ def _finish(
     found: dict[str, Any] = {ID: ids, KEY: keys}
     if images:
         found[IMAGE], found[FAULT] = _bytes_of(table[source.image_column], source, path)
-    return pa.table(found | {name: table[name] for name in columns})
+    for column, kind in types.items():
+        try:
+            found[column] = table[column].cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            have = table[column].type
+            raise UserError(
+                f"{path}: column {column!r} is of type {have}, elsewhere it is {kind}: "
+                f"{str(error)[:200]}"
+            ) from error
+    return pa.table(found)
 
 
 def _bytes_of(
@@ -199,29 +259,3 @@ def _mixed(rows: list[dict[str, Any] | None], files: Files, base: str) -> tuple[
     both = [h if h is not None else r for h, r in zip(have, read.to_pylist(), strict=True)]
     faults = [None if b is not None else f for b, f in zip(both, fault.to_pylist(), strict=True)]
     return pa.array(both, pa.large_binary()), pa.array(faults, pa.string())
-
-
-def read_files(paths: list[str | None], files: Files, base: str) -> tuple[pa.Array, pa.Array]:
-    """Content and fault of image files given by path or URI, relative ones to ``base``; an empty
-    base means that paths are those of the file system."""
-
-    def one(path: str | None) -> tuple[bytes | None, str | None]:
-        if not path:
-            return None, "no path"
-        try:
-            if "://" in path:
-                fs, inside = filesystem(path, files.endpoint)
-            else:
-                whole = path if path.startswith("/") or not base else f"{base}/{path}"
-                fs, inside = files.fs, whole
-            with fs.open_input_stream(inside) as stream:
-                return stream.read(), None
-        except FileNotFoundError:
-            return None, f"file not found: {path}"
-        except (OSError, ValueError) as error:
-            return None, f"{type(error).__name__}: {error}"[:200]
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(one, paths))
-    content = pa.array([c for c, _ in found], pa.large_binary())
-    return content, pa.array([f for _, f in found], pa.string())

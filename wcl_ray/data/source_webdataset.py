@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import ray
 from ray.data import Dataset
 
@@ -19,15 +20,23 @@ from wcl_ray.data.source import FAULT, ID, IMAGE, IMAGE_SUFFIXES, KEY, Files, So
 from wcl_ray.errors import UserError
 
 ROWS = 512
+CHUNK = 16 * 2**20  # bytes of a table handed on, about
 LOOK = 50  # samples that tell the columns
+BUFFER = 8 * 2**20  # bytes of a request to an object store
 Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class WebDatasetSource(Source):
-    """See :class:`Source`. ``schema``: types of the metadata columns."""
+    """See :class:`Source`.
+
+    Attributes:
+        schema: types of the metadata columns.
+        members: endings of the members that are the image, such as ``("jpg", "png")``.
+    """
 
     schema: pa.Schema = None
+    members: tuple[str, ...] = IMAGE_SUFFIXES
 
     def describe(self) -> str:
         count = len(self.files.paths)
@@ -50,7 +59,8 @@ def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
     """Open shards by the first samples of the first.
 
     Raises:
-        UserError: no .tar file, no image in the first samples, a missing id column.
+        UserError: no .tar file, no image in the first samples, several that may be the image, a
+            missing id column.
     """
     paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
     if not paths:
@@ -58,13 +68,8 @@ def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
             f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
         )
     files = Files(files.uri, files.endpoint, files.root, paths)
-    samples = list(itertools.islice(_samples(files, paths[0], images=False), LOOK))
-    with_image = [s for s in samples if s["image_suffix"]]
-    if not with_image:
-        raise UserError(
-            f"{paths[0]}: none of the first {len(samples)} samples holds an image "
-            f"({', '.join(IMAGE_SUFFIXES)})"
-        )
+    samples = list(itertools.islice(_samples(files, paths[0], ()), LOOK))
+    image, members = _image_members(samples, data.image, paths[0])
     values: dict[str, list[Any]] = {}
     for row, sample in enumerate(samples):
         for name, value in sample["columns"].items():
@@ -72,75 +77,135 @@ def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
     schema = pa.schema([(name, _type(column)) for name, column in values.items()])
     own_id = id_column(data, schema, paths[0])
     names = tuple(name for name in schema.names if name != own_id)
-    image = data.image or with_image[0]["image_suffix"]
-    return WebDatasetSource(files, names, image, own_id, schema)
+    return WebDatasetSource(files, names, image, own_id, schema, members)
+
+
+def _image_members(
+    samples: list[Sample], wanted: str | None, path: str
+) -> tuple[str, tuple[str, ...]]:
+    """Which member is the image: the given one, else one with a plain ending (``jpg``, not
+    ``mask.png``), else the only one. Returns its name for people, and the endings to take."""
+    seen = list(dict.fromkeys(suffix for sample in samples for suffix in sample["endings"]))
+    if not seen:
+        raise UserError(
+            f"{path}: none of the first {len(samples)} samples holds an image "
+            f"({', '.join(IMAGE_SUFFIXES)})"
+        )
+    if wanted is not None:
+        if wanted.lower() not in seen:
+            raise UserError(
+                f"data.image {wanted!r} is not a member of the first samples of {path}; images "
+                f"there end in: {', '.join(seen)}"
+            )
+        return wanted, (wanted.lower(),)
+    plain = [suffix for suffix in seen if suffix in IMAGE_SUFFIXES]
+    twice = any(len(set(plain) & set(sample["endings"])) > 1 for sample in samples)
+    if twice or (not plain and len(seen) > 1):
+        raise UserError(
+            f"{path}: {', '.join(plain or seen)} may all be the images; choose with --data.image"
+        )
+    return (plain or seen)[0], IMAGE_SUFFIXES if plain else tuple(seen)
 
 
 def _type(values: list[Any]) -> pa.DataType:
     try:
         kind = pa.array(values).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowException, OverflowError):
         return pa.string()
     nested = pa.types.is_struct(kind) or pa.types.is_null(kind)
     return pa.string() if nested else kind
 
 
-def _samples(files: Files, path: str, images: bool) -> Iterator[Sample]:
-    """Samples of a shard in order; the bytes of images are skipped where they are not wanted."""
+def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sample]:
+    """Samples of a shard in order: ``key``, ``columns``, ``image`` (bytes or None) and ``endings``
+    of the image members.
+
+    Args:
+        wanted: endings of the members whose bytes are the image. The others' are skipped, on a
+            local disk without reading them; an object store is read in one stream, since a
+            request for each member would take far longer than the bytes.
+    """
+    local = isinstance(files.fs, pafs.LocalFileSystem)
     try:
         with (
-            files.fs.open_input_file(path) as stream,
-            tarfile.open(fileobj=stream, mode="r:") as tar,
+            files.fs.open_input_file(path) if local else files.fs.open_input_stream(path) as stream,
+            tarfile.open(fileobj=stream, mode="r:" if local else "r|", bufsize=BUFFER) as tar,
         ):
             current: Sample | None = None
             for member in tar:
                 if not member.isfile():
                     continue
                 folder, _, base = member.name.rpartition("/")
+                if base.startswith("."):
+                    continue
                 stem, _, suffix = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 if current is None or current["key"] != key:
                     if current is not None:
                         yield current
-                    current = {"key": key, "columns": {}, "image": None, "image_suffix": ""}
-                _add(current, tar, member, suffix.lower(), images)
+                    current = {"key": key, "columns": {}, "image": None, "endings": []}
+                _add(current, tar, member, suffix.lower(), wanted, path)
             if current is not None:
                 yield current
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is not a readable tar shard: {error}") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a readable tar shard (plain, not compressed): {error}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {str(error)[:300]}") from error
 
 
 def _add(
-    sample: Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, images: bool
+    sample: Sample,
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    suffix: str,
+    wanted: tuple[str, ...],
+    path: str,
 ) -> None:
     def content() -> bytes:
         file = tar.extractfile(member)
         return file.read() if file is not None else b""
 
     if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        sample["image_suffix"] = sample["image_suffix"] or suffix
-        if images and sample["image"] is None:
+        sample["endings"].append(suffix)
+        if suffix in wanted and sample["image"] is None:
             sample["image"] = content()
     elif suffix == "json":
         try:
             tree = json.loads(content())
         except ValueError as error:
-            raise UserError(f"{member.name} is not valid JSON: {error}") from error
+            raise UserError(f"{path}: {member.name} is not valid JSON: {error}") from error
         sample["columns"].update(tree if isinstance(tree, dict) else {"json": tree})
     elif suffix in ("cls", "txt"):
         text = content().decode(errors="replace").strip()
-        number = suffix == "cls" and text.lstrip("-").isdigit()
+        number = suffix == "cls" and text.lstrip("-").isdecimal()
         sample["columns"][suffix] = int(text) if number else text
+
+
+def _parts(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    """Lists of samples, bounded in number and bytes."""
+    part: list[Sample] = []
+    size = 0
+    for sample in samples:
+        part.append(sample)
+        size += len(sample["image"] or b"")
+        if len(part) == ROWS or size >= CHUNK:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _read_shard(
     shards: pa.Table, source: WebDatasetSource, columns: tuple[str, ...], images: bool
 ) -> Iterator[pa.Table]:
     for number in shards["shard"].to_pylist():
-        path = source.files.paths[number]
-        samples = _samples(source.files, path, images)
-        while part := list(itertools.islice(samples, ROWS)):
-            yield _table(part, source, columns, path, images)
+        path, first = source.files.paths[number], 0
+        wanted = source.members if images else ()
+        for part in _parts(_samples(source.files, path, wanted)):
+            yield _table(part, source, columns, path, first, images)
+            first += len(part)
 
 
 def _table(
@@ -148,10 +213,12 @@ def _table(
     source: WebDatasetSource,
     columns: tuple[str, ...],
     path: str,
+    first: int,
     images: bool,
 ) -> pa.Table:
     if source.id_column:
-        ids, keys = ids_of(_column(samples, source.id_column, source, path), source.id_column, path)
+        column = _column(samples, source.id_column, source, path)
+        ids, keys = ids_of(column, source.id_column, path, first)
     else:
         names = [f"{source.files.relative(path)}/{sample['key']}" for sample in samples]
         ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
@@ -169,6 +236,10 @@ def _column(samples: list[Sample], name: str, source: WebDatasetSource, path: st
     if pa.types.is_string(kind):
         values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
     try:
-        return pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"{path}: column {name!r} is not always of type {kind}: {error}") from error
+        # not pa.array(values, kind): that turns 0.5 into the integer 0 without a word
+        return pa.array(values).cast(kind)
+    except (pa.ArrowException, OverflowError) as error:
+        raise UserError(
+            f"{path}: column {name!r} is of type {kind} in the first samples of the first shard, "
+            f"but not everywhere ({error}); write it in one type"
+        ) from error
