@@ -153,11 +153,11 @@ def test_resize_is_that_of_pillow() -> None:
     assert np.abs(batch.images[0].permute(1, 2, 0).numpy() - expected).max() <= 2
 
 
-@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB"), ("BMP", "RGB")],
+)
 def test_truncated_files_are_faults(kind: str, mode: str) -> None:
-    if mode == "CMYK" and kind != "JPEG":
-        pytest.skip("no such files")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     content = encode(Image.fromarray(noise).convert(mode), kind)
     for share in (0.3, 0.9):

@@ -1,8 +1,8 @@
 """Image files → one uint8 batch, in threads; what cannot be read is reported, not raised.
 
-torchvision decodes JPEG and WebP (other threads run meanwhile), Pillow the rest, PNG too: on damaged
-pixels torchvision's PNG decoder ends the whole process. EXIF rotation is applied, grey and palette
-images become RGB, 16 bits become 8, transparency is laid over mid-grey.
+torchvision decodes JPEG and WebP (other threads run meanwhile), Pillow the rest, PNG too: on
+damaged pixels torchvision's PNG decoder ends the whole process. EXIF rotation is applied, grey and
+palette images become RGB, 16 bits become 8, transparency is laid over mid-grey.
 The whole image is squashed to a square with antialiasing; its aspect is kept beside it, and the
 crops of :mod:`wcl_ray.data.augment` are sampled in the original geometry.
 """
