@@ -21,7 +21,8 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         seen.add(id(one))
         cause = getattr(one, "cause", None)
         if type(one) is UserError:
-            return one
+            # Ray Data adds advice on retries to what a task raised
+            return UserError(str(one).split("\nFailed to apply UDF transform")[0])
         if isinstance(cause, BaseException):
             waiting.append(cause)
         waiting += [one.__cause__, one.__context__]
