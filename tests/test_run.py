@@ -285,9 +285,10 @@ def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     check_exactly_once(run, N, 8, 3)
     found = steps_of(run)
     assert sum(len(steps) for steps in found.values()) == 3 * N // 8
-    resumed = int(again.stdout.split("going on from epoch ")[1].split(",")[0])
+    # how far back depends on how many uploads were committed before the power was cut
     step = int(again.stdout.split(", step ")[1].split()[0])
-    assert (resumed == 1 and step > 24) or step >= 20
+    assert 0 < step < 2 * N // 8
+    assert step % 4 == 0 or step == N // 8
 
 
 @pytest.mark.slow
