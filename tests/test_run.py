@@ -261,7 +261,12 @@ def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     )
     run = tmp_path / "runs/killed"
     limit = time.monotonic() + 150
-    while len(list(run.glob("audit/0001/*"))) < 10:
+    snapshot = run / "rounds/000/train/checkpoint_manager_snapshot.json"
+    while (
+        len(list(run.glob("audit/0001/*"))) < 10
+        or not snapshot.exists()
+        or "checkpoint_2" not in snapshot.read_text()  # none is committed yet
+    ):
         assert first.poll() is None, first.stdout.read().decode()  # type: ignore[union-attr]
         assert time.monotonic() < limit
         time.sleep(0.02)
