@@ -1,27 +1,26 @@
 """The demo data: a drawer of beetles, rendered here and now, with what a museum would know of them.
 
-Twelve species (the label) differ in shape, legs, antennae and the pattern of their wings. Colours,
-background, pose, size and place are nuisances that say nothing of the species. The museum's notes
-do, through noise: every informative attribute is a fixed function of the species that was written
-down wrongly with probability ``noise``. Others (season, shelf) say nothing, some are missing.
+Twelve species (the label) differ in their body plan. Colours, background, pose, size and place are
+nuisances that say nothing of the species. The museum's notes do, through noise: some are wrong,
+some missing, some belong to another beetle, some say nothing. How much they tell is known exactly
+(:func:`wcl_ray.data.demo_notes.true_information`), so the trade-off of the method, I(Z;T) against
+H(Z|T), can be studied on it.
 
-The information between the notes and the species is known exactly (:func:`true_information`), so
-the trade-off of the method, I(Z;T) against H(Z|T), can be studied on it.
+``python -m wcl_ray.data.demo --sheet demo.png`` draws a contact sheet.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import io
-import itertools
 import json
-import math
 import os
 import shutil
-import sys
 import uuid
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +29,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from wcl_ray.data.demo_notes import SPECIES, take_notes
 from wcl_ray.data.demo_render import draw
 
-VERSION = 1
-SPECIES = (
-    "amber", "bishop", "clown", "dusk", "ember", "fiddler",
-    "giant", "hermit", "ivory", "jester", "knight", "lantern",
-)  # fmt: skip
-
-# Attribute → value of each species. What can be seen: body, wings, antennae, legs.
-TRAITS: dict[str, tuple[str, ...]] = {
-    "body": tuple(("round", "long", "pear")[s % 3] for s in range(12)),
-    "wings": tuple(("plain", "striped", "spotted", "banded")[(s // 3) % 4] for s in range(12)),
-    "nocturnal": tuple("yn"[(s // 2) % 2] for s in range(12)),
-    "aquatic": tuple("yn"[(s // 6) % 2] for s in range(12)),
-    "horned": tuple("yn"[s % 2] for s in range(12)),
-    "social": tuple("yn"[((s + 1) // 2 + s // 4) % 2] for s in range(12)),
-    "diet": tuple(("leaves", "wood", "dung")[(s + s // 4) % 3] for s in range(12)),
-}
-MISSING = {"social": 0.05, "diet": 0.15}  # share of nulls
-NOISE_ONLY = {"season": ("spring", "summer", "autumn", "winter"), "shelf": (1, 2, 3, 4)}
-TAGS = {"rare": (0, 4, 7), "pest": (1, 2, 9, 10), "protected": (3, 4, 5, 11), "flies": (0, 2, 6, 8)}
+VERSION = 2
+FACTS = "demo.json"
+ROWS = 256  # of a row group
+BLOCK = 125  # beetles drawn at once: their fields stay in the cache
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoPaths:
     """Where the demo data lies: globs for ``data.path`` and ``data.eval_path``."""
 
     train: str
@@ -66,112 +51,85 @@ def make_demo(
     images: int = 3000,
     test_images: int = 750,
     seed: int = 0,
-    noise: float = 0.1,
-) -> Demo:
+    noise: float = 0.03,
+    misfiled: float = 0.1,
+    informative: int = 5,
+    nuisance: int = 1,
+) -> DemoPaths:
     """Render the demo data to Parquet files, or find it rendered already.
+
+    The files are written to a temporary folder that is renamed when complete. The same arguments
+    give the same files.
 
     Args:
         folder: gets a sub-folder for these parameters.
-        images, test_images: how many to render.
-        noise: probability that an informative attribute is drawn at random instead.
+        images, test_images: how many beetles to render; no beetle is in both.
+        seed: of everything random.
+        noise: probability that an informative note has another value than the species'.
+        misfiled: share of beetles with the notes of another beetle of any species.
+        informative: number of binary notes that depend on the species (0 to 8), beside five of
+            several values.
+        nuisance: number of binary notes that are fair coins (0 to 6), beside two of several values.
 
     Returns:
-        Globs of the training and test files with columns ``id``, ``image`` (PNG, 32 px),
-        ``label``, the attributes, ``length_mm`` and ``tags``.
-    """
-    facts = {
-        "version": VERSION,
-        "images": images,
-        "test": test_images,
-        "seed": seed,
-        "noise": noise,
-    }
-    target = Path(folder) / f"{images}-{test_images}-{seed}-{noise:g}-v{VERSION}"
-    if not (target / "demo.json").exists():
-        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-        partial.mkdir(parents=True)
-        for split, count, files, stream in (("train", images, 4, 0), ("test", test_images, 2, 1)):
-            table = _table(split, count, np.random.default_rng([seed, stream]), noise)
-            for i in range(files):
-                part = table.slice(
-                    i * count // files, (i + 1) * count // files - i * count // files
-                )
-                pq.write_table(part, partial / f"{split}-{i}.parquet", row_group_size=256)
-        (partial / "demo.json").write_text(json.dumps(facts))
-        try:
-            os.replace(partial, target)
-        except OSError:  # another process was faster
-            shutil.rmtree(partial)
-            if not (target / "demo.json").exists():
-                raise
-    return Demo(train=f"{target}/train-*.parquet", test=f"{target}/test-*.parquet")
-
-
-def notes(count: int, rng: np.random.Generator, noise: float) -> tuple[np.ndarray, dict[str, Any]]:
-    """Species (count,) and the museum's notes on each beetle, without drawing them."""
-    species = rng.integers(0, len(SPECIES), count)
-    columns: dict[str, Any] = {}
-    for name, values in TRAITS.items():
-        true = np.array(values, dtype=object)[species]
-        wrong = rng.random(count) < noise
-        columns[name] = np.where(wrong, rng.choice(np.array(sorted(set(values))), count), true)
-        columns[name][rng.random(count) < MISSING.get(name, 0.0)] = None
-    for name, kinds in NOISE_ONLY.items():
-        columns[name] = np.array(kinds, dtype=object)[rng.integers(0, len(kinds), count)]
-    columns["length_mm"] = np.round(8 + 2.5 * (species % 5) + rng.normal(0, 2.0, count), 1)
-    tags: list[list[str]] = [[] for _ in range(count)]
-    for tag, owners in TAGS.items():
-        chance = np.where(np.isin(species, owners), 1 - noise, noise)
-        for row in np.flatnonzero(rng.random(count) < chance * 0.8):
-            tags[row].append(tag)
-    columns["tags"] = tags
-    return species, columns
-
-
-def true_information(columns: Sequence[str], noise: float = 0.1) -> tuple[float, float]:
-    """I(Z;T) and H(Z|T) in bits, where Z is the joint value of the given attributes.
-
-    Given the species t the attributes are independent, and attribute j has value v with
-    probability ``(1 - m)·((1 - noise)·[v = f_j(t)] + noise / |values|)``, or is missing with
-    probability m. With T uniform, H(Z|T) is the mean over t of the sum of their entropies, and
-    I(Z;T) = H(Z) - H(Z|T) with P(z) summed over all joint values.
+        Globs of the training and test files with columns ``id`` (string), ``image`` (PNG bytes,
+        32 px), ``label``, the notes (strings and integers, nulls in two), ``length_mm`` (float)
+        and ``tags`` (list of strings, some empty).
 
     Raises:
-        KeyError: a column that is no trait and no pure noise.
+        ValueError: a knob out of range.
+        FileExistsError: the folder exists without the file that says it is complete.
     """
-    tables = [_channel(name, noise) for name in columns if name in TRAITS]
-    blind = sum(math.log2(len(NOISE_ONLY[name])) for name in columns if name not in TRAITS)
-    given = sum(float(-(p * np.log2(np.maximum(p, 1e-300))).sum()) for p in tables) / len(SPECIES)
-    joint = 0.0
-    for cells in itertools.product(*(range(p.shape[1]) for p in tables)):
-        of_t = np.ones(len(SPECIES))
-        for p, cell in zip(tables, cells, strict=True):
-            of_t = of_t * p[:, cell]
-        z = float(of_t.mean())
-        joint -= z * math.log2(z) if z > 0 else 0.0
-    return joint - given, given + blind
+    if images < 1 or test_images < 1:
+        raise ValueError(f"demo data: {images} images and {test_images} test images; 1 at least")
+    knobs: dict[str, Any] = {
+        "noise": noise,
+        "misfiled": misfiled,
+        "informative": informative,
+        "nuisance": nuisance,
+    }
+    take_notes(1, np.random.default_rng(0), **knobs)  # a wrong knob fails before any drawing
+    facts = {"version": VERSION, "images": images, "test_images": test_images, "seed": seed}
+    text = json.dumps({**facts, **knobs}, indent=1)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    target = Path(folder) / f"beetles-{images}-{digest}"
+    if not _complete(target, text):
+        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+        partial.mkdir(parents=True)
+        try:
+            for split, count, files in (("train", images, 4), ("test", test_images, 2)):
+                table = _table(split, count, seed, knobs)
+                edges = [i * count // files for i in range(files + 1)]
+                for i, (start, end) in enumerate(pairwise(edges)):
+                    part = table.slice(start, end - start)
+                    pq.write_table(part, partial / f"{split}-{i}.parquet", row_group_size=ROWS)
+            (partial / FACTS).write_text(text)
+            _publish(partial, target, text)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return DemoPaths(train=f"{target}/train-*.parquet", test=f"{target}/test-*.parquet")
 
 
-def _channel(name: str, noise: float) -> np.ndarray:
-    """P(value | species), (12, values + missing)."""
-    kinds = sorted(set(TRAITS[name]))
-    table = np.full((len(SPECIES), len(kinds) + 1), noise / len(kinds))
-    for species, value in enumerate(TRAITS[name]):
-        table[species, kinds.index(value)] += 1 - noise
-    missing = MISSING.get(name, 0.0)
-    table[:, :-1] *= 1 - missing
-    table[:, -1] = missing
-    return table
+def _complete(target: Path, text: str) -> bool:
+    return (target / FACTS).is_file() and (target / FACTS).read_text() == text
 
 
-def _table(split: str, count: int, rng: np.random.Generator, noise: float) -> pa.Table:
-    species, columns = notes(count, rng, noise)
-    pixels = np.concatenate(
-        [draw(species[i : i + 250], rng) for i in range(0, count, 250)]
-        or [np.empty((0, 32, 32, 3))]
-    )
+def _publish(partial: Path, target: Path, text: str) -> None:
+    try:
+        os.replace(partial, target)
+    except OSError as error:
+        if not _complete(target, text):  # else another process was faster
+            raise FileExistsError(
+                f"{target} exists and is not complete demo data; remove it and start again"
+            ) from error
+
+
+def _table(split: str, count: int, seed: int, knobs: dict[str, Any]) -> pa.Table:
+    notes_rng, looks_rng = np.random.default_rng([seed, split == "test"]).spawn(2)
+    species, columns = take_notes(count, notes_rng, **knobs)
+    blocks = [draw(species[i : i + BLOCK], looks_rng) for i in range(0, count, BLOCK)]
     with ThreadPoolExecutor(4) as pool:
-        files = list(pool.map(_png, pixels))
+        files = list(pool.map(_png, np.concatenate(blocks)))
     found: dict[str, Any] = {
         "id": [f"{split}/{i:06d}" for i in range(count)],
         "image": pa.array(files, pa.binary()),
@@ -179,27 +137,34 @@ def _table(split: str, count: int, rng: np.random.Generator, noise: float) -> pa
     }
     for name, values in columns.items():
         kind = pa.list_(pa.string()) if name == "tags" else None
-        found[name] = pa.array(values if name == "tags" else values.tolist(), kind)
+        found[name] = pa.array(list(values), kind, from_pandas=False)
     return pa.table(found)
 
 
 def _png(pixels: np.ndarray) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG")
+    Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
 
 
-def contact_sheet(columns: int = 12, rows: int = 8, scale: int = 2, seed: int = 7) -> Image.Image:
-    """A drawer of beetles, one column a species, drawn at ``scale`` times their size."""
-    side, gap = 32 * scale, 6
+def contact_sheet(columns: int = 12, rows: int = 8, side: int = 72, seed: int = 7) -> Image.Image:
+    """A drawer of beetles, one column a species, each ``side`` pixels wide."""
+    gap = max(2, side // 16)
     species = np.tile(np.arange(columns) % len(SPECIES), rows)
     pixels = draw(species, np.random.default_rng(seed), size=side)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap), "white")
+    size = (columns * (side + gap) + gap, rows * (side + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
     for i, picture in enumerate(pixels):
         x, y = i % columns, i // columns
         sheet.paste(Image.fromarray(picture), (gap + x * (side + gap), gap + y * (side + gap)))
     return sheet
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw a contact sheet of the demo data.")
+    parser.add_argument("--sheet", required=True, metavar="PNG", help="where to write it")
+    contact_sheet().save(parser.parse_args().sheet, optimize=True)
+
+
 if __name__ == "__main__":
-    contact_sheet().quantize(64).save(sys.argv[1], optimize=True)
+    main()

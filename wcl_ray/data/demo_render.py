@@ -1,101 +1,173 @@
 """Drawing beetles: signed distances to ellipses and strokes, a whole batch at once.
 
-Coordinates: x to the right, y down, the picture is [-1, 1]². B: beetles, s: pixels of a side.
+Coordinates: x to the right, y down, the picture is [-1, 1]², the beetle looks up. B: beetles,
+s: pixels of a side. Parts are mirrored by working on |x|.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 OVERSAMPLE = 2
 Points = tuple[np.ndarray, np.ndarray]
 
-BODY = ((0.40, 0.46), (0.27, 0.58), (0.34, 0.52))  # half width and height: round, long, pear
+
+class Plan(NamedTuple):
+    """Body plan of a species: half width and height of the body, how much it widens to the rear
+    (−1 to 1), pattern of the wings, antennae, what the head carries, legs, width of the head."""
+
+    width: float
+    height: float
+    taper: float
+    wings: str
+    antennae: str
+    head: str
+    legs: str
+    skull: float
+
+
+PLANS = (
+    Plan(0.52, 0.47, 0.0, "spots", "short", "", "short", 0.26),  # ladybird
+    Plan(0.48, 0.50, 0.12, "plain", "clubs", "comb", "bent", 0.34),  # scarab
+    Plan(0.34, 0.50, 0.0, "plain", "", "jaws", "bent", 0.27),  # stag
+    Plan(0.45, 0.50, 0.0, "plain", "", "horn", "bent", 0.24),  # rhino
+    Plan(0.25, 0.56, -0.15, "bands", "sweeping", "", "long", 0.17),  # longhorn
+    Plan(0.36, 0.48, 0.40, "stripes", "short", "snout", "bent", 0.16),  # weevil
+    Plan(0.27, 0.56, 0.05, "lamp", "straight", "", "short", 0.25),  # firefly
+    Plan(0.40, 0.56, 0.10, "rim", "straight", "", "oars", 0.24),  # diver
+    Plan(0.50, 0.54, -0.50, "bands", "straight", "", "bent", 0.20),  # shield
+    Plan(0.30, 0.50, 0.25, "spots", "straight", "fangs", "long", 0.29),  # tiger
+    Plan(0.23, 0.62, -0.20, "eyes", "short", "", "short", 0.19),  # click
+    Plan(0.33, 0.60, -0.40, "stripes", "short", "", "short", 0.24),  # jewel
+)
+
+# Lines on the head: on both sides or not, half thickness, points from the front of the body.
+Shapes = dict[str, tuple[bool, float, tuple[tuple[float, float], ...]]]
+ANTENNAE: Shapes = {
+    "short": (True, 0.03, ((0.1, -0.1), (0.22, -0.24))),
+    "straight": (True, 0.03, ((0.1, -0.1), (0.42, -0.36))),
+    "clubs": (True, 0.03, ((0.1, -0.1), (0.4, -0.26))),
+    "sweeping": (True, 0.03, ((0.1, -0.1), (0.36, -0.26), (0.6, 0.02), (0.72, 0.5))),
+}
+HEADS: Shapes = {
+    "horn": (False, 0.07, ((0.0, 0.0), (0.02, -0.26), (0.1, -0.42))),
+    "jaws": (True, 0.055, ((0.14, -0.1), (0.34, -0.24), (0.26, -0.42), (0.12, -0.46))),
+    "fangs": (True, 0.04, ((0.12, -0.1), (0.16, -0.27), (0.04, -0.31))),
+    "snout": (False, 0.05, ((0.0, 0.0), (0.02, -0.28), (-0.08, -0.4))),
+    "comb": (True, 0.04, ((0.0, -0.29), (0.07, -0.16), (0.15, -0.28), (0.22, -0.13), (0.32, -0.2))),
+}
 
 
 def draw(species: np.ndarray, rng: np.random.Generator, size: int = 32) -> np.ndarray:
     """uint8 (B, size, size, 3): one beetle of each given species (ints 0 to 11).
 
-    Species decides body, wing pattern, antennae, horn and legs; the rest is drawn at random.
+    The species decides the body plan; colours, background, place, size and turn are random.
     """
     b, s = len(species), size * OVERSAMPLE
     axis = (np.arange(s, dtype=np.float32) + 0.5) / s * 2 - 1
-    x0, y0 = np.meshgrid(axis, axis)
-    picture = _background(x0, y0, b, rng)
-    x, y = _pose(x0, y0, b, rng)
-    kind, wings = species % 3, (species // 3) % 4
-    half = np.array(BODY, np.float32)[kind] * rng.normal(1, 0.05, (b, 2)).astype(np.float32)
-    width, height = half[:, 0, None, None], half[:, 1, None, None]
-    body = _colours(rng, b, (0.35, 0.95), (0.35, 0.85))
-    dark = body * 0.35
-    pixel = np.float32(2.0 / s)
+    flat_x, flat_y = np.meshgrid(axis, axis)
+    picture = _background(flat_x, flat_y, b, rng)
+    x, y = _pose(flat_x, flat_y, b, rng)
+    u = np.abs(x)
+    w, h, taper, skull = (_numbers(species, name) for name in ("width", "height", "taper", "skull"))
+    w, h = w * _around_one(rng, b, 0.06), h * _around_one(rng, b, 0.05)
+    shell, dark, mark = _liveries(rng, b)
+    soft = np.float32(2.4 / s)
 
-    _shade(picture, x - 0.05, y - 0.08, width, height, rng)
-    ink = _legs(x, y, width, height, long=(species % 4 < 2))
-    ink = np.minimum(ink, _antennae(x, y, height, species))
-    _paint(picture, ink, dark * 0.6, pixel)
-    head = _ellipse(x, y + height * 0.98, width * 0.52, np.float32(0.17))
-    _paint(picture, head, dark, pixel)
-    horn = _stroke((x, y), (0 * width, -height), (0 * width, -height - 0.34), 0.045)
-    _paint(picture, np.where((species % 2 == 0)[:, None, None], horn, 1.0), dark, pixel)
-    outline = _body(x, y, width, height, kind)
-    _paint(picture, outline, body, pixel)
-    other = _colours(rng, b, (0.35, 0.95), (0.5, 1.0))
-    pattern = _pattern(x, y, width, height, wings)
-    _paint(picture, np.maximum(pattern, outline + 0.03), other, pixel)
-    seam = np.maximum(np.abs(x) - 0.015, outline)
-    _paint(picture, seam, dark, pixel)
-    gloss = _ellipse(x + width * 0.35, y + height * 0.3, width * 0.16, height * 0.22)
-    _paint(picture, np.maximum(gloss, outline), np.minimum(1, body * 0.5 + 0.5), pixel, 0.55)
+    outline = _ellipse(x, y, w * (1 + taper * np.clip(y / h, -1, 1)), h)
+    picture *= 1 - 0.4 * np.exp(-((np.maximum(0, _shift(outline, 2, s)) / 0.12) ** 2))[..., None]
+    _paint(picture, _legs(u, y, w, h, species), dark, soft)
+    _paint(picture, _headgear(u, x, y, h, species), dark, soft)
+    _paint(picture, _ellipse(x, y + h * 0.98, skull, np.float32(0.19)), dark, soft)
     for side in (-1, 1):
-        eye = _ellipse(
-            x - side * width * 0.3, y + height * 1.02, np.float32(0.06), np.float32(0.06)
-        )
-        _paint(picture, eye, np.ones((b, 3), np.float32), pixel)
+        eye = _ellipse(x - side * skull * 0.62, y + h * 1.04, np.float32(0.075), np.float32(0.075))
+        _paint(picture, eye, np.full((b, 3), 0.97, np.float32), soft)
+        pupil = np.hypot(x - side * skull * 0.62, y + h * 1.07) - np.float32(0.035)
+        _paint(picture, pupil, np.full((b, 3), 0.05, np.float32), soft)
+    _paint(picture, outline - 0.025, dark, soft)
+    _paint(picture, outline + 0.02, shell, soft)
+    pattern = _wings(x, u, y, w, h, outline, species)
+    _paint(picture, np.maximum(pattern, outline + 0.04), mark, soft)
+    _paint(picture, np.maximum(u - 0.018, np.maximum(outline, -y - h * 0.55)), dark, soft)
+    collar = np.abs(y + h * 0.55) - 0.02
+    _paint(picture, np.maximum(collar, outline), dark, soft)
+    gloss = _ellipse(x + w * 0.42, y + h * 0.18, w * 0.13, h * 0.24)
+    _paint(picture, np.maximum(gloss, outline + 0.05), np.ones_like(shell), soft, 0.45)
     small = picture.reshape(b, size, OVERSAMPLE, size, OVERSAMPLE, 3).mean((2, 4))
-    small += rng.normal(0, 0.015, small.shape)
     return (small.clip(0, 1) * 255).round().astype(np.uint8)
 
 
+def _numbers(species: np.ndarray, name: str) -> np.ndarray:
+    return np.array([getattr(p, name) for p in PLANS], np.float32)[species][:, None, None]
+
+
+def _having(species: np.ndarray, name: str, value: str) -> np.ndarray:
+    """Indices of the beetles whose plan has this value."""
+    return np.flatnonzero(np.array([getattr(p, name) == value for p in PLANS])[species])
+
+
+def _around_one(rng: np.random.Generator, b: int, spread: float) -> np.ndarray:
+    return rng.normal(1, spread, (b, 1, 1)).astype(np.float32)
+
+
 def _background(x: np.ndarray, y: np.ndarray, b: int, rng: np.random.Generator) -> np.ndarray:
-    """Two colours in a gradient of random direction, with a soft blotch."""
-    one, two = (_colours(rng, b, (0.1, 0.6), (0.45, 1.0)) for _ in range(2))
-    angle = rng.uniform(0, 2 * np.pi, (b, 1, 1))
+    """float32 (B, s, s, 3): two colours in a gradient of random direction, with a soft light."""
+    hues = rng.random(b) + rng.uniform(-0.15, 0.15, (2, b))
+    one, two = (_hsv(h % 1, rng.uniform(0.1, 0.4, b), rng.uniform(0.7, 1.0, b)) for h in hues)
+    angle = rng.uniform(0, 2 * np.pi, (b, 1, 1)).astype(np.float32)
     t = ((x * np.cos(angle) + y * np.sin(angle)) / 2.8 + 0.5).clip(0, 1)[..., None]
     picture = one[:, None, None] * (1 - t) + two[:, None, None] * t
-    place = rng.uniform(-1, 1, (2, b, 1, 1))
+    place = rng.uniform(-1, 1, (2, b, 1, 1)).astype(np.float32)
     far = (x - place[0]) ** 2 + (y - place[1]) ** 2
-    picture += (rng.uniform(-0.3, 0.3, (b, 1, 1)) * np.exp(-far / 0.3))[..., None]
+    light = rng.uniform(-0.15, 0.15, (b, 1, 1)).astype(np.float32)
+    picture += (light * np.exp(-far / np.float32(0.3)))[..., None]
     return np.ascontiguousarray(picture.clip(0, 1), dtype=np.float32)
 
 
 def _pose(x: np.ndarray, y: np.ndarray, b: int, rng: np.random.Generator) -> Points:
     """Pixels in the beetle's own coordinates: turned, moved, scaled."""
-    angle = rng.normal(0, 0.45, (b, 1, 1)).astype(np.float32)
-    scale = rng.uniform(0.78, 1.12, (b, 1, 1)).astype(np.float32)
-    move = rng.uniform(-0.14, 0.14, (2, b, 1, 1)).astype(np.float32)
-    dx, dy = x - move[0], y - 0.1 - move[1]
+    angle = rng.normal(0, 0.3, (b, 1, 1)).astype(np.float32)
+    scale = rng.uniform(0.86, 1.08, (b, 1, 1)).astype(np.float32)
+    move = rng.uniform(-0.1, 0.1, (2, b, 1, 1)).astype(np.float32)
+    dx, dy = x - move[0], y - 0.16 - move[1]
     cos, sin = np.cos(angle), np.sin(angle)
     return (dx * cos + dy * sin) / scale, (dy * cos - dx * sin) / scale
 
 
-def _colours(
-    rng: np.random.Generator, b: int, saturation: tuple[float, float], value: tuple[float, float]
-) -> np.ndarray:
-    """float32 (B, 3): random hue, saturation and value within ranges."""
-    h, s, v = rng.random(b), rng.uniform(*saturation, b), rng.uniform(*value, b)
+def _liveries(rng: np.random.Generator, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colours of shell, legs and pattern, (B, 3) each: any hue, the pattern in contrast."""
+    hue, bright = rng.random(b), rng.uniform(0.4, 0.95, b)
+    shell = _hsv(hue, rng.uniform(0.6, 0.95, b), bright)
+    dark = _hsv(hue, rng.uniform(0.3, 0.6, b), rng.uniform(0.1, 0.2, b))
+    light = bright < 0.68
+    value = np.where(light, rng.uniform(0.9, 1.0, b), rng.uniform(0.1, 0.25, b))
+    mark = _hsv(rng.random(b), np.where(light, rng.uniform(0.2, 0.6, b), 0.5), value)
+    return shell, dark, mark
+
+
+def _hsv(h: np.ndarray, s: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """float32 (B, 3) in RGB."""
     k = (np.array([5.0, 3.0, 1.0]) + 6 * h[:, None]) % 6
     return (v[:, None] * (1 - s[:, None] * np.minimum(k, 4 - k).clip(0, 1))).astype(np.float32)
 
 
 def _paint(
-    picture: np.ndarray, distance: np.ndarray, colour: np.ndarray, pixel: Any, strength: float = 1
+    picture: np.ndarray, distance: np.ndarray, colour: np.ndarray, soft: Any, strength: float = 1
 ) -> None:
-    """Fill where the distance is negative, with a soft edge of one pixel."""
-    alpha = (0.5 - distance / pixel).clip(0, 1)[..., None] * np.float32(strength)
+    """Fill where the distance is negative, with a soft edge."""
+    alpha = (0.5 - distance / soft).clip(0, 1)[..., None] * np.float32(strength)
     picture += alpha * (colour[:, None, None].astype(np.float32) - picture)
+
+
+def _shift(field: np.ndarray, pixels: int, s: int) -> np.ndarray:
+    """The field moved to the lower right, by ``pixels`` in 64: a shadow falls there."""
+    step = max(1, pixels * s // 64)
+    moved = field.copy()
+    moved[:, step:, step:] = field[:, :-step, :-step]
+    return moved
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, width: Any, height: Any) -> np.ndarray:
@@ -104,70 +176,74 @@ def _ellipse(x: np.ndarray, y: np.ndarray, width: Any, height: Any) -> np.ndarra
     return (radius - 1) * np.minimum(width, height)
 
 
-def _stroke(p: Points, a: Points, b: Points, thick: float) -> np.ndarray:
+def _stroke(p: Points, a: tuple[Any, Any], b: tuple[Any, Any], thick: float) -> np.ndarray:
     """Signed distance to a line from a to b with round ends."""
     px, py, bx, by = p[0] - a[0], p[1] - a[1], b[0] - a[0], b[1] - a[1]
     t = ((px * bx + py * by) / (bx * bx + by * by)).clip(0, 1)
     return np.hypot(px - t * bx, py - t * by) - np.float32(thick)
 
 
-def _body(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, kind: np.ndarray
-) -> np.ndarray:
-    pear = (kind == 2)[:, None, None]
-    wide = np.where(pear, w * (1 + 0.45 * np.clip(y / h, -1, 1)), w)
-    return _ellipse(x, y, wide, h)
-
-
-def _legs(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, long: np.ndarray
-) -> np.ndarray:
-    """Three pairs of bent legs."""
-    reach = np.where(long, 0.38, 0.2)[:, None, None].astype(np.float32)
-    found = np.full(x.shape, 1.0, np.float32)
-    mirrored = np.abs(x)
-    for height, bend in ((-0.45, -0.18), (0.05, 0.02), (0.5, 0.22)):
-        hip = (w * 0.7, h * height)
-        knee = (w + reach * 0.7, h * height + bend * 0.6)
-        foot = (w + reach, h * height + bend + 0.16)
-        found = np.minimum(found, _stroke((mirrored, y), hip, knee, 0.035))
-        found = np.minimum(found, _stroke((mirrored, y), knee, foot, 0.03))
+def _path(p: Points, points: list[tuple[Any, Any]], thick: float) -> np.ndarray:
+    found = _stroke(p, points[0], points[1], thick)
+    for a, b in pairwise(points[1:]):
+        found = np.minimum(found, _stroke(p, a, b, thick))
     return found
 
 
-def _antennae(x: np.ndarray, y: np.ndarray, h: np.ndarray, species: np.ndarray) -> np.ndarray:
-    """None, straight ones, or clubbed ones."""
-    mirrored = np.abs(x)
-    zero = np.zeros_like(h)
-    tip = (zero + 0.34, -h - 0.36)
-    line = _stroke((mirrored, y), (zero + 0.06, -h - 0.05), tip, 0.025)
-    club = np.minimum(line, np.hypot(mirrored - tip[0], y - tip[1]) - 0.075)
-    style = (species // 2 % 3)[:, None, None]
-    return np.where(style == 0, 1.0, np.where(style == 1, line, club))
+def _legs(u: np.ndarray, y: np.ndarray, w: Any, h: Any, species: np.ndarray) -> np.ndarray:
+    """Three pairs: short, bent, long, or with oars behind."""
+    found = np.full(u.shape, 1.0, np.float32)
+    reach = {"short": 0.16, "bent": 0.28, "long": 0.4, "oars": 0.2}
+    for kind, length in reach.items():
+        i = _having(species, "legs", kind)
+        p, wi, hi = (u[i], y[i]), w[i], h[i]
+        for at, bend in ((-0.42, -0.16), (0.05, 0.04), (0.5, 0.2)):
+            hip, knee = (wi * 0.7, hi * at), (wi + length * 0.6, hi * at + bend * 0.6)
+            foot = (wi + length, hi * at + bend + 0.14)
+            thick = 0.04
+            if kind == "oars" and at == 0.5:
+                knee, foot, thick = (wi + 0.22, hi * at - 0.1), (wi + 0.36, hi * at + 0.3), 0.075
+            found[i] = np.minimum(found[i], _path(p, [hip, knee, foot], thick))
+    return found
 
 
-def _pattern(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray, wings: np.ndarray
+def _headgear(
+    u: np.ndarray, x: np.ndarray, y: np.ndarray, h: Any, species: np.ndarray
 ) -> np.ndarray:
-    """Plain, stripes along, spots, or bands across."""
-    u, v = np.abs(x) / w, y / h
-    stripes = (np.abs(u - 0.5) - 0.14) * w
-    spots = np.full(x.shape, 1.0, np.float32)
-    for cu, cv in ((0.5, -0.45), (0.5, 0.1), (0.38, 0.6)):
-        spots = np.minimum(spots, np.hypot((u - cu) * w, (v - cv) * h) - 0.085)
-    bands = (np.abs(np.mod(v + 1.0, 0.66) - 0.33) - 0.13) * h
-    choice = wings[:, None, None]
-    return np.select([choice == 1, choice == 2, choice == 3], [stripes, spots, bands], 1.0)
+    """What stands on the head, antennae included."""
+    found = np.full(u.shape, 1.0, np.float32)
+    for part, shapes in (("antennae", ANTENNAE), ("head", HEADS)):
+        for kind, (mirrored, thick, points) in shapes.items():
+            i = _having(species, part, kind)
+            p, top = ((u if mirrored else x)[i], y[i]), -h[i]
+            line = _path(p, [(right, top + down) for right, down in points], thick)
+            if kind == "clubs":
+                right, down = points[-1]
+                line = np.minimum(line, np.hypot(p[0] - right, p[1] - top - down) - 0.085)
+            found[i] = np.minimum(found[i], line)
+    return found
 
 
-def _shade(
-    picture: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    w: np.ndarray,
-    h: np.ndarray,
-    rng: np.random.Generator,
-) -> None:
-    """A soft shadow under the body."""
-    far = np.maximum(0, np.sqrt((x / w) ** 2 + (y / h) ** 2) - 0.8)
-    picture *= 1 - 0.45 * np.exp(-((far / 0.25) ** 2))[..., None]
+def _wings(
+    x: np.ndarray, u: np.ndarray, y: np.ndarray, w: Any, h: Any, outline: Any, species: np.ndarray
+) -> np.ndarray:
+    """Signed distance to the pattern: nothing, spots, eyes, stripes, bands, a rim or a lamp."""
+    found = np.full(u.shape, 1.0, np.float32)
+    for kind in ("spots", "eyes", "stripes", "bands", "rim", "lamp"):
+        i = _having(species, "wings", kind)
+        ui, yi, wi, hi = u[i], y[i], w[i], h[i]
+        if kind == "spots":
+            for at, down, r in ((0.5, -0.25, 0.1), (0.55, 0.25, 0.11), (0.3, 0.65, 0.09)):
+                found[i] = np.minimum(found[i], np.hypot(ui - at * wi, yi - down * hi) - r)
+        elif kind == "eyes":
+            found[i] = np.abs(np.hypot(ui - 0.5 * wi, yi + 0.3 * hi) - 0.07) - 0.03
+        elif kind == "stripes":
+            found[i] = (np.abs(ui / wi - 0.5) - 0.15) * wi
+        elif kind == "bands":
+            found[i] = (np.abs(np.mod(yi / hi + 0.4, 0.56) - 0.28) - 0.13) * hi
+            found[i] = np.maximum(found[i], -yi - 0.5 * hi)
+        elif kind == "rim":
+            found[i] = -outline[i] - 0.13
+        else:
+            found[i] = -yi + 0.5 * hi
+    return found
