@@ -1,0 +1,191 @@
+"""k-means on Ray actors against faiss.Kmeans, scikit-learn and the bare matrix product.
+
+    pip install -e ".[dev]" && python benchmarks/kmeans.py [--repeats 3] [--iterations 10]
+
+Same data (a mixture of Gaussians), same first centroids, same number of iterations, one thread
+each, plain Euclidean; then two actors with a thread each. Every side runs with the fastest BLAS
+kernel of the machine. ``floor`` is the matrix product 2·N·K·d alone. Last, whole fits with the
+default schedules on two threads: ours (seeding, sample, early stop, start of the actors, all
+counted) against faiss.Kmeans with its defaults but without sub-sampling. The sides alternate, the
+median of the repeats counts. The last line is one JSON object: ``vs_faiss``, ``vs_floor`` and
+``two_actors`` are the worst over the sizes with K ≥ 1000.
+"""
+
+from __future__ import annotations
+
+import os
+
+from wcl_ray.clusters import blas
+
+os.environ.update(blas.environment(blas.cpu_flags(), threads=1))  # before numpy is loaded
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import statistics  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import faiss  # noqa: E402
+import numpy as np  # noqa: E402
+import ray  # noqa: E402
+import sklearn.cluster  # noqa: E402
+from threadpoolctl import threadpool_info, threadpool_limits  # noqa: E402
+
+from wcl_ray.clusters.kmeans import KMeans  # noqa: E402
+from wcl_ray.clusters.lloyd import gemm_nearest  # noqa: E402
+from wcl_ray.clusters.seeding import plus_plus  # noqa: E402
+from wcl_ray.train.fit import quiet_ray  # noqa: E402
+
+SIZES = [(200_000, 128, 256), (200_000, 128, 1000), (200_000, 128, 4096), (50_000, 2048, 1000)]
+FITS = [(200_000, 128, 1000), (200_000, 128, 4096)]
+
+
+def kernels() -> str:
+    """What the BLAS of this process runs with."""
+    names = {str(part.get("architecture")) for part in threadpool_info() if part["user_api"] == "blas"}
+    return ", ".join(sorted(names))
+
+
+def mixture(n: int, d: int, k: int) -> np.ndarray:
+    """float32 (n, d): 2k centres of unequal weight and a spread that makes them overlap."""
+    rng = np.random.default_rng(n + d + k)
+    centres = rng.standard_normal((2 * k, d)).astype(np.float32)
+    weights = rng.gamma(2.0, size=2 * k)
+    x = centres[rng.choice(2 * k, n, p=weights / weights.sum())]
+    x += 1.2 * rng.standard_normal((n, d), dtype=np.float32)
+    return x
+
+
+def product(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[float, float]:
+    """Seconds an iteration of the bare matrix product."""
+    transposed = np.ascontiguousarray(centroids.T)
+    out = np.empty((512, len(centroids)), np.float32)
+    started = time.perf_counter()
+    for _ in range(iterations):
+        for start in range(0, len(x) - 511, 512):
+            np.matmul(x[start : start + 512], transposed, out=out)
+    return (time.perf_counter() - started) / iterations, float("nan")
+
+
+def objective(x: np.ndarray, centroids: np.ndarray) -> float:
+    """Sum of squared distances in float64."""
+    labels = gemm_nearest(centroids, spherical=False)(x)
+    total = 0.0
+    for start in range(0, len(x), 4096):
+        part = slice(start, start + 4096)
+        total += float(np.square(x[part].astype(np.float64) - centroids[labels[part]]).sum())
+    return total
+
+
+def by_faiss(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[float, float]:
+    """Seconds an iteration, and the objective of the centroids after the last one."""
+    faiss.omp_set_num_threads(1)
+    d, k = x.shape[1], len(centroids)
+    model = faiss.Kmeans(d, k, niter=iterations, max_points_per_centroid=len(x))
+    started = time.perf_counter()
+    model.train(x, init_centroids=centroids)
+    seconds = (time.perf_counter() - started) / iterations
+    # its own figure is a sum in float32; this one is the centroids' in float64
+    return seconds, objective(x, model.centroids)
+
+
+def by_sklearn(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[float, float]:
+    k = len(centroids)
+    model = sklearn.cluster.KMeans(
+        k, init=centroids, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd"
+    )
+    with threadpool_limits(1):
+        started = time.perf_counter()
+        model.fit(x)
+        seconds = time.perf_counter() - started
+    return seconds / (model.n_iter_ + 1), float(model.inertia_)  # one assignment at the end
+
+
+def by_actors(count: int, kernel: str) -> Callable[..., tuple[float, float]]:
+    def run(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[float, float]:
+        model = KMeans(
+            len(centroids), spherical=False, iterations=iterations + 1, tolerance=0, settled=0,
+            actors=count, kernel=kernel,  # type: ignore[arg-type]
+        )  # fmt: skip
+        model.fit(x, init=centroids)
+        rows = model.history_[:iterations]
+        seconds = sum(row.seconds for row in rows) / len(rows)
+        return seconds, float(model.inertia_)  # of the centroids after ``iterations`` updates
+
+    return run
+
+
+def fit_faiss(x: np.ndarray, k: int) -> tuple[float, float]:
+    faiss.omp_set_num_threads(2)
+    model = faiss.Kmeans(x.shape[1], k, max_points_per_centroid=len(x))
+    started = time.perf_counter()
+    model.train(x)
+    seconds = time.perf_counter() - started
+    return seconds, objective(x, model.centroids)
+
+
+def fit_actors(x: np.ndarray, k: int) -> tuple[float, float]:
+    started = time.perf_counter()
+    model = KMeans(k, spherical=False, actors=2).fit(x)
+    return time.perf_counter() - started, float(model.inertia_)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the rows, for a quick look")
+    options = parser.parse_args()
+    quiet_ray()
+    ray.init(address="local", num_cpus=2, logging_level="ERROR", log_to_driver=False)
+    sides: dict[str, Callable[..., tuple[float, float]]] = {
+        "floor": product,
+        "faiss": by_faiss,
+        "sklearn": by_sklearn,
+        "1 actor": by_actors(1, "gemm"),
+        "1 actor, faiss": by_actors(1, "faiss"),
+        "2 actors": by_actors(2, "gemm"),
+    }
+    worst = {"vs_faiss": 0.0, "vs_floor": 0.0, "two_actors": 0.0, "objective_gap": 0.0}
+    print(f"BLAS kernels {kernels()}; seconds an iteration (× the floor), one thread an actor\n")
+    print(f"{'N, d, K':<22}" + "".join(f"{name:>18}" for name in sides))
+    for n, d, k in SIZES:
+        n = int(n * options.scale)
+        x = mixture(n, d, k)
+        rng = np.random.default_rng(0)
+        start = plus_plus(x[rng.choice(n, min(n, 20 * k), replace=False)], k, rng)
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for _ in range(options.repeats):
+            for name, side in sides.items():
+                found[name].append(side(x, start, options.iterations))
+        speed = {name: statistics.median(s for s, _ in rows) for name, rows in found.items()}
+        cells = [f"{s:.3f} ({s / speed['floor']:.2f})" for s in speed.values()]
+        print(f"{f'{n}, {d}, {k}':<22}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+        gap = abs(found["1 actor"][0][1] / found["faiss"][0][1] - 1)
+        worst["objective_gap"] = max(worst["objective_gap"], gap)
+        if k >= 1000:
+            one = speed["1 actor"]
+            worst["vs_faiss"] = max(worst["vs_faiss"], one / speed["faiss"])
+            worst["vs_floor"] = max(worst["vs_floor"], one / speed["floor"])
+            worst["two_actors"] = max(worst["two_actors"], speed["2 actors"] / one)
+    print(f"\n{'whole fit: N, d, K':<22}{'faiss':>12}{'2 actors':>12}{'ratio':>9}{'objective':>12}")
+    ratio = {"fit_vs_faiss": 0.0, "fit_objective": 0.0}
+    for n, d, k in FITS:
+        n = int(n * options.scale)
+        x = mixture(n, d, k)
+        pairs = [(fit_faiss(x, k), fit_actors(x, k)) for _ in range(options.repeats)]
+        theirs = statistics.median(a[0] for a, _ in pairs)
+        ours = statistics.median(b[0] for _, b in pairs)
+        objective = pairs[0][1][1] / pairs[0][0][1]
+        print(
+            f"{f'{n}, {d}, {k}':<22}{theirs:>10.2f} s{ours:>10.2f} s{ours / theirs:>9.2f}"
+            f"{objective:>12.4f}",
+            flush=True,
+        )
+        ratio["fit_vs_faiss"] = max(ratio["fit_vs_faiss"], ours / theirs)
+        ratio["fit_objective"] = max(ratio["fit_objective"], objective)
+    print(json.dumps({name: float(f"{value:.4g}") for name, value in (worst | ratio).items()}))
+
+
+if __name__ == "__main__":
+    main()

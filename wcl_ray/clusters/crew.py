@@ -1,0 +1,143 @@
+"""The shard actors of one fit: started, asked together, summed up, and restarted by Ray.
+
+An actor reads its rows from the source, never from another actor, so a killed one comes back by
+itself and the call it died in is made again (``max_restarts`` and ``max_task_retries`` are -1).
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wcl_ray.clusters import blas
+from wcl_ray.clusters.shard import Shard
+from wcl_ray.clusters.vectors import Vectors, duplicated
+
+STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
+FAN_IN = 4
+
+
+class Crew:
+    """Actors that each hold a shard.
+
+    Args:
+        actors: 0 = one for each ``cpus`` CPUs (or each GPU) of the cluster, but none with fewer
+            than ``LEAST`` rows.
+        cpus: of each actor; its whole part is the number of threads.
+        reduce: star, tree or auto (a tree above 64 MB of partial sums).
+    """
+
+    LEAST = 2000
+
+    def __init__(
+        self,
+        vectors: Vectors,
+        *,
+        actors: int,
+        cpus: float,
+        gpu: bool,
+        spherical: bool,
+        kernel: str,
+        seed: int,
+        reduce: str,
+    ) -> None:
+        if actors == 0:
+            resources = ray.cluster_resources()
+            able = resources.get("GPU", 0) if gpu else resources.get("CPU", 1) // max(cpus, 0.01)
+            actors = int(max(1, min(able, vectors.rows // self.LEAST)))
+        threads = max(1, int(cpus))
+        remote = ray.remote(Shard).options(
+            num_cpus=cpus,
+            num_gpus=1 if gpu else 0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": _environment(threads)},
+        )
+        self.vectors = vectors  # keeps the objects of a materialised data set alive
+        self.reduce = reduce
+        self.pieces = vectors.shards(actors)
+        self.actors: list[Any] = [
+            remote.remote(spherical, kernel, threads, seed) for _ in self.pieces
+        ]
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """What every actor answers, in order of the shards."""
+        return list(ray.get(self._call(method, arguments)))
+
+    def _call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        return [
+            actor.call.remote(pieces, method, *arguments)
+            for actor, pieces in zip(self.actors, self.pieces, strict=True)
+        ]
+
+    def total(self, size: int, method: str, *arguments: Any) -> Any:
+        """The sum of what the actors answer; ``size`` is that of one answer in bytes."""
+        refs = self._call(method, arguments)
+        tree = self.reduce == "tree" or (
+            self.reduce == "auto" and size * len(refs) > STAR_BYTES and len(refs) > FAN_IN
+        )
+        if not tree:
+            return functools.reduce(operator.add, ray.get(refs))
+        while len(refs) > 1:
+            refs = [
+                _add.remote(*refs[i : i + FAN_IN]) if i + 1 < len(refs) else refs[i]
+                for i in range(0, len(refs), FAN_IN)
+            ]
+        return ray.get(refs[0])
+
+    def duplicates(self) -> np.ndarray:
+        """Ids that occur more than once in all shards: int64, sorted."""
+        parts = len(self.actors)
+        if parts == 1:
+            return duplicated(self.ask("duplicates", 1)[0])
+        dealt = [
+            actor.call.options(num_returns=parts).remote(pieces, "duplicates", parts)
+            for actor, pieces in zip(self.actors, self.pieces, strict=True)
+        ]
+        found = ray.get([_duplicated.remote(*[row[i] for row in dealt]) for i in range(parts)])
+        return np.sort(np.concatenate(found))
+
+    def keep(self, method: str, *arguments: Any) -> list[Any]:
+        """References to what every actor answers; they outlive the actors."""
+        refs = self._call(method, arguments)
+        ray.wait(refs, num_returns=len(refs), fetch_local=False)
+        return refs
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+
+
+@ray.remote(num_cpus=0)
+def _add(*parts: Any) -> Any:
+    return functools.reduce(operator.add, parts)
+
+
+@ray.remote(num_cpus=0)
+def _duplicated(*parts: np.ndarray) -> np.ndarray:
+    return duplicated(parts)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Environment of the actors, which may come to run on any node."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    asked = [
+        _cpu_flags.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+        ).remote()
+        for node in nodes
+    ]
+    return blas.environment(frozenset.intersection(*ray.get(asked)), threads)
+
+
+@ray.remote(num_cpus=0)
+def _cpu_flags() -> frozenset[str]:
+    return blas.cpu_flags()
