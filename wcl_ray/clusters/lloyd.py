@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 512  # rows of one matrix product; every product has exactly as many
-TILE = 4096  # centroids of one matrix product
+BLOCK = 1024  # rows of one matrix product; every product has exactly as many
+TILE = 2048  # centroids of one matrix product
 GATHER = 1 << 16  # rows that are copied at once while a cluster is summed
 BITS = 23  # of the grid; float64 has 53, so 2^29 rows of one cluster are summed exactly
 
@@ -154,32 +154,31 @@ def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Ne
     tiles = []
     for start in range(0, len(centroids), TILE):
         part = centroids[start : start + TILE]
-        half = (np.square(part.astype(np.float64)).sum(1) / 2).astype(np.float32)
-        tiles.append((start, np.ascontiguousarray(part.T), None if spherical else half))
+        if not spherical:  # one more column, of ones in the rows: x·c - |c|²/2 in one product
+            half = np.square(part.astype(np.float64)).sum(1, keepdims=True) / 2
+            part = np.concatenate([part, -half.astype(np.float32)], axis=1)
+        tiles.append((start, np.ascontiguousarray(part.T)))
+    depth = tiles[0][1].shape[0]
     local = threading.local()
 
     def block(x: np.ndarray, start: int, labels: np.ndarray) -> None:
         rows = x[start : start + BLOCK]
         count = len(rows)
-        if not hasattr(local, "scores"):
+        if not hasattr(local, "rows"):
+            local.rows = np.ones((BLOCK, depth), np.float32)
             local.scores = np.empty(BLOCK * min(TILE, len(centroids)), np.float32)
-            local.padded = np.zeros((BLOCK, x.shape[1]), np.float32)
-        if count < BLOCK:
-            local.padded[:count] = rows
-            rows = local.padded
-        best: Any = None
-        for first, transposed, half in tiles:
+        if count < BLOCK or not spherical:
+            local.rows[:count, : x.shape[1]] = rows
+            rows = local.rows
+        for first, transposed in tiles:
             width = transposed.shape[1]
             scores = local.scores[: BLOCK * width].reshape(BLOCK, width)
-            np.matmul(rows, transposed, out=scores)
-            if half is not None:
-                np.subtract(scores, half, out=scores)
-            winner = scores.argmax(1)
+            winner = np.matmul(rows, transposed, out=scores).argmax(1)
             if len(tiles) == 1:
                 best = winner
                 break
             value = scores[np.arange(BLOCK), winner]
-            if best is None:
+            if first == 0:
                 best, highest = winner, value
             else:
                 better = value > highest
