@@ -19,22 +19,22 @@ from wcl_ray.clusters import blas
 
 os.environ.update(blas.environment(blas.cpu_flags(), threads=1))  # before numpy is loaded
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import statistics  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
 
-import faiss  # noqa: E402
-import numpy as np  # noqa: E402
-import ray  # noqa: E402
-import sklearn.cluster  # noqa: E402
-from threadpoolctl import threadpool_info, threadpool_limits  # noqa: E402
+import faiss
+import numpy as np
+import ray
+import sklearn.cluster
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from wcl_ray.clusters.kmeans import KMeans  # noqa: E402
-from wcl_ray.clusters.lloyd import gemm_nearest  # noqa: E402
-from wcl_ray.clusters.seeding import plus_plus  # noqa: E402
-from wcl_ray.train.fit import quiet_ray  # noqa: E402
+from wcl_ray.clusters.kmeans import KMeans
+from wcl_ray.clusters.lloyd import gemm_nearest
+from wcl_ray.clusters.seeding import plus_plus
+from wcl_ray.train.fit import quiet_ray
 
 SIZES = [(200_000, 128, 256), (200_000, 128, 1000), (200_000, 128, 4096), (50_000, 2048, 1000)]
 FITS = [(200_000, 128, 1000), (200_000, 128, 4096)]
@@ -42,7 +42,9 @@ FITS = [(200_000, 128, 1000), (200_000, 128, 4096)]
 
 def kernels() -> str:
     """What the BLAS of this process runs with."""
-    names = {str(part.get("architecture")) for part in threadpool_info() if part["user_api"] == "blas"}
+    names = {
+        str(part.get("architecture")) for part in threadpool_info() if part["user_api"] == "blas"
+    }
     return ", ".join(sorted(names))
 
 

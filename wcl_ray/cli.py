@@ -46,7 +46,7 @@ def parse(
     try:
         words = _expand(words, cls)
         _check_flags(words, cls)
-        words = implied(words) + words
+        words = _split_lists(implied(words) + words, cls)
         return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
     except ValueError as error:
         fail(str(error))
@@ -166,6 +166,25 @@ def _check_flags(words: list[str], cls: type) -> None:
         key = word[2:].split("=")[0].replace("_", "-")
         if key not in known and key not in switches:
             raise ValueError(f"unknown option --{key}{_nearest(key, known, '--')}")
+
+
+def _split_lists(words: list[str], cls: type) -> list[str]:
+    """``--clusters.k 100,1000`` as ``--clusters.k 100 1000``: options that take several values."""
+    several = {key for key, kind in keys(cls).items() if kind.startswith("tuple")}
+    found: list[str] = []
+    open_list = False
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            open_list = key.replace("_", "-") in several
+            if open_list and equals and "," in value:
+                found += [f"--{key}", *(part for part in value.split(",") if part)]
+                continue
+        elif open_list and "," in word:
+            found += [part for part in word.split(",") if part]
+            continue
+        found.append(word)
+    return found
 
 
 def _nearest(key: str, known: dict[str, str], dashes: str = "") -> str:

@@ -77,9 +77,10 @@ class DataConfig:
 class ClustersConfig:
     """Which images belong together."""
 
-    kind: Literal["attributes", "tags", "hierarchy", "label", "instance"] = "attributes"
+    kind: Literal["attributes", "tags", "hierarchy", "label", "instance", "kmeans"] = "attributes"
     """attributes: joint pattern of the top-k attributes of highest entropy. tags: the same over
-    tag lists. hierarchy: a tree cut at a level. label: supervised. instance: SimCLR."""
+    tag lists. hierarchy: a tree cut at a level. label: supervised. instance: SimCLR. kmeans:
+    k-means of the features, found anew each round (see train.rounds)."""
     columns: tuple[str, ...] = ()
     """Metadata columns to use; for a hierarchy from coarse to fine, or one path column. Default:
     every column but id, image and label."""
@@ -93,6 +94,21 @@ class ClustersConfig:
     """Separator of a hierarchy given as one path column."""
     quantiles: int = 4
     """Number columns are cut at this many quantiles into 'above' attributes."""
+    k: tuple[int, ...] = ()
+    """Number of k-means clusters. Several numbers: several granularities, trained on together.
+    Default: one for every 50 images."""
+    features: Literal["projector", "backbone", "metadata"] = "projector"
+    """What k-means clusters: the projector's output (with --loss.dual that of the InfoNCE head),
+    the backbone's features, or the metadata columns (TF-IDF of words and tags, standardised
+    numbers; once, before training)."""
+    nested: bool = False
+    """Of several k, cluster the images at the largest only and its centroids for the others, so
+    that every fine cluster lies inside one coarse cluster."""
+    min_size: int = 2
+    """Smaller k-means clusters are dissolved into their neighbours."""
+    missing: Literal["alone", "kmeans"] = "alone"
+    """Images without any value in the metadata columns: each alone, or in k-means clusters of
+    their own, found anew each round."""
     min_share: float = 0.01
     """Attributes true for a smaller share of images than this, or a larger one than 1 minus this,
     are left out."""
@@ -108,6 +124,19 @@ class ClustersConfig:
         _require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
         _require(self.group >= 1, "clusters.group starts at 1 (plain shuffling)")
         _require(len(self.separator) > 0, "clusters.separator is empty")
+        _require(all(k >= 2 for k in self.k), "clusters.k starts at 2")
+        _require(len(set(self.k)) == len(self.k), "clusters.k holds a number twice")
+        _require(self.min_size >= 1, "clusters.min-size starts at 1")
+        _require(
+            self.missing == "alone" or self.kind not in ("instance", "kmeans"),
+            f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
+        )
+
+    @property
+    def from_features(self) -> bool:
+        """Whether clusters hang on the encoder, so that training goes in rounds."""
+        encoder = self.kind == "kmeans" and self.features != "metadata"
+        return encoder or self.missing == "kmeans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +220,11 @@ class TrainConfig:
     """Images per step over all workers (each gives two views)."""
     epochs: int = 20
     """Passes over the images."""
+    rounds: int = 0
+    """Rounds of clustering and training when clusters hang on features; the epochs are shared out
+    between them. 0: five (as many as epochs where these are fewer)."""
+    warmup_rounds: int = 1
+    """First rounds that train on single images, until the features are worth clustering."""
     lr: float = 0.001
     """Peak learning rate, as it is (not scaled by the batch size)."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -225,6 +259,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
         _require(self.epochs >= 1, "train.epochs starts at 1")
+        _require(self.rounds >= 0, "train.rounds is negative")
+        _require(self.warmup_rounds >= 0, "train.warmup-rounds is negative")
         _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
         _require(self.weight_decay >= 0, "train.weight-decay is negative")
         _require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
@@ -315,6 +351,27 @@ class Config:
     def __post_init__(self) -> None:
         _require(self.name is None or "/" not in self.name, "name may not hold a slash")
         _require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
+        rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
+        if self.clusters.from_features:
+            _require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")
+            _require(
+                warmup < rounds,
+                f"train.warmup-rounds {warmup} leaves none of {rounds} rounds for k-means; raise "
+                "--train.rounds and --train.epochs, or use --train.warmup-rounds 0",
+            )
+        else:
+            _require(
+                self.train.rounds <= 1,
+                f"train.rounds {self.train.rounds}: clusters of kind {self.clusters.kind} do not "
+                "change between rounds; only k-means of features does",
+            )
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of clustering and training, the default worked out."""
+        if not self.clusters.from_features:
+            return 1
+        return self.train.rounds or min(5, self.train.epochs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of JSON types (tuples as lists)."""

@@ -109,7 +109,7 @@ class KMeans:
             refine=refine,
             seed=seed,
         )
-        self._crew = {
+        self._crew: dict[str, Any] = {
             "actors": actors,
             "cpus": cpus,
             "gpu": gpu,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -368,7 +369,7 @@ class Fit:
         """bool (K,): clusters that stay; of each coarse cluster (of all) at least the largest."""
         keep = counts >= self.options.min_size
         ends = groups or (0, len(counts))
-        for start, stop in zip(ends, ends[1:], strict=False):
+        for start, stop in itertools.pairwise(ends):
             if stop > start and not keep[start:stop].any():
                 keep[start + int(np.argmax(counts[start:stop]))] = True
         return keep

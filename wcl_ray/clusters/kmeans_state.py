@@ -138,7 +138,5 @@ def load_work(
         coarse=arrays.get("coarse"),
         groups=tuple(facts["groups"]),
     )
-    rows = [
-        Iteration(**{**row, "objective": tuple(row["objective"])}) for row in facts["history"]
-    ]
+    rows = [Iteration(**{**row, "objective": tuple(row["objective"])}) for row in facts["history"]]
     return work, rows

@@ -56,7 +56,7 @@ def columns_of(config: ClustersConfig, label: str | None, available: tuple[str, 
     Raises:
         UserError: the label is among them, there are none, or label clusters without a label.
     """
-    if config.kind == "instance":
+    if config.kind == "instance" or (config.kind == "kmeans" and config.features != "metadata"):
         return []
     if config.kind == "label":
         if label is None:
@@ -82,14 +82,19 @@ def columns_of(config: ClustersConfig, label: str | None, available: tuple[str, 
 
 
 def cluster_metadata(
-    rows: Dataset, config: ClustersConfig, label: str | None, available: tuple[str, ...]
+    rows: Dataset,
+    config: ClustersConfig,
+    label: str | None,
+    available: tuple[str, ...],
+    seed: int = 0,
 ) -> Clustering:
-    """Cluster images by their metadata.
+    """Cluster images by their metadata; k-means of features starts with every image alone.
 
     Args:
         rows: ``__id``, ``__key``, the columns of :func:`columns_of` and the label.
         label: name of the label column, for the quality report and the leak check.
         available: all metadata columns of the source.
+        seed: of k-means over metadata.
 
     Raises:
         UserError: no usable column, one cluster only, nothing but singletons, a column that is an
@@ -123,6 +128,10 @@ def cluster_metadata(
             raise UserError(f"clusters.level {max(levels)}: the hierarchy is {depth} levels deep")
         names = tuple(f"hierarchy-{level}" for level in levels)
         codes = functools.partial(_ancestors, columns, config.separator, levels)
+    elif config.kind == "kmeans" and columns:
+        if label is not None:
+            notes += _leaks(_count(rows, columns, label), label)
+        return _kmeans(rows, config, columns, label, seed, tuple(notes))
     elif config.kind == "label" and label is not None:
         names, codes = ("label",), functools.partial(_values, label)
     else:
@@ -130,6 +139,28 @@ def cluster_metadata(
     assignment, labels, classes = _assign(rows, codes, names, label)
     _check(assignment, config.kind)
     return Clustering(assignment, labels, classes, tuple(chosen), skipped, tuple(notes))
+
+
+def _kmeans(
+    rows: Dataset,
+    config: ClustersConfig,
+    columns: list[str],
+    label: str | None,
+    seed: int,
+    notes: tuple[str, ...],
+) -> Clustering:
+    """k-means over the metadata themselves."""
+    from wcl_ray.clusters.features import cluster_features, wanted_k
+    from wcl_ray.clusters.tfidf import vectors
+
+    bare, labels, classes = _assign(rows, _nothing, ("instance",), label)
+    made, text = vectors(rows, columns)
+    print(f"{'vectors':<10}{text}", flush=True)
+    ks = wanted_k(config, len(bare.ids))
+    found = cluster_features(made, bare.ids, ks, config, seed=seed)
+    assignment = Assignment(bare.ids, found.clusters, found.names, bare.keys)
+    _check(assignment, config.kind)
+    return Clustering(assignment, labels, classes, notes=notes)
 
 
 def _count(rows: Dataset, columns: list[str], label: str | None) -> dict[str, ColumnCounts]:
@@ -185,6 +216,9 @@ def _patterns(
 ) -> list[pa.Array]:
     """Joint pattern of the first k attributes, as the XOR of the codes of the true ones."""
     arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
+    unknown = np.ones(table.num_rows, dtype=bool)
+    for array in arrays.values():
+        unknown &= array.is_null().to_numpy(zero_copy_only=False) | _no_member(array)
     code = np.zeros(table.num_rows, dtype=np.uint64)
     some = np.zeros(table.num_rows, dtype=bool)
     found: dict[int, pa.Array] = {}
@@ -193,8 +227,15 @@ def _patterns(
         code ^= np.where(mask, np.uint64(attribute.code), np.uint64(0))
         some |= mask
         if k in top_k or k == len(chosen):
-            found[k] = pa.array(code.astype(np.int64), mask=~some if empty_alone else None)
+            found[k] = pa.array(code.astype(np.int64), mask=~some if empty_alone else unknown)
     return [found[min(k, len(chosen))] for k in top_k]
+
+
+def _no_member(array: pa.Array) -> np.ndarray:
+    """bool (n,): empty lists."""
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        return np.zeros(len(array), dtype=bool)
+    return np.asarray(pc.fill_null(pc.equal(pc.list_value_length(array), 0), True))
 
 
 def _paths(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array]:
@@ -291,7 +332,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _check(assignment: Assignment, kind: str) -> None:
-    if kind == "instance":
+    if (assignment.clusters < 0).all() and kind in ("instance", "kmeans"):
         return
     for number, name in enumerate(assignment.names):
         sizes = assignment.sizes(number)

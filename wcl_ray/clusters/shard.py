@@ -232,9 +232,8 @@ class Shard:
         moved = self._assign(rows, step, centroids, coarse)
         seconds = time.perf_counter() - started
         products = sum(step.offsets[g + 1] - step.offsets[g] for g in step.active)
-        if step.groups:
-            products = products / max(1, len(step.groups) - 1)
-        work = 2.0 * len(rows.ids) * products * centroids.shape[1]
+        inside = max(1, len(step.groups) - 1)  # a row meets the centroids of one group
+        work = 2.0 * len(rows.ids) * products / inside * centroids.shape[1]
         partial = Partial(
             stats={g: rows.stats[g].copy() for g in step.active},
             moved=moved,

@@ -58,7 +58,8 @@ class Piece:
         columns = [self.column, *([self.id_column] if self.id_column else [])]
         with fs.open_input_file(self.path) as stream:
             file = pq.ParquetFile(stream)
-            groups, skipped, at = [], 0, 0
+            groups: list[int] = []
+            skipped = at = 0
             for group in range(file.num_row_groups):  # only those that hold wanted rows
                 end = at + file.metadata.row_group(group).num_rows
                 if end > self.start and at < self.stop:
@@ -141,7 +142,10 @@ class Vectors:
 
 
 def open_vectors(
-    source: Any, column: str | None = None, id_column: str | None = None, endpoint: str | None = None
+    source: Any,
+    column: str | None = None,
+    id_column: str | None = None,
+    endpoint: str | None = None,
 ) -> Vectors:
     """Open vectors.
 
@@ -175,7 +179,7 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
     pieces, first = [], 0
     for bundle in kept.iter_internal_ref_bundles():
         for entry in bundle.blocks:
-            ref, rows = entry[0], int(entry[1].num_rows or 0)
+            ref, rows = entry.ref, int(entry.metadata.num_rows or 0)
             if rows:
                 piece = Piece(0, rows, first, ref=ref, column=column, id_column=id_column)
                 pieces.append(piece)
@@ -199,9 +203,7 @@ def _open_parquet(
             schema, rows = file.schema_arrow, file.metadata.num_rows
         name, ids = _columns(schema, path, column, id_column)
         pieces.append(
-            Piece(
-                0, rows, first, uri=uri, path=path, endpoint=endpoint, column=name, id_column=ids
-            )
+            Piece(0, rows, first, uri=uri, path=path, endpoint=endpoint, column=name, id_column=ids)
         )
         first += rows
     return Vectors(tuple(pieces))

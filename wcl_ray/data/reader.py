@@ -23,7 +23,7 @@ from wcl_ray.data import compose
 from wcl_ray.data.ahead import ahead
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
-from wcl_ray.data.stream import Stream, positions_of
+from wcl_ray.data.stream import Stream, kept_pixels, positions_of
 from wcl_ray.errors import UserError
 
 AHEAD = 3  # batches read before they are asked for
@@ -184,14 +184,7 @@ class Reader:
             return table
         if table.num_rows == 0:
             return None
-        pixels = table["pixels"].combine_chunks()
-        if isinstance(pixels, pa.ChunkedArray):
-            pixels = pixels.chunk(0)
-        width = pixels.type.byte_width
-        flat = np.frombuffer(pixels.buffers()[1], np.uint8)
-        flat = flat[pixels.offset * width : (pixels.offset + len(pixels)) * width]
-        side = self.stream.size
-        return flat.reshape(-1, 3, side, side), table["aspect"].to_numpy()
+        return kept_pixels(table, self.stream.size)
 
     def _groups(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(block, places in the batch, rows in the block)."""

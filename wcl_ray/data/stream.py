@@ -58,6 +58,13 @@ class Stream:
     source: Dataset | None = None
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
+    def images(self) -> Dataset:
+        """Every readable training image once: ``__id``, ``__key``, ``__fault`` and its pixels and
+        aspect (mode raw) or its file."""
+        if self.mode == "anew":
+            return self.dataset(None)
+        return ray.data.from_arrow_refs(list(self.blocks))
+
     def dataset(self, consumed: np.ndarray | None) -> Dataset:
         """Mode anew: the training images that are not consumed yet, still encoded."""
         assert self.source is not None
@@ -114,6 +121,17 @@ def plan_stream(
         offsets=offsets,
         faults=tuple(faults),
     )
+
+
+def kept_pixels(table: pa.Table, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Views of a block of mode raw: uint8 (rows, 3, S, S), float32 (rows,)."""
+    pixels = table["pixels"].combine_chunks()
+    if isinstance(pixels, pa.ChunkedArray):
+        pixels = pixels.chunk(0)
+    width = pixels.type.byte_width
+    flat = np.frombuffer(pixels.buffers()[1], np.uint8)
+    flat = flat[pixels.offset * width : (pixels.offset + len(pixels)) * width]
+    return flat.reshape(-1, 3, size, size), table["aspect"].to_numpy()
 
 
 def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:

@@ -15,7 +15,8 @@ from wcl_ray.config import AugmentConfig
 from wcl_ray.data.augment import Augment, centre
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
-from wcl_ray.model.encoder import load_exported
+from wcl_ray.data.stream import kept_pixels
+from wcl_ray.model.encoder import load_exported, load_projector
 
 
 def embed(
@@ -29,17 +30,20 @@ def embed(
     gpu: bool = False,
     batch_size: int = 256,
     views: bool = False,
+    projector: bytes | None = None,
 ) -> Dataset:
-    """Backbone features of the centre crops, in eval mode.
+    """Features of the centre crops, in eval mode.
 
     Args:
-        rows: of :meth:`wcl_ray.data.source.Source.images`.
+        rows: of :meth:`wcl_ray.data.source.Source.images`, or of :func:`kept_images`.
         weights: content of ``encoder.safetensors``.
         store_size: side to which images are decoded, in pixels.
         columns: metadata columns to hand on.
         cpus: of each task or actor.
         gpu: embed on ``actors`` actors with a GPU each.
         views: add ``view``, the features of a random view, for the alignment.
+        projector: content of ``projector.safetensors``: its output, of unit length, instead of the
+            backbone's.
 
     Returns:
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
@@ -47,7 +51,7 @@ def embed(
     """
     common: dict[str, Any] = {"batch_size": batch_size, "batch_format": "pyarrow", "num_cpus": cpus}
     settings = (store_size, columns, cpus, views)
-    reference = ray.put(weights)
+    reference = ray.put((weights, projector))
     if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
         common["fn_kwargs"] = {"weights": reference, "settings": settings}
         return rows.map_batches(_embed_in_task, **common)
@@ -80,19 +84,28 @@ class _Embedder:
         self.size, self.columns, self.views = store_size, columns, views
         self.pool = ThreadPoolExecutor(threads)
         self.backbone: torch.nn.Module | None = None
+        self.projector: torch.nn.Module | None = None
 
     def _load(self, weights: Any) -> None:
-        self.backbone = load_exported(ray.get(weights)).to(self.device)
+        backbone, projector = ray.get(weights)
+        self.backbone = load_exported(backbone).to(self.device)
+        if projector is not None:
+            self.projector = load_projector(projector).to(self.device)
         self.image_size = int(self.backbone.image_size)  # type: ignore[arg-type]
         self.augment = Augment(AugmentConfig(), self.image_size, seed=0)
 
     def __call__(self, table: pa.Table, weights: Any) -> pa.Table:
         if self.backbone is None:
             self._load(weights)
-        decoded = decode_batch(table[IMAGE].to_pylist(), self.size, self.pool)
         faults = table[FAULT].to_pylist()
-        faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
-        images, aspect = decoded.images.to(self.device), decoded.aspect.to(self.device)
+        if "pixels" in table.column_names:  # kept decoded
+            pixels, aspects = kept_pixels(table, self.size)
+            images = torch.from_numpy(pixels.copy()).to(self.device)
+            aspect = torch.from_numpy(aspects.copy()).to(self.device)
+        else:
+            decoded = decode_batch(table[IMAGE].to_pylist(), self.size, self.pool)
+            faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
+            images, aspect = decoded.images.to(self.device), decoded.aspect.to(self.device)
         found = {name: table[name] for name in (ID, KEY, *self.columns)}
         found[FAULT] = pa.array(faults, pa.string())
         bad = np.array([fault is not None for fault in faults], dtype=bool)
@@ -110,7 +123,10 @@ class _Embedder:
         assert self.backbone is not None
         if self.device.type == "cpu":
             x = x.to(memory_format=torch.channels_last)
-        return self.backbone(x).float().cpu().numpy()  # type: ignore[no-any-return]
+        features = self.backbone(x)
+        if self.projector is not None:
+            features = torch.nn.functional.normalize(self.projector(features), dim=1)
+        return features.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _column(features: np.ndarray, bad: np.ndarray) -> pa.Array:

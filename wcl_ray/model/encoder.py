@@ -195,6 +195,31 @@ def save_export(encoder: Encoder, model: ModelConfig, image_size: int) -> bytes:
     return safetensors.torch.save(state, metadata=facts)
 
 
+def save_projector(encoder: Encoder, head: int = 0) -> bytes:
+    """``projector.safetensors``: the projector of one head, as a ``torch.nn.Sequential``."""
+    layers = encoder.projectors[head]
+    assert isinstance(layers, nn.Sequential)
+    widths = [m.out_features for m in layers if isinstance(m, nn.Linear)]
+    facts = {
+        "format": "pt",
+        "widths": json.dumps(widths),
+        "norm": json.dumps(any(isinstance(m, nn.BatchNorm1d) for m in layers)),
+        "feature_dim": str(encoder.feature_dim),
+    }
+    state = {k: v.detach().cpu().contiguous() for k, v in layers.state_dict().items()}
+    return safetensors.torch.save(state, metadata=facts)
+
+
+def load_projector(content: bytes) -> nn.Sequential:
+    """The inverse of :func:`save_projector`, in eval mode: (B, feature_dim) → (B, D)."""
+    size = int.from_bytes(content[:8], "little")
+    facts = json.loads(content[8 : 8 + size])["__metadata__"]
+    widths = tuple(json.loads(facts["widths"]))
+    projector = build_projector(int(facts["feature_dim"]), widths, json.loads(facts["norm"]))
+    projector.load_state_dict(safetensors.torch.load(content))
+    return projector.eval()
+
+
 def load_exported(source: bytes | str | Path) -> nn.Module:
     """The backbone of an exported file, classifier off, in eval mode.
 

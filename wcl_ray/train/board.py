@@ -209,7 +209,7 @@ class Follower:
             self._live.show(row)
         elif kind == "resume":
             self._log.rewind(row["images"])
-            if row["images"]:
+            if row["text"]:
                 self._live.close()
                 print(row["text"], flush=True)
         elif kind == "fault":

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
+from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
-from wcl_ray.config import Config, DataConfig
+from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.demo import make_demo
 from wcl_ray.data.source import ID, Source, open_source
 from wcl_ray.data.split import held_out
+from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 
@@ -92,23 +95,35 @@ def build_clusters(config: Config, images: Images) -> tuple[Clustering, list[Qua
     columns = columns_of(config.clusters, label, source.columns)
     wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
     rows = images.side(source.metadata(wanted), training=True)
-    clustering = cluster_metadata(rows, config.clusters, label, source.columns)
+    clustering = cluster_metadata(rows, config.clusters, label, source.columns, config.seed)
     if label is not None and clustering.classes < 2:
         what = "one class only" if clustering.classes else "no value at all"
         raise UserError(f"data.label {label!r} has {what}; evaluation needs at least two classes")
-    table = clustering.assignment
-    quality = [
-        measure(
-            name,
-            table.clusters[:, i],
-            clustering.labels,
-            config.train.batch_size,
-            1 if config.clusters.kind == "instance" else config.clusters.group,
-        )
+    quality = qualities(clustering.assignment, clustering.labels, config)
+    if config.clusters.kind != "kmeans" or quality[0].clusters < quality[0].images:
+        report(clustering, quality, config)
+    return clustering, quality
+
+
+def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> list[Quality]:
+    """Measures of each granularity."""
+    group = 1 if config.clusters.kind == "instance" else config.clusters.group
+    return [
+        measure(name, table.clusters[:, i], labels, config.train.batch_size, group)
         for i, name in enumerate(table.names)
     ]
-    report(clustering, quality, config)
-    return clustering, quality
+
+
+def read_labels(images: Images, ids: np.ndarray) -> np.ndarray | None:
+    """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
+    if images.label is None:
+        return None
+    rows = images.side(images.train.metadata([images.label]), training=True)
+    plain = ClustersConfig(kind="instance")
+    found = cluster_metadata(rows, plain, images.label, images.train.columns)
+    assert found.labels is not None
+    place = positions_of(found.assignment.ids, ids)
+    return np.where(place >= 0, found.labels[place], -1)
 
 
 def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:

@@ -23,18 +23,19 @@ from wcl_ray.data import compose
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
 from wcl_ray.train.board import MetricsLog, start_board
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.fit import connect, fit, plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
+from wcl_ray.train.round_clusters import Previous, round_clusters
 from wcl_ray.train.validate import validation_config
 from wcl_ray.train.worker import Task
 
-ROUND = "rounds/000"
-ENCODER = "encoder.safetensors"
+CLUSTERED, DONE = "assignment.parquet", "round.json"
+ENCODER, PROJECTOR = "encoder.safetensors", "projector.safetensors"
 
 
 def pretrain(config: Config) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def pretrain(config: Config) -> dict[str, Any]:
         config.clusters.kind: (config, run, assignment)
     }
     if config.compare and config.clusters.kind != "instance":
-        baseline = replace(config, clusters=replace(config.clusters, kind="instance"))
+        single = replace(config.clusters, kind="instance", missing="alone")
+        baseline = replace(config, clusters=single, train=replace(config.train, rounds=0))
         variants["instance"] = (baseline, run / "baseline", alone(assignment))
     found: dict[str, dict[str, Any]] = {}
     for name, (one, folder, clusters) in variants.items():
@@ -96,9 +98,9 @@ def alone(assignment: Assignment) -> Assignment:
 
 def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
     """Stage 1, or its result from the run folder; claims the run's name once the input is good."""
-    folder = run / ROUND
-    if folder.exists("assignment.parquet"):
-        assignment = Assignment.from_parquet(folder.read("assignment.parquet"))
+    folder = round_folder(run, 0)
+    if folder.exists(CLUSTERED):
+        assignment = Assignment.from_parquet(folder.read(CLUSTERED))
         say("clusters", f"{', '.join(assignment.names)}, as before")
         return assignment
     clustering, quality = build_clusters(config, images)
@@ -110,7 +112,7 @@ def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
         )
     claim(run, config)
     folder.write("clusters.json", json.dumps(_facts(clustering, quality), indent=2).encode())
-    folder.write("assignment.parquet", clustering.assignment.to_parquet())
+    folder.write(CLUSTERED, clustering.assignment.to_parquet())
     return clustering.assignment
 
 
@@ -128,7 +130,7 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
     rows = images.train.images()
     stream = plan_stream(rows, assignment.ids, config.data, assignment.clusters[:, column])
     say("stream", stream.reason)
-    if config.clusters.group > 1 and config.clusters.kind != "instance":
+    if config.clusters.group > 1 and (assignment.clusters >= 0).any():
         name = assignment.names[column]
         say("batches", f"groups of {config.clusters.group} from {name}: {reason}")
     if stream.faults:
@@ -158,7 +160,10 @@ def _variant(
     scale = plan_scale(config, streamed=stream.mode == "anew")
     counts = (len(assignment.ids), _count(images) if images.label else 0)
     if not run.exists(ENCODER):
-        _train(config, run, images, stream, assignment, counts, title)
+        assignment = _train(config, run, images, stream, assignment, counts, title)
+    elif config.clusters.from_features:
+        last_round = round_folder(run, config.rounds - 1)
+        assignment = Assignment.from_parquet(last_round.read(CLUSTERED))
     say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
     most, test = config.evaluate.max_images, images.test_images()
     figures = evaluate_encoder(
@@ -192,31 +197,104 @@ def _train(
     run: Folder,
     images: Images,
     stream: Stream,
-    assignment: Assignment,
+    base: Assignment,
     counts: tuple[int, int],
     title: str,
-) -> None:
+) -> Assignment:
+    """All rounds of a variant and its export; finished rounds are not done again.
+
+    Returns:
+        The clusters of the last round.
+    """
     scale = plan_scale(config, streamed=stream.mode == "anew")
     say("train", f"{title}: {config.train.epochs} epochs on {scale.describe()}")
-    board = start_board()
-    task = Task(
-        config=config,
-        stream=stream,
-        clusters=ray.put(assignment.clusters),
-        images=len(assignment.ids),
-        fingerprint=fingerprint(assignment),
-        board=board,
-        audit=run / "audit" if config.train.audit else None,
-    )
-    started = time.monotonic()
-    validation = validation_config(config, images, counts, board)
-    checkpoint = fit(task, scale, run, run / ROUND, title, validation)
+    previous, rounds, seconds = Previous(None, None), config.rounds, 0.0
+    for r in range(rounds):
+        folder = round_folder(run, r)
+        assignment = _round_assignment(config, images, stream, base, run, r, previous, scale.gpu)
+        done = folder.exists(DONE)
+        if not done:
+            until = config.train.epochs * (r + 1) // rounds
+            name = title if rounds == 1 else f"{title}, round {r + 1} of {rounds}"
+            task = Task(
+                config=config,
+                stream=_placed(config, images, stream, assignment, r),
+                clusters=ray.put(assignment.clusters),
+                images=len(assignment.ids),
+                fingerprint=fingerprint(assignment),
+                board=start_board(),
+                audit=run / "audit" if config.train.audit else None,
+                until=until,
+                start=previous.checkpoint,
+            )
+            started = time.monotonic()
+            validation = validation_config(config, images, counts, task.board)
+            checkpoint = fit(task, scale, run, folder, name, validation)
+            row = {"checkpoint": checkpoint.path.rstrip("/").rpartition("/")[2]}
+            row |= {"seconds": round(time.monotonic() - started, 1)}
+            folder.write(DONE, json.dumps(row).encode())
+        row = json.loads(folder.read(DONE))
+        seconds += row["seconds"]
+        train = folder / "train"
+        checkpoint = ray.train.Checkpoint(train.file(row["checkpoint"]), train.fs)
+        if r and (round_folder(run, r - 1) / "train").names():
+            train.fs.delete_dir((round_folder(run, r - 1) / "train").path)  # this round's go on
+        previous = Previous(checkpoint, assignment)
     encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-    with checkpoint.as_directory() as folder:
-        load_model(folder, encoder)
-    seconds = round(time.monotonic() - started, 1)
-    run.write("training.json", json.dumps({"seconds": seconds}).encode())
+    with checkpoint.as_directory() as path:
+        load_model(path, encoder)
+    run.write("training.json", json.dumps({"seconds": round(seconds, 1)}).encode())
+    run.write(PROJECTOR, save_projector(encoder, 1 if config.loss.dual else 0))
     run.write(ENCODER, save_export(encoder, config.model, config.data.image_size))
+    return assignment
+
+
+def _round_assignment(
+    config: Config,
+    images: Images,
+    stream: Stream,
+    base: Assignment,
+    run: Folder,
+    r: int,
+    previous: Previous,
+    gpu: bool,
+) -> Assignment:
+    """The clusters of a round: those of the metadata, or k-means after the warm-up."""
+    if not config.clusters.from_features or r < config.train.warmup_rounds:
+        return base
+    folder = round_folder(run, r)
+    if folder.exists(CLUSTERED):
+        return Assignment.from_parquet(folder.read(CLUSTERED))
+    say("features", f"round {r + 1} of {config.rounds}: {config.clusters.features}")
+    started = time.monotonic()
+    assignment, figures = round_clusters(config, images, stream, base, folder, previous, gpu)
+    log = MetricsLog(run)
+    seen = log.rows[-1]["images"] if log.rows else 0
+    position = {"round": r, "epoch": config.train.epochs * r // config.rounds, "images": seen}
+    log.add({**position, **figures, "seconds": round(time.monotonic() - started, 1)})
+    log.close()
+    return assignment
+
+
+def _placed(
+    config: Config, images: Images, stream: Stream, assignment: Assignment, r: int
+) -> Stream:
+    """The kept blocks; dealt anew where they lie on several nodes and the clusters are new."""
+    if r < max(1, config.train.warmup_rounds) or not config.clusters.from_features:
+        return stream
+    column, reason = compose.composing_column(assignment.clusters)
+    if config.clusters.group > 1:
+        name = assignment.names[column]
+        say("batches", f"groups of {config.clusters.group} from {name}: {reason}")
+    if stream.shared:
+        return stream
+    rows = images.train.images()
+    return plan_stream(rows, assignment.ids, config.data, assignment.clusters[:, column])
+
+
+def round_folder(run: Folder, r: int) -> Folder:
+    """``rounds/000`` …"""
+    return run / f"rounds/{r:03d}"
 
 
 def say(what: str, text: str) -> None:

@@ -51,6 +51,8 @@ class Task:
         images: N, number of training images.
         fingerprint: of the assignment; a checkpoint of another one is refused.
         audit: folder for the ids of every step, or None.
+        until: epoch before which this round ends.
+        start: last checkpoint of the round before, whose weights, optimiser and position go on.
     """
 
     config: Config
@@ -60,6 +62,8 @@ class Task:
     fingerprint: str
     board: Any
     audit: Folder | None = None
+    until: int = 0
+    start: ray.train.Checkpoint | None = None
 
 
 def train_worker(options: dict[str, Any]) -> None:
@@ -113,9 +117,11 @@ class Worker:
         self.facts = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
         self.position = Position()
         saved = ray.train.get_checkpoint()
+        facts = self.facts if saved is not None else {}  # the round before had other clusters
+        saved = saved or self.task.start
         if saved is not None:
             with saved.as_directory() as folder:
-                self.position = store.load(folder, encoder, self.optimizer, self.facts)
+                self.position = store.load(folder, encoder, self.optimizer, facts)
         self.model: torch.nn.Module = torch.compile(encoder) if config.train.compile else encoder  # type: ignore[assignment]
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -128,7 +134,7 @@ class Worker:
     def run(self) -> None:
         self._say_where()
         epochs = self.config.train.epochs
-        for epoch in range(self.position.epoch, epochs):
+        for epoch in range(self.position.epoch, self.task.until):
             self.position.epoch = epoch
             if self.position.consumed is None:
                 self.position.consumed = compose.empty_bits(self.task.images)
@@ -137,16 +143,17 @@ class Worker:
             self.position.dropped += self.reader.dropped
             self.position.epoch, self.position.consumed = epoch + 1, None
             every, look = self.config.train.checkpoint_epochs, self.config.evaluate.every
-            last = epoch + 1 == epochs  # the finished encoder is evaluated by the driver
-            validate = bool(look) and (epoch + 1) % look == 0 and not last
-            if (epoch + 1) % every == 0 or validate or last:
+            final = epoch + 1 == epochs  # the finished encoder is evaluated by the driver
+            validate = bool(look) and (epoch + 1) % look == 0 and not final
+            if (epoch + 1) % every == 0 or validate or epoch + 1 == self.task.until:
                 self._checkpoint(validate)
 
     def _say_where(self) -> None:
         if self.rank == 0:
             at = f"epoch {self.position.epoch}, step {self.position.step}"
             text = f"going on from {at} with {self.world} worker(s), batches of {self.batch}"
-            self._push("resume", images=self.position.images, text=text)
+            again = ray.train.get_checkpoint() is not None
+            self._push("resume", images=self.position.images, text=text if again else "")
 
     def _epoch(self, epoch: int) -> None:
         self.started, self.waited, self.counted = time.monotonic(), 0.0, 0

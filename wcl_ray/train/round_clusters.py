@@ -1,0 +1,205 @@
+"""The clusters of one round: embed the images with the last weights, k-means, compare, write down.
+
+Round r has r = 0 … R-1. The first ``train.warmup_rounds`` train on single images. A later round
+clusters the features that the round before left, starting from the means of the new features under
+the old clusters.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import Dataset
+
+from wcl_ray.clusters.agreement import agreement, size_histogram
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.quality import render, warning
+from wcl_ray.config import Config
+from wcl_ray.data.source import FAULT, ID
+from wcl_ray.data.split import sample
+from wcl_ray.data.stream import Stream
+from wcl_ray.errors import UserError
+from wcl_ray.evaluate.embed import embed, feature_matrix
+from wcl_ray.evaluate.spread import rank_me, spread, uniformity
+from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
+from wcl_ray.storage import Folder
+from wcl_ray.train.checkpoint import load_model
+from wcl_ray.train.images import Images, qualities, read_labels
+
+FEW = 4  # images without metadata a cluster, below which they stay alone
+COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
+
+
+@dataclass(frozen=True)
+class Previous:
+    """What a round starts from: the last checkpoint (None: random weights) and its clusters."""
+
+    checkpoint: ray.train.Checkpoint | None
+    assignment: Assignment | None
+
+
+def round_clusters(
+    config: Config,
+    images: Images,
+    stream: Stream,
+    base: Assignment,
+    folder: Folder,
+    previous: Previous,
+    gpu: bool,
+) -> tuple[Assignment, dict[str, Any]]:
+    """Clusters from the features of the weights that the round before left.
+
+    Args:
+        base: the metadata's clusters, or all images alone; images that are alone in it are
+            clustered.
+        folder: of the round; gets ``assignment.parquet`` and ``clusters.json``.
+        gpu: embed and cluster on GPUs.
+
+    Returns:
+        The assignment, and figures for ``metrics.jsonl``.
+    """
+    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
+    if config.clusters.missing == "kmeans" and int(wanted.sum()) < 2 * FEW:
+        return base, {}
+    encoder = _encoder(config, previous.checkpoint)
+    features = _features(config, stream, encoder, base.ids, wanted, gpu)
+    collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
+    ks = wanted_k(config.clusters, int(wanted.sum()))
+    ks = ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
+    before = _before(previous.assignment, base, wanted, len(ks))
+    found = cluster_features(
+        features,
+        base.ids,
+        ks,
+        config.clusters,
+        seed=config.seed,
+        gpu=gpu,
+        before=before,
+    )
+    assignment = _joined(base, found.clusters, found.names)
+    labels = read_labels(images, base.ids)
+    compared = _compare(assignment, previous.assignment, labels)
+    quality = qualities(assignment, labels, config)
+    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    for text in filter(None, map(warning, quality)):
+        print(f"warning: {text}", flush=True)
+    facts = {
+        "quality": [q.to_dict() for q in quality],
+        "agreement": compared,
+        "sizes": {
+            name: size_histogram(assignment.sizes(g)) for g, name in enumerate(assignment.names)
+        },
+        "collapse": collapse,
+        "kmeans": found.facts,
+    }
+    folder.write("clusters.json", json.dumps(facts, indent=2).encode())
+    folder.write("assignment.parquet", assignment.to_parquet())
+    return assignment, compared | collapse
+
+
+def _encoder(config: Config, checkpoint: ray.train.Checkpoint | None) -> Encoder:
+    torch.manual_seed(config.seed)  # the weights that training starts from
+    encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            load_model(folder, encoder)
+    return encoder
+
+
+def _features(
+    config: Config, stream: Stream, encoder: Encoder, ids: np.ndarray, wanted: np.ndarray, gpu: bool
+) -> Dataset:
+    """Features of the wanted training images, kept in the object store: ``__id``, ``feature``."""
+    rows = stream.images()
+    if not wanted.all():
+        chosen = ray.put(ids[wanted])
+
+        def pick(table: pa.Table) -> pa.Table:
+            return table.filter(pa.array(np.isin(table[ID].to_numpy(), ray.get(chosen))))
+
+        rows = rows.map_batches(pick, batch_format="pyarrow", batch_size=None)
+    resources = ray.cluster_resources()
+    head = 1 if config.loss.dual else 0  # with two heads that of InfoNCE
+    projector = config.clusters.features == "projector"
+    embedded = embed(
+        rows,
+        save_export(encoder, config.model, config.data.image_size),
+        store_size=config.data.stored_size,
+        actors=max(1, int(resources.get("GPU", 1))),
+        gpu=gpu,
+        projector=save_projector(encoder, head) if projector else None,
+    )
+    return embedded.materialize()
+
+
+@ray.remote(num_cpus=1)
+def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
+    """Does the embedding use its space? RankMe, uniformity and spread of a sample of features."""
+    total = sum(ray.get([_rows.remote(ref) for ref in refs]))
+    parts = []
+    for ref in refs:
+        table = ray.get(ref)
+        if table.num_rows:
+            good = table.filter(table[FAULT].is_null())
+            chosen = sample(good[ID].to_numpy(), COLLAPSE_ROWS, total, seed)
+            parts.append(good.filter(pa.array(chosen)))
+    rows = pa.concat_tables(parts).sort_by(ID) if parts else None
+    if rows is None or rows.num_rows < 2:
+        raise UserError("k-means: no readable image to cluster")
+    x = torch.from_numpy(feature_matrix(rows["feature"]).copy())
+    if not torch.isfinite(x).all():
+        return {}  # k-means counts and names them
+    return {"rank_me": rank_me(x), "uniformity": uniformity(x), "spread": spread(x)}
+
+
+@ray.remote(num_cpus=0)
+def _rows(table: pa.Table) -> int:
+    return int(table.num_rows)
+
+
+def _before(
+    old: Assignment | None, base: Assignment, wanted: np.ndarray, count: int
+) -> np.ndarray | None:
+    """The k-means clusters of the round before by position, None when it had none."""
+    if old is None or (old.clusters[wanted] < 0).all():
+        return None
+    if (base.clusters < 0).all():
+        return old.clusters if old.clusters.shape[1] == count else None
+    first = int(base.clusters[:, 0].max()) + 1  # beside those of the metadata
+    return np.where(wanted, old.clusters[:, 0] - first, -1)[:, None].astype(np.int32)
+
+
+def _joined(base: Assignment, clusters: np.ndarray, names: tuple[str, ...]) -> Assignment:
+    """k-means clusters in place of images that are alone, numbered after those of the metadata."""
+    if (base.clusters < 0).all():
+        return replace(base, clusters=clusters, names=names)
+    columns = []
+    for own in base.clusters.T:
+        extra = clusters[:, 0]
+        columns.append(np.where((own < 0) & (extra >= 0), extra + own.max() + 1, own))
+    return replace(base, clusters=np.stack(columns, 1).astype(np.int32))
+
+
+def _compare(
+    assignment: Assignment, old: Assignment | None, labels: np.ndarray | None
+) -> dict[str, float]:
+    """NMI and ARI with the round before, and with the label, of each granularity."""
+    found: dict[str, float] = {}
+    for g, name in enumerate(assignment.names):
+        own = assignment.clusters[:, g]
+        if old is not None and name in old.names:
+            same = agreement(own, old.clusters[:, old.names.index(name)])
+            found |= {f"{name}_nmi_previous": same.nmi, f"{name}_ari_previous": same.ari}
+        if labels is not None:
+            same = agreement(own, labels)
+            found |= {f"{name}_nmi_label": same.nmi, f"{name}_ari_label": same.ari}
+        sizes = assignment.sizes(g)
+        found |= {f"{name}_clusters": float(len(sizes)), f"{name}_largest": float(sizes.max())}
+    return found
