@@ -88,7 +88,7 @@ def by_faiss(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[flo
     model.train(x, init_centroids=centroids)
     seconds = (time.perf_counter() - started) / iterations
     # its own figure is a sum in float32; this one is the centroids' in float64
-    return seconds, objective(x, model.centroids)
+    return seconds, objective(x, np.asarray(model.centroids))
 
 
 def by_sklearn(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[float, float]:
@@ -123,7 +123,7 @@ def fit_faiss(x: np.ndarray, k: int) -> tuple[float, float]:
     started = time.perf_counter()
     model.train(x)
     seconds = time.perf_counter() - started
-    return seconds, objective(x, model.centroids)
+    return seconds, objective(x, np.asarray(model.centroids))
 
 
 def fit_actors(x: np.ndarray, k: int) -> tuple[float, float]:

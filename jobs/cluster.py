@@ -4,6 +4,12 @@
     python jobs/cluster.py --data.path DIR --clusters.top-k 5 10 20 40     # several granularities
     python jobs/cluster.py … --out clusters.parquet                       # keep the table
 
+k-means of vectors in Parquet files (jobs/embed.py makes them), or of what the encoder of a run
+makes of images:
+
+    python jobs/cluster.py --clusters.kind kmeans --clusters.k 100,1000 --data.path features/
+    python jobs/cluster.py --clusters.kind kmeans --clusters.k 100,1000 --run runs/NAME
+
 Takes the options of pretrain.py; those of training are ignored.
 """
 
@@ -19,23 +25,42 @@ from wcl_ray.config import Config
 class ClusterJob(Config):
     """Build the clusters of a data set and report their quality, without training."""
 
+    run: str | None = None
+    """Run folder whose encoder makes the features for k-means; without --data.path of the run's own
+    images."""
+    vector_column: str | None = None
+    """Column of data.path with the vectors for k-means. Default: found by name and type."""
     out: str | None = None
     """Parquet file to write the table id → cluster to (a path or s3:// URI)."""
+    centroids: str | None = None
+    """File (.npz) to write the k-means centroids to, one array a granularity."""
+    checkpoint: str | None = None
+    """Folder for the state of k-means of vectors after every iteration; the same command goes on
+    from it."""
 
 
 def main() -> None:
     config = parse(cls=ClusterJob, prog="cluster.py", implied=demo_flags)
 
     def body() -> None:
-        from wcl_ray.train.rounds import cluster
+        from wcl_ray.train.cluster_job import cluster
 
-        cluster(config, config.out)
+        cluster(
+            config,
+            run=config.run,
+            column=config.vector_column,
+            out=config.out,
+            centroids=config.centroids,
+            checkpoint=config.checkpoint,
+        )
 
-    run_job(body)
+    run_job(body, again="with --checkpoint the same command goes on")
 
 
 def demo_flags(words: list[str]) -> list[str]:
-    given = any(word.split("=")[0] == "--data.path" for word in words)
+    """Without data of one's own the attributes of the demo data are shown."""
+    own = ("--data.path", "--run", "--clusters.kind")
+    given = any(word.split("=")[0] in own for word in words)
     return [] if given else ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
 
 

@@ -33,7 +33,7 @@ from wcl_ray.config import (
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.job import evaluate_run
 from wcl_ray.model.encoder import load_exported
-from wcl_ray.train.rounds import pretrain
+from wcl_ray.train.run import pretrain
 
 ROOT = Path(__file__).parent.parent
 N = 192

@@ -58,15 +58,21 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-def run_job(body: Callable[[], Any]) -> None:
+def run_job(
+    body: Callable[[], Any],
+    again: str = "the same command with --resume goes on from the last checkpoint",
+) -> None:
     """Run the body of a job: what the user can mend becomes one line, the rest a traceback.
 
     A run that was interrupted ends with status 130, so that schedulers see it.
+
+    Args:
+        again: what to say of an interrupted run.
     """
     try:
         body()
     except KeyboardInterrupt:
-        fail("interrupted; the same command with --resume goes on from the last checkpoint", 130)
+        fail(f"interrupted; {again}", 130)
     except Exception as error:
         found = find_user_error(error)
         if found is None and not isinstance(error, (FileNotFoundError, PermissionError)):

@@ -106,6 +106,17 @@ class ClustersConfig:
     that every fine cluster lies inside one coarse cluster."""
     min_size: int = 2
     """Smaller k-means clusters are dissolved into their neighbours."""
+    iterations: int = 20
+    """Most k-means passes over all images; it stops earlier when it has settled."""
+    spherical: Literal["auto", "yes", "no"] = "auto"
+    """k-means of directions (cosine similarity) or of plain vectors. auto: directions, but plain
+    vectors for metadata."""
+    two_level: Literal["auto", "yes", "no"] = "auto"
+    """For very many k-means clusters: cluster inside √k coarse clusters, then two passes over all.
+    auto: where N · k · dimensions is above 1e15."""
+    kernel: Literal["auto", "gemm", "faiss", "torch"] = "auto"
+    """What finds the nearest k-means centroid: matrix products of numpy, FAISS, or torch. auto:
+    torch on GPUs, else gemm (benchmarks/kmeans.py compares them)."""
     missing: Literal["alone", "kmeans"] = "alone"
     """Images without any value in the metadata columns: each alone, or in k-means clusters of
     their own, found anew each round."""
@@ -127,6 +138,7 @@ class ClustersConfig:
         _require(all(k >= 2 for k in self.k), "clusters.k starts at 2")
         _require(len(set(self.k)) == len(self.k), "clusters.k holds a number twice")
         _require(self.min_size >= 1, "clusters.min-size starts at 1")
+        _require(self.iterations >= 1, "clusters.iterations starts at 1")
         _require(
             self.missing == "alone" or self.kind not in ("instance", "kmeans"),
             f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
@@ -158,6 +170,11 @@ class LossConfig:
             self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0"
         )
         _require(self.dual_weight >= 0, "loss.dual-weight is negative")
+
+    @property
+    def feature_head(self) -> int:
+        """The projector whose output is clustered and exported; of two that of InfoNCE."""
+        return 1 if self.dual else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

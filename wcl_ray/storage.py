@@ -74,6 +74,11 @@ class Folder:
         with self.fs.open_input_stream(self.file(name)) as stream:
             return bytes(stream.read())
 
+    def remove(self) -> None:
+        """Delete the folder with all it holds; nothing happens when there is none."""
+        if self.names():
+            self.fs.delete_dir(self.path)
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file atomically: readers see the old content or the new, never a part."""
         target = self.file(name)
@@ -91,3 +96,9 @@ class Folder:
             os.replace(partial, target)
         finally:
             Path(partial).unlink(missing_ok=True)
+
+
+def write_file(uri: str, content: bytes, endpoint: str | None = None) -> None:
+    """Write one file by its path or URI, atomically."""
+    folder, _, name = uri.rpartition("/")
+    Folder(folder or ("/" if uri.startswith("/") else "."), endpoint).write(name, content)

@@ -10,11 +10,12 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import number_codes
 from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.kmeans_state import Iteration
+from wcl_ray.clusters.vectors import Vectors
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
+from wcl_ray.terminal import say, warn
 
 IMAGES_A_CLUSTER = 50  # of the default k
 
@@ -24,13 +25,17 @@ class FeatureClusters:
     """k-means clusters by position.
 
     Attributes:
+        ids: int64 (N,), of the positions.
         clusters: int32 (N, G), 0 … K-1 by falling size; -1 = no feature.
         names: of the granularities, such as ``kmeans-100``.
+        centroids: float32 (K, d) of each granularity, in the order of its clusters.
         facts: inertia, iterations and warnings, for the run folder.
     """
 
+    ids: np.ndarray
     clusters: np.ndarray
     names: tuple[str, ...]
+    centroids: tuple[np.ndarray, ...]
     facts: dict[str, Any]
 
 
@@ -47,8 +52,8 @@ def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
 
 
 def cluster_features(
-    vectors: Dataset | str,
-    ids: np.ndarray,
+    vectors: Dataset | Vectors,
+    ids: np.ndarray | None,
     ks: tuple[int, ...],
     config: ClustersConfig,
     *,
@@ -56,13 +61,12 @@ def cluster_features(
     gpu: bool = False,
     before: np.ndarray | None = None,
     checkpoint: Folder | None = None,
-    endpoint: str | None = None,
 ) -> FeatureClusters:
     """Cluster images by their features; prints a line per iteration.
 
     Args:
-        vectors: rows ``__id`` and ``feature`` (null = left out), or Parquet files of vectors.
-        ids: int64 (N,), of the positions.
+        vectors: rows ``__id`` and ``feature`` (null = left out), or an opened source of vectors.
+        ids: int64 (N,), of the positions, increasing; None: every vector has one.
         ks: clusters of each granularity.
         before: int32 (N, G), the clusters of the round before, to start from.
         checkpoint: folder for the state after every iteration.
@@ -70,35 +74,43 @@ def cluster_features(
     Raises:
         UserError: see :meth:`KMeans.fit`.
     """
+    directions = {"auto": config.features != "metadata", "yes": True, "no": False}
     model = KMeans(
         ks,
+        spherical=directions[config.spherical],
+        iterations=config.iterations,
         nested=config.nested,
         min_size=config.min_size,
+        two_level={"auto": None, "yes": True, "no": False}[config.two_level],
         seed=seed,
         gpu=gpu,
+        kernel=config.kernel,
         checkpoint=checkpoint,
-        progress=_print,
+        progress=lambda row: say("k-means", str(row)),
     )
     labels = None
-    if before is not None:
+    if before is not None and ids is not None:
         start = before[:, [int(np.argmax(ks))]] if config.nested else before
         labels = (ids, start)
-    model.fit(vectors, labels=labels, endpoint=endpoint)
+    model.fit(vectors, labels=labels)
     for text in model.warnings_:
-        print(f"warning: k-means: {text}", flush=True)
+        warn(f"k-means: {text}")
+    ids = model.ids_ if ids is None else ids
     place = positions_of(ids, model.ids_)
     known = place >= 0
     found = np.full((len(ids), len(ks)), -1, np.int32)
     found[place[known]] = model.labels_[known]
-    columns = [number_codes(column.astype(np.int64), column < 0) for column in found.T]
+    columns, centroids = [], []
+    for old, own in zip(found.T, model.centroids_, strict=True):
+        columns.append(number_codes(old.astype(np.int64), old < 0))
+        order = np.empty(columns[-1].max(initial=-1) + 1, np.int64)
+        order[columns[-1][old >= 0]] = old[old >= 0]
+        centroids.append(own[order])
     facts = {
         "inertia": model.inertia_,
         "vectors": len(model.ids_),
         "iterations": [asdict(row) for row in model.history_],
         "warnings": model.warnings_,
     }
-    return FeatureClusters(np.stack(columns, 1), tuple(f"kmeans-{k}" for k in ks), facts)
-
-
-def _print(row: Iteration) -> None:
-    print(f"{'k-means':<10}{row}", flush=True)
+    names = tuple(f"kmeans-{k}" for k in ks)
+    return FeatureClusters(ids, np.stack(columns, 1), names, tuple(centroids), facts)

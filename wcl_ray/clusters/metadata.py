@@ -26,6 +26,7 @@ from wcl_ray.config import ClustersConfig
 from wcl_ray.data.ids import hash_strings
 from wcl_ray.data.source import ID, KEY
 from wcl_ray.errors import UserError
+from wcl_ray.terminal import say
 
 Codes = Callable[[pa.Table], list[pa.Array]]
 
@@ -155,7 +156,7 @@ def _kmeans(
 
     bare, labels, classes = _assign(rows, _nothing, ("instance",), label)
     made, text = vectors(rows, columns)
-    print(f"{'vectors':<10}{text}", flush=True)
+    say("vectors", text)
     ks = wanted_k(config, len(bare.ids))
     found = cluster_features(made, bare.ids, ks, config, seed=seed)
     assignment = Assignment(bare.ids, found.clusters, found.names, bare.keys)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from wcl_ray.terminal import table
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -175,19 +177,6 @@ def render(rows: list[Quality], batch: int) -> str:
             ]
         )
     return table(head, body)
-
-
-def table(head: list[str], body: list[list[str]]) -> str:
-    """Plain text table, first column left, the others right."""
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(head), rule, *map(line, body)])
 
 
 def warning(quality: Quality) -> str | None:

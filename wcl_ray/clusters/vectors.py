@@ -48,14 +48,34 @@ class Piece:
             array = ray.get(self.ref)[self.start : self.stop]
             ids = np.arange(self.first + self.start, self.first + self.stop)
             return ids, np.asarray(array, dtype=np.float32)
-        return self._rows(self._table())
+        columns = [self.column, *([self.id_column] if self.id_column else [])]
+        return self._rows(self._table(columns))
 
-    def _table(self) -> pa.Table:
+    def side(self, label: str | None) -> pa.Table:
+        """``__id``, ``__key`` and the label of the rows of a file."""
+        fs = filesystem(self.uri, self.endpoint)[0]
+        with fs.open_input_file(self.path) as stream:
+            names = pq.read_schema(stream).names
+        if label is not None and label not in names:
+            raise UserError(
+                f"data.label {label!r} is not a column of {self.path}; the columns are: "
+                f"{', '.join(names)}"
+            )
+        key = "key" if "key" in names else None
+        wanted = [name for name in (self.id_column, key, label) if name is not None]
+        table = self._table(list(dict.fromkeys(wanted)))
+        rows = pa.array(np.arange(self.first + self.start, self.first + self.stop))
+        keys = pa.nulls(self.stop - self.start, pa.string())
+        if self.id_column is not None:
+            rows, keys = ids_of(table[self.id_column], self.id_column, self.path, self.start)
+        found = {"__id": rows, "__key": keys if key is None else table[key].cast(pa.string())}
+        return pa.table(found | ({} if label is None else {label: table[label]}))
+
+    def _table(self, columns: list[str]) -> pa.Table:
         if not self.path:
             table: pa.Table = ray.get(self.ref)
             return table.slice(self.start, self.stop - self.start)
         fs = filesystem(self.uri, self.endpoint)[0]
-        columns = [self.column, *([self.id_column] if self.id_column else [])]
         with fs.open_input_file(self.path) as stream:
             file = pq.ParquetFile(stream)
             groups: list[int] = []
@@ -150,14 +170,16 @@ def open_vectors(
     """Open vectors.
 
     Args:
-        source: an array (n, d), a Ray Dataset, or Parquet files (a folder, a file or a glob, local
-            or s3://).
+        source: an array (n, d), a Ray Dataset, Parquet files (a folder, a file or a glob, local or
+            s3://), or opened vectors.
         column: with the vectors; found by name and type by default.
         id_column: with integer or string ids; ``id`` by default, else the number of the row.
 
     Raises:
         UserError: nothing there, no column of vectors, an array that has not two dimensions.
     """
+    if isinstance(source, Vectors):
+        return source
     if isinstance(source, str):
         return _open_parquet(source, column, id_column, endpoint)
     if isinstance(source, ray.data.Dataset):
@@ -207,6 +229,33 @@ def _open_parquet(
         )
         first += rows
     return Vectors(tuple(pieces))
+
+
+def has_vectors(uri: str, endpoint: str | None = None) -> bool:
+    """Whether a path holds Parquet files with a column of vectors."""
+    from wcl_ray.data.source import list_files
+
+    files = list_files(uri, endpoint)
+    path = next((path for path in files.paths if path.endswith(".parquet")), None)
+    if path is None:
+        return False
+    with files.fs.open_input_file(path) as stream:
+        schema = pq.read_schema(stream)
+    return any(_is_vector(field.type) for field in schema)
+
+
+def side_columns(vectors: Vectors, label: str | None) -> Any:
+    """Data set with ``__id``, ``__key`` and the label of vectors in Parquet files.
+
+    Raises:
+        UserError: no such column.
+    """
+    return ray.data.from_arrow_refs([_side.remote(piece, label) for piece in vectors.pieces])
+
+
+@ray.remote(num_cpus=1)
+def _side(piece: Piece, label: str | None) -> pa.Table:
+    return piece.side(label)
 
 
 def _columns(

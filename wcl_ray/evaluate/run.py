@@ -10,13 +10,13 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from wcl_ray.clusters.quality import table
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
 from wcl_ray.evaluate.metrics import evaluate_features
+from wcl_ray.terminal import table
 
 
 def evaluate_encoder(

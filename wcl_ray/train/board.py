@@ -8,7 +8,6 @@ fire and forget: a driver that is gone never holds training up.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray.storage import Folder
+from wcl_ray.terminal import Live, clock
 
 Row = dict[str, Any]
 
@@ -115,38 +115,6 @@ class MetricsLog:
                 self._folder.write(path.name, path.read_bytes())
 
 
-class Live:
-    """One calm line: rewritten in place on a terminal, printed now and then elsewhere."""
-
-    def __init__(self, title: str, plain_seconds: float = 15.0) -> None:
-        self._title = title
-        self._every = plain_seconds
-        self._tty = sys.stdout.isatty()
-        self._printed = 0.0
-        self._line = ""
-
-    def show(self, row: Row) -> None:
-        line = f"{self._title}  {format_row(row)}"
-        if self._tty:
-            from shutil import get_terminal_size
-
-            width = get_terminal_size().columns - 1
-            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
-        elif time.monotonic() - self._printed > self._every:
-            print(line, flush=True)
-            self._printed = time.monotonic()
-            line = ""
-        self._line = line
-
-    def close(self) -> None:
-        """Leave the last line standing."""
-        if self._tty and self._line:
-            print(flush=True)
-        elif self._line:
-            print(self._line, flush=True)
-        self._line = ""
-
-
 def format_row(row: Row) -> str:
     """One metrics row as the text of the live line."""
     left = row.get("left_seconds")
@@ -154,14 +122,8 @@ def format_row(row: Row) -> str:
         f"epoch {row['epoch'] + row['share']:5.2f}/{row['epochs']}  loss {row['loss']:.3f}  "
         f"positives {row['positives']:.1f}  alone {row['lonely']:.0%}  "
         f"{row['images_per_second']:,.0f} images/s  waiting {row['wait']:.0%}"
-        + (f"  {_clock(left)} left" if left is not None else "")
+        + (f"  {clock(left)} left" if left is not None else "")
     )
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 class Follower:
@@ -206,7 +168,7 @@ class Follower:
         kind = row.pop("kind")
         if kind == "train":
             self._log.add(row)
-            self._live.show(row)
+            self._live.show(format_row(row))
         elif kind == "resume":
             self._log.rewind(row["images"])
             if row["text"]:

@@ -13,7 +13,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from wcl_ray.config import Config
+from wcl_ray.config import Config, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.train.board import Follower, MetricsLog
@@ -38,6 +38,18 @@ class Scale:
         return f"{count} worker(s) with {kind}{self.cpus:g} CPU(s) each"
 
 
+def gpus(scale: ScaleConfig) -> int:
+    """GPUs to use; 0: work on CPUs.
+
+    Raises:
+        UserError: none is there though one is demanded.
+    """
+    count = int(ray.cluster_resources().get("GPU", 0))
+    if scale.gpu == "yes" and count == 0:
+        raise UserError("scale.gpu is yes, but the cluster has no GPU (yet); use auto or no")
+    return 0 if scale.gpu == "no" else count
+
+
 def plan_scale(config: Config, streamed: bool) -> Scale:
     """Workers from the options and the cluster.
 
@@ -47,12 +59,9 @@ def plan_scale(config: Config, streamed: bool) -> Scale:
     Raises:
         UserError: no GPU though one is demanded; a batch too small for the workers.
     """
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    if config.scale.gpu == "yes" and gpus == 0:
-        raise UserError("scale.gpu is yes, but the cluster has no GPU (yet); use auto or no")
-    gpu = gpus > 0 if config.scale.gpu == "auto" else config.scale.gpu == "yes"
-    least, most = config.scale.range() or ((gpus, gpus) if gpu else (1, 1))
+    count, cpus = gpus(config.scale), ray.cluster_resources().get("CPU", 1.0)
+    gpu = count > 0
+    least, most = config.scale.range() or ((count, count) if gpu else (1, 1))
     if config.train.batch_size < 2 * most:
         raise UserError(
             f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "

@@ -18,6 +18,7 @@ from wcl_ray.data.split import held_out
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
+from wcl_ray.terminal import warn
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,14 @@ def report(clustering: Clustering, quality: list[Quality], config: Config) -> No
         print(f"attributes: {', '.join(names[:6])}{more}")
     for name, reason in clustering.skipped.items():
         print(f"left out: column {name!r}, {reason}")
+    show_quality(quality, config)
+    for note in clustering.notes:
+        warn(note)
+
+
+def show_quality(quality: list[Quality], config: Config) -> None:
+    """Print the table of measures, and what is odd in it."""
     print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
-    notes = list(clustering.notes)
     if config.clusters.kind != "instance":
-        notes += [text for q in quality if (text := warning(q))]
-    for note in notes:
-        print(f"warning: {note}", flush=True)
+        for text in filter(None, map(warning, quality)):
+            warn(text)

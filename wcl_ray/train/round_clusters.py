@@ -20,7 +20,6 @@ from ray.data import Dataset
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.features import cluster_features, wanted_k
-from wcl_ray.clusters.quality import render, warning
 from wcl_ray.config import Config
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
@@ -31,7 +30,7 @@ from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
 from wcl_ray.train.checkpoint import load_model
-from wcl_ray.train.images import Images, qualities, read_labels
+from wcl_ray.train.images import Images, qualities, read_labels, show_quality
 
 FEW = 4  # images without metadata a cluster, below which they stay alone
 COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
@@ -39,10 +38,25 @@ COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
 
 @dataclass(frozen=True)
 class Previous:
-    """What a round starts from: the last checkpoint (None: random weights) and its clusters."""
+    """What a round starts from: the last checkpoint of the round before, and its clusters."""
 
-    checkpoint: ray.train.Checkpoint | None
-    assignment: Assignment | None
+    checkpoint: ray.train.Checkpoint
+    assignment: Assignment
+
+
+def to_cluster(config: Config, base: Assignment) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Images whose features are clustered, bool (N,), and into how many clusters; () where too few
+    are without metadata.
+
+    Raises:
+        UserError: fewer images than clusters.
+    """
+    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
+    count = int(wanted.sum())
+    if config.clusters.missing == "kmeans" and count < 2 * FEW:
+        return wanted, ()
+    ks = wanted_k(config.clusters, count)
+    return wanted, ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
 
 
 def round_clusters(
@@ -51,7 +65,7 @@ def round_clusters(
     stream: Stream,
     base: Assignment,
     folder: Folder,
-    previous: Previous,
+    previous: Previous | None,
     gpu: bool,
 ) -> tuple[Assignment, dict[str, Any]]:
     """Clusters from the features of the weights that the round before left.
@@ -59,21 +73,21 @@ def round_clusters(
     Args:
         base: the metadata's clusters, or all images alone; images that are alone in it are
             clustered.
-        folder: of the round; gets ``assignment.parquet`` and ``clusters.json``.
+        folder: of the round; gets ``clusters.json``.
+        previous: None: random weights.
         gpu: embed and cluster on GPUs.
 
     Returns:
         The assignment, and figures for ``metrics.jsonl``.
     """
-    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
-    if config.clusters.missing == "kmeans" and int(wanted.sum()) < 2 * FEW:
+    wanted, ks = to_cluster(config, base)
+    if not ks:
         return base, {}
-    encoder = _encoder(config, previous.checkpoint)
+    encoder = _encoder(config, previous)
     features = _features(config, stream, encoder, base.ids, wanted, gpu)
     collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
-    ks = wanted_k(config.clusters, int(wanted.sum()))
-    ks = ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
-    before = _before(previous.assignment, base, wanted, len(ks))
+    old = previous.assignment if previous else None
+    before = _before(old, base, wanted, len(ks))
     found = cluster_features(
         features,
         base.ids,
@@ -85,11 +99,9 @@ def round_clusters(
     )
     assignment = _joined(base, found.clusters, found.names)
     labels = read_labels(images, base.ids)
-    compared = _compare(assignment, previous.assignment, labels)
+    compared = _compare(assignment, old, labels)
     quality = qualities(assignment, labels, config)
-    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
-    for text in filter(None, map(warning, quality)):
-        print(f"warning: {text}", flush=True)
+    show_quality(quality, config)
     facts = {
         "quality": [q.to_dict() for q in quality],
         "agreement": compared,
@@ -100,15 +112,14 @@ def round_clusters(
         "kmeans": found.facts,
     }
     folder.write("clusters.json", json.dumps(facts, indent=2).encode())
-    folder.write("assignment.parquet", assignment.to_parquet())
     return assignment, compared | collapse
 
 
-def _encoder(config: Config, checkpoint: ray.train.Checkpoint | None) -> Encoder:
+def _encoder(config: Config, previous: Previous | None) -> Encoder:
     torch.manual_seed(config.seed)  # the weights that training starts from
     encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
+    if previous is not None:
+        with previous.checkpoint.as_directory() as folder:
             load_model(folder, encoder)
     return encoder
 
@@ -126,7 +137,6 @@ def _features(
 
         rows = rows.map_batches(pick, batch_format="pyarrow", batch_size=None)
     resources = ray.cluster_resources()
-    head = 1 if config.loss.dual else 0  # with two heads that of InfoNCE
     projector = config.clusters.features == "projector"
     embedded = embed(
         rows,
@@ -134,7 +144,7 @@ def _features(
         store_size=config.data.stored_size,
         actors=max(1, int(resources.get("GPU", 1))),
         gpu=gpu,
-        projector=save_projector(encoder, head) if projector else None,
+        projector=save_projector(encoder, config.loss.feature_head) if projector else None,
     )
     return embedded.materialize()
 

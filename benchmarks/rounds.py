@@ -1,0 +1,90 @@
+"""k-means rounds without metadata against SimCLR with the same number of image views.
+
+    pip install -e . && python benchmarks/rounds.py --data.path TRAIN --data.eval-path TEST \\
+        --data.label label --train.epochs 10 --clusters.k 100 1000 [--seeds 0 1]
+
+Takes the options of jobs/pretrain.py. For every seed both are trained with the same epochs, batch
+and optimiser, and measured by kNN and a linear probe on the test images; then what the rounds'
+clusters had to do with the labels (which training never sees). The last line is a JSON object with
+the means and the ratio of kNN to SimCLR's. Finished runs in --storage are not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from wcl_ray.cli import parse, run_job
+from wcl_ray.config import Config
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsBenchmark(Config):
+    """k-means rounds against SimCLR."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds, each a pair of trainings."""
+
+
+def implied(words: list[str]) -> list[str]:
+    return ["--clusters.kind", "kmeans", "--compare", "--name", "rounds"]
+
+
+def main() -> None:
+    config = parse(cls=RoundsBenchmark, prog="rounds.py", implied=implied)
+
+    def body() -> None:
+        from wcl_ray.train.run import pretrain
+
+        found: dict[str, list[dict[str, Any]]] = {}
+        stories = []
+        for seed in config.seeds:
+            name = f"{config.name}-{seed}"
+            there = (Folder(config.storage) / name).exists("config.json")
+            own = {k: getattr(config, k) for k in Config.__dataclass_fields__}
+            one = replace(Config(**own), seed=seed, name=name, resume=there)
+            for title, figures in pretrain(one)["variants"].items():
+                found.setdefault(title, []).append(figures)
+            stories.append(_rounds(Folder(one.storage) / name))
+        _report(found, stories)
+
+    run_job(body)
+
+
+def _rounds(run: Folder) -> list[dict[str, float]]:
+    """The rows of the rounds in ``metrics.jsonl``."""
+    rows = [json.loads(line) for line in run.read("metrics.jsonl").decode().splitlines()]
+    return [row for row in rows if "round" in row]
+
+
+def _report(found: dict[str, list[dict[str, Any]]], stories: list[list[dict[str, float]]]) -> None:
+    head = ["clusters", "seeds", "kNN", "± ", "probe", "± ", "train s"]
+    body = []
+    for title, runs in found.items():
+        knn, probe, seconds = ([r[k] for r in runs] for k in ("knn", "probe", "train_seconds"))
+        cells = [f"{np.mean(knn):.1%}", f"{np.std(knn):.1%}"]
+        cells += [f"{np.mean(probe):.1%}", f"{np.std(probe):.1%}", f"{np.mean(seconds):.0f}"]
+        body.append([title, str(len(runs)), *cells])
+    print(table(head, body), "\n")
+    keys = [k for k in stories[0][-1] if k.endswith(("_nmi_label", "_nmi_previous"))]
+    keys += ["rank_me", "cluster_seconds"]
+    lines = []
+    for at in range(len(stories[0])):
+        rows = [story[at] for story in stories]
+        cells = [f"{np.mean([r[k] for r in rows]):.3f}" if k in rows[0] else "-" for k in keys]
+        lines.append([str(int(rows[0]["round"]) + 1), *cells])
+    print(table(["round", *keys], lines), "\n")
+    ours, theirs = (np.mean([r["knn"] for r in found[t]]) for t in ("kmeans", "SimCLR"))
+    probe, other = (np.mean([r["probe"] for r in found[t]]) for t in ("kmeans", "SimCLR"))
+    figures = {"knn": ours, "simclr_knn": theirs, "probe": probe, "simclr_probe": other}
+    figures["knn_ratio"] = ours / theirs
+    print(json.dumps({name: round(float(value), 4) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()

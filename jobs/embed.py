@@ -1,0 +1,73 @@
+"""Features of images by the encoder of a finished run, as Parquet files.
+
+    python jobs/embed.py --run runs/NAME --out features/
+    python jobs/embed.py --run runs/NAME --data.path DIR --out s3://bucket/features --columns label
+
+Each row holds id, key (the image's own name), feature (float32) and the columns asked for. The
+same command goes on where a stopped one was, and adds images that are new. The output is what
+cluster.py --clusters.kind kmeans --data.path reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from wcl_ray.cli import parse, run_job
+from wcl_ray.config import ScaleConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Other images than those of the run."""
+
+    path: str | None = None
+    """Images to embed: a folder, a file or a glob, local or s3://. Default: the run's."""
+    format: Literal["auto", "parquet", "folder", "webdataset"] | None = None
+    """How the images are stored; told from the file names by default."""
+    id: str | None = None
+    """Column with a unique id."""
+    image: str | None = None
+    """Column with the images."""
+    max_bad: float | None = None
+    """Share of unreadable images above which the job stops. Default: that of the run."""
+    endpoint: str | None = None
+    """URL of the S3 endpoint, for stores other than AWS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedJob:
+    """Embed images with the encoder of a finished run."""
+
+    run: str
+    """Run folder (a path or s3:// URI)."""
+    out: str
+    """Folder for the Parquet files (a path or s3:// URI)."""
+    data: Images = field(default_factory=Images)
+    features: Literal["backbone", "projector"] = "backbone"
+    """The backbone's features, or the projector's output of unit length."""
+    columns: tuple[str, ...] = ()
+    """Metadata columns to hand on."""
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+
+
+def main() -> None:
+    job = parse(cls=EmbedJob, prog="embed.py")
+
+    def body() -> None:
+        from wcl_ray.evaluate.embed_job import embed_run
+
+        embed_run(
+            job.run,
+            job.out,
+            asdict(job.data),
+            features=job.features,
+            columns=job.columns,
+            scale=job.scale,
+        )
+
+    run_job(body, again="the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Rounds of clustering and training on a real Ray, and the jobs that use their encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pictures import columns, png, write_parquet
+from test_run import check_exactly_once, descendants, job, steps_of
+
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, ScaleConfig, TrainConfig
+from wcl_ray.data.augment import centre
+from wcl_ray.data.decode import decode_batch
+from wcl_ray.errors import UserError
+from wcl_ray.evaluate.embed_job import embed_run
+from wcl_ray.model.encoder import load_exported, load_projector
+from wcl_ray.storage import Folder
+from wcl_ray.train.cluster_job import cluster
+from wcl_ray.train.run import pretrain
+
+N = 192
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    data = write_parquet(tmp_path / "data", N)
+    return Config(
+        data=DataConfig(path=data, image_size=16),
+        clusters=ClustersConfig(kind="kmeans", k=(4, 12)),
+        model=ModelConfig(projector=(16, 8)),
+        train=TrainConfig(batch_size=24, epochs=3, rounds=3, audit=True),
+        scale=ScaleConfig(workers="1", cpus_per_worker=1),
+        storage=str(tmp_path / "runs"),
+        name="one",
+    )
+
+
+def assignment(run: Path, r: int) -> Assignment:
+    return Assignment.from_parquet((run / f"rounds/{r:03d}/assignment.parquet").read_bytes())
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_rounds_and_the_jobs_after_them(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, data=replace(config.data, label="species", holdout=0.2))
+    results = pretrain(config)
+    printed = capsys.readouterr().out
+    run = tmp_path / "runs/one"
+    images = results["variants"]["kmeans"]["train_images"]
+    check_exactly_once(run, images, 24, 3)
+
+    # the warm-up trains on single images, the rounds after it on two granularities
+    assert (assignment(run, 0).clusters == -1).all()
+    for r in (1, 2):
+        table = assignment(run, r)
+        assert table.names == ("kmeans-4", "kmeans-12")
+        for g, k in enumerate((4, 12)):
+            sizes = table.sizes(g)
+            assert 2 <= len(sizes) <= k
+            assert sizes.sum() == images
+            assert sizes.min() >= 2  # clusters.min-size
+    rows = metrics(run)
+    positives = {row["epoch"]: row["positives"] for row in rows if "loss" in row}
+    assert positives[0] == 0
+    assert positives[1] > 1
+    assert positives[2] > 1
+
+    # what every round says of itself
+    first, second = (row for row in rows if "round" in row)
+    assert (first["round"], first["epoch"], second["round"]) == (1, 1, 2)
+    assert "kmeans-4_nmi_previous" not in first
+    assert 0 <= second["kmeans-4_nmi_previous"] <= 1
+    assert -1 <= second["kmeans-12_ari_previous"] <= 1
+    assert {"rank_me", "uniformity", "spread", "kmeans-12_nmi_label"} <= first.keys()
+    facts = json.loads((run / "rounds/002/clusters.json").read_text())
+    assert sum(facts["sizes"]["kmeans-4"].values()) == len(assignment(run, 2).sizes(0))
+    assert facts["kmeans"]["vectors"] == images
+    assert facts["kmeans"]["iterations"][-1]["empty"] == 0
+    assert "round 2 of 3: projector" in printed
+    assert "objective" in printed
+    assert "% of sgemm" in printed
+
+    # checkpoints of the last round only, and the exported projector
+    assert not list(run.glob("rounds/000/train/checkpoint_*"))
+    assert list(run.glob("rounds/002/train/checkpoint_*/state.pt"))
+    head = load_projector((run / "projector.safetensors").read_bytes())
+    backbone = load_exported(run / "encoder.safetensors")
+    check_embed(config, tmp_path, backbone, head)
+    check_cluster_job(config, tmp_path, capsys)
+
+
+def check_embed(
+    config: Config, tmp_path: Path, backbone: torch.nn.Module, head: torch.nn.Module
+) -> None:
+    run, out = str(tmp_path / "runs/one"), tmp_path / "features"
+    facts = embed_run(run, str(out), {}, features="projector", columns=("species",))
+    assert facts["rows"] == N  # those held out, too
+    assert facts["dimensions"] == 8
+    table = pq.read_table(out)
+    assert sorted(table["id"].to_pylist()) == list(range(N))
+    row = table.filter(pa.compute.equal(table["id"], 7)).to_pylist()[0]
+    assert row["species"] == "s3"
+    decoded = decode_batch([png(7)], 16)
+    with torch.inference_mode():
+        crop = centre(decoded.images, decoded.aspect, 16)
+        wanted = torch.nn.functional.normalize(head(backbone(crop)), dim=1)[0]
+    np.testing.assert_allclose(row["feature"], wanted.numpy(), atol=1e-5)
+
+    # a part that is missing is made again, the others are left alone
+    parts = sorted(out.glob("part-*.parquet"))
+    lost = parts[0].read_bytes()
+    before = {part.name: part.stat().st_mtime_ns for part in parts[1:]}
+    parts[0].unlink()
+    embed_run(run, str(out), {}, features="projector", columns=("species",))
+    again = pq.read_table(out)
+    assert sorted(again["id"].to_pylist()) == list(range(N))
+    assert before.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("*.parquet")}.items()
+    ids = pq.read_table(pa.BufferReader(lost))["id"].to_pylist()
+    assert set(ids) <= set(again["id"].to_pylist())
+    with pytest.raises(UserError, match="features was projector, now backbone"):
+        embed_run(run, str(out), {}, features="backbone", columns=("species",))
+    with pytest.raises(UserError, match=r"'colr' is not a column.*'colour'"):
+        embed_run(run, str(tmp_path / "other"), {}, columns=("colr",))
+    with pytest.raises(UserError, match="is not empty and holds no features"):
+        embed_run(run, str(tmp_path / "data"), {})
+    with pytest.raises(UserError, match="is no run folder"):
+        embed_run(str(tmp_path), str(tmp_path / "other"), {})
+
+    # other images, one of them broken, one id twice
+    images = [b"broken" if n == 3 else png(n) for n in range(30)]
+    other = write_parquet(tmp_path / "other-data", 30, image=pa.array(images, pa.binary()))
+    with pytest.raises(UserError, match=r"1 of 30 images cannot be read.*data\.max-bad 1\.0%"):
+        embed_run(run, str(tmp_path / "other"), {"path": other})
+    facts = embed_run(run, str(tmp_path / "other"), {"path": other, "max_bad": 0.1})
+    assert (facts["rows"], facts["faults"], facts["dimensions"]) == (29, 1, 256)
+    fault = json.loads((tmp_path / "other/faults.jsonl").read_text())
+    assert fault["key"] == "3"
+    double = write_parquet(tmp_path / "double", 30, id=pa.array([*range(29), 4], pa.int64()))
+    with pytest.raises(UserError, match="id 4 occurs more than once"):
+        embed_run(run, str(tmp_path / "third"), {"path": double})
+
+
+def check_cluster_job(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """k-means of the vectors that the embedding left, and of a run's images."""
+    data = DataConfig(path=str(tmp_path / "features"), label="species")
+    vectors = replace(config, data=data)
+    out, centroids = tmp_path / "clusters.parquet", tmp_path / "centroids.npz"
+    quality = cluster(vectors, out=str(out), centroids=str(centroids))
+    assert [q.name for q in quality] == ["kmeans-4", "kmeans-12"]
+    assert all(q.i_zt is not None and q.images == N for q in quality)
+    table = Assignment.from_parquet(out.read_bytes())
+    features = pq.read_table(tmp_path / "features").sort_by("id")
+    x = np.array(features["feature"].to_pylist(), np.float32)
+    stored = np.load(centroids)
+    for g, name in enumerate(table.names):  # the centroids have the numbers of the clusters
+        nearest = (x @ stored[name].T).argmax(1)
+        assert (nearest == table.clusters[:, g]).mean() > 0.98
+    capsys.readouterr()
+    cluster(replace(config, data=DataConfig()), run=str(tmp_path / "runs/one"))
+    assert "kmeans-12" in capsys.readouterr().out
+    images = replace(config, data=DataConfig(path=str(tmp_path / "data")))
+    for one, given, words in (
+        (images, {}, "holds no vectors; give Parquet files of vectors"),
+        (images, {"run": "x", "checkpoint": "y"}, "go with vectors, not with --run"),
+        (vectors, {"column": "species"}, "not a list of numbers"),
+        (replace(vectors, data=replace(data, label="kind")), {}, "'kind' is not a column"),
+        (replace(vectors, clusters=ClustersConfig(kind="kmeans", k=(500,))), {}, "more than the"),
+        (replace(images, clusters=ClustersConfig()), {"run": "x"}, "--run goes with"),
+    ):
+        with pytest.raises(UserError, match=words):
+            cluster(one, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_killed_while_clustering_and_while_training(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "data", N)
+    words = [
+        "--data.path", data, "--data.image-size", "16", "--clusters.kind", "kmeans",
+        "--clusters.k", "4,12", "--train.rounds", "3", "--train.batch-size", "8",
+        "--train.epochs", "3", "--train.checkpoint-steps", "4", "--train.audit",
+        "--storage", str(tmp_path / "runs"), "--name", "killed", "--scale.workers", "1",
+    ]  # fmt: skip
+    run = tmp_path / "runs/killed"
+    output = tmp_path / "output"
+
+    def until(*more: str, seen: object) -> None:
+        """Start, and cut the power when something was seen."""
+        with output.open("w") as stream:
+            process = subprocess.Popen(
+                job(tmp_path, *words, *more), stdout=stream, stderr=subprocess.STDOUT
+            )
+        limit = time.monotonic() + 150
+        while not seen():  # type: ignore[operator]
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < limit, output.read_text()
+            time.sleep(0.02)
+        for pid in descendants(process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+
+    until(seen=lambda: "k-means" in output.read_text())
+    assert not (run / "rounds/001/assignment.parquet").exists()
+    assert (run / "rounds/000/round.json").exists()
+    until("--resume", seen=lambda: len(list(run.glob("audit/0002/*"))) > 8)
+    third = (run / "rounds/002/assignment.parquet").read_bytes()
+    again = subprocess.run(
+        job(tmp_path, *words, "--resume"), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on from epoch 2" in again.stdout
+    assert "k-means" not in again.stdout  # a round's clusters are not made twice
+    assert (run / "rounds/002/assignment.parquet").read_bytes() == third
+    check_exactly_once(run, N, 8, 3)
+    assert sum(len(steps) for steps in steps_of(run).values()) == 3 * N // 8
+    assert (run / "results.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_images_without_metadata_fall_back_to_kmeans(
+    config: Config, tmp_path: Path, s3: str
+) -> None:
+    """On S3, without a warm-up."""
+    rows = columns(N)
+    bare = [n % 3 == 0 for n in range(N)]
+    colour = [None if b else c for b, c in zip(bare, rows["colour"], strict=True)]
+    marks = [None if b else m for b, m in zip(bare, rows["marks"], strict=True)]
+    data = write_parquet(tmp_path / "gaps", N, colour=colour, marks=marks)
+    config = replace(
+        config,
+        data=replace(config.data, path=data, endpoint=s3),
+        clusters=ClustersConfig(
+            columns=("colour", "marks"), top_k=(3,), missing="kmeans", k=(5,), features="backbone"
+        ),
+        train=replace(config.train, epochs=2, rounds=2, warmup_rounds=0, audit=False),
+        storage="s3://bugs/gaps",
+    )
+    pretrain(config)
+    run = Folder("s3://bugs/gaps/one", s3)
+    base = Assignment.from_parquet((run / "metadata").read("assignment.parquet"))
+    assert ((base.clusters[:, 0] < 0) == (base.ids % 3 == 0)).all()
+    known, k = base.clusters[:, 0] >= 0, base.clusters.max() + 1
+    for r in (0, 1):
+        both = Assignment.from_parquet((run / f"rounds/{r:03d}").read("assignment.parquet"))
+        np.testing.assert_array_equal(both.clusters[known], base.clusters[known])
+        added = both.clusters[~known, 0]
+        assert added.min() == k
+        assert k + 1 <= added.max() < k + 5
+    assert (run / "rounds/001/train").names()
+    assert not (run / "rounds/000/train").names()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_kmeans_of_metadata_makes_one_round(config: Config, tmp_path: Path) -> None:
+    clusters = ClustersConfig(
+        kind="kmeans", features="metadata", columns=("colour", "marks"), k=(3, 6)
+    )
+    train = replace(config.train, epochs=1, rounds=0)
+    pretrain(replace(config, clusters=clusters, train=train))
+    table = assignment(tmp_path / "runs/one", 0)
+    assert table.names == ("kmeans-3", "kmeans-6")
+    rows = columns(N)
+    patterns = [(rows["colour"][i], *rows["marks"][i]) for i in table.ids]
+    assert len(set(patterns)) == 6  # as many as clusters, so each is one
+    assert len(set(zip(patterns, table.clusters[:, 1].tolist(), strict=True))) == 6
+    assert [p.name for p in (tmp_path / "runs/one/rounds").iterdir()] == ["000"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_wrong_options_of_rounds(config: Config, tmp_path: Path) -> None:
+    for changes, words in (
+        ({"rounds": 4}, "train.rounds 4 is more than train.epochs 3"),
+        ({"warmup_rounds": 3}, "train.warmup-rounds 3 leaves none of 3 rounds"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"train\.rounds 3: clusters of kind attributes do not"):
+        replace(config, clusters=ClustersConfig())
+    with pytest.raises(UserError, match=r"clusters\.k 500 is more than the 192 images"):
+        pretrain(replace(config, clusters=ClustersConfig(kind="kmeans", k=(500,))))
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,80 @@
+"""A finished run as other jobs use it: its options, its encoder, and other images for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import ray
+from ray.data import Dataset
+
+from wcl_ray.config import Config, DataConfig, ScaleConfig, from_dict
+from wcl_ray.errors import UserError
+from wcl_ray.evaluate.embed import embed
+from wcl_ray.storage import Folder
+from wcl_ray.train.fit import gpus
+from wcl_ray.train.folder import read_config
+from wcl_ray.train.rounds import ENCODER, PROJECTOR
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Attributes:
+    weights: content of ``encoder.safetensors``.
+    """
+
+    folder: Folder
+    config: Config
+    weights: bytes = field(repr=False)
+
+    @staticmethod
+    def open(run: str, endpoint: str | None = None) -> Trained:
+        """Read a run folder.
+
+        Raises:
+            UserError: no run, or no trained encoder yet.
+        """
+        folder = Folder(run.rstrip("/"), endpoint)
+        config: Config = from_dict(read_config(folder))
+        if not folder.exists(ENCODER):
+            raise UserError(f"{run} has no {ENCODER} yet: finish it with pretrain.py … --resume")
+        return Trained(folder, config, folder.read(ENCODER))
+
+    def projector(self) -> bytes:
+        """Content of ``projector.safetensors``.
+
+        Raises:
+            UserError: the run is of a version that did not export it.
+        """
+        if not self.folder.exists(PROJECTOR):
+            raise UserError(f"{self.folder.uri} has no {PROJECTOR}; use the backbone's features")
+        return self.folder.read(PROJECTOR)
+
+    def data(self, given: dict[str, Any]) -> DataConfig:
+        """Options of the images: those of the run, replaced by the given ones (None: not given).
+        With another path nothing of the run's own sources holds."""
+        changed = {key: value for key, value in given.items() if value is not None}
+        data = self.config.data
+        if "path" in changed:
+            data = replace(data, path=None, eval_path=None, id=None, image=None, format="auto")
+        return replace(data, **changed)
+
+    def embed(
+        self,
+        rows: Dataset,
+        features: Literal["projector", "backbone"],
+        scale: ScaleConfig,
+        columns: tuple[str, ...] = (),
+    ) -> Dataset:
+        """Features of images, see :func:`wcl_ray.evaluate.embed.embed`."""
+        count = gpus(scale)
+        return embed(
+            rows,
+            self.weights,
+            store_size=self.config.data.stored_size,
+            columns=columns,
+            actors=max(1, count),
+            cpus=max(1.0, ray.cluster_resources().get("CPU", 1) // count) if count else 1.0,
+            gpu=count > 0,
+            projector=self.projector() if features == "projector" else None,
+        )

@@ -1,0 +1,67 @@
+"""What jobs print: the lines of a run's story, one live line, and tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from shutil import get_terminal_size
+
+
+def say(what: str, text: str) -> None:
+    """One line of the story: what it is about, and the news."""
+    print(f"{what:<10}{text}", flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning, on a line of its own."""
+    print(f"warning: {text}", flush=True)
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    """Plain text table, first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(head), rule, *map(line, body)])
+
+
+class Live:
+    """One calm line: rewritten in place on a terminal, printed now and then elsewhere."""
+
+    def __init__(self, title: str, plain_seconds: float = 15.0) -> None:
+        self._title = title
+        self._every = plain_seconds
+        self._tty = sys.stdout.isatty()
+        self._printed = 0.0
+        self._line = ""
+
+    def show(self, text: str) -> None:
+        line = f"{self._title}  {text}"
+        if self._tty:
+            width = get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+        elif time.monotonic() - self._printed > self._every:
+            print(line, flush=True)
+            self._printed = time.monotonic()
+            line = ""
+        self._line = line
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._tty and self._line:
+            print(flush=True)
+        elif self._line:
+            print(self._line, flush=True)
+        self._line = ""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,165 @@
+"""The driver of a run: sources → clusters → stream → training → evaluation, as resumable steps.
+
+Each step leaves a file in the run folder and is skipped when the file is there; Ray Train itself
+goes on from its last checkpoint. What can be wrong with the input is found before training.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.metadata import Clustering
+from wcl_ray.clusters.quality import Quality
+from wcl_ray.config import Config
+from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.errors import UserError
+from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
+from wcl_ray.model.encoder import build_encoder
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say, warn
+from wcl_ray.train.board import MetricsLog
+from wcl_ray.train.fit import connect, plan_scale
+from wcl_ray.train.folder import add_faults, claim, find_run
+from wcl_ray.train.images import Images, build_clusters, open_images
+from wcl_ray.train.round_clusters import to_cluster
+from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
+
+
+def pretrain(config: Config) -> dict[str, Any]:
+    """Run, continue or look up a pretraining run; prints its progress.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UserError: wrong input or options, before any training.
+    """
+    started = time.monotonic()
+    config, run = find_run(config)
+    if run.exists("results.json"):
+        stored: dict[str, Any] = json.loads(run.read("results.json"))
+        print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
+        return stored
+    build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
+    connect(config)
+    images = open_images(config.data, config.storage, config.seed)
+    say("images", images.train.describe())
+    assignment = _clusters(config, images, run)
+    stream = _stream(config, images, assignment, run)
+    variants: dict[str, tuple[Config, Folder, Assignment]] = {
+        config.clusters.kind: (config, run, assignment)
+    }
+    if config.compare and config.clusters.kind != "instance":
+        single = replace(config.clusters, kind="instance", missing="alone")
+        baseline = replace(config, clusters=single, train=replace(config.train, rounds=0))
+        variants["instance"] = (baseline, run / "baseline", alone(assignment))
+    found: dict[str, dict[str, Any]] = {}
+    for name, (one, folder, clusters) in variants.items():
+        title = "SimCLR" if name == "instance" else name
+        found[title] = _variant(one, folder, images, stream, clusters, title)
+    results = {"variants": found, "seconds": round(time.monotonic() - started, 1)}
+    run.write("results.json", json.dumps(results, indent=2).encode())
+    print(f"\n{results_table(found)}\n")
+    say("run", f"{run.uri} ({results['seconds']:.0f} s)")
+    return results
+
+
+def alone(assignment: Assignment) -> Assignment:
+    """The same images, each in a cluster of its own."""
+    clusters = np.full((len(assignment.ids), 1), -1, dtype=np.int32)
+    return Assignment(assignment.ids, clusters, ("instance",), assignment.keys)
+
+
+def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
+    """Stage 1, or its result from the run folder; claims the run's name once the input is good."""
+    folder = run / "rounds/000"
+    if config.clusters.from_features and not config.train.warmup_rounds:
+        folder = run / "metadata"  # the first round has clusters of its own
+    if folder.exists(CLUSTERED):
+        assignment = Assignment.from_parquet(folder.read(CLUSTERED))
+        say("clusters", f"{', '.join(assignment.names)}, as before")
+        return assignment
+    clustering, quality = build_clusters(config, images)
+    count = len(clustering.assignment.ids)
+    if count < config.train.batch_size:
+        raise UserError(
+            f"there are {count} training images, fewer than train.batch-size "
+            f"{config.train.batch_size}; lower it"
+        )
+    if config.clusters.from_features:  # too large a k is found at once
+        wanted, ks = to_cluster(config, clustering.assignment)
+        if not ks:
+            warn(f"clusters.missing: {wanted.sum()} images have no metadata, too few for k-means")
+    claim(run, config)
+    folder.write("clusters.json", json.dumps(_facts(clustering, quality), indent=2).encode())
+    folder.write(CLUSTERED, clustering.assignment.to_parquet())
+    return clustering.assignment
+
+
+def _facts(clustering: Clustering, quality: list[Quality]) -> dict[str, Any]:
+    return {
+        "quality": [q.to_dict() for q in quality],
+        "attributes": [asdict(a) for a in clustering.chosen],
+        "skipped": clustering.skipped,
+        "notes": list(clustering.notes),
+    }
+
+
+def _stream(config: Config, images: Images, assignment: Assignment, run: Folder) -> Stream:
+    column = say_batches(config, assignment)
+    rows = images.train.images()
+    stream = plan_stream(rows, assignment.ids, config.data, assignment.clusters[:, column])
+    say("stream", stream.reason)
+    if stream.faults:
+        listed = add_faults(run, list(stream.faults))
+        say("faults", f"{listed} unreadable images are left out, see {run.uri}/faults.jsonl")
+    if stream.rows < config.train.batch_size:
+        raise UserError(
+            f"only {stream.rows} of {len(assignment.ids)} training images were found and can be "
+            f"read, fewer than train.batch-size {config.train.batch_size}"
+        )
+    return stream
+
+
+def _variant(
+    config: Config, run: Folder, images: Images, stream: Stream, assignment: Assignment, title: str
+) -> dict[str, Any]:
+    """Train, export and evaluate one kind of clusters; what is done already is not done again."""
+    if run.exists("evaluation.json"):
+        return dict(json.loads(run.read("evaluation.json")))
+    scale = plan_scale(config, streamed=stream.mode == "anew")
+    counts = (len(assignment.ids), _count(images) if images.label else 0)
+    variant = Variant(config, run, images, stream, assignment, counts, title, scale)
+    assignment = train_rounds(variant)
+    say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
+    most, test = config.evaluate.max_images, images.test_images()
+    figures = evaluate_encoder(
+        run.read(ENCODER),
+        subset(images.train_images(), most, counts[0], config.seed),
+        None if test is None else subset(test, most, counts[1], config.seed),
+        label=images.label,
+        store_size=config.data.stored_size,
+        config=config.evaluate,
+        seed=config.seed,
+        gpu=scale.gpu,
+    )
+    last = config.train.epochs - 1
+    rows = [row for row in MetricsLog(run).rows if row.get("epoch") == last and "loss" in row]
+    if rows:
+        figures |= {key: float(np.mean([r[key] for r in rows])) for key in ("positives", "lonely")}
+        figures |= {"images_per_second": rows[-1]["images_per_second"]}
+    figures["train_seconds"] = json.loads(run.read(TRAINED))["seconds"]
+    figures["clusters"] = int(assignment.clusters[:, 0].max(initial=-1)) + 1
+    run.write("evaluation.json", json.dumps(figures, indent=2).encode())
+    return figures
+
+
+def _count(images: Images) -> int:
+    source = images.test or images.train
+    return int(images.side(source.metadata(), training=False).count())
