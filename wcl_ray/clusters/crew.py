@@ -101,8 +101,11 @@ class Crew:
             actor.call.options(num_returns=parts).remote(pieces, "duplicates", parts)
             for actor, pieces in zip(self.actors, self.pieces, strict=True)
         ]
-        found = ray.get([_duplicated.remote(*[row[i] for row in dealt]) for i in range(parts)])
-        return np.sort(np.concatenate(found))
+        asked = [  # of the actors: no task has to be started for it
+            actor.call.remote(pieces, "duplicated", *[row[i] for row in dealt])
+            for i, (actor, pieces) in enumerate(zip(self.actors, self.pieces, strict=True))
+        ]
+        return np.sort(np.concatenate(ray.get(asked)))
 
     def keep(self, method: str, *arguments: Any) -> list[Any]:
         """References to what every actor answers; they outlive the actors."""
@@ -121,14 +124,11 @@ def _add(*parts: Any) -> Any:
     return functools.reduce(operator.add, parts)
 
 
-@ray.remote(num_cpus=0)
-def _duplicated(*parts: np.ndarray) -> np.ndarray:
-    return duplicated(parts)
-
-
 def _environment(threads: int) -> dict[str, str]:
     """Environment of the actors, which may come to run on any node."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if nodes == [ray.get_runtime_context().get_node_id()]:  # of the driver alone
+        return blas.environment(blas.cpu_flags(), threads)
     asked = [
         _cpu_flags.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)

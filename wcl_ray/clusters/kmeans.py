@@ -4,9 +4,10 @@
     model.centroids_, model.labels_, model.inertia_
     model.predict(other)
 
-A fit starts with k-means++ on a sample, runs Lloyd's iterations on a hash sample of the rows, then
-on all rows until they have settled. All sums are exact (:mod:`wcl_ray.clusters.lloyd`) and every
-random choice hangs on (id, seed), so shards, their order and restarts leave no trace.
+A fit starts with k-means++ on a sample, runs Lloyd's iterations on a hash sample of the rows, where
+it also splits and merges clusters, then goes on with all rows until they have settled. All sums are
+exact (:mod:`wcl_ray.clusters.lloyd`) and every random choice hangs on (id, seed), so
+shards, their order and restarts leave no trace.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import ray
 from wcl_ray.clusters.crew import Crew
 from wcl_ray.clusters.kmeans_fit import Data, Fit, Options, check_finite, look
 from wcl_ray.clusters.kmeans_state import Iteration
-from wcl_ray.clusters.lloyd import KERNELS, Stats
+from wcl_ray.clusters.lloyd import Stats, unit_rows
+from wcl_ray.clusters.nearest import KERNELS
 from wcl_ray.clusters.seeding import means, update, weighted_kmeans
 from wcl_ray.clusters.shard import Step
 from wcl_ray.clusters.vectors import open_vectors
@@ -35,8 +37,11 @@ class KMeans:
         k: clusters; several numbers are several granularities, found in the same passes.
         spherical: rows and centroids of unit length (cosine similarity), else plain Euclidean.
         iterations: most passes over all rows.
-        sample: rows a centroid in the iterations that come first; 0: none.
-        sample_iterations: most of those.
+        sample: rows a centroid in the iterations that come first; 0: none, Lloyd's iterations
+            start from k-means++ at once.
+        sample_iterations: of those, before clusters are split and merged.
+        breathe: cycles on the sample that split this share of the clusters and merge as many
+            (:mod:`wcl_ray.clusters.breathe`); up to k = 20,000.
         tolerance: relative fall of the objective below which a phase ends.
         settled: share of moved rows below which a phase ends.
         min_size: smaller clusters are dissolved at the end, each row going to the nearest that is
@@ -72,9 +77,10 @@ class KMeans:
         *,
         spherical: bool = True,
         iterations: int = 20,
-        sample: int = 64,
-        sample_iterations: int = 10,
-        tolerance: float = 3e-4,
+        sample: int = 32,
+        sample_iterations: int = 3,
+        breathe: Sequence[float] = (0.2, 0.1, 0.1, 0.05),
+        tolerance: float = 1e-3,
         settled: float = 1e-3,
         min_size: int = 1,
         nested: bool = False,
@@ -93,6 +99,8 @@ class KMeans:
         self._single = not isinstance(k, Sequence)
         if not self.ks or min(self.ks) < 1:
             raise UserError(f"k-means: k is at least 1, not {k}")
+        if reduce not in ("auto", "star", "tree"):
+            raise UserError(f"k-means: reduce is auto, star or tree, not {reduce!r}")
         if kernel not in ("auto", *KERNELS):
             raise UserError(f"k-means: kernel is auto, {', '.join(KERNELS)}, not {kernel!r}")
         self._finest = int(np.argmax(self.ks)) if nested else None
@@ -101,7 +109,8 @@ class KMeans:
             spherical=spherical,
             iterations=iterations,
             sample=sample,
-            sample_iterations=sample_iterations,
+            sample_iterations=max(1, sample_iterations),
+            breathe=tuple(breathe),
             tolerance=tolerance,
             settled=settled,
             min_size=max(1, min_size),
@@ -157,10 +166,10 @@ class KMeans:
             self._exponent = data.exponent
             step = Step(0, 1.0, work.offsets, (), data.exponent, work.groups)
             coarse = ray.put(work.coarse)
-            parts = [work.part(work.centroids, g).copy() for g in range(len(self._options.ks))]
-            self._refs = [
-                crew.keep("labels", step, g, ray.put(part), coarse) for g, part in enumerate(parts)
-            ]
+            assert work.before is not None
+            found = ray.put(work.before)  # the labels belong to these, not to the means after them
+            parts = [work.part(work.before, g).copy() for g in range(len(self._options.ks))]
+            self._refs = [crew.keep("labels", step, g, found, coarse) for g in range(len(parts))]
         finally:
             crew.stop()
         self._gathered = None
@@ -186,6 +195,8 @@ class KMeans:
         if not hasattr(self, "centroids_"):
             raise UserError("k-means: fit comes before predict")
         wanted: list[np.ndarray] = [self.centroids_] if self._single else self.centroids_
+        if self._finest is not None:
+            wanted = [wanted[self._finest]]
         crew = Crew(open_vectors(source, column, id_column, endpoint), **self._crew)
         try:
             scans = crew.ask("scan")
@@ -198,7 +209,8 @@ class KMeans:
                 )
             offsets = tuple(int(x) for x in np.cumsum([0] + [len(c) for c in wanted]))
             step = Step(0, 1.0, offsets, (), self._exponent)
-            refs = [crew.keep("labels", step, g, ray.put(c)) for g, c in enumerate(wanted)]
+            centroids = ray.put(np.concatenate(wanted))
+            refs = [crew.keep("labels", step, g, centroids) for g in range(len(wanted))]
             return self._gather(refs)
         finally:
             crew.stop()
@@ -217,11 +229,7 @@ class KMeans:
 
     def _own(self) -> tuple[np.ndarray, np.ndarray]:
         if self._gathered is None:
-            ids, found = self._gather(self._refs)
-            if self._parents:  # nested: from the finest to all
-                columns = [self._parents[k][found] for k in self.ks]
-                found = columns[0] if self._single else np.stack(columns, 1)
-            self._gathered = ids, found
+            self._gathered = self._gather(self._refs)
         return self._gathered
 
     def _gather(self, refs: list[list[Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -231,8 +239,9 @@ class KMeans:
             ids = np.concatenate([part[0] for part in parts])
             columns.append(np.concatenate([part[1] for part in parts]))
         order = np.argsort(ids, kind="stable")
-        flat = len(columns) == 1 and (self._single or bool(self._parents))
-        labels = columns[0] if flat else np.stack(columns, 1)
+        if self._finest is not None:  # nested: from the finest to all
+            columns = [self._parents[k][columns[0]] for k in self.ks]
+        labels = columns[0] if self._single else np.stack(columns, 1)
         return ids[order], labels[order]
 
     def _start(
@@ -252,13 +261,16 @@ class KMeans:
                     f"k-means: init has shapes {shapes}, k and the vectors ask for "
                     f"{[(k, data.dimensions) for k in ks]}"
                 )
-            return [np.asarray(part, np.float32) for part in given]
+            parts = [np.asarray(part, np.float32) for part in given]
+            if not all(np.isfinite(part).all() for part in parts):
+                raise UserError("k-means: init holds NaN or infinite values")
+            return [unit_rows(part) for part in parts] if self._options.spherical else parts
         if labels is None:
             return None
         ids, table = labels[0], np.atleast_2d(np.asarray(labels[1]).T).T
         if len(table) != len(ids) or table.shape[1] != len(ks) or (np.diff(ids) <= 0).any():
             raise UserError("k-means: labels are increasing ids and one label per id and k")
-        known, parts = ray.put(ids), []
+        known, starts = ray.put(ids), []
         for g, k in enumerate(ks):
             column = np.ascontiguousarray(table[:, g], dtype=np.int32)
             if column.max(initial=-1) >= k:
@@ -267,8 +279,10 @@ class KMeans:
             stats: Stats = crew.total(
                 size, "label_stats", data.exponent, data.dimensions, k, known, ray.put(column)
             )
-            parts.append(update(stats, self._options.spherical)[0])
-        return parts
+            if not stats.counts.any():
+                raise UserError("k-means: labels name none of the ids of the vectors")
+            starts.append(update(stats, self._options.spherical)[0])
+        return starts
 
     def _publish(self, parts: list[np.ndarray], stats: list[Stats]) -> None:
         """Set the public attributes; nested: cluster the finest centroids for the smaller k."""

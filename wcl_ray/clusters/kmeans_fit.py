@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from wcl_ray.clusters.breathe import grow, shrink
 from wcl_ray.clusters.crew import Crew
 from wcl_ray.clusters.kmeans_state import Iteration, Work, load_work, save_work
-from wcl_ray.clusters.lloyd import Stats, exponent_of
+from wcl_ray.clusters.lloyd import BITS, Stats, exponent_of
 from wcl_ray.clusters.seeding import allot, plus_plus, update
 from wcl_ray.clusters.shard import Partial, Scan, Step
 from wcl_ray.errors import UserError
@@ -24,6 +25,9 @@ from wcl_ray.storage import Folder
 FLAT = 1e15  # N · K · d above which two levels are the default
 SEEDS = 20  # sampled rows a centroid for k-means++
 SEED_BYTES = 512 << 20  # of that sample at the coordinator
+LARGEST = 1e15  # magnitude of values
+BRIEF = ("sample", "split", "merge")  # phases on a sample, of a fixed number of iterations
+BREATHE_MOST = 20_000  # centroids that the coordinator compares with each other
 NOISE = 1e-6  # relative rise of the objective that float32 centroids explain
 
 
@@ -36,6 +40,7 @@ class Options:
     iterations: int
     sample: int
     sample_iterations: int
+    breathe: tuple[float, ...]
     tolerance: float
     settled: float
     min_size: int
@@ -60,7 +65,7 @@ def look(crew: Crew, options: Options) -> Data:
 
     Raises:
         UserError: no rows, fewer than k, different dimensions, values that are not finite,
-            duplicate ids, or all rows equal.
+            too large or too small, duplicate ids, or all rows equal.
     """
     scans: list[Scan] = crew.ask("scan")
     rows = sum(scan.rows for scan in scans)
@@ -79,11 +84,16 @@ def look(crew: Crew, options: Options) -> Data:
         raise UserError(
             f"k-means: {len(twice)} ids occur more than once ({some}); every row needs its own"
         )
-    d, exponent = widths[0], exponent_of(max(scan.largest for scan in scans))
+    d, largest = widths[0], max(scan.largest for scan in scans)
+    if 0 < largest < 1 / LARGEST or largest > LARGEST:
+        raise UserError(
+            f"k-means: the largest value of the vectors is {largest:.3g}, whose square is no "
+            "float32; scale the vectors"
+        )
+    exponent = exponent_of(largest)
     whole: Stats = crew.total(8 * d, "totals", exponent, d)
-    mean = whole.sums[0] / rows
-    spread = float(whole.squares[0] / rows - (mean * mean).sum())
-    if spread <= 1e-10 * max(float(whole.squares[0] / rows), 1e-300):
+    low, high = np.stack(crew.ask("bounds", exponent, d)).transpose(1, 0, 2)
+    if (high.max(0) - low.min(0) <= 2.0 ** (exponent - BITS)).all():  # one step of the grid
         what = "point the same way" if options.spherical else "are equal"
         raise UserError(f"k-means: all {rows} vectors {what}, there is nothing to cluster")
     digest = hashlib.sha256(whole.sums.tobytes() + whole.squares.tobytes())
@@ -184,8 +194,11 @@ class Fit:
         two = (size > FLAT) if o.two_level is None else o.two_level
         if two and len(o.ks) == 1 and o.ks[0] >= 4 and not given:
             return ["coarse", "fine"] + (["all"] if o.refine else [])
-        few = o.sample * max(o.ks) < 0.7 * data.rows
-        return ["sample", "all"] if o.sample and few and not given else ["all"]
+        if not o.sample or given:
+            return ["all"]
+        cycles = o.breathe if 1 < max(o.ks) <= BREATHE_MOST else ()
+        brief = [f"{way} {i + 1}" for i in range(len(cycles)) for way in ("split", "merge")]
+        return ["sample", *brief, "all"]
 
     def _enter(
         self, name: str, work: Work | None, stats: dict[int, Stats], init: list[np.ndarray] | None
@@ -202,11 +215,32 @@ class Fit:
             parts = init or [self._seed(k) for k in o.ks]
         else:
             parts = [work.part(work.centroids, g) for g in range(len(o.ks))]
-        if name == "sample":
+        way, _, cycle = name.partition(" ")
+        if way in BRIEF:
             share = o.sample * max(o.ks) / self.data.rows
-            return self._work(name, parts, share, o.sample_iterations)
+            share = share if share < 0.7 else 1.0
+            if way == "split":
+                parts = self._grown(parts, stats, o.breathe[int(cycle) - 1], share)
+            elif way == "merge":
+                parts = [
+                    shrink(part, stats[g].counts, min(o.ks[g], len(part)), o.spherical)
+                    for g, part in enumerate(parts)
+                ]
+            return self._work(name, parts, share, o.sample_iterations if way == "sample" else 2)
         limit = o.refine if work is not None and work.groups else o.iterations
         return self._work(name, parts, 1.0, limit)
+
+    def _grown(
+        self, parts: list[np.ndarray], stats: dict[int, Stats], more: float, share: float
+    ) -> list[np.ndarray]:
+        """Centroids with a share of them split."""
+        o, found = self.options, []
+        for g, part in enumerate(parts):
+            free = int(share * self.data.rows) - len(part)
+            m = max(0, min(max(1, round(more * len(part))), free))
+            rng = np.random.default_rng([o.seed, len(part), len(self.history)])
+            found.append(grow(part, stats[g], m, o.spherical, rng))
+        return found
 
     def _work(self, phase: str, parts: list[np.ndarray], share: float, limit: int) -> Work:
         offsets = tuple(int(x) for x in np.cumsum([0] + [len(part) for part in parts]))
@@ -262,31 +296,39 @@ class Fit:
             work.number += 1
             current = ray.put(work.centroids)
             part = self._step(work, current, before, coarse)
-            done, empty = [], 0
+            done, split, empty = [], [], 0
             fresh = work.centroids.copy()
             objectives = dict(work.last)
             for g in work.active:
                 own = work.part(work.centroids, g)
                 stats[g] = part.stats[g]
                 objectives[g] = stats[g].objective(own) / part.rows
-                after, holes = update(stats[g], self.options.spherical)
-                empty += holes
-                if not holes and self._settled(work, g, objectives[g], part):
+                after, splits = self._update(stats[g], work.groups)
+                empty += int((stats[g].counts == 0).sum())
+                if not splits and self._settled(work, g, objectives[g], part):
                     done.append(g)  # it stays as it was assigned
-                else:
-                    work.part(fresh, g)[:] = after
+                    continue
+                work.part(fresh, g)[:] = after
+                if splits:
+                    split.append(g)
             self._report(work, part, objectives, stats, empty, started)
-            work.last, work.before, work.centroids, before = (
-                objectives,
-                work.centroids,
-                fresh,
-                current,
-            )
+            # a split may raise the objective, so it is not compared across one
+            work.last = {g: value for g, value in objectives.items() if g not in split}
+            work.before, work.centroids, before = work.centroids, fresh, current
             work.active = tuple(g for g in work.active if g not in done)
             if not work.active or work.number >= work.limit:
                 return stats
             if self.folder is not None:
                 save_work(self.folder, work, mark, self.history)
+
+    def _update(self, stats: Stats, groups: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        """Lloyd's update; of two levels, inside each coarse cluster: no split leaves it."""
+        parts, splits = [], 0
+        for start, stop in itertools.pairwise(groups or (0, len(stats.counts))):
+            after, count = update(stats.part(start, stop), self.options.spherical)
+            parts.append(after)
+            splits += count
+        return np.concatenate(parts), splits
 
     def _step(self, work: Work, current: Any, before: Any, coarse: Any) -> Partial:
         self.steps += 1
@@ -303,6 +345,8 @@ class Fit:
 
     def _settled(self, work: Work, g: int, objective: float, part: Partial) -> bool:
         o = self.options
+        if work.phase.partition(" ")[0] in BRIEF:  # as many iterations as asked for
+            return False
         if work.before is not None and part.moved[g] < o.settled * part.rows:
             return True
         if g not in work.last:

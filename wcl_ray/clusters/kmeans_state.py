@@ -19,11 +19,12 @@ class Iteration:
     """One line of the story of a fit.
 
     Attributes:
-        phase: sample, coarse, fine or all. number: within the phase, from 1.
+        phase: sample, split or merge with the number of the cycle, coarse, fine or all.
+        number: within the phase, from 1.
         objective: mean squared distance of the rows to their centroids, per granularity.
         moved: share of the rows that changed their cluster (the largest over granularities).
         imbalance: K · Σ p², p = share of a cluster; 1 is balanced (the largest).
-        empty: clusters that were empty and got half of another one.
+        empty: clusters that were empty; each gets half of another one that can be split.
         seconds: of the whole step. straggler: slowest over median actor.
         rate: share of the bare matrix product's speed that the slowest actor reached.
     """
@@ -42,7 +43,7 @@ class Iteration:
     def __str__(self) -> str:
         objective = " ".join(f"{value:.5f}" for value in self.objective)
         return (
-            f"{self.phase:<6} {self.number:>2}/{self.limit}  objective {objective}  "
+            f"{self.phase:<7} {self.number:>2}/{self.limit}  objective {objective}  "
             f"moved {self.moved:.1%}  imbalance {self.imbalance:.2f}  empty {self.empty}  "
             f"{self.seconds:.2f} s  {self.rate:.0%} of sgemm  straggler {self.straggler:.2f}"
         )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from wcl_ray.clusters.lloyd import Stats
+from wcl_ray.clusters.lloyd import Stats, chunks
 
 SPLIT = 1.0 / 1024  # relative distance between the halves of a split cluster
+EQUAL = 1e-6  # error of a cluster of equal rows, as a share of their squares: rounding
 STEPS = 64  # rounds of k-means++; each draws K / STEPS points
+CELLS = 1 << 22  # distances that it holds at once
 
 
 def plus_plus(
@@ -32,7 +34,8 @@ def plus_plus(
     if n <= k:
         return x.copy()
     w = np.ones(n) if weights is None else weights
-    norms = np.square(x.astype(np.float64)).sum(1)
+    y = x - x.mean(0, dtype=np.float64).astype(np.float32)  # products keep their digits
+    norms = np.concatenate([np.square(y[part], dtype=np.float64).sum(1) for part in chunks(y)])
     floor = 1e-6 * max(float(norms.mean()), 1e-30)  # of float32 products, not a distance
     chosen = [int(rng.choice(n, p=w / w.sum()))]
     taken = np.zeros(n, dtype=bool)
@@ -40,9 +43,11 @@ def plus_plus(
     nearest = np.full(n, np.inf)
     fresh = chosen
     while len(chosen) < k:
-        products = x @ x[fresh].T
-        distance = norms[:, None] - 2.0 * products + norms[fresh]
-        np.minimum(nearest, distance.min(1), out=nearest)
+        size = max(1, CELLS // len(fresh))
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            distance = norms[part, None] - 2.0 * (y[part] @ y[fresh].T) + norms[fresh]
+            np.minimum(nearest[part], distance.min(1), out=nearest[part])
         share = np.where(taken | (nearest <= floor), 0.0, nearest) * w
         wanted = min(k - len(chosen), max(1, k // STEPS))
         positive = int((share > 0).sum())
@@ -74,18 +79,24 @@ def means(stats: Stats, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
 def update(stats: Stats, spherical: bool) -> tuple[np.ndarray, int]:
     """Lloyd's update; every empty cluster takes half of the one with the largest error.
 
+    Where no cluster has different rows any more, an empty one takes the centroid of the largest
+    cluster, stays empty (the lower number wins the tie) and is dissolved in the end.
+
     Returns:
-        float32 (K, d), and the number of empty clusters.
+        float32 (K, d), and the number of clusters that were split.
     """
     centroids, empty = means(stats, spherical)
     errors = np.where(empty, -1.0, stats.errors(centroids))
-    counts = stats.counts.astype(np.float64)
-    errors[counts < 2] = -1.0  # nothing to split
+    errors[(stats.counts < 2) | (errors <= EQUAL * stats.squares)] = -1.0  # nothing to split
+    largest = int(np.argmax(np.where(empty, 0, stats.counts)))
+    splits = 0
     pattern = np.where(np.arange(centroids.shape[1]) % 2 == 0, SPLIT, -SPLIT)
     for cluster in np.flatnonzero(empty):
         donor = int(np.argmax(errors))
         if errors[donor] < 0:
-            break
+            centroids[cluster] = centroids[largest]
+            continue
+        splits += 1
         centroids[cluster] = centroids[donor] * (1 + pattern)
         centroids[donor] = centroids[donor] * (1 - pattern)
         errors[donor] /= 2
@@ -93,7 +104,7 @@ def update(stats: Stats, spherical: bool) -> tuple[np.ndarray, int]:
     if spherical:
         norm = np.sqrt(np.square(centroids).sum(1, keepdims=True))
         centroids /= np.where(norm > 0, norm, 1.0)
-    return centroids.astype(np.float32), int(empty.sum())
+    return centroids.astype(np.float32), splits
 
 
 def weighted_kmeans(

@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from wcl_ray.clusters.lloyd import (
-    BLOCK,
-    KERNELS,
-    TILE,
-    Nearest,
-    Stats,
-    square_norms,
-    to_grid,
-    unit_rows,
-)
-from wcl_ray.clusters.vectors import Piece
+from wcl_ray.clusters.lloyd import Stats, square_norms, to_grid, unit_rows
+from wcl_ray.clusters.nearest import BLOCK, KERNELS, TILE, Nearest
+from wcl_ray.clusters.vectors import Piece, duplicated
 from wcl_ray.data.split import uniform
 from wcl_ray.errors import UserError
 
@@ -173,6 +165,10 @@ class Shard:
         bucket = (uniform(ids, 1) * parts).astype(np.int64)
         return [ids[bucket == i] for i in range(parts)]
 
+    def duplicated(self, *parts: np.ndarray) -> np.ndarray:
+        """Ids that occur more than once in parts of all shards."""
+        return duplicated(parts)
+
     def totals(self, exponent: int, d: int) -> Stats:
         """All rows as one cluster."""
         rows = self._rows(1.0, exponent, d)
@@ -180,6 +176,11 @@ class Shard:
         everything = np.arange(len(rows.ids))
         stats.add_rows(rows.x, rows.squares, everything, np.zeros(len(rows.ids), np.int32), 1)
         return stats
+
+    def bounds(self, exponent: int, d: int) -> np.ndarray:
+        """Smallest and largest value of each dimension: float32 (2, d)."""
+        x = self._rows(1.0, exponent, d).x
+        return np.stack([x.min(0, initial=np.inf), x.max(0, initial=-np.inf)])
 
     def sample(
         self, share: float, exponent: int, d: int, coarse: np.ndarray | None = None

@@ -197,6 +197,9 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
     if schema is None:
         raise UserError("the data set of vectors is empty")
     schema = schema.base_schema if hasattr(schema, "base_schema") else schema
+    if not isinstance(schema, pa.Schema):  # blocks of pandas
+        kept = kept.map_batches(_unchanged, batch_format="pyarrow").materialize()
+        schema = kept.schema().base_schema
     column, id_column = _columns(schema, "the data set", column, id_column)
     pieces, first = [], 0
     for bundle in kept.iter_internal_ref_bundles():
@@ -207,6 +210,10 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
                 pieces.append(piece)
             first += rows
     return Vectors(tuple(pieces), owned=True)
+
+
+def _unchanged(table: pa.Table) -> pa.Table:
+    return table
 
 
 def _open_parquet(
@@ -283,7 +290,7 @@ def _columns(
     elif column not in vectors:
         raise UserError(
             f"{where}: column {column!r} is of type {schema.field(column).type}, not a list of "
-            "numbers"
+            "floating-point numbers"
         )
     if id_column is None:
         id_column = next((name for name in IDS if name in schema.names), None)

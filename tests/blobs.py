@@ -1,0 +1,65 @@
+"""Vectors for the tests of k-means, and what two fits have to share."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wcl_ray.clusters.kmeans import KMeans
+
+
+def blobs(
+    n: int = 4000, d: int = 16, k: int = 20, noise: float = 0.1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows float32 (n, d) around k random directions, and the number of each row's blob."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(k, d))
+    truth = rng.integers(0, k, n)
+    x = centres[truth] + noise * rng.normal(size=(n, d)) * np.sqrt(d)
+    return x.astype(np.float32), truth
+
+
+def small(k: Any, **options: Any) -> KMeans:
+    """A k-means of one actor that leaves room for others on two CPUs."""
+    return KMeans(k, **{"actors": 1, "cpus": 0.1, **options})
+
+
+def digest(model: KMeans) -> str:
+    """SHA-256 of all bits of the centroids, the ids and the labels."""
+    found = hashlib.sha256()
+    parts = model.centroids_ if isinstance(model.centroids_, list) else [model.centroids_]
+    for array in (*parts, model.ids_, model.labels_):
+        found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def as_table(x: np.ndarray, start: int = 0) -> pa.Table:
+    values = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
+    return pa.table({"id": np.arange(start, start + len(x)), "feature": values})
+
+
+def write_parquet(folder: Path, x: np.ndarray, files: int = 3, group: int = 300) -> str:
+    """The rows in several files, whose row groups no shard has to respect."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cuts = [len(x) * i // files for i in range(files + 1)]
+    for i in range(files):
+        table = as_table(x[cuts[i] : cuts[i + 1]], cuts[i])
+        pq.write_table(table, folder / f"part-{i}.parquet", row_group_size=group + 70 * i)
+    return str(folder)
+
+
+def lloyd(x: np.ndarray, c: np.ndarray, passes: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Plain Lloyd in float64: labels of the last pass, its centroids, and the objective."""
+    x, c = x.astype(np.float64), c.astype(np.float64)
+    distance = np.square(x[:, None] - c[None]).sum(2)
+    labels = distance.argmin(1)
+    for _ in range(passes - 1):
+        c = np.stack([x[labels == j].mean(0) for j in range(len(c))])
+        distance = np.square(x[:, None] - c[None]).sum(2)
+        labels = distance.argmin(1)
+    return labels, c, float(distance.min(1).sum())

@@ -1,0 +1,78 @@
+"""Splitting and merging clusters, and that it gets k-means out of poor local optima."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from blobs import blobs
+
+from wcl_ray.clusters.agreement import agreement
+from wcl_ray.clusters.breathe import grow, shrink
+from wcl_ray.clusters.kmeans import KMeans
+from wcl_ray.clusters.lloyd import Stats
+
+
+def stats_of(x: np.ndarray, labels: np.ndarray, k: int) -> Stats:
+    stats = Stats.zeros(k, x.shape[1])
+    squares = np.square(x.astype(np.float64)).sum(1)
+    stats.add_rows(x.astype(np.float32), squares, np.arange(len(x)), labels.astype(np.int32), 1)
+    return stats
+
+
+def test_grow_splits_the_largest_errors() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.array([0.1, 3.0, 0.1, 1.0])
+    labels = np.repeat(np.arange(4), 100)
+    x = rng.standard_normal((400, 8)) * spread[labels, None] + 10 * labels[:, None]
+    stats = stats_of(x, labels, 4)
+    centroids = (stats.sums / stats.counts[:, None]).astype(np.float32)
+    both = grow(centroids, stats, 2, False, np.random.default_rng(1))
+    assert both.shape == (6, 8)
+    np.testing.assert_array_equal(both[[0, 2]], centroids[[0, 2]])
+    # the halves stand on both sides of the old centroid, wide clusters first
+    np.testing.assert_allclose((both[1] + both[4]) / 2, centroids[1], atol=1e-4)
+    np.testing.assert_allclose((both[3] + both[5]) / 2, centroids[3], atol=1e-4)
+    assert np.linalg.norm(both[1] - both[4]) > 1.5 * np.linalg.norm(both[3] - both[5]) > 0.1
+    again = grow(centroids, stats, 2, False, np.random.default_rng(1))
+    np.testing.assert_array_equal(both, again)
+    unit = grow(centroids, stats, 2, True, np.random.default_rng(1))
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(grow(centroids, stats, 0, False, rng), centroids)
+
+
+def test_shrink_merges_at_the_smallest_rise() -> None:
+    centroids = np.array([[0.0], [1.0], [10.0], [12.0], [30.0]], np.float32)
+    # 0 and 1 are closest but have many rows: 1000·1000/2000 · 1 = 500; 10 and 12: 2·2/4 · 4 = 4
+    counts = np.array([1000, 1000, 2, 2, 50])
+    np.testing.assert_allclose(shrink(centroids, counts, 4, False)[:, 0], [0, 1, 11, 30])
+    few = np.array([3, 1, 2, 2, 50])  # 0 and 1: 3·1/4 · 1 = 0.75, then 10 and 12 again
+    np.testing.assert_allclose(shrink(centroids, few, 3, False)[:, 0], [0.25, 11, 30])
+    np.testing.assert_array_equal(shrink(centroids, counts, 5, False), centroids)
+    assert shrink(centroids, counts, 1, False).shape == (1, 1)
+
+
+def test_shrink_reaches_k_among_copies_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    centroids = np.repeat(rng.standard_normal((20, 5)), 3, axis=0).astype(np.float32)
+    counts = rng.integers(0, 9, 60)
+    whole = shrink(centroids, counts, 20, False)
+    assert whole.shape == (20, 5)
+    np.testing.assert_allclose(np.sort(whole[:, 0]), np.sort(centroids[::3, 0]), atol=1e-5)
+    monkeypatch.setattr("wcl_ray.clusters.breathe.CELLS", 100)
+    np.testing.assert_array_equal(shrink(centroids, counts, 20, False), whole)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_breathing_finds_every_blob() -> None:
+    """Without it, most starts put two centroids into one blob and one between two."""
+    x, truth = blobs(6000, 8, 60, noise=0.02)
+    found = {}
+    for name, breathe in (("with", (0.2, 0.1, 0.1, 0.05)), ("without", ())):
+        scores = []
+        for seed in range(3):
+            model = KMeans(60, spherical=False, seed=seed, actors=1, breathe=breathe).fit(x)
+            assert any(row.phase == "split 1" for row in model.history_) == bool(breathe)
+            scores.append(agreement(model.labels_, truth).ari)
+        found[name] = scores
+    assert min(found["with"]) > 0.999
+    assert max(found["without"]) < 0.999

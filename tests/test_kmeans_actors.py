@@ -1,0 +1,234 @@
+"""The same bits for any number of actors, any source, after a SIGKILL and after a stop."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+import ray
+from blobs import as_table, blobs, digest, small, write_parquet
+
+from wcl_ray.clusters.kmeans import KMeans
+from wcl_ray.clusters.kmeans_state import FILE, Iteration
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder, filesystem
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+X = blobs(5000, 16, 20, noise=0.5)[0]
+LONG: dict[str, Any] = {"tolerance": 0.0, "settled": 0.0, "iterations": 6, "sample_iterations": 4}
+
+
+def dataset(x: np.ndarray) -> ray.data.Dataset:
+    """The rows as blocks of very different sizes."""
+    cuts = [0, 1, 2200, 2200, 3100, len(x)]
+    return ray.data.from_arrow([as_table(x[a:b], a) for a, b in itertools.pairwise(cuts) if a < b])
+
+
+@pytest.fixture(scope="module")
+def reference(ray_local: None) -> dict[bool, str]:
+    """SHA-256 with one actor, spherical and Euclidean."""
+    return {s: digest(small(20, spherical=s, **LONG).fit(X)) for s in (True, False)}
+
+
+def test_one_actor_again(reference: dict[bool, str]) -> None:
+    assert digest(small(20, **LONG).fit(X)) == reference[True]
+    assert reference[True] != reference[False]
+    assert digest(small(20, seed=1, **LONG).fit(X)) != reference[True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("actors", "source", "reduce", "kernel", "spherical"),
+    [
+        (2, "parquet", "star", "gemm", True),
+        (3, "dataset", "tree", "torch", True),
+        (8, "array", "tree", "gemm", True),
+        (8, "parquet", "star", "gemm", False),
+        (3, "array", "auto", "faiss", False),
+    ],
+)
+def test_actors_sources_and_reductions(
+    actors: int,
+    source: str,
+    reduce: str,
+    kernel: str,
+    spherical: bool,
+    reference: dict[bool, str],
+    tmp_path: Path,
+) -> None:
+    data: Any = X
+    if source == "parquet":
+        data = write_parquet(tmp_path / "rows", X)
+    elif source == "dataset":
+        data = dataset(X)
+    options: dict[str, Any] = {"actors": actors, "reduce": reduce, "kernel": kernel, **LONG}
+    model = small(20, spherical=spherical, **options).fit(data)
+    assert digest(model) == reference[spherical]
+
+
+def shard_pids() -> set[int]:
+    """Processes of the k-means actors below this Ray's raylet (and no other's)."""
+    session = ray._private.worker._global_node.get_session_dir_path()
+    found, parents = {}, set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # it has just ended
+            continue
+        if "raylet/raylet" in command and session in command:
+            parents.add(int(entry.name))
+        if command.startswith("ray::Shard") and state != "Z":
+            found[int(entry.name)] = parent
+    return {pid for pid, parent in found.items() if parent in parents}
+
+
+class Killer:
+    """A progress callback that ends an actor with SIGKILL after the wanted iterations.
+
+    With ``in_call`` the process is stopped first, so that the next call is on its way when it dies.
+    """
+
+    def __init__(self, at: list[tuple[str, int]], in_call: bool) -> None:
+        self.at, self.in_call = at, in_call
+        self.killed: list[int] = []
+        self.seen: list[set[int]] = []
+
+    def __call__(self, row: Iteration) -> None:
+        self.seen.append(shard_pids())
+        if (row.phase, row.number) not in self.at:
+            return
+        victim = max(self.seen[-1])
+        self.killed.append(victim)
+        if self.in_call:
+            os.kill(victim, signal.SIGSTOP)
+            threading.Timer(1.0, os.kill, (victim, signal.SIGKILL)).start()
+        else:
+            os.kill(victim, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_call", [False, True])
+def test_a_killed_actor_leaves_no_trace(
+    in_call: bool, reference: dict[bool, str], tmp_path: Path
+) -> None:
+    killer = Killer([("sample", 2), ("all", 3)], in_call)
+    model = small(20, actors=2, progress=killer, **LONG).fit(write_parquet(tmp_path / "rows", X))
+    assert len(set(killer.killed)) == 2
+    assert all(len(pids) == 2 for pids in killer.seen)
+    assert not killer.seen[-1] & set(killer.killed)
+    assert len(set.union(*killer.seen)) == 4  # two were started again
+    assert digest(model) == reference[True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["array", "dataset"])
+def test_killed_after_the_last_iteration(
+    source: str, reference: dict[bool, str], tmp_path: Path
+) -> None:
+    """The limit, not convergence, ends this fit; a restarted actor has to find the labels of the
+    last assignment, not those of the means after it."""
+    killer = Killer([("all", LONG["iterations"])], False)
+    data = X if source == "array" else dataset(X)
+    model = small(20, actors=2, progress=killer, **LONG).fit(data)
+    assert len(killer.killed) == 1
+    assert digest(model) == reference[True]
+
+
+@pytest.mark.slow
+def test_several_granularities_and_a_kill(tmp_path: Path) -> None:
+    options = {**LONG, "k": (5, 20, 9)}
+    whole = small(**options).fit(X)
+    killer = Killer([("all", 2), ("all", 6)], False)
+    again = small(**options, actors=2, progress=killer).fit(X)
+    assert len(killer.killed) == 2
+    assert digest(again) == digest(whole)
+
+
+class Stopped(Exception):
+    """The driver ends here."""
+
+
+def stop_at(phase: str, number: int) -> Callable[[Iteration], None]:
+    def progress(row: Iteration) -> None:
+        if (row.phase, row.number) == (phase, number):
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "stop", "spread"),
+    [
+        ({"k": 20, **LONG}, ("all", 4), 2),
+        ({"k": 20, **LONG}, ("sample", 3), 1),
+        # the coarse one has settled when the fit is stopped
+        ({**LONG, "k": (1, 20), "tolerance": 1e-9, "sample": 0}, ("all", 5), 2),
+        ({"k": 36, "two_level": True, "refine": 3, **LONG}, ("fine", 3), 1),
+        ({"k": 36, "two_level": True, "refine": 0, **LONG}, ("coarse", 3), 1),
+    ],
+)
+def test_going_on_gives_the_same_bits(
+    options: dict[str, Any], stop: tuple[str, int], spread: int, tmp_path: Path
+) -> None:
+    whole = small(**options).fit(X)
+    folder = str(tmp_path / "state")
+    with pytest.raises(Stopped):
+        small(**options, checkpoint=folder, progress=stop_at(*stop)).fit(X)
+    assert (tmp_path / "state" / FILE).exists()
+    rows: list[Iteration] = []
+    again = small(**options, checkpoint=folder, progress=rows.append, actors=spread).fit(X)
+    assert (rows[0].phase, rows[0].number) == stop
+    assert digest(again) == digest(whole)
+    assert [(r.phase, r.number) for r in again.history_] == [
+        (r.phase, r.number) for r in whole.history_
+    ]
+    assert again.history_[-1].objective == whole.history_[-1].objective
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    small(20, checkpoint=folder, **LONG).fit(X)
+
+    def refused(words: str, model: KMeans, x: np.ndarray, **start: Any) -> None:
+        with pytest.raises(UserError, match=words):
+            model.fit(x, **start)
+
+    changed = X.copy()
+    changed[4321, 5] += 1
+    refused("of other vectors", small(20, checkpoint=folder, **LONG), changed)
+    refused("with 16 dimensions, these have 15", small(20, checkpoint=folder, **LONG), X[:, :15])
+    refused("other options", small(21, checkpoint=folder, **LONG), X)
+    refused("other options", small(20, checkpoint=folder, **LONG), X, init=X[:20])
+    assert len(small(20, checkpoint=folder, **LONG).fit(X).centroids_) == 20
+
+
+@pytest.mark.slow
+def test_rows_and_state_on_s3(tmp_path: Path, s3: str, reference: dict[bool, str]) -> None:
+    write_parquet(tmp_path / "rows", X)
+    fs, base = filesystem("s3://bugs/kmeans", s3)
+    pafs.copy_files(str(tmp_path / "rows"), base, destination_filesystem=fs)
+    state = Folder("s3://bugs/state", s3)
+    with pytest.raises(Stopped):
+        small(20, checkpoint=state, progress=stop_at("all", 3), **LONG).fit(
+            "s3://bugs/kmeans", endpoint=s3
+        )
+    assert state.exists(FILE)
+    rows: list[Iteration] = []
+    model = small(20, actors=2, checkpoint=state, progress=rows.append, **LONG)
+    assert digest(model.fit("s3://bugs/kmeans/*.parquet", endpoint=s3)) == reference[True]
+    assert rows[0].number == 3

@@ -1,0 +1,265 @@
+"""The nearest centroid of each row, the same whatever shard the row is in.
+
+Matrix products in float32 find it. Their rounding depends on the library and on the shape, and may
+depend on where in a block a row stands. numpy's are made in blocks of one shape, of which a check
+at the start shows whether the place makes a difference (it does with OpenBLAS's kernels for
+processors without AVX-512). Where it does, and with FAISS and torch, which choose shapes of their
+own, rows whose two best centroids are closer together than rounding can tell are decided in float64.
+
+n: rows, d: dimensions, K: centroids.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+BLOCK = (
+    768  # rows of one matrix product, each has as many; OpenBLAS's Haswell kernel takes 12 at once
+)
+TILE = 1024  # centroids of one matrix product: its scores stay in the cache
+CELLS = 1 << 22  # products that the referee holds at once
+
+Nearest = Callable[[np.ndarray], np.ndarray]
+
+
+class Referee:
+    """Scores of centroids in float64, and how far float32 scores may be off.
+
+    The score of a centroid is x·c, without ``spherical`` (x - m)·(c - m) - |c - m|²/2 with the mean
+    m of the centroids: rows far from the origin keep their digits. The highest score is nearest,
+    the lower number wins a tie.
+
+    Attributes:
+        c: float64 (K, d), without m. half: float64 (K,), |c|²/2 or zeros. mean: float32 (d,).
+    """
+
+    def __init__(self, centroids: np.ndarray, spherical: bool) -> None:
+        self.spherical = spherical
+        c = centroids.astype(np.float64)
+        self.mean = np.zeros(c.shape[1], np.float32)
+        if not spherical:
+            self.mean = c.mean(0).astype(np.float32)
+            c -= self.mean
+        self.c = c
+        self.half = np.zeros(len(c)) if spherical else np.square(c).sum(1) / 2
+        self.longest = float(np.sqrt(np.square(c).sum(1).max(initial=0.0)))
+        self.first: np.ndarray | None = None
+
+    def doubt(self, norms: Any, unit: float = 2.0**-24) -> Any:
+        """Margin between two scores that rounding explains, for rows of these norms (without m):
+        a sum of d products is off by d units at most."""
+        size = norms * self.longest if self.spherical else (norms + self.longest) ** 2 / 2
+        return 2 * (self.c.shape[1] + 8) * unit * size
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Decide rows float32 (n, d), as they are: int32 (n,)."""
+        labels = np.empty(len(x), np.int32)
+        size = max(1, CELLS // len(self.c))
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            rows = x[part].astype(np.float64)
+            if not self.spherical:
+                rows -= self.mean
+            labels[part] = self._decide(rows)
+        return labels
+
+    def _decide(self, x: np.ndarray) -> np.ndarray:
+        scores = x @ self.c.T - self.half
+        doubt = self.doubt(np.sqrt(np.square(x).sum(1)), 2.0**-53)
+        close = scores >= (scores.max(1) - doubt)[:, None]
+        labels = close.argmax(1)
+        tied = np.flatnonzero(close.sum(1) > 1)
+        if not len(tied):
+            return labels
+        if self.first is None:  # of equal centroids only the first may win
+            _, index, inverse = np.unique(self.c, axis=0, return_index=True, return_inverse=True)
+            self.first = index[inverse.reshape(-1)] == np.arange(len(self.c))
+        row, centroid = np.nonzero(close[tied] & self.first)
+        exact = np.empty(len(row))
+        size = max(1, CELLS // x.shape[1])
+        for start in range(0, len(row), size):  # a sum per pair, the same wherever it stands
+            r, k = row[start : start + size], centroid[start : start + size]
+            exact[start : start + size] = (x[tied[r]] * self.c[k]).sum(1) - self.half[k]
+        order = np.lexsort((centroid, -exact, row))
+        best = order[np.unique(row[order], return_index=True)[1]]
+        labels[tied] = centroid[best]
+        return labels
+
+
+@functools.lru_cache(maxsize=64)
+def position_free(depth: int, width: int) -> bool:
+    """Whether a row of a block has the same bits in its products wherever it stands."""
+    rng = np.random.default_rng(0)
+    block = np.tile(rng.standard_normal(depth, dtype=np.float32), (BLOCK, 1))
+    scores = np.matmul(block, rng.standard_normal((depth, width), dtype=np.float32))
+    return bool((scores == scores[0]).all())
+
+
+def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Nearest:
+    """By matrix products of numpy, in blocks that stay in the cache.
+
+    Args:
+        centroids: float32 (K, d); of unit length when ``spherical`` (the largest product wins,
+            else the smallest distance; the lower number wins a tie).
+
+    Returns:
+        A function float32 (n, d) → int32 (n,).
+    """
+    referee = Referee(centroids, spherical)
+    tiles = []
+    for start in range(0, len(centroids), TILE):
+        part = referee.c[start : start + TILE]
+        if not spherical:  # one more column, of ones in the rows: x·c - |c|²/2 in one product
+            part = np.concatenate([part, -referee.half[start : start + TILE, None]], axis=1)
+        tiles.append((start, np.ascontiguousarray(part.T.astype(np.float32))))
+    depth, width = centroids.shape[1], min(TILE, len(centroids))
+    same = all(position_free(*part.shape) for _, part in tiles)
+    every = np.arange(BLOCK)
+    local = threading.local()
+
+    def block(x: np.ndarray, start: int, labels: np.ndarray) -> None:
+        rows = x[start : start + BLOCK]
+        count = len(rows)
+        if not hasattr(local, "rows"):
+            local.rows = np.ones((BLOCK, len(tiles[0][1])), np.float32)
+            local.scores = np.empty(BLOCK * width, np.float32)
+        own = local.rows[:, :depth]
+        factor = local.rows
+        if spherical and count == BLOCK:
+            own = factor = rows
+        else:
+            np.subtract(rows, referee.mean, out=own[:count])
+        for first, transposed in tiles:
+            scores = local.scores[: BLOCK * transposed.shape[1]].reshape(BLOCK, -1)
+            winner = np.matmul(factor, transposed, out=scores).argmax(1)
+            if same and len(tiles) == 1:
+                labels[start : start + count] = winner[:count]
+                return
+            value = scores[every, winner]
+            second = value
+            if not same:
+                scores[every, winner] = -np.inf
+                second = scores.max(1)
+            if first == 0:
+                best, highest, runner_up = winner, value, second
+                continue
+            runner_up = np.maximum(np.maximum(runner_up, second), np.minimum(highest, value))
+            best = np.where(value > highest, winner + first, best)
+            highest = np.maximum(highest, value)
+        if same:
+            labels[start : start + count] = best[:count]
+            return
+        norms = np.sqrt(np.einsum("ij,ij->i", own[:count], own[:count]))
+        settle(labels[start : start + count], rows, best, highest - runner_up, norms, referee)
+
+    def nearest(x: np.ndarray) -> np.ndarray:
+        labels = np.zeros(len(x), np.int32)
+        starts = range(0, len(x) if len(centroids) > 1 else 0, BLOCK)
+        if threads == 1:
+            for start in starts:
+                block(x, start, labels)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(lambda start: block(x, start, labels), starts))
+        return labels
+
+    return nearest
+
+
+def settle(
+    out: np.ndarray,
+    rows: np.ndarray,
+    best: np.ndarray,
+    margin: np.ndarray,
+    norms: np.ndarray,
+    referee: Referee,
+) -> None:
+    """Write the labels of a block, asking the referee where the margin is too small.
+
+    Args:
+        out: int32 (n,). rows: float32 (n, d). norms: float32 (n,), of the rows without the mean.
+        best: winners, margin: by how much; both may have more entries (padding).
+    """
+    count = len(out)
+    out[:] = best[:count]
+    close = ~(margin[:count] > referee.doubt(norms))
+    if referee.spherical:  # a row of zeros is as near to all
+        out[norms == 0] = 0
+        close &= norms > 0
+    if close.any():
+        out[close] = referee(rows[close])
+
+
+def faiss_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Nearest:
+    """The same by FAISS's exhaustive search."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    referee = Referee(centroids, spherical)
+    index = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(centroids.shape[1])
+    index.add(np.ascontiguousarray(referee.c, dtype=np.float32))
+    size = 16 * BLOCK
+
+    def nearest(x: np.ndarray) -> np.ndarray:
+        labels = np.zeros(len(x), np.int32)
+        for start in range(0, len(x) if len(centroids) > 1 else 0, size):
+            rows = x[start : start + size]
+            own = np.ascontiguousarray(rows - referee.mean)
+            found, best = index.search(own, 2)
+            margin = found[:, 0] - found[:, 1] if spherical else (found[:, 1] - found[:, 0]) / 2
+            norms = np.sqrt(np.einsum("ij,ij->i", own, own))
+            settle(labels[start : start + size], rows, best[:, 0], margin, norms, referee)
+        return labels
+
+    return nearest
+
+
+def torch_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Nearest:
+    """The same by torch, on the GPU where there is one; in full float32, without TF32.
+
+    Rows may be a torch tensor that already lies on the device.
+    """
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    referee = Referee(centroids, spherical)
+    c = torch.from_numpy(referee.c.astype(np.float32)).to(device)
+    half = torch.from_numpy(referee.half.astype(np.float32)).to(device)
+    mean = torch.from_numpy(referee.mean).to(device)
+    size = max(BLOCK, (1 << 26) // len(c) // BLOCK * BLOCK)
+
+    def nearest(x: Any) -> np.ndarray:
+        whole = x if isinstance(x, torch.Tensor) else torch.from_numpy(x).to(device)
+        labels = np.zeros(len(whole), np.int32)
+        for start in range(0, len(whole) if len(c) > 1 else 0, size):
+            rows = whole[start : start + size]
+            own = rows if spherical else rows - mean
+            scores = own @ c.T
+            if not spherical:
+                scores -= half
+            highest, best = scores.max(1)
+            second = scores.scatter_(1, best[:, None], -torch.inf).amax(1)
+            norms = torch.linalg.vector_norm(own, dim=1)
+            close = ~(highest - second > referee.doubt(norms)) & ((norms > 0) | (not spherical))
+            if spherical:
+                best[norms == 0] = 0
+            found = best.to(torch.int32).cpu().numpy()
+            undecided = torch.nonzero(close)[:, 0]
+            if len(undecided):
+                found[undecided.cpu().numpy()] = referee(rows[undecided].cpu().numpy())
+            labels[start : start + size] = found
+        return labels
+
+    return nearest
+
+
+KERNELS = {"gemm": gemm_nearest, "faiss": faiss_nearest, "torch": torch_nearest}
