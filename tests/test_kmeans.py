@@ -12,7 +12,8 @@ from blobs import blobs, digest, lloyd, small
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.clusters.crew import Crew
 from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.kmeans_fit import Fit, look
+from wcl_ray.clusters.kmeans_fit import Fit
+from wcl_ray.clusters.kmeans_look import look
 from wcl_ray.clusters.lloyd import unit_rows
 from wcl_ray.clusters.nearest import gemm_nearest
 from wcl_ray.clusters.shard import Step

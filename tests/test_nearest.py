@@ -11,7 +11,8 @@ import pytest
 
 from wcl_ray.clusters import blas
 from wcl_ray.clusters.lloyd import unit_rows
-from wcl_ray.clusters.nearest import KERNELS, TILE, Referee
+from wcl_ray.clusters.nearest import KERNELS, TILE
+from wcl_ray.clusters.referee import Referee
 
 
 def random(n: int, d: int, seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,17 +19,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wcl_ray.clusters import blas
 from wcl_ray.clusters.shard import Shard
 from wcl_ray.clusters.vectors import Vectors, duplicated
+from wcl_ray.terminal import warn
 
 STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
 FAN_IN = 4
+PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
 
 
 class Crew:
     """Actors that each hold a shard.
 
     Args:
-        actors: 0 = one for each ``cpus`` CPUs (or each GPU) of the cluster, but none with fewer
-            than ``LEAST`` rows.
+        actors: 0 = one for each ``cpus`` free CPUs (or each free GPU) of the cluster, but none
+            with fewer than ``LEAST`` rows.
         cpus: of each actor; its whole part is the number of threads.
         reduce: star, tree or auto (a tree above 64 MB of partial sums).
     """
@@ -48,8 +51,8 @@ class Crew:
         reduce: str,
     ) -> None:
         if actors == 0:
-            resources = ray.cluster_resources()
-            able = resources.get("GPU", 0) if gpu else resources.get("CPU", 1) // max(cpus, 0.01)
+            name, each = ("GPU", 1.0) if gpu else ("CPU", max(cpus, 0.01))
+            able = free(name) // each
             actors = int(max(1, min(able, vectors.rows // self.LEAST)))
         threads = max(1, int(cpus))
         remote = ray.remote(Shard).options(
@@ -66,6 +69,15 @@ class Crew:
         self.actors: list[Any] = [
             remote.remote(spherical, kernel, threads, seed) for _ in self.pieces
         ]
+        there = [actor.__ray_ready__.remote() for actor in self.actors]
+        late = len(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
+        if late:
+            need = f"{cpus:g} CPU(s)" + (" and a GPU" if gpu else "")
+            warn(
+                f"k-means: {late} of {len(there)} actors wait for {need} each; the cluster has "
+                f"{_counts(ray.cluster_resources())}, of which {_counts(ray.available_resources())}"
+                " are free"
+            )
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """What every actor answers, in order of the shards."""
@@ -117,6 +129,20 @@ class Crew:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+
+
+def free(resource: str, patience: float = 3.0) -> float:
+    """What is free of a resource; what others have just given back takes a moment to show."""
+    limit = time.monotonic() + patience
+    while True:
+        there = float(ray.available_resources().get(resource, 0.0))
+        if there >= ray.cluster_resources().get(resource, 0.0) or time.monotonic() > limit:
+            return there
+        time.sleep(0.1)
+
+
+def _counts(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
 @ray.remote(num_cpus=0)

@@ -19,7 +19,8 @@ import numpy as np
 import ray
 
 from wcl_ray.clusters.crew import Crew
-from wcl_ray.clusters.kmeans_fit import Data, Fit, Options, check_finite, look
+from wcl_ray.clusters.kmeans_fit import Fit
+from wcl_ray.clusters.kmeans_look import Data, Options, check_finite, look
 from wcl_ray.clusters.kmeans_state import Iteration
 from wcl_ray.clusters.lloyd import Stats, unit_rows
 from wcl_ray.clusters.nearest import KERNELS
@@ -48,7 +49,8 @@ class KMeans:
             left; 1 dissolves empty ones only.
         nested: cluster the rows at the largest k only, and its centroids for the smaller ones, so
             that every fine cluster lies inside one coarse cluster.
-        two_level: cluster inside √k coarse clusters, for one k; None: above N · k · d = 1e15.
+        two_level: cluster inside √k coarse clusters, for one k (given first centroids or labels
+            go to all rows and centroids at once); None: above N · k · d = 1e15.
         refine: passes over all centroids after two levels; 0: labels stay inside their coarse
             cluster.
         seed: of everything random.
@@ -68,7 +70,7 @@ class KMeans:
         history_: list of :class:`Iteration`. warnings_: what was odd, for people.
 
     Raises:
-        UserError: k below 1, or an unknown kernel.
+        UserError: k below 1, an unknown kernel or reduce, two levels for several k.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class KMeans:
         self._single = not isinstance(k, Sequence)
         if not self.ks or min(self.ks) < 1:
             raise UserError(f"k-means: k is at least 1, not {k}")
+        if two_level and len(self.ks) > 1 and not nested:
+            raise UserError(f"k-means: two_level takes one k (or nested), not {self.ks}")
         if reduce not in ("auto", "star", "tree"):
             raise UserError(f"k-means: reduce is auto, star or tree, not {reduce!r}")
         if kernel not in ("auto", *KERNELS):
@@ -153,7 +157,7 @@ class KMeans:
             column: with the vectors, id_column: with the ids (see :func:`open_vectors`).
 
         Raises:
-            UserError: see :func:`wcl_ray.clusters.kmeans_fit.look`; a checkpoint of other vectors
+            UserError: see :func:`wcl_ray.clusters.kmeans_look.look`; a checkpoint of other vectors
                 or options; ``init`` or ``labels`` that do not fit.
         """
         crew = Crew(open_vectors(source, column, id_column, endpoint), **self._crew)

@@ -73,6 +73,13 @@ class Work:
     coarse: np.ndarray | None = None
     groups: tuple[int, ...] = ()
 
+    @staticmethod
+    def first(phase: str, parts: list[np.ndarray], share: float, limit: int) -> Work:
+        """Before the first step of a phase with these centroids per granularity."""
+        offsets = tuple(int(x) for x in np.cumsum([0] + [len(part) for part in parts]))
+        centroids = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+        return Work(phase, centroids, offsets, share, max(1, limit), tuple(range(len(parts))))
+
     def part(self, centroids: np.ndarray, g: int) -> np.ndarray:
         """Rows of granularity g."""
         return centroids[self.offsets[g] : self.offsets[g + 1]]

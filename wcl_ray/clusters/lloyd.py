@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wcl_ray.clusters.nearest import gemm_nearest as gemm_nearest
-
 GATHER = 1 << 16  # rows that are copied at once while a cluster is summed
 BITS = 23  # of the grid; float64 has 53, so 2^29 rows of one cluster are summed exactly
 

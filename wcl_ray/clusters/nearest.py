@@ -4,7 +4,8 @@ Matrix products in float32 find it. Their rounding depends on the library and on
 depend on where in a block a row stands. numpy's are made in blocks of one shape, of which a check
 at the start shows whether the place makes a difference (it does with OpenBLAS's kernels for
 processors without AVX-512). Where it does, and with FAISS and torch, which choose shapes of their
-own, rows whose two best centroids are closer together than rounding can tell are decided in float64.
+own, rows whose two best centroids are closer together than rounding can tell are decided in
+float64.
 
 n: rows, d: dimensions, K: centroids.
 """
@@ -19,77 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from wcl_ray.clusters.referee import Referee, settle
+
 BLOCK = (
     768  # rows of one matrix product, each has as many; OpenBLAS's Haswell kernel takes 12 at once
 )
 TILE = 1024  # centroids of one matrix product: its scores stay in the cache
-CELLS = 1 << 22  # products that the referee holds at once
 
 Nearest = Callable[[np.ndarray], np.ndarray]
-
-
-class Referee:
-    """Scores of centroids in float64, and how far float32 scores may be off.
-
-    The score of a centroid is x·c, without ``spherical`` (x - m)·(c - m) - |c - m|²/2 with the mean
-    m of the centroids: rows far from the origin keep their digits. The highest score is nearest,
-    the lower number wins a tie.
-
-    Attributes:
-        c: float64 (K, d), without m. half: float64 (K,), |c|²/2 or zeros. mean: float32 (d,).
-    """
-
-    def __init__(self, centroids: np.ndarray, spherical: bool) -> None:
-        self.spherical = spherical
-        c = centroids.astype(np.float64)
-        self.mean = np.zeros(c.shape[1], np.float32)
-        if not spherical:
-            self.mean = c.mean(0).astype(np.float32)
-            c -= self.mean
-        self.c = c
-        self.half = np.zeros(len(c)) if spherical else np.square(c).sum(1) / 2
-        self.longest = float(np.sqrt(np.square(c).sum(1).max(initial=0.0)))
-        self.first: np.ndarray | None = None
-
-    def doubt(self, norms: Any, unit: float = 2.0**-24) -> Any:
-        """Margin between two scores that rounding explains, for rows of these norms (without m):
-        a sum of d products is off by d units at most."""
-        size = norms * self.longest if self.spherical else (norms + self.longest) ** 2 / 2
-        return 2 * (self.c.shape[1] + 8) * unit * size
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Decide rows float32 (n, d), as they are: int32 (n,)."""
-        labels = np.empty(len(x), np.int32)
-        size = max(1, CELLS // len(self.c))
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            rows = x[part].astype(np.float64)
-            if not self.spherical:
-                rows -= self.mean
-            labels[part] = self._decide(rows)
-        return labels
-
-    def _decide(self, x: np.ndarray) -> np.ndarray:
-        scores = x @ self.c.T - self.half
-        doubt = self.doubt(np.sqrt(np.square(x).sum(1)), 2.0**-53)
-        close = scores >= (scores.max(1) - doubt)[:, None]
-        labels = close.argmax(1)
-        tied = np.flatnonzero(close.sum(1) > 1)
-        if not len(tied):
-            return labels
-        if self.first is None:  # of equal centroids only the first may win
-            _, index, inverse = np.unique(self.c, axis=0, return_index=True, return_inverse=True)
-            self.first = index[inverse.reshape(-1)] == np.arange(len(self.c))
-        row, centroid = np.nonzero(close[tied] & self.first)
-        exact = np.empty(len(row))
-        size = max(1, CELLS // x.shape[1])
-        for start in range(0, len(row), size):  # a sum per pair, the same wherever it stands
-            r, k = row[start : start + size], centroid[start : start + size]
-            exact[start : start + size] = (x[tied[r]] * self.c[k]).sum(1) - self.half[k]
-        order = np.lexsort((centroid, -exact, row))
-        best = order[np.unique(row[order], return_index=True)[1]]
-        labels[tied] = centroid[best]
-        return labels
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,30 +108,6 @@ def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Ne
         return labels
 
     return nearest
-
-
-def settle(
-    out: np.ndarray,
-    rows: np.ndarray,
-    best: np.ndarray,
-    margin: np.ndarray,
-    norms: np.ndarray,
-    referee: Referee,
-) -> None:
-    """Write the labels of a block, asking the referee where the margin is too small.
-
-    Args:
-        out: int32 (n,). rows: float32 (n, d). norms: float32 (n,), of the rows without the mean.
-        best: winners, margin: by how much; both may have more entries (padding).
-    """
-    count = len(out)
-    out[:] = best[:count]
-    close = ~(margin[:count] > referee.doubt(norms))
-    if referee.spherical:  # a row of zeros is as near to all
-        out[norms == 0] = 0
-        close &= norms > 0
-    if close.any():
-        out[close] = referee(rows[close])
 
 
 def faiss_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Nearest:

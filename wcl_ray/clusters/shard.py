@@ -14,6 +14,8 @@ from wcl_ray.clusters.vectors import Piece, duplicated
 from wcl_ray.data.split import uniform
 from wcl_ray.errors import UserError
 
+TOTALS = 64  # clusters that the fingerprint of the rows is made of
+
 
 @dataclass(frozen=True)
 class Step:
@@ -170,11 +172,11 @@ class Shard:
         return duplicated(parts)
 
     def totals(self, exponent: int, d: int) -> Stats:
-        """All rows as one cluster."""
+        """All rows, by a hash of the id in as many clusters as keep the sums exact."""
         rows = self._rows(1.0, exponent, d)
-        stats = Stats.zeros(1, d)
-        everything = np.arange(len(rows.ids))
-        stats.add_rows(rows.x, rows.squares, everything, np.zeros(len(rows.ids), np.int32), 1)
+        stats = Stats.zeros(TOTALS, d)
+        bucket = (uniform(rows.ids, 2) * TOTALS).astype(np.int32)
+        stats.add_rows(rows.x, rows.squares, np.arange(len(rows.ids)), bucket, 1)
         return stats
 
     def bounds(self, exponent: int, d: int) -> np.ndarray:
