@@ -150,7 +150,7 @@ def check_embed(
         embed_run(run, str(tmp_path / "other"), {"path": other})
     facts = embed_run(run, str(tmp_path / "other"), {"path": other, "max_bad": 0.1})
     assert (facts["rows"], facts["faults"], facts["dimensions"]) == (29, 1, 256)
-    fault = json.loads((tmp_path / "other/faults.jsonl").read_text())
+    fault = json.loads((tmp_path / "other/_faults.jsonl").read_text())
     assert fault["key"] == "3"
     double = write_parquet(tmp_path / "double", 30, id=pa.array([*range(29), 4], pa.int64()))
     with pytest.raises(UserError, match="id 4 occurs more than once"):
@@ -179,10 +179,14 @@ def check_cluster_job(config: Config, tmp_path: Path, capsys: pytest.CaptureFixt
     for one, given, words in (
         (images, {}, "holds no vectors; give Parquet files of vectors"),
         (images, {"run": "x", "checkpoint": "y"}, "go with vectors, not with --run"),
-        (vectors, {"column": "species"}, "not a list of numbers"),
+        (vectors, {"column": "species"}, "of type string, not a list"),
         (replace(vectors, data=replace(data, label="kind")), {}, "'kind' is not a column"),
         (replace(vectors, clusters=ClustersConfig(kind="kmeans", k=(500,))), {}, "more than the"),
-        (replace(images, clusters=ClustersConfig()), {"run": "x"}, "--run goes with"),
+        (
+            replace(images, clusters=ClustersConfig(), train=TrainConfig()),
+            {"run": "x"},
+            "--run goes",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             cluster(one, **given)  # type: ignore[arg-type]

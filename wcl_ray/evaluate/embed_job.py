@@ -31,7 +31,7 @@ from wcl_ray.train.folder import add_faults
 from wcl_ray.train.images import open_images
 
 ROWS = 4096  # images a file
-FACTS = "embedding.json"
+FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files
 NAMES = {"id": ID, "key": KEY, "feature": "feature"}  # columns of the output
 
 
@@ -53,7 +53,7 @@ def embed_run(
         columns: metadata columns to hand on.
 
     Returns:
-        The content of ``embedding.json``.
+        The content of ``_embedding.json``.
 
     Raises:
         UserError: no finished run, wrong data options, a folder with other features, a duplicate
@@ -72,15 +72,15 @@ def embed_run(
     say("images", source.describe())
     parts = [name for name in folder.names() if name.endswith(".parquet")]
     refs = source.metadata().to_arrow_refs()
-    total_ref, todo_ref, done = _plan.options(num_returns=3).remote(refs, folder, parts)  # type: ignore[attr-defined]
-    total, todo = ray.get([total_ref, todo_ref])
+    plan = _plan.remote(refs, folder, parts)
+    total, todo, _ = ray.get(plan)
     if todo < total:
         say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
     folder.write(FACTS, json.dumps(facts, indent=2).encode())
     rows = source.images(columns)
     if todo < total:
         rows = rows.map_batches(
-            _missing, batch_format="pyarrow", batch_size=None, fn_kwargs={"done": done}
+            _missing, batch_format="pyarrow", batch_size=None, fn_kwargs={"plan": plan}
         )
     made = trained.embed(rows, features, scale, columns).map_batches(
         _write,
@@ -103,11 +103,11 @@ def embed_run(
             live.show(f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left")
     finally:
         live.close()
-        add_faults(folder, faults)
+        add_faults(folder, faults, FAULTS)
     facts |= {"rows": total - todo + written, "faults": len(faults)}
     folder.write(FACTS, json.dumps(facts, indent=2).encode())
     if faults:
-        say("faults", f"{len(faults)} unreadable images, see {folder.uri}/faults.jsonl")
+        say("faults", f"{len(faults)} unreadable images, see {folder.uri}/{FAULTS}")
     say("features", f"{facts['rows']:,} rows in {folder.uri}")
     return facts
 
@@ -169,8 +169,9 @@ def _plan(refs: list[Any], folder: Folder, parts: list[str]) -> tuple[int, int, 
     return len(ids), missing, there
 
 
-def _missing(table: pa.Table, done: Any) -> pa.Table:
-    return table.filter(pa.array(positions_of(ray.get(done), table[ID].to_numpy()) < 0))
+def _missing(table: pa.Table, plan: Any) -> pa.Table:
+    done = ray.get(plan)[2]
+    return table.filter(pa.array(positions_of(done, table[ID].to_numpy()) < 0))
 
 
 def _write(table: pa.Table, folder: Folder, columns: tuple[str, ...]) -> pa.Table:

@@ -133,9 +133,8 @@ def _runs(storage: Folder) -> str:
     return f" (runs there: {', '.join(runs[-8:])})" if runs else " (there are no runs there)"
 
 
-def add_faults(folder: Folder, faults: list[dict[str, Any]]) -> int:
+def add_faults(folder: Folder, faults: list[dict[str, Any]], name: str = "faults.jsonl") -> int:
     """Add skipped images to ``faults.jsonl``, each once; returns how many it lists."""
-    name = "faults.jsonl"
     lines = folder.read(name).decode().splitlines() if folder.exists(name) else []
     lines = list(dict.fromkeys(lines + [json.dumps(fault, sort_keys=True) for fault in faults]))
     if faults:
