@@ -87,6 +87,14 @@ def test_config_round_trip() -> None:
         from_dict(config.to_dict() | {"surprise": 1})
 
 
+def test_lists_with_commas() -> None:
+    wanted = parse(["--clusters.kind", "kmeans", "--clusters.k", "100", "1000"])
+    assert wanted.clusters.k == (100, 1000)
+    for words in (["--clusters.k", "100,1000"], ["--clusters.k=100,1000"]):
+        assert parse(["--clusters.kind", "kmeans", *words]) == wanted
+    assert parse(["--clusters.separator", ","]).clusters.separator == ","  # takes one value
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -11,7 +11,7 @@ import pytest
 
 from wcl_ray.clusters import blas
 from wcl_ray.clusters.lloyd import unit_rows
-from wcl_ray.clusters.nearest import KERNELS, TILE
+from wcl_ray.clusters.nearest import KERNELS, TILE, WIDE
 from wcl_ray.clusters.referee import Referee
 
 
@@ -44,6 +44,16 @@ def test_kernels_agree_with_float64(k: int, spherical: bool) -> None:
         assert found.dtype == np.int32
         assert np.array_equal(found, expected), kernel
         assert len(make(c, spherical)(x[:0])) == 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1000.0])
+def test_wide_rows_near_and_far_from_the_origin(offset: float) -> None:
+    """Wide rows are not copied, unless the mean has to be taken away from them."""
+    c, x = random(40, WIDE + 9, 1) + np.float32(offset), random(1500, WIDE + 9, 2)
+    x += np.float32(offset)
+    expected = truth(x, c).argmin(1)
+    for kernel, make in KERNELS.items():
+        assert np.array_equal(make(c, False)(x), expected), kernel
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

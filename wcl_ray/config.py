@@ -140,6 +140,10 @@ class ClustersConfig:
         _require(self.min_size >= 1, "clusters.min-size starts at 1")
         _require(self.iterations >= 1, "clusters.iterations starts at 1")
         _require(
+            self.two_level != "yes" or len(self.k) < 2 or self.nested,
+            "clusters.two-level yes takes one clusters.k, or several with --clusters.nested",
+        )
+        _require(
             self.missing == "alone" or self.kind not in ("instance", "kmeans"),
             f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
         )

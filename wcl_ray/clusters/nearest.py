@@ -25,6 +25,7 @@ from wcl_ray.clusters.referee import Referee, settle
 BLOCK = (
     768  # rows of one matrix product, each has as many; OpenBLAS's Haswell kernel takes 12 at once
 )
+WIDE = 512  # dimensions from which a copy of the rows costs more than a pass over the scores
 TILE = 1024  # centroids of one matrix product: its scores stay in the cache
 
 Nearest = Callable[[np.ndarray], np.ndarray]
@@ -50,14 +51,19 @@ def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Ne
         A function float32 (n, d) → int32 (n,).
     """
     referee = Referee(centroids, spherical)
+    depth, width = centroids.shape[1], min(TILE, len(centroids))
+    # the score's |c|²/2 by one more column, of ones in a copy of the rows without the mean; wide
+    # rows near the origin are not worth a copy, there it is taken away from the products
+    shift = float(np.linalg.norm(referee.mean))
+    copied = not spherical and (depth < WIDE or shift > referee.longest)
+    bias = referee.half if copied else referee.half + referee.c @ referee.mean.astype(np.float64)
     tiles = []
     for start in range(0, len(centroids), TILE):
-        part = referee.c[start : start + TILE]
-        if not spherical:  # one more column, of ones in the rows: x·c - |c|²/2 in one product
-            part = np.concatenate([part, -referee.half[start : start + TILE, None]], axis=1)
-        tiles.append((start, np.ascontiguousarray(part.T.astype(np.float32))))
-    depth, width = centroids.shape[1], min(TILE, len(centroids))
-    same = all(position_free(*part.shape) for _, part in tiles)
+        part, own = referee.c[start : start + TILE], bias[start : start + TILE]
+        part = np.concatenate([part, -own[:, None]], axis=1) if copied else part
+        transposed = np.ascontiguousarray(part.T.astype(np.float32))
+        tiles.append((start, transposed, own.astype(np.float32)))
+    same = all(position_free(*part.shape) for _, part, _ in tiles)
     every = np.arange(BLOCK)
     local = threading.local()
 
@@ -67,20 +73,23 @@ def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Ne
         if not hasattr(local, "rows"):
             local.rows = np.ones((BLOCK, len(tiles[0][1])), np.float32)
             local.scores = np.empty(BLOCK * width, np.float32)
-        own = local.rows[:, :depth]
         factor = local.rows
-        if spherical and count == BLOCK:
-            own = factor = rows
+        if not copied and count == BLOCK:
+            factor = rows
+        elif copied:
+            np.subtract(rows, referee.mean, out=factor[:count, :depth])
         else:
-            np.subtract(rows, referee.mean, out=own[:count])
-        for first, transposed in tiles:
+            factor[:count] = rows
+        for first, transposed, own in tiles:
             scores = local.scores[: BLOCK * transposed.shape[1]].reshape(BLOCK, -1)
-            winner = np.matmul(factor, transposed, out=scores).argmax(1)
+            np.matmul(factor, transposed, out=scores)
+            if not copied and not spherical:
+                scores -= own
+            winner = scores.argmax(1)
             if same and len(tiles) == 1:
                 labels[start : start + count] = winner[:count]
                 return
-            value = scores[every, winner]
-            second = value
+            value = second = scores[every, winner]
             if not same:
                 scores[every, winner] = -np.inf
                 second = scores.max(1)
@@ -93,7 +102,8 @@ def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Ne
         if same:
             labels[start : start + count] = best[:count]
             return
-        norms = np.sqrt(np.einsum("ij,ij->i", own[:count], own[:count]))
+        norms = np.sqrt(np.einsum("ij,ij->i", factor[:count, :depth], factor[:count, :depth]))
+        norms = norms if copied else norms + np.float32(shift)
         settle(labels[start : start + count], rows, best, highest - runner_up, norms, referee)
 
     def nearest(x: np.ndarray) -> np.ndarray:
