@@ -63,6 +63,16 @@ def test_shrink_reaches_k_among_copies_and_in_blocks(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_small_clusters_do_not_all_go_at_once() -> None:
+    """With 600 clusters of one row each, half of them go, and their rows make pairs of the rest."""
+    x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+    model = KMeans(600, min_size=2, actors=1, spherical=False).fit(x)
+    assert model.counts_.min() >= 2
+    assert len(model.counts_) > 150
+    assert any("of 600 clusters are left" in text for text in model.warnings_)
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_breathing_finds_every_blob() -> None:
     """Without it, most starts put two centroids into one blob and one between two."""
     x, truth = blobs(6000, 8, 60, noise=0.02)

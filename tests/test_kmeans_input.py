@@ -31,9 +31,13 @@ def refused(words: str, source: Any, k: Any = 5, where: Any = None, **options: A
 
 
 def test_options() -> None:
-    for k in (0, -3, (), (5, 0)):
-        with pytest.raises(UserError, match="k is at least 1"):
+    wrong: tuple[Any, ...] = (0, -3, (), (5, 0), 5.7, "5", np.ones((2, 2), int))
+    for k in wrong:
+        with pytest.raises(UserError, match="k is a whole number from 1, or several, not"):
             KMeans(k)
+    assert KMeans(np.array([5, 20])).ks == (5, 20)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="two_level takes one k"):
+        KMeans((5, 20), two_level=True)
     with pytest.raises(UserError, match="kernel is auto, gemm, faiss, torch, not 'cuda'"):
         KMeans(5, kernel="cuda")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="reduce is auto, star or tree, not 'ring'"):
@@ -49,6 +53,8 @@ def test_values_that_are_not_finite() -> None:
         "4 of 400 vectors hold NaN or infinite values (2 in shard 0, 2 in shard 1)", x, actors=2
     )
     refused("the first with ids 3, 17, 250, 399; leave them out", x)
+    named = as_table(x).set_column(0, "id", pa.array([f"row-{i}" for i in range(400)]))
+    refused("the first with ids row-3, row-17, row-250, row-399;", ray.data.from_arrow(named))
     with np.errstate(over="ignore"):
         refused("1 of 400", np.where(np.arange(400)[:, None] == 9, 1e300, X.astype(np.float64)))
 
@@ -158,19 +164,29 @@ def test_columns_and_folders(tmp_path: Path) -> None:
     opened("column 'name' is of type string, not a list", ray.data.from_arrow(table), "name")
     plain = ray.data.from_arrow(table.drop_columns(["feature"]))
     opened(
-        "has no column of vectors (equally long lists of numbers); the columns are: id, name", plain
+        "has no column of vectors (equally long lists of floating-point numbers); the columns are: "
+        "id, name",
+        plain,
     )
+    whole = pa.table({"a": pa.array([[1, 2], [3, 4]])})  # may be tags, so they have to be named
+    opened("has no column of vectors", ray.data.from_arrow(whole))
+    assert open_vectors(ray.data.from_arrow(whole), "a").pieces[0].load()[1].tolist()[1] == [3, 4]
     two = pa.table({"a": table["feature"], "b": table["feature"]})
-    opened("several columns of vectors: a, b; name one", ray.data.from_arrow(two))
+    opened(
+        "several columns of vectors: a, b; name one with --vector-column", ray.data.from_arrow(two)
+    )
     assert open_vectors(ray.data.from_arrow(two), "b").pieces[0].column == "b"
-    opened("not of shape (8,)", X[0])
-    opened("not of shape (2, 400, 4)", X.reshape(2, 400, 4))
+    opened("of shape (8,)", X[0])
+    opened("of shape (2, 400, 4)", X.reshape(2, 400, 4))
+    opened("a matrix of numbers (rows, dimensions), not <U1", np.full((4, 2), "x"))
     opened("no such file or folder", str(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
     opened("is empty", str(tmp_path / "empty"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/readme.md").write_text("x")
     opened("holds no Parquet file of vectors", str(tmp_path / "other"))
+    (tmp_path / "other/text.parquet").write_text("no Parquet at all")
+    opened("text.parquet cannot be read as Parquet", str(tmp_path / "other"))
 
 
 @pytest.mark.usefixtures("ray_local")

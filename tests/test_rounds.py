@@ -95,6 +95,7 @@ def test_rounds_and_the_jobs_after_them(
     assert facts["kmeans"]["iterations"][-1]["empty"] == 0
     assert "round 2 of 3: projector" in printed
     assert "objective" in printed
+    assert "agreement kmeans-12 with the round before NMI" in printed
     assert "% of sgemm" in printed
 
     # checkpoints of the last round only, and the exported projector
@@ -143,6 +144,15 @@ def check_embed(
     with pytest.raises(UserError, match="is no run folder"):
         embed_run(str(tmp_path), str(tmp_path / "other"), {})
 
+    # images without the run's label
+    (tmp_path / "plain").mkdir()
+    for n in range(6):
+        (tmp_path / f"plain/{n}.png").write_bytes(png(n))
+    assert embed_run(run, str(tmp_path / "bare"), {"path": str(tmp_path / "plain")})["rows"] == 6
+    stored = json.loads((tmp_path / "bare/_embedding.json").read_text())
+    again = embed_run(run, str(tmp_path / "bare"), {"path": f"{tmp_path}/plain/"})
+    assert again == stored  # nothing to do
+
     # other images, one of them broken, one id twice
     images = [b"broken" if n == 3 else png(n) for n in range(30)]
     other = write_parquet(tmp_path / "other-data", 30, image=pa.array(images, pa.binary()))
@@ -177,6 +187,7 @@ def check_cluster_job(config: Config, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "kmeans-12" in capsys.readouterr().out
     images = replace(config, data=DataConfig(path=str(tmp_path / "data")))
     for one, given, words in (
+        (images, {"out": str(tmp_path / "data")}, "--out .* is a folder; give the name of a file"),
         (images, {}, "holds no vectors; give Parquet files of vectors"),
         (images, {"run": "x", "checkpoint": "y"}, "go with vectors, not with --run"),
         (vectors, {"column": "species"}, "of type string, not a list"),
@@ -303,6 +314,6 @@ def test_wrong_options_of_rounds(config: Config, tmp_path: Path) -> None:
         ClustersConfig(kind="kmeans", k=(4, 12), two_level="yes")
     with pytest.raises(ValueError, match=r"train\.rounds 3: clusters of kind attributes do not"):
         replace(config, clusters=ClustersConfig())
-    with pytest.raises(UserError, match=r"clusters\.k 500 is more than the 192 images"):
+    with pytest.raises(UserError, match=r"clusters\.k 500 is more than the 192 rows"):
         pretrain(replace(config, clusters=ClustersConfig(kind="kmeans", k=(500,))))
     assert not (tmp_path / "runs").exists()

@@ -175,8 +175,9 @@ def _check_flags(words: list[str], cls: type) -> None:
 
 
 def _split_lists(words: list[str], cls: type) -> list[str]:
-    """``--clusters.k 100,1000`` as ``--clusters.k 100 1000``: options that take several values."""
-    several = {key for key, kind in keys(cls).items() if kind.startswith("tuple")}
+    """``--clusters.k 100,1000`` as ``--clusters.k 100 1000``: options that take several numbers."""
+    numbers = ("tuple[int", "tuple[float")
+    several = {key for key, kind in keys(cls).items() if kind.startswith(numbers)}
     found: list[str] = []
     open_list = False
     for word in words:

@@ -98,6 +98,16 @@ class Folder:
             Path(partial).unlink(missing_ok=True)
 
 
+def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
+    """Raise a UserError when no file can be written there: it is a folder, or inside a file."""
+    fs, path = filesystem(uri, endpoint)
+    parent = path.rpartition("/")[0] or "/"
+    if uri.endswith("/") or fs.get_file_info(path).type == pafs.FileType.Directory:
+        raise UserError(f"{option} {uri} is a folder; give the name of a file")
+    if fs.get_file_info(parent).type == pafs.FileType.File:
+        raise UserError(f"{option} {uri}: {parent} is a file, not a folder")
+
+
 def write_file(uri: str, content: bytes, endpoint: str | None = None) -> None:
     """Write one file by its path or URI, atomically."""
     folder, _, name = uri.rpartition("/")

@@ -1,7 +1,8 @@
 """The shard actors of one fit: started, asked together, summed up, and restarted by Ray.
 
 An actor reads its rows from the source, never from another actor, so a killed one comes back by
-itself and the call it died in is made again (``max_restarts`` and ``max_task_retries`` are -1).
+itself and the call it died in is made again; one that dies over and over (its shard may be too
+large for the memory) ends the fit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from wcl_ray.terminal import warn
 
 STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
 FAN_IN = 4
+RESTARTS = 16  # of each actor
 PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
 
 
@@ -58,8 +60,8 @@ class Crew:
         remote = ray.remote(Shard).options(
             num_cpus=cpus,
             num_gpus=1 if gpu else 0,
-            max_restarts=-1,
-            max_task_retries=-1,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": _environment(threads)},
         )

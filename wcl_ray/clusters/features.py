@@ -47,7 +47,7 @@ def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
     """
     ks = config.k or (max(2, images // IMAGES_A_CLUSTER),)
     if max(ks) > images:
-        raise UserError(f"clusters.k {max(ks)} is more than the {images} images to cluster")
+        raise UserError(f"clusters.k {max(ks)} is more than the {images} rows to cluster")
     return ks
 
 

@@ -97,10 +97,11 @@ class KMeans:
         checkpoint: str | Folder | None = None,
         progress: Callable[[Iteration], None] | None = None,
     ) -> None:
-        self.ks = tuple(int(x) for x in k) if isinstance(k, Sequence) else (int(k),)
-        self._single = not isinstance(k, Sequence)
-        if not self.ks or min(self.ks) < 1:
-            raise UserError(f"k-means: k is at least 1, not {k}")
+        given = np.asarray(k)
+        if given.ndim > 1 or given.dtype.kind not in "iu" or not given.size or given.min() < 1:
+            raise UserError(f"k-means: k is a whole number from 1, or several, not {k!r}")
+        self.ks = tuple(int(x) for x in np.atleast_1d(given))
+        self._single = given.ndim == 0
         if two_level and len(self.ks) > 1 and not nested:
             raise UserError(f"k-means: two_level takes one k (or nested), not {self.ks}")
         if reduce not in ("auto", "star", "tree"):

@@ -45,7 +45,7 @@ class Fit:
         self.folder, self.progress = folder, progress
         self.history: list[Iteration] = []
         self.steps = 0
-        self.rose = 0
+        self.rose, self.left = 0, sum(options.ks)
 
     def run(self, init: list[np.ndarray] | None) -> tuple[Work, dict[int, Stats]]:
         """All phases, from the checkpoint if there is one.
@@ -79,6 +79,11 @@ class Fit:
         if self.rose:
             found.append(f"the objective rose in {self.rose} iterations")
         most = max((row.empty for row in self.history), default=0)
+        if self.left < 0.8 * sum(self.options.ks):
+            found.append(
+                f"{self.left} of {sum(self.options.ks)} clusters are left, the others had fewer "
+                f"than {self.options.min_size} rows"
+            )
         if most > 0.2 * sum(self.options.ks):
             found.append(f"up to {most} clusters were empty; k is too large for these vectors")
         return found
@@ -200,7 +205,7 @@ class Fit:
             missing = [g for g in everything if g not in stats]  # settled before a restart
             small = any((stats[g].counts < self.options.min_size).any() for g in stats)
             if not missing and not small:
-                return work, stats
+                break
             parts, groups = [], work.groups
             for g in everything:
                 own = work.part(work.before, g)
@@ -216,11 +221,19 @@ class Fit:
             coarse = None if work.coarse is None else ray.put(work.coarse)
             stats = self._step(work, ray.put(work.centroids), None, coarse).stats
             if same and not missing:  # what is left cannot be dissolved
-                return work, stats
+                break
+        self.left = len(work.centroids)
+        return work, stats
 
     def _large(self, counts: np.ndarray, groups: tuple[int, ...]) -> np.ndarray:
-        """bool (K,): clusters that stay; of each coarse cluster (of all) at least the largest."""
-        keep = counts >= self.options.min_size
+        """bool (K,): clusters that stay for now; of each coarse cluster (of all) at least the
+        largest. Of those that are too small only the smaller half goes at a time, since their rows
+        may make the others large enough."""
+        small = np.flatnonzero(counts < self.options.min_size)
+        order = small[np.argsort(counts[small], kind="stable")]
+        gone = max(int((counts == 0).sum()), (len(small) + 1) // 2)
+        keep = np.ones(len(counts), bool)
+        keep[order[:gone]] = False
         ends = groups or (0, len(counts))
         for start, stop in itertools.pairwise(ends):
             if stop > start and not keep[start:stop].any():

@@ -98,10 +98,10 @@ def check_finite(scans: list[Scan]) -> None:
     bad = [(number, scan) for number, scan in enumerate(scans) if scan.bad]
     if bad:
         where = ", ".join(f"{scan.bad} in shard {number}" for number, scan in bad[:8])
-        ids = [i for _, scan in bad for i in scan.bad_ids][:5]
+        ids = [name for _, scan in bad for name in scan.bad_names][:5]
         total = sum(scan.rows for scan in scans)
         raise UserError(
             f"k-means: {sum(scan.bad for _, scan in bad)} of {total} vectors hold NaN or infinite "
-            f"values ({where}), the first with ids {', '.join(map(str, ids))}; leave them out or "
+            f"values ({where}), the first with ids {', '.join(ids)}; leave them out or "
             "mend what made them"
         )

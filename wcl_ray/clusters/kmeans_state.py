@@ -42,9 +42,10 @@ class Iteration:
 
     def __str__(self) -> str:
         objective = " ".join(f"{value:.5f}" for value in self.objective)
+        moved = f"{self.moved:.1%}" if self.number > 1 else "-"
         return (
             f"{self.phase:<7} {self.number:>2}/{self.limit}  objective {objective}  "
-            f"moved {self.moved:.1%}  imbalance {self.imbalance:.2f}  empty {self.empty}  "
+            f"moved {moved}  imbalance {self.imbalance:.2f}  empty {self.empty}  "
             f"{self.seconds:.2f} s  {self.rate:.0%} of sgemm  straggler {self.straggler:.2f}"
         )
 

@@ -62,13 +62,13 @@ class Partial:
 @dataclass(frozen=True)
 class Scan:
     """First look at a shard: rows, dimensions, largest magnitude, rows that are not finite (the
-    first ids of them), a sum over the ids that tells data apart, and rows of zeros."""
+    names of the first of them), a sum over the ids that tells data apart, and rows of zeros."""
 
     rows: int
     dimensions: int
     largest: float
     bad: int
-    bad_ids: tuple[int, ...]
+    bad_names: tuple[str, ...]
     mark: int
     zeros: int
 
@@ -146,6 +146,7 @@ class Shard:
         ids, x = self._load()
         finite = np.isfinite(x).all(1) if x.size else np.ones(len(x), bool)
         bad = ids[~finite]
+        names = [name for piece in self.pieces for name in piece.names(bad[:5])] if len(bad) else []
         largest = 0.0
         if x.size and not len(bad):
             largest = 1.0 if self.spherical else float(np.abs(x).max())
@@ -156,7 +157,7 @@ class Shard:
             dimensions=x.shape[1] if len(ids) else 0,
             largest=largest,
             bad=len(bad),
-            bad_ids=tuple(int(i) for i in bad[:5]),
+            bad_names=tuple(names[:5]),
             mark=mark,
             zeros=int((x == 0).all(1).sum()) if x.size else 0,
         )

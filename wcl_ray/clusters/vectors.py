@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 
@@ -50,6 +51,16 @@ class Piece:
             return ids, np.asarray(array, dtype=np.float32)
         columns = [self.column, *([self.id_column] if self.id_column else [])]
         return self._rows(self._table(columns))
+
+    def names(self, wanted: np.ndarray) -> list[str]:
+        """The user's own names of rows by their ids."""
+        if self.id_column is None:
+            first, stop = self.first + self.start, self.first + self.stop
+            return [str(i) for i in wanted if first <= i < stop]
+        column = self._table([self.id_column])[self.id_column]
+        ids, keys = ids_of(column, self.id_column, self.path or "the data set", self.start)
+        chosen = np.flatnonzero(np.isin(ids.to_numpy(), wanted))
+        return [str(keys[int(i)].as_py() or ids[int(i)].as_py()) for i in chosen]
 
     def side(self, label: str | None) -> pa.Table:
         """``__id``, ``__key`` and the label of the rows of a file."""
@@ -136,7 +147,6 @@ class Vectors:
     """An opened source of vectors."""
 
     pieces: tuple[Piece, ...]
-    owned: bool = False
 
     @property
     def rows(self) -> int:
@@ -185,8 +195,11 @@ def open_vectors(
     if isinstance(source, ray.data.Dataset):
         return _open_dataset(source, column, id_column)
     array = np.asarray(source)
-    if array.ndim != 2:
-        raise UserError(f"vectors are a matrix (rows, dimensions), not of shape {array.shape}")
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise UserError(
+            f"vectors are a matrix of numbers (rows, dimensions), not {array.dtype} of shape "
+            f"{array.shape}"
+        )
     ref = ray.put(np.ascontiguousarray(array, dtype=np.float32))
     return Vectors((Piece(0, len(array), 0, ref=ref),))
 
@@ -209,7 +222,7 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
                 piece = Piece(0, rows, first, ref=ref, column=column, id_column=id_column)
                 pieces.append(piece)
             first += rows
-    return Vectors(tuple(pieces), owned=True)
+    return Vectors(tuple(pieces))
 
 
 def _unchanged(table: pa.Table) -> pa.Table:
@@ -227,9 +240,7 @@ def _open_parquet(
         raise UserError(f"{uri} holds no Parquet file of vectors")
     fs, pieces, first = files.fs, [], 0
     for path in paths:
-        with fs.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            schema, rows = file.schema_arrow, file.metadata.num_rows
+        schema, rows = _footer(fs, path)
         name, ids = _columns(schema, path, column, id_column)
         pieces.append(
             Piece(0, rows, first, uri=uri, path=path, endpoint=endpoint, column=name, id_column=ids)
@@ -246,9 +257,17 @@ def has_vectors(uri: str, endpoint: str | None = None) -> bool:
     path = next((path for path in files.paths if path.endswith(".parquet")), None)
     if path is None:
         return False
-    with files.fs.open_input_file(path) as stream:
-        schema = pq.read_schema(stream)
-    return any(_is_vector(field.type) for field in schema)
+    return any(_is_vector(field.type) for field in _footer(files.fs, path)[0])
+
+
+def _footer(fs: pafs.FileSystem, path: str) -> tuple[pa.Schema, int]:
+    """Schema and rows of a Parquet file."""
+    try:
+        with fs.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            return file.schema_arrow, file.metadata.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {str(error)[:200]}") from error
 
 
 def side_columns(vectors: Vectors, label: str | None) -> Any:
@@ -279,28 +298,33 @@ def _columns(
         named = [name for name in FEATURES if name in vectors]
         if not vectors:
             raise UserError(
-                f"{where} has no column of vectors (equally long lists of numbers); the columns "
-                f"are: {', '.join(schema.names)}"
+                f"{where} has no column of vectors (equally long lists of floating-point numbers); "
+                f"the columns are: {', '.join(schema.names)}"
             )
         if len(vectors) > 1 and not named:
             raise UserError(
-                f"{where} has several columns of vectors: {', '.join(vectors)}; name one"
+                f"{where} has several columns of vectors: {', '.join(vectors)}; name one with "
+                "--vector-column (column= in Python)"
             )
         column = (named or vectors)[0]
-    elif column not in vectors:
+    elif not _is_vector(schema.field(column).type, named=True):
         raise UserError(
             f"{where}: column {column!r} is of type {schema.field(column).type}, not a list of "
-            "floating-point numbers"
+            "numbers"
         )
     if id_column is None:
         id_column = next((name for name in IDS if name in schema.names), None)
     return column, id_column
 
 
-def _is_vector(kind: pa.DataType) -> bool:
+def _is_vector(kind: pa.DataType, named: bool = False) -> bool:
+    """Lists of floats; those of integers, which may be tags, only when they are named."""
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists) and pa.types.is_floating(kind.value_type)
+    if not any(is_list(kind) for is_list in lists):
+        return False
+    integers = named and pa.types.is_integer(kind.value_type)
+    return bool(integers or pa.types.is_floating(kind.value_type))
 
 
 def duplicated(shards: Sequence[np.ndarray]) -> np.ndarray:

@@ -65,6 +65,15 @@ def embed(
     )
 
 
+def resources(gpus: int) -> dict[str, Any]:
+    """``actors``, ``cpus`` and ``gpu`` for :func:`embed`. Actors on GPUs hold half of the CPUs; the
+    rest is for the tasks that read and write."""
+    if not gpus:
+        return {"cpus": 1.0, "gpu": False}
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    return {"actors": gpus, "cpus": float(max(1, cpus // (2 * gpus))), "gpu": True}
+
+
 _CACHE: dict[Any, _Embedder] = {}
 
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import time
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from wcl_ray.config import Config, ScaleConfig
+from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.data.source import FAULT, ID, KEY
 from wcl_ray.data.stream import check_faults, positions_of
 from wcl_ray.errors import UserError
@@ -61,9 +62,9 @@ def embed_run(
     """
     scale = scale or ScaleConfig()
     trained = Trained.open(run, given.get("endpoint"))
-    data = trained.data(given)
+    data = replace(trained.data(given), label=None)  # it is not looked at
     folder = Folder(out.rstrip("/"), data.endpoint)
-    facts = _facts(trained, data.path, features, columns)
+    facts = _facts(trained, data, features, columns)
     _check_folder(folder, facts)
     connect(Config(scale=scale))
     images = open_images(data, trained.config.storage, trained.config.seed)
@@ -113,7 +114,7 @@ def embed_run(
 
 
 def _facts(
-    trained: Trained, path: str | None, features: str, columns: tuple[str, ...]
+    trained: Trained, data: DataConfig, features: str, columns: tuple[str, ...]
 ) -> dict[str, Any]:
     """What all files of a folder have in common."""
     digest = hashlib.sha256(trained.weights)
@@ -123,7 +124,10 @@ def _facts(
         "run": trained.folder.uri,
         "encoder": digest.hexdigest()[:16],
         "features": features,
-        "images": path or "demo",
+        "images": (data.path or "demo").rstrip("/"),
+        "format": data.format,
+        "id": data.id,
+        "image": data.image,
         "columns": list(columns),
     }
 
@@ -137,7 +141,10 @@ def _check_folder(folder: Folder, facts: dict[str, Any]) -> None:
             raise UserError(f"--out {folder.uri} is not empty and holds no features; use another")
         return
     stored = json.loads(folder.read(FACTS))
-    other = [key for key in facts if key != "run" and stored.get(key) != facts[key]]
+    facts.setdefault("dimensions", stored.get("dimensions"))
+    other = [
+        key for key in facts if key not in ("run", "dimensions") and stored.get(key) != facts[key]
+    ]
     if other:
         text = "; ".join(f"{key} was {stored.get(key)}, now {facts[key]}" for key in other)
         raise UserError(f"--out {folder.uri} holds other features ({text}); use another folder")

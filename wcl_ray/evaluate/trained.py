@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import ray
 from ray.data import Dataset
 
 from wcl_ray.config import Config, DataConfig, ScaleConfig, from_dict
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import embed
+from wcl_ray.evaluate.embed import embed, resources
 from wcl_ray.storage import Folder
 from wcl_ray.train.fit import gpus
 from wcl_ray.train.folder import read_config
@@ -67,14 +66,11 @@ class Trained:
         columns: tuple[str, ...] = (),
     ) -> Dataset:
         """Features of images, see :func:`wcl_ray.evaluate.embed.embed`."""
-        count = gpus(scale)
         return embed(
             rows,
             self.weights,
             store_size=self.config.data.stored_size,
             columns=columns,
-            actors=max(1, count),
-            cpus=max(1.0, ray.cluster_resources().get("CPU", 1) // count) if count else 1.0,
-            gpu=count > 0,
+            **resources(gpus(scale)),
             projector=self.projector() if features == "projector" else None,
         )

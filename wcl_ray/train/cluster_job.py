@@ -17,7 +17,7 @@ from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.trained import Trained
-from wcl_ray.storage import Folder, write_file
+from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
 from wcl_ray.train.fit import connect, gpus
 from wcl_ray.train.images import build_clusters, open_images, qualities, show_quality
@@ -51,6 +51,9 @@ def cluster(
     data = config.data
     of_features = config.clusters.kind == "kmeans" and config.clusters.features != "metadata"
     given = {"run": run, "vector-column": column, "centroids": centroids, "checkpoint": checkpoint}
+    for name, target in (("out", out), ("centroids", centroids)):
+        if target is not None:
+            check_target(target, f"--{name}", data.endpoint)
     if not of_features:
         for name, value in given.items():
             if value is not None:
@@ -110,6 +113,7 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
     if data.path is None:
         data = trained.data({"label": data.label})
     images = open_images(data, trained.config.storage, trained.config.seed)
+    images = replace(images, holdout=0.0)  # all are clustered
     say("images", images.train.describe())
     wanted = [images.label] if images.label else []
     rows = images.side(images.train.metadata(wanted), training=True)

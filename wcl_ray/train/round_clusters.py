@@ -25,10 +25,11 @@ from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import embed, feature_matrix
+from wcl_ray.evaluate.embed import embed, feature_matrix, resources
 from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
+from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.images import Images, qualities, read_labels, show_quality
 
@@ -102,6 +103,7 @@ def round_clusters(
     compared = _compare(assignment, old, labels)
     quality = qualities(assignment, labels, config)
     show_quality(quality, config)
+    _say(assignment, compared, collapse)
     facts = {
         "quality": [q.to_dict() for q in quality],
         "agreement": compared,
@@ -136,14 +138,12 @@ def _features(
             return table.filter(pa.array(np.isin(table[ID].to_numpy(), ray.get(chosen))))
 
         rows = rows.map_batches(pick, batch_format="pyarrow", batch_size=None)
-    resources = ray.cluster_resources()
     projector = config.clusters.features == "projector"
     embedded = embed(
         rows,
         save_export(encoder, config.model, config.data.image_size),
         store_size=config.data.stored_size,
-        actors=max(1, int(resources.get("GPU", 1))),
-        gpu=gpu,
+        **resources(int(ray.cluster_resources().get("GPU", 0)) if gpu else 0),
         projector=save_projector(encoder, config.loss.feature_head) if projector else None,
     )
     return embedded.materialize()
@@ -195,6 +195,19 @@ def _joined(base: Assignment, clusters: np.ndarray, names: tuple[str, ...]) -> A
         extra = clusters[:, 0]
         columns.append(np.where((own < 0) & (extra >= 0), extra + own.max() + 1, own))
     return replace(base, clusters=np.stack(columns, 1).astype(np.int32))
+
+
+def _say(assignment: Assignment, compared: dict[str, float], collapse: dict[str, float]) -> None:
+    for name in assignment.names:
+        words = []
+        for other, title in (("previous", "the round before"), ("label", "the label")):
+            if f"{name}_nmi_{other}" in compared:
+                nmi, ari = (compared[f"{name}_{what}_{other}"] for what in ("nmi", "ari"))
+                words.append(f"with {title} NMI {nmi:.3f} ARI {ari:.3f}")
+        if words:
+            say("agreement", f"{name} {', '.join(words)}")
+    if collapse:
+        say("spread", "  ".join(f"{key} {value:.2f}" for key, value in collapse.items()))
 
 
 def _compare(

@@ -148,7 +148,8 @@ def _assignment(variant: Variant, r: int, previous: Previous | None) -> Assignme
     last = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})
     row = {"round": r, "epoch": variant.first_epoch(r), "step": last["step"]}
     row |= {"images": last["images"]}
-    log.add({**row, **figures, "cluster_seconds": round(time.monotonic() - started, 1)})
+    if not any(old.get("round") == r for old in log.rows):  # left by a driver that was killed here
+        log.add({**row, **figures, "cluster_seconds": round(time.monotonic() - started, 1)})
     log.close()
     folder.write(CLUSTERED, assignment.to_parquet())  # last: the step is done
     return assignment
