@@ -38,8 +38,9 @@ class KMeans:
         k: clusters; several numbers are several granularities, found in the same passes.
         spherical: rows and centroids of unit length (cosine similarity), else plain Euclidean.
         iterations: most passes over all rows.
-        sample: rows a centroid in the iterations that come first; 0: none, Lloyd's iterations
-            start from k-means++ at once.
+        sample: rows a centroid in the iterations that come first (where these are more than 40 %
+            of all rows: as many as that, and at least 12); 0: none, Lloyd's iterations start from
+            k-means++ at once.
         sample_iterations: of those, before clusters are split and merged.
         breathe: cycles on the sample that split this share of the clusters and merge as many
             (:mod:`wcl_ray.clusters.breathe`); up to k = 20,000.

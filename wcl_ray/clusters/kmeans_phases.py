@@ -25,6 +25,7 @@ FLAT = 1e15  # N · K · d above which two levels are the default
 SEEDS = 20  # sampled rows a centroid for k-means++
 SEED_BYTES = 512 << 20  # of that sample at the coordinator
 LEAST = 1000  # rows of the sample of the first phases
+PART, FEW = 0.4, 12  # no more than this part of the rows, but this many a centroid
 BRIEF = ("sample", "split", "merge")  # phases on a sample, of a fixed number of iterations
 BREATHE_MOST = 20_000  # centroids that the coordinator compares with each other
 
@@ -67,8 +68,7 @@ class Phases:
             parts = [work.part(work.centroids, g) for g in range(len(o.ks))]
         way, _, cycle = name.partition(" ")
         if way in BRIEF:
-            share = max(o.sample * max(o.ks), LEAST) / self.data.rows
-            share = share if share < 0.7 else 1.0
+            share = self._share()
             if way == "split":
                 parts = self._grown(parts, stats, int(cycle) - 1, share)
             elif way == "merge":
@@ -79,6 +79,14 @@ class Phases:
             return Work.first(name, parts, share, o.sample_iterations if way == "sample" else 2)
         limit = o.refine if work is not None and work.groups else o.iterations
         return Work.first(name, parts, 1.0, limit)
+
+    def _share(self) -> float:
+        """Share of the rows that the first phases work on. Where there are few rows a centroid, a
+        large sample would cost as much as all of them."""
+        k, rows = max(self.options.ks), self.data.rows
+        wanted = min(self.options.sample * k, max(PART * rows, FEW * k))
+        share = max(wanted, LEAST) / rows
+        return share if share < 0.7 else 1.0
 
     def _grown(
         self, parts: list[np.ndarray], stats: dict[int, Stats], cycle: int, share: float
