@@ -64,5 +64,5 @@ def test_number_of_clusters() -> None:
     assert wanted_k(ClustersConfig(kind="kmeans"), 5000) == (100,)
     assert wanted_k(ClustersConfig(kind="kmeans"), 60) == (2,)
     assert wanted_k(ClustersConfig(kind="kmeans", k=(7, 9)), 9) == (7, 9)
-    with pytest.raises(UserError, match=r"clusters\.k 9 is more than the 8 images"):
+    with pytest.raises(UserError, match=r"clusters\.k 9 is more than the 8 rows"):
         wanted_k(ClustersConfig(kind="kmeans", k=(7, 9)), 8)
