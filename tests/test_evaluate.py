@@ -19,7 +19,7 @@ from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.source import FAULT, ID, open_source
 from wcl_ray.errors import UserError, find_user_error
-from wcl_ray.evaluate.embed import embed, feature_matrix
+from wcl_ray.evaluate.embed import embed, feature_matrix, resources
 from wcl_ray.evaluate.knn import knn_accuracy
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.evaluate.probe import STRENGTHS, linear_probe, split
@@ -214,3 +214,17 @@ def test_one_class_is_an_error(tmp_path: Path) -> None:
             store_size=16, config=EvaluateConfig(), seed=0, gpu=False,
         )  # fmt: skip
     assert isinstance(find_user_error(caught.value), UserError)
+
+
+@pytest.mark.parametrize("cpus", [1.0, 4.0, 16.0])
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+def test_actors_on_gpus_leave_cpus_to_readers(
+    gpus: int, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus, "GPU": float(gpus)})
+    found = resources(gpus)
+    assert found["gpu"] == bool(gpus)
+    assert found["cpus"] >= 1
+    if gpus:
+        assert found["actors"] == gpus
+        assert gpus * found["cpus"] <= max(gpus, cpus / 2)
