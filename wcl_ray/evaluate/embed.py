@@ -35,7 +35,8 @@ def embed(
     """Features of the centre crops, in eval mode.
 
     Args:
-        rows: of :meth:`wcl_ray.data.source.Source.images`, or of :func:`kept_images`.
+        rows: of :meth:`wcl_ray.data.source.Source.images`, or of
+            :meth:`wcl_ray.data.stream.Stream.images`.
         weights: content of ``encoder.safetensors``.
         store_size: side to which images are decoded, in pixels.
         columns: metadata columns to hand on.

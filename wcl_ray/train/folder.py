@@ -5,10 +5,13 @@ Layout::
     RUN/config.json                     resolved configuration
         rounds/000/assignment.parquet   id → cluster, one column a granularity
         rounds/000/clusters.json        which attributes, how good the clusters are
-        rounds/000/train/               checkpoints, kept by Ray Train
+        rounds/000/train/               checkpoints, kept by Ray Train (of the last round)
+        rounds/000/round.json           the round is done, and its last checkpoint
+        metadata/                       clusters of the metadata, when round 0 has its own
         metrics.jsonl, events.*         training metrics, TensorBoard
         faults.jsonl                    images that were skipped, and why
         encoder.safetensors             the backbone, plain torchvision names
+        projector.safetensors           the projector whose output is clustered
         results.json                    the evaluation; its presence means: finished
         baseline/                       the same files for SimCLR, with --compare
 """
