@@ -44,7 +44,7 @@ def parse(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words = _expand(words, cls)
+        words = _fold_open(_expand(words, cls), cls)
         _check_flags(words, cls)
         words = _split_lists(implied(words) + words, cls)
         return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
@@ -135,6 +135,8 @@ def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tupl
 
 def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
     types = keys(cls)
+    if key.split(".")[0] in open_sections(cls):
+        return [f"--{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     if key not in types:
         raise ValueError(f"{name}: unknown key {key!r}{_nearest(key, types)}")
     if isinstance(value, bool) and "bool" in types[key] and "None" not in types[key]:
@@ -156,6 +158,40 @@ def keys(cls: type, prefix: str = "") -> dict[str, str]:
         else:
             found[name] = str(item.type)
     return found
+
+
+def open_sections(cls: type) -> set[str]:
+    """Options that take any key: ``--search.KEY VALUE`` is kept as ``KEY=VALUE`` in ``search``."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return {item.name for item in fields if item.metadata.get("open")}
+
+
+def _fold_open(words: list[str], cls: type) -> list[str]:
+    """``--search.KEY A B`` as one ``--search KEY=A,B``; a later one of the same key wins."""
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in open_sections(cls)}
+    rest: list[str] = []
+    into: list[str] | None = None
+    for word in words:
+        if word.startswith("--"):
+            head, equals, value = word[2:].partition("=")
+            section, dot, key = head.partition(".")
+            into = None
+            if section in found and not dot:
+                raise ValueError(f"--{section} needs a key: --{section}.KEY VALUE")
+            if section in found:
+                into = found[section][key.replace("_", "-")] = [value] if equals else []
+                continue
+        if into is None:
+            rest.append(word)
+        else:
+            into.append(word)
+    for section, values in found.items():
+        for key, parts in values.items():
+            if not any(parts):
+                raise ValueError(f"--{section}.{key} has no value")
+        if values:
+            rest += [f"--{section}", *(f"{key}={','.join(v)}" for key, v in values.items())]
+    return rest
 
 
 def _check_flags(words: list[str], cls: type) -> None:

@@ -37,6 +37,9 @@ class DataConfig:
     label: str | None = None
     """Column with the class to evaluate against. It never enters the clusters, except with
     --clusters.kind label."""
+    group: str | None = None
+    """Column whose values are kept whole when images are held out (a patient, a unit, a scene), so
+    that no test image has a near twin among the training images. Default: each image by itself."""
     image_size: int = 32
     """Side of the training images, in pixels."""
     store_size: int = 0
@@ -361,6 +364,9 @@ class Config:
     """Folder or URI (s3://…) that holds the run folders."""
     name: str | None = None
     """Name of the run folder. Default: made of the data, the clusters and the time."""
+    cache: str | None = None
+    """Folder or URI for clusterings and features that runs share; it may be deleted at any time.
+    Default: STORAGE/cache. none: keep nothing."""
     seed: int = 0
     """Seed of everything random."""
     compare: bool = False

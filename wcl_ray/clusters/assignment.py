@@ -59,6 +59,17 @@ class Assignment:
         column = self.clusters[:, granularity]
         return np.bincount(column[column >= 0])
 
+    def restrict(self, ids: np.ndarray) -> Assignment:
+        """The rows of some images; their clusters are numbered anew by falling size.
+
+        Args:
+            ids: int64 (M,), increasing; unknown ones are left out.
+        """
+        kept = np.isin(self.ids, ids)
+        columns = [number_codes(c.astype(np.int64), c < 0) for c in self.clusters[kept].T]
+        keys = None if self.keys is None else self.keys.filter(pa.array(kept))
+        return Assignment(self.ids[kept], np.stack(columns, 1), self.names, keys)
+
     def table(self) -> pa.Table:
         """Columns ``id``, ``key`` where there are keys, and one int32 column a granularity."""
         columns = {"id": pa.array(self.ids)}

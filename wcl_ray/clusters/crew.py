@@ -147,7 +147,7 @@ def _counts(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
 def _add(*parts: Any) -> Any:
     return functools.reduce(operator.add, parts)
 
@@ -166,6 +166,6 @@ def _environment(threads: int) -> dict[str, str]:
     return blas.environment(frozenset.intersection(*ray.get(asked)), threads)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
 def _cpu_flags() -> frozenset[str]:
     return blas.cpu_flags()

@@ -61,6 +61,8 @@ def cluster_features(
     gpu: bool = False,
     before: np.ndarray | None = None,
     checkpoint: Folder | None = None,
+    actors: int = 0,
+    cpus: float = 1,
 ) -> FeatureClusters:
     """Cluster images by their features; prints a line per iteration.
 
@@ -70,6 +72,7 @@ def cluster_features(
         ks: clusters of each granularity.
         before: int32 (N, G), the clusters of the round before, to start from.
         checkpoint: folder for the state after every iteration.
+        actors, cpus: see :class:`KMeans`.
 
     Raises:
         UserError: see :meth:`KMeans.fit`.
@@ -85,6 +88,8 @@ def cluster_features(
         seed=seed,
         gpu=gpu,
         kernel=config.kernel,
+        actors=actors,
+        cpus=cpus,
         checkpoint=checkpoint,
         progress=lambda row: say("k-means", str(row)),
     )

@@ -88,6 +88,7 @@ def cluster_metadata(
     label: str | None,
     available: tuple[str, ...],
     seed: int = 0,
+    strict: bool = True,
 ) -> Clustering:
     """Cluster images by their metadata; k-means of features starts with every image alone.
 
@@ -96,6 +97,7 @@ def cluster_metadata(
         label: name of the label column, for the quality report and the leak check.
         available: all metadata columns of the source.
         seed: of k-means over metadata.
+        strict: refuse one cluster only, and nothing but singletons.
 
     Raises:
         UserError: no usable column, one cluster only, nothing but singletons, a column that is an
@@ -116,7 +118,7 @@ def cluster_metadata(
             why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise UserError(f"no column gives a usable attribute ({why})")
         if len(chosen) < max(config.top_k):
-            notes.append(f"only {len(chosen)} attributes are usable, top-k {max(config.top_k)}")
+            notes.append(shortage(len(chosen), max(config.top_k)))
         chosen = chosen[: max(config.top_k)]
         names = tuple(f"{config.kind}-{k}" for k in config.top_k)
         codes = functools.partial(_patterns, chosen, config.top_k, config.kind == "tags")
@@ -132,14 +134,20 @@ def cluster_metadata(
     elif config.kind == "kmeans" and columns:
         if label is not None:
             notes += _leaks(_count(rows, columns, label), label)
-        return _kmeans(rows, config, columns, label, seed, tuple(notes))
+        return _kmeans(rows, config, columns, label, seed, tuple(notes), strict)
     elif config.kind == "label" and label is not None:
         names, codes = ("label",), functools.partial(_values, label)
     else:
         names, codes = ("instance",), _nothing
     assignment, labels, classes = _assign(rows, codes, names, label)
-    _check(assignment, config.kind)
+    if strict:
+        check(assignment, config.kind)
     return Clustering(assignment, labels, classes, tuple(chosen), skipped, tuple(notes))
+
+
+def shortage(usable: int, top_k: int) -> str:
+    """The note on fewer usable attributes than asked for."""
+    return f"only {usable} attributes are usable, top-k {top_k}"
 
 
 def _kmeans(
@@ -149,6 +157,7 @@ def _kmeans(
     label: str | None,
     seed: int,
     notes: tuple[str, ...],
+    strict: bool,
 ) -> Clustering:
     """k-means over the metadata themselves."""
     from wcl_ray.clusters.features import cluster_features, wanted_k
@@ -160,7 +169,8 @@ def _kmeans(
     ks = wanted_k(config, len(bare.ids))
     found = cluster_features(made, bare.ids, ks, config, seed=seed)
     assignment = Assignment(bare.ids, found.clusters, found.names, bare.keys)
-    _check(assignment, config.kind)
+    if strict:
+        check(assignment, config.kind)
     return Clustering(assignment, labels, classes, notes=notes)
 
 
@@ -332,7 +342,8 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return number_codes(column.fill_null(0).to_numpy(), missing)
 
 
-def _check(assignment: Assignment, kind: str) -> None:
+def check(assignment: Assignment, kind: str) -> None:
+    """Raise a UserError when nothing can be learned from clusters: one only, or single images."""
     if (assignment.clusters < 0).all() and kind in ("instance", "kmeans"):
         return
     for number, name in enumerate(assignment.names):

@@ -6,6 +6,9 @@ A hash decides, so the answer is the same on every machine, in any order and aft
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+
+from wcl_ray.data.ids import hash_strings
 
 
 def uniform(ids: np.ndarray, seed: int) -> np.ndarray:
@@ -28,6 +31,24 @@ def uniform(ids: np.ndarray, seed: int) -> np.ndarray:
 def held_out(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
     """bool (N,): the images of the hold-out split, about ``share`` of them."""
     return uniform(ids, seed) < share
+
+
+def held_groups(
+    groups: pa.Array | pa.ChunkedArray, ids: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """bool (N,): the images of about ``share`` of the groups; an image without one by itself."""
+    if isinstance(groups, pa.ChunkedArray):
+        groups = groups.combine_chunks()
+    if pa.types.is_dictionary(groups.type):
+        groups = groups.dictionary_decode()
+    encoded = groups.cast(pa.string()).dictionary_encode()
+    missing = encoded.is_null().to_numpy(zero_copy_only=False)
+    keys = ids.astype(np.int64)
+    if not missing.all():
+        hashes = hash_strings(encoded.dictionary.to_pylist())
+        index = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        keys = np.where(missing, keys, hashes[index])
+    return held_out(keys, share, seed)
 
 
 def sample(ids: np.ndarray, most: int, total: int, seed: int) -> np.ndarray:

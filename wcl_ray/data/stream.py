@@ -80,7 +80,8 @@ def plan_stream(
     """Decide how the images are kept, and keep them.
 
     Args:
-        images: rows of :meth:`wcl_ray.data.source.Source.images`.
+        images: rows of :meth:`wcl_ray.data.source.Source.images`; further columns are kept with
+            them.
         ids: int64 (N,), sorted ids of the training images.
         clusters: int32 (N,), to put images of thinly spread clusters into one block when blocks
             are dealt to workers on several nodes.
@@ -216,7 +217,8 @@ def _keep_encoded(table: pa.Table, ids: Any, size: int) -> pa.Table:
 
 def _kept(table: pa.Table, columns: dict[str, Any], faults: list[str | None]) -> pa.Table:
     first = {ID: table[ID], KEY: table[KEY], FAULT: pa.array(faults, pa.string())}
-    return pa.table(first | columns)
+    others = [name for name in table.column_names if name not in (*first, IMAGE)]
+    return pa.table(first | columns | {name: table[name] for name in others})
 
 
 def _spread(
@@ -256,7 +258,7 @@ def _materialise(rows: Dataset) -> list[Any]:
     return [ref for bundle in kept.iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 
-@ray.remote(num_cpus=0.5)
+@ray.remote(num_cpus=0.5, scheduling_strategy="DEFAULT")
 def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, str]]]]:
     """Per block: its ids, and (row, key, reason) of its faults."""
     found: list[tuple[np.ndarray, list[tuple[int, str, str]]]] = []

@@ -39,11 +39,9 @@ def evaluate_run(
     images = open_images(data, config.storage, config.seed)
     say("images", images.train.describe())
     rows, test = images.train_images(), images.test_images()
-    total = images.side(images.train.metadata(), training=True).count()
+    total = images.metadata().count()
     if test is not None:
-        source = images.test or images.train
-        count = images.side(source.metadata(), training=False).count()
-        test = subset(test, evaluate.max_images, count, config.seed)
+        test = subset(test, evaluate.max_images, images.test_count(), config.seed)
     figures = evaluate_encoder(
         trained.weights,
         subset(rows, evaluate.max_images, total, config.seed),

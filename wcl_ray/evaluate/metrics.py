@@ -17,7 +17,12 @@ from wcl_ray.evaluate.spread import alignment, rank_me, spread, uniformity
 
 
 def evaluate_features(
-    train: pa.Table, test: pa.Table | None, label: str | None, config: EvaluateConfig, seed: int
+    train: pa.Table,
+    test: pa.Table | None,
+    label: str | None,
+    config: EvaluateConfig,
+    seed: int,
+    probe: bool = True,
 ) -> dict[str, Any]:
     """Figures of an encoder.
 
@@ -25,6 +30,7 @@ def evaluate_features(
         train: ``feature``, ``view`` and the label of readable images.
         test: the same of images that were not trained on; None: only label-free figures.
         label: name of the label column; rows without a label are left out of kNN and probe.
+        probe: also the linear probe, which takes longer than all else.
 
     Returns:
         rank_me, uniformity, alignment and spread on the training images; with labels also knn,
@@ -56,17 +62,21 @@ def evaluate_features(
     test_x, test_y = _labelled(test, label, names)
     if len(test_y) == 0:
         raise UserError(f"data.label {label!r} has no value among the test images")
-    probe = linear_probe(
+    figures |= {
+        "knn": knn_accuracy(train_x, train_y, test_x, test_y, config.neighbours),
+        "classes": len(names),
+        "unseen": float((test_y < 0).float().mean()),
+    }
+    if not probe:
+        return figures
+    found = linear_probe(
         train_x, train_y, test_x, test_y, config.probe_epochs, seed, classes=len(names)
     )
     return figures | {
-        "knn": knn_accuracy(train_x, train_y, test_x, test_y, config.neighbours),
-        "probe": probe.accuracy,
-        "probe_mean_class": probe.mean_class_accuracy,
-        "probe_strength": probe.strength,
-        "probe_validation": probe.validation,
-        "classes": len(names),
-        "unseen": float((test_y < 0).float().mean()),
+        "probe": found.accuracy,
+        "probe_mean_class": found.mean_class_accuracy,
+        "probe_strength": found.strength,
+        "probe_validation": found.validation,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,8 @@ from wcl_ray.evaluate.embed import embed
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.terminal import table
 
+More = Callable[[pa.Table, pa.Table], dict[str, float]]  # figures of training and test features
+
 
 def evaluate_encoder(
     weights: bytes,
@@ -29,6 +31,9 @@ def evaluate_encoder(
     config: EvaluateConfig,
     seed: int,
     gpu: bool,
+    cpus: float | None = None,
+    probe: bool = True,
+    more: More | None = None,
 ) -> dict[str, Any]:
     """Embed the images and measure the encoder.
 
@@ -38,6 +43,9 @@ def evaluate_encoder(
         test: the same of images the encoder never saw; None: only label-free figures.
         label: name of the label column, or None.
         gpu: embed on a GPU.
+        cpus: of each task; half of the cluster's where it has the cluster to itself.
+        probe: also the linear probe.
+        more: further figures from the embedded training and test images.
 
     Returns:
         Figures of :func:`wcl_ray.evaluate.metrics.evaluate_features`, counts and seconds.
@@ -47,14 +55,17 @@ def evaluate_encoder(
     """
     started = time.monotonic()
     columns = (label,) if label is not None else ()
-    cpus = max(1.0, ray.cluster_resources().get("CPU", 1) // 2)
+    of_embed = cpus or max(1.0, ray.cluster_resources().get("CPU", 1) // 2)
     options: dict[str, Any] = {"store_size": store_size, "columns": columns, "gpu": gpu}
-    train_refs = embed(train, weights, cpus=cpus, views=True, **options).to_arrow_refs()
+    train_refs = embed(train, weights, cpus=of_embed, views=True, **options).to_arrow_refs()
     test_refs = None
-    if test is not None and label is not None:
-        test_refs = embed(test, weights, cpus=cpus, **options).to_arrow_refs()
-    work = ray.remote(num_cpus=1)(_measure)  # the driver never holds the features
-    figures: dict[str, Any] = ray.get(work.remote(train_refs, test_refs, label, config, seed))
+    if test is not None:
+        test_refs = embed(test, weights, cpus=of_embed, **options).to_arrow_refs()
+    # a task, since the driver never holds the features; outside of the driver's placement group,
+    # which in a search is too small
+    work = ray.remote(num_cpus=cpus or 1, scheduling_strategy="DEFAULT")(_measure)
+    found = work.remote(train_refs, test_refs, label, config, seed, probe, more)
+    figures: dict[str, Any] = ray.get(found)
     return figures | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -64,14 +75,19 @@ def _measure(
     label: str | None,
     config: EvaluateConfig,
     seed: int,
+    probe: bool,
+    more: More | None,
 ) -> dict[str, Any]:
     train, bad = _readable(train_refs, "training")
     test = None
-    if test_refs is not None and label is not None:
-        test, more = _readable(test_refs, "test")
-        bad += more
+    if test_refs is not None:
+        test, unreadable = _readable(test_refs, "test")
+        bad += unreadable
+    if test is not None and label is not None:
         check_label(label, {str(v) for v in train[label].to_pylist() if v is not None})
-    figures = evaluate_features(train, test, label, config, seed)
+    figures = evaluate_features(train, test, label, config, seed, probe)
+    if more is not None and test is not None:
+        figures |= more(train, test)
     counts = {"train_images": len(train), "test_images": len(test or ()), "faults": bad}
     return figures | counts
 
@@ -93,15 +109,15 @@ def check_label(label: str, classes: set[str]) -> None:
         raise UserError(f"data.label {label!r} has {seen}; evaluation needs at least two classes")
 
 
-def subset(rows: Dataset, most: int, total: int, seed: int) -> Dataset:
-    """A hash sample of about ``most`` of ``total`` rows."""
+def subset(rows: Dataset, most: int, total: int, seed: int, cpus: float = 1) -> Dataset:
+    """A hash sample of about ``most`` of ``total`` rows, drawn by tasks of so many CPUs."""
     if total <= most:
         return rows
 
     def pick(part: pa.Table) -> pa.Table:
         return part.filter(pa.array(sample(part[ID].to_numpy(), most, total, seed)))
 
-    return rows.map_batches(pick, batch_format="pyarrow", batch_size=None)
+    return rows.map_batches(pick, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
 
 
 def results_table(variants: Mapping[str, dict[str, Any]]) -> str:

@@ -55,7 +55,9 @@ class Trained:
         changed = {key: value for key, value in given.items() if value is not None}
         data = self.config.data
         if "path" in changed:
-            data = replace(data, path=None, eval_path=None, id=None, image=None, format="auto")
+            data = replace(
+                data, path=None, eval_path=None, id=None, image=None, group=None, format="auto"
+            )
         return replace(data, **changed)
 
     def embed(

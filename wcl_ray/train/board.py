@@ -11,6 +11,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,15 @@ class Follower:
     that could not be decoded, an ``error`` row ends the run with its text.
     """
 
-    def __init__(self, board: Any, log: MetricsLog, title: str) -> None:
+    def __init__(
+        self,
+        board: Any,
+        log: MetricsLog,
+        title: str,
+        on_evaluation: Callable[[Row], None] | None = None,
+    ) -> None:
         self._board = board
+        self._on_evaluation = on_evaluation
         self._log = log
         self._live = Live(title)
         self._stop = threading.Event()
@@ -182,5 +190,7 @@ class Follower:
             text = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
             self._live.close()
             print(f"after epoch {row['epoch']}: {text}", flush=True)
+            if self._on_evaluation is not None:
+                self._on_evaluation(row)
         elif kind == "error":
             self.error = row["text"]

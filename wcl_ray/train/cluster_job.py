@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.cache import bytes_digest, cache_folder, digest
 from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
@@ -16,6 +17,7 @@ from wcl_ray.clusters.vectors import Vectors, has_vectors, open_vectors, side_co
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.feature_cache import keep_features, load_features
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
@@ -116,12 +118,20 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
     images = replace(images, holdout=0.0)  # all are clustered
     say("images", images.train.describe())
     wanted = [images.label] if images.label else []
-    rows = images.side(images.train.metadata(wanted), training=True)
+    rows = images.metadata(wanted)
     base = cluster_metadata(rows, ALONE, images.label, images.train.columns)
     ids = base.assignment.ids
     ks = wanted_k(config.clusters, len(ids))
     say("features", f"{config.clusters.features} of {run}")
-    made = trained.embed(images.train_images(), config.clusters.features, config.scale)
+    cache, which = cache_folder(config), config.clusters.features
+    made_of = {"data": images.facts(), "weights": bytes_digest(trained.weights), "which": which}
+    if which == "projector":
+        made_of["projector"] = bytes_digest(trained.projector())
+    name = digest(made_of | {"size": trained.config.data.stored_size})
+    made = load_features(cache, name)
+    if made is None:
+        made = trained.embed(images.train_images(), which, config.scale).materialize()
+        keep_features(cache, name, made)
     gpu = gpus(config.scale) > 0
     found = cluster_features(made, ids, ks, config.clusters, seed=config.seed, gpu=gpu)
     return found, base

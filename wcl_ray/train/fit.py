@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
@@ -16,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from wcl_ray.config import Config, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-from wcl_ray.train.board import Follower, MetricsLog
+from wcl_ray.train.board import Follower, MetricsLog, Row
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.worker import Task, train_worker
 
@@ -25,12 +26,17 @@ CONTROLLER_RESTARTS = 3
 
 @dataclass(frozen=True)
 class Scale:
-    """Workers of a run and what each holds."""
+    """Workers of a run and what each holds.
+
+    Attributes:
+        crowded: other runs share the cluster, so that this one may not take what seems free.
+    """
 
     least: int
     most: int
     cpus: float
     gpu: bool
+    crowded: bool = False
 
     def describe(self) -> str:
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
@@ -88,8 +94,12 @@ def fit(
     round_folder: Folder,
     title: str,
     validation: ray.train.ValidationConfig | None = None,
+    on_evaluation: Callable[[Row], None] | None = None,
 ) -> ray.train.Checkpoint:
     """Train to the end, or go on from the last checkpoint in the round's folder.
+
+    Args:
+        on_evaluation: called in a thread with the row of every evaluation.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -97,7 +107,7 @@ def fit(
         ray.train.TrainingFailedError: a worker failed more often than ``scale.max_failures``.
     """
     log = MetricsLog(folder)
-    follower = Follower(task.board, log, title)
+    follower = Follower(task.board, log, title, on_evaluation)
     trainer = _trainer(task, scale, round_folder, validation)
     try:
         with follower:

@@ -29,7 +29,10 @@ from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 
 # Options that may differ between the start of a run and its continuation.
-_FREE = ("name", "resume", "storage", "compare", "scale.", "evaluate.every", "train.checkpoint_")
+_FREE = (
+    "name", "resume", "storage", "cache", "compare", "scale.", "evaluate.every",
+    "train.checkpoint_", "concurrent", "retries",
+)  # fmt: skip
 
 
 def find_run(config: Config) -> tuple[Config, Folder]:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.metadata import Clustering, cluster_metadata, columns_of
+from wcl_ray.clusters.cache import cache_folder, cached_clustering
+from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.demo import make_demo
+from wcl_ray.data.fingerprint import fingerprint
 from wcl_ray.data.source import ID, Source, open_source
-from wcl_ray.data.split import held_out
+from wcl_ray.data.split import held_groups, held_out
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import warn
+
+VALIDATION_SALT = 104_729  # so that the validation split does not repeat the test split
 
 
 @dataclass(frozen=True)
 class Images:
     """Sources of a run. Without ``test`` a share of ``train`` is held out when there is a label.
 
+    With ``validation`` a share of what is then left for training is set aside, and takes the place
+    of the test images, which are not read at all.
+
     Attributes:
         holdout: share held out; 0 when there is a test source or no label.
+        group: column whose values are kept whole by both splits.
     """
 
     train: Source
@@ -34,33 +44,76 @@ class Images:
     label: str | None
     holdout: float
     seed: int
+    group: str | None = None
+    validation: float = 0.0
 
-    def side(self, rows: Dataset, training: bool) -> Dataset:
-        """The rows of one side of the hold-out split."""
-        if not self.holdout:
-            return rows
-        share, seed = self.holdout, self.seed
+    def whole(self) -> Images:
+        """The same without a validation split."""
+        return replace(self, validation=0.0)
 
-        def keep(table: pa.Table) -> pa.Table:
-            out = held_out(table[ID].to_numpy(), share, seed)
-            return table.filter(pa.array(out != training))
+    def facts(self) -> dict[str, Any]:
+        """What tells the training images from others, for the cache."""
+        split: dict[str, Any] = {"holdout": self.holdout, "validation": self.validation}
+        if self.holdout or self.validation:
+            split |= {"seed": self.seed, "group": self.group}
+        return {"fingerprint": fingerprint(self.train), "label": self.label, **split}
 
-        return rows.map_batches(keep, batch_format="pyarrow", batch_size=None)
+    def metadata(self, columns: Sequence[str] = (), training: bool = True) -> Dataset:
+        """Metadata of the train source's rows on one side, see :meth:`Source.metadata`."""
+        return self._side(self.train.metadata(self._with_group(columns)), columns, training)
 
     def train_images(self) -> Dataset:
         columns = [self.label] if self.label else []
-        return self.side(self.train.images(columns), training=True)
+        return self._side(self.train.images(self._with_group(columns)), columns, training=True)
 
     def test_images(self) -> Dataset | None:
-        """Images the encoder never sees; None without a label."""
-        if self.label is None:
-            return None
-        if self.test is not None:
-            return self.test.images([self.label])
-        return self.side(self.train.images([self.label]), training=False)
+        """Images the encoder never sees; None when there are none (no label, no validation)."""
+        columns = [self.label] if self.label else []
+        if not self.validation:
+            if self.label is None:
+                return None
+            if self.test is not None:
+                return self.test.images(columns)
+        return self._side(self.train.images(self._with_group(columns)), columns, training=False)
+
+    def test_count(self) -> int:
+        """Number of the test images."""
+        if self.test is not None and not self.validation:
+            return int(self.test.metadata().count())
+        return int(self.metadata((), training=False).count())
+
+    def _with_group(self, columns: Sequence[str]) -> list[str]:
+        split = self.group if self.holdout or self.validation else None
+        return list(dict.fromkeys([*columns, *([split] if split else [])]))
+
+    def _side(self, rows: Dataset, columns: Sequence[str], training: bool) -> Dataset:
+        """The rows of one side of the last split, without a column that only it needed."""
+        if not (self.holdout or self.validation):
+            return rows
+        group, seed = self.group, self.seed
+        holdout, validation = self.holdout, self.validation
+
+        def out(table: pa.Table, share: float, seed: int) -> np.ndarray:
+            ids = table[ID].to_numpy()
+            if group is None:
+                return held_out(ids, share, seed)
+            return held_groups(table[group], ids, share, seed)
+
+        def keep(table: pa.Table) -> pa.Table:
+            kept: np.ndarray = np.ones(table.num_rows, dtype=bool)
+            if holdout:
+                kept = out(table, holdout, seed)
+                if training or validation:
+                    kept = ~kept
+            if validation:
+                kept &= out(table, validation, seed + VALIDATION_SALT) != training
+            table = table.filter(pa.array(kept))
+            return table if group is None or group in columns else table.drop_columns([group])
+
+        return rows.map_batches(keep, batch_format="pyarrow", batch_size=None)
 
 
-def open_images(data: DataConfig, storage: str, seed: int) -> Images:
+def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0.0) -> Images:
     """Open the sources and check their columns; renders the demo data where no path is given.
 
     Raises:
@@ -82,11 +135,19 @@ def open_images(data: DataConfig, storage: str, seed: int) -> Images:
         if test is not None:
             test.check_columns([data.label], "data.label")
     holdout = data.holdout if data.label and test is None else 0.0
-    return Images(train, test, data.label, holdout, seed)
+    if data.group is not None:
+        train.check_columns([data.group], "data.group")
+    return Images(train, test, data.label, holdout, seed, data.group, validation)
 
 
-def build_clusters(config: Config, images: Images) -> tuple[Clustering, list[Quality]]:
-    """Stage 1 and its quality report, printed.
+def build_clusters(
+    config: Config, images: Images, *, strict: bool = True, show: bool = True
+) -> tuple[Clustering, list[Quality]]:
+    """Stage 1 and its quality report, from the cache where it holds them.
+
+    Args:
+        strict: one cluster only, or single images only, are an error.
+        show: print the report.
 
     Raises:
         UserError: see :func:`wcl_ray.clusters.metadata.cluster_metadata`; a label with one class.
@@ -95,13 +156,21 @@ def build_clusters(config: Config, images: Images) -> tuple[Clustering, list[Qua
     source.check_columns(config.clusters.columns, "clusters.columns")
     columns = columns_of(config.clusters, label, source.columns)
     wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
-    rows = images.side(source.metadata(wanted), training=True)
-    clustering = cluster_metadata(rows, config.clusters, label, source.columns, config.seed)
+
+    def make(options: ClustersConfig) -> Clustering:
+        rows = images.metadata(wanted)
+        return cluster_metadata(rows, options, label, source.columns, config.seed, strict=False)
+
+    clustering = cached_clustering(
+        cache_folder(config), images.facts(), config.clusters, columns, config.seed, make
+    )
+    if strict:
+        check(clustering.assignment, config.clusters.kind)
     if label is not None and clustering.classes < 2:
         what = "one class only" if clustering.classes else "no value at all"
         raise UserError(f"data.label {label!r} has {what}; evaluation needs at least two classes")
     quality = qualities(clustering.assignment, clustering.labels, config)
-    if config.clusters.kind != "kmeans" or quality[0].clusters < quality[0].images:
+    if show and (config.clusters.kind != "kmeans" or quality[0].clusters < quality[0].images):
         report(clustering, quality, config)
     return clustering, quality
 
@@ -119,7 +188,7 @@ def read_labels(images: Images, ids: np.ndarray) -> np.ndarray | None:
     """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
     if images.label is None:
         return None
-    rows = images.side(images.train.metadata([images.label]), training=True)
+    rows = images.metadata([images.label])
     plain = ClustersConfig(kind="instance")
     found = cluster_metadata(rows, plain, images.label, images.train.columns)
     assert found.labels is not None

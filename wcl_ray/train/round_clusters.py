@@ -19,18 +19,29 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.cache import (
+    bytes_digest,
+    cache_folder,
+    digest,
+    keep,
+    kmeans_facts,
+    load_with_facts,
+)
 from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import Config
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_matrix, resources
+from wcl_ray.evaluate.feature_cache import keep_features, load_features
 from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
+from wcl_ray.train.fit import Scale
 from wcl_ray.train.images import Images, qualities, read_labels, show_quality
 
 FEW = 4  # images without metadata a cluster, below which they stay alone
@@ -67,7 +78,8 @@ def round_clusters(
     base: Assignment,
     folder: Folder,
     previous: Previous | None,
-    gpu: bool,
+    scale: Scale,
+    shareable: bool,
 ) -> tuple[Assignment, dict[str, Any]]:
     """Clusters from the features of the weights that the round before left.
 
@@ -76,7 +88,8 @@ def round_clusters(
             clustered.
         folder: of the round; gets ``clusters.json``.
         previous: None: random weights.
-        gpu: embed and cluster on GPUs.
+        scale: of the training; where other runs share the cluster, this takes what one worker does.
+        shareable: other runs may come to the same weights, so that the features are kept.
 
     Returns:
         The assignment, and figures for ``metrics.jsonl``.
@@ -84,21 +97,11 @@ def round_clusters(
     wanted, ks = to_cluster(config, base)
     if not ks:
         return base, {}
-    encoder = _encoder(config, previous)
-    features = _features(config, stream, encoder, base.ids, wanted, gpu)
-    collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
     old = previous.assignment if previous else None
     before = _before(old, base, wanted, len(ks))
-    found = cluster_features(
-        features,
-        base.ids,
-        ks,
-        config.clusters,
-        seed=config.seed,
-        gpu=gpu,
-        before=before,
-    )
+    found = _cached(config, images, stream, base, wanted, ks, previous, before, scale, shareable)
     assignment = _joined(base, found.clusters, found.names)
+    collapse = found.collapse
     labels = read_labels(images, base.ids)
     compared = _compare(assignment, old, labels)
     quality = qualities(assignment, labels, config)
@@ -117,6 +120,73 @@ def round_clusters(
     return assignment, compared | collapse
 
 
+@dataclass(frozen=True)
+class _Found:
+    """k-means clusters by position; facts and collapse figures are JSON types."""
+
+    clusters: np.ndarray
+    names: tuple[str, ...]
+    facts: dict[str, Any]
+    collapse: dict[str, float]
+
+
+def _cached(
+    config: Config,
+    images: Images,
+    stream: Stream,
+    base: Assignment,
+    wanted: np.ndarray,
+    ks: tuple[int, ...],
+    previous: Previous | None,
+    before: np.ndarray | None,
+    scale: Scale,
+    shareable: bool,
+) -> _Found:
+    """Embed and cluster, unless the cache holds the clusters, or the features, of these weights."""
+    encoder = _encoder(config, previous)
+    weights = save_export(encoder, config.model, config.data.image_size)
+    projector = None
+    if config.clusters.features == "projector":
+        projector = save_projector(encoder, config.loss.feature_head)
+    cache = cache_folder(config)
+    made_of = {
+        "data": images.facts(),
+        "ids": bytes_digest(base.ids[wanted]),
+        "weights": bytes_digest(weights, projector),
+        "size": config.data.stored_size,
+    }
+    clustered = made_of | kmeans_facts(config.clusters) | {"k": ks, "seed": config.seed}
+    name = f"kmeans/{digest(clustered | {'before': bytes_digest(before)})}.parquet"
+    hit = None if cache is None else load_with_facts(cache, name)
+    if cache is not None and hit is not None:
+        say("clusters", f"from the cache in {cache.uri}")
+        table, more = hit[0].assignment, hit[1]
+        return _Found(table.clusters, table.names, more["facts"], more["collapse"])
+    own = digest(made_of)
+    features = load_features(cache, own) if shareable else None
+    if features is None:
+        features = _features(config, stream, weights, projector, base.ids, wanted, scale)
+        if shareable:
+            keep_features(cache, own, features)
+    collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
+    crowd: dict[str, Any] = {"actors": 1, "cpus": min(1.0, scale.cpus)} if scale.crowded else {}
+    made = cluster_features(
+        features,
+        base.ids,
+        ks,
+        config.clusters,
+        seed=config.seed,
+        gpu=scale.gpu,
+        before=before,
+        **crowd,
+    )
+    if cache is not None:
+        table = Assignment(base.ids, made.clusters, made.names)
+        more = {"facts": made.facts, "collapse": collapse}
+        keep(cache, name, Clustering(table, None, 0), more)
+    return _Found(made.clusters, made.names, made.facts, collapse)
+
+
 def _encoder(config: Config, previous: Previous | None) -> Encoder:
     torch.manual_seed(config.seed)  # the weights that training starts from
     encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
@@ -127,7 +197,13 @@ def _encoder(config: Config, previous: Previous | None) -> Encoder:
 
 
 def _features(
-    config: Config, stream: Stream, encoder: Encoder, ids: np.ndarray, wanted: np.ndarray, gpu: bool
+    config: Config,
+    stream: Stream,
+    weights: bytes,
+    projector: bytes | None,
+    ids: np.ndarray,
+    wanted: np.ndarray,
+    scale: Scale,
 ) -> Dataset:
     """Features of the wanted training images, kept in the object store: ``__id``, ``feature``."""
     rows = stream.images()
@@ -137,19 +213,16 @@ def _features(
         def pick(table: pa.Table) -> pa.Table:
             return table.filter(pa.array(np.isin(table[ID].to_numpy(), ray.get(chosen))))
 
-        rows = rows.map_batches(pick, batch_format="pyarrow", batch_size=None)
-    projector = config.clusters.features == "projector"
-    embedded = embed(
-        rows,
-        save_export(encoder, config.model, config.data.image_size),
-        store_size=config.data.stored_size,
-        **resources(int(ray.cluster_resources().get("GPU", 0)) if gpu else 0),
-        projector=save_projector(encoder, config.loss.feature_head) if projector else None,
-    )
+        cpus = min(1.0, scale.cpus)
+        rows = rows.map_batches(pick, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
+    part = resources(int(ray.cluster_resources().get("GPU", 0)) if scale.gpu else 0)
+    if scale.crowded:
+        part |= {"actors": 1, "cpus": min(1.0, scale.cpus)}
+    embedded = embed(rows, weights, store_size=config.data.stored_size, projector=projector, **part)
     return embedded.materialize()
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
 def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
     """Does the embedding use its space? RankMe, uniformity and spread of a sample of features."""
     total = sum(ray.get([_rows.remote(ref) for ref in refs]))
@@ -169,7 +242,7 @@ def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
     return {"rank_me": rank_me(x), "uniformity": uniformity(x), "spread": spread(x)}
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
 def _rows(table: pa.Table) -> int:
     return int(table.num_rows)
 

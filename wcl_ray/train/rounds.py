@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,12 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.board import MetricsLog, start_board
+from wcl_ray.train.board import MetricsLog, Row, start_board
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.fit import Scale, fit
 from wcl_ray.train.images import Images
 from wcl_ray.train.round_clusters import Previous, round_clusters
-from wcl_ray.train.validate import validation_config
+from wcl_ray.train.validate import Look, validation_config
 from wcl_ray.train.worker import Task
 
 CLUSTERED, DONE, TRAINED = "assignment.parquet", "round.json", "training.json"
@@ -41,8 +42,9 @@ class Variant:
     Attributes:
         run: folder of the variant.
         base: clusters of the metadata, or every image alone.
-        counts: number of training and of test images.
+        look: how its encoders are measured.
         title: for people.
+        on_evaluation: called in a thread with every evaluation during training.
     """
 
     config: Config
@@ -50,9 +52,10 @@ class Variant:
     images: Images
     stream: Stream
     base: Assignment
-    counts: tuple[int, int]
+    look: Look
     title: str
     scale: Scale
+    on_evaluation: Callable[[Row], None] | None = None
 
     def folder(self, r: int) -> Folder:
         return self.run / f"rounds/{r:03d}"
@@ -117,8 +120,10 @@ def _train_round(
         start=previous.checkpoint if previous else None,
     )
     started = time.monotonic()
-    validation = validation_config(config, variant.images, variant.counts, task.board)
-    checkpoint = fit(task, variant.scale, run, variant.folder(r), title, validation)
+    validation = validation_config(config, variant.look, task.board)
+    checkpoint = fit(
+        task, variant.scale, run, variant.folder(r), title, validation, variant.on_evaluation
+    )
     row = {
         "checkpoint": checkpoint.path.rstrip("/").rpartition("/")[2],
         "seconds": round(time.monotonic() - started, 1),
@@ -142,7 +147,9 @@ def _assignment(variant: Variant, r: int, previous: Previous | None) -> Assignme
         variant.base,
         folder,
         previous,
-        variant.scale.gpu,
+        variant.scale,
+        # the clusters of later rounds hang on those before, so that nobody else meets them
+        shareable=r == config.train.warmup_rounds,
     )
     log = MetricsLog(variant.run)
     last = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})

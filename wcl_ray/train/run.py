@@ -19,7 +19,7 @@ from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import Config
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
+from wcl_ray.evaluate.run import results_table
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
@@ -29,6 +29,7 @@ from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
+from wcl_ray.train.validate import Look
 
 
 def pretrain(config: Config) -> dict[str, Any]:
@@ -134,21 +135,11 @@ def _variant(
     if run.exists("evaluation.json"):
         return dict(json.loads(run.read("evaluation.json")))
     scale = plan_scale(config, streamed=stream.mode == "anew")
-    counts = (len(assignment.ids), _count(images) if images.label else 0)
-    variant = Variant(config, run, images, stream, assignment, counts, title, scale)
+    look = Look(images, (len(assignment.ids), images.test_count() if images.label else 0))
+    variant = Variant(config, run, images, stream, assignment, look, title, scale)
     assignment = train_rounds(variant)
     say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
-    most, test = config.evaluate.max_images, images.test_images()
-    figures = evaluate_encoder(
-        run.read(ENCODER),
-        subset(images.train_images(), most, counts[0], config.seed),
-        None if test is None else subset(test, most, counts[1], config.seed),
-        label=images.label,
-        store_size=config.data.stored_size,
-        config=config.evaluate,
-        seed=config.seed,
-        gpu=scale.gpu,
-    )
+    figures = look.measure(run.read(ENCODER), config, scale.gpu)
     last = config.train.epochs - 1
     rows = [row for row in MetricsLog(run).rows if row.get("epoch") == last and "loss" in row]
     if rows:
@@ -158,8 +149,3 @@ def _variant(
     figures["clusters"] = int(assignment.clusters[:, 0].max(initial=-1)) + 1
     run.write("evaluation.json", json.dumps(figures, indent=2).encode())
     return figures
-
-
-def _count(images: Images) -> int:
-    source = images.test or images.train
-    return int(images.side(source.metadata(), training=False).count())

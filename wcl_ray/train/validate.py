@@ -1,30 +1,78 @@
-"""Evaluation while training goes on: Ray Train runs it on a checkpoint as a task of its own."""
+"""How the encoders of a run are measured, during training and after it.
+
+While training goes on, Ray Train runs :func:`validate` on a checkpoint as a task of its own.
+"""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+from ray.data import Dataset
 
 from wcl_ray.config import Config
-from wcl_ray.evaluate.run import evaluate_encoder, subset
+from wcl_ray.data.stream import Stream
+from wcl_ray.evaluate.run import More, evaluate_encoder, subset
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.images import Images
 
-SHOWN = ("knn", "probe", "rank_me", "alignment", "uniformity", "spread")
+SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "spread")
 
 
-def validation_config(
-    config: Config, images: Images, counts: tuple[int, int], board: Any
-) -> ray.train.ValidationConfig | None:
+@dataclass(frozen=True)
+class Look:
+    """On what images an encoder is measured, and how.
+
+    Attributes:
+        counts: number of training and of test images, for the samples.
+        kept: both as kept in the object store, with the label, instead of reading them anew.
+        cpus: of each task; None: half of the cluster's.
+        probe: also the linear probe.
+        more: further figures from the embedded images.
+    """
+
+    images: Images
+    counts: tuple[int, int]
+    kept: tuple[Stream, Stream] | None = None
+    cpus: float | None = None
+    probe: bool = True
+    more: More | None = None
+
+    def measure(self, weights: bytes, config: Config, gpu: bool) -> dict[str, Any]:
+        """Figures of an exported encoder (see :func:`evaluate_encoder`)."""
+        train, test = self._rows()
+        most, cpus = config.evaluate.max_images, self.cpus or 1
+        return evaluate_encoder(
+            weights,
+            subset(train, most, self.counts[0], config.seed, cpus),
+            None if test is None else subset(test, most, self.counts[1], config.seed, cpus),
+            label=self.images.label,
+            store_size=config.data.stored_size,
+            config=config.evaluate,
+            seed=config.seed,
+            gpu=gpu,
+            cpus=self.cpus,
+            probe=self.probe,
+            more=self.more,
+        )
+
+    def _rows(self) -> tuple[Dataset, Dataset | None]:
+        if self.kept is None:
+            return self.images.train_images(), self.images.test_images()
+        return self.kept[0].images(), self.kept[1].images()
+
+
+def validation_config(config: Config, look: Look, board: Any) -> ray.train.ValidationConfig | None:
     """What Ray Train runs on checkpoints of every ``evaluate.every`` epochs; None when it is 0."""
     if not config.evaluate.every:
         return None
-    task = functools.partial(validate, config=config, images=images, counts=counts, board=board)
+    task = functools.partial(validate, config=config, look=look, board=board)
     # the task itself only waits for others; a GPU would be taken from the workers
-    return ray.train.ValidationConfig(fn=task, ray_remote_kwargs={"num_cpus": 0})
+    remote = {"num_cpus": 0, "scheduling_strategy": "DEFAULT"}
+    return ray.train.ValidationConfig(fn=task, ray_remote_kwargs=remote)
 
 
 def validate(
@@ -33,14 +81,10 @@ def validate(
     step: int,
     *,
     config: Config,
-    images: Images,
-    counts: tuple[int, int],
+    look: Look,
     board: Any,
 ) -> dict[str, Any]:
     """Measure a checkpoint on CPUs and tell the board.
-
-    Args:
-        counts: number of training and of test images, for the samples.
 
     Returns:
         The figures of SHOWN.
@@ -48,17 +92,12 @@ def validate(
     encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
     with checkpoint.as_directory() as folder:
         load_model(folder, encoder)
-    most, test = config.evaluate.max_images, images.test_images()
-    figures = evaluate_encoder(
-        save_export(encoder, config.model, config.data.image_size),
-        subset(images.train_images(), most, counts[0], config.seed),
-        None if test is None else subset(test, most, counts[1], config.seed),
-        label=images.label,
-        store_size=config.data.stored_size,
-        config=config.evaluate,
-        seed=config.seed,
-        gpu=False,
-    )
-    found = {key: figures[key] for key in SHOWN if key in figures}
+    weights = save_export(encoder, config.model, config.data.image_size)
+    found = shown(look.measure(weights, config, gpu=False))
     board.push.remote({"kind": "evaluation", "epoch": epoch, "step": step, **found})
     return found
+
+
+def shown(figures: dict[str, Any]) -> dict[str, float]:
+    """The figures that are logged during training."""
+    return {key: float(figures[key]) for key in SHOWN if key in figures}

@@ -1,0 +1,38 @@
+"""Find the temperature and the granularity of the clusters, with short pretraining runs.
+
+    python jobs/tune.py --data.path DIR --data.label CLASS --trials 16
+    python jobs/tune.py … --search.train.lr loguniform:1e-4:1e-2 --search.clusters.top-k 5,10,20
+    python jobs/tune.py --config search.yaml --resume         # go on with a search that was stopped
+    ray job submit --working-dir . -- python jobs/tune.py …
+
+It leaves a page (report.html), results.parquet, and best.yaml for jobs/pretrain.py --config.
+All options of jobs/pretrain.py are those of the full run; --help lists every option.
+"""
+
+from __future__ import annotations
+
+from wcl_ray.cli import parse, run_job
+from wcl_ray.search.options import SearchConfig
+
+DEMO = ["--data.label", "label", "--clusters.top-k", "8", "--train.epochs", "15"]
+
+
+def main() -> None:
+    config: SearchConfig = parse(cls=SearchConfig, prog="tune.py", implied=demo_flags)
+
+    def body() -> None:
+        from wcl_ray.search.run import search  # after the options: --help stays fast
+
+        search(config)
+
+    run_job(body, again="the same command with --resume goes on with the trials")
+
+
+def demo_flags(words: list[str]) -> list[str]:
+    """Without a data path the demo data are searched."""
+    given = any(word.split("=")[0] == "--data.path" for word in words)
+    return [] if given else DEMO
+
+
+if __name__ == "__main__":
+    main()

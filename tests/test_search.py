@@ -1,0 +1,246 @@
+"""Whole searches through the job: what they leave, and what survives when processes are killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from pictures import write_parquet
+from test_run import N, descendants, job
+
+from wcl_ray.cli import parse
+
+
+def words(tmp_path: Path, name: str, *more: str) -> list[str]:
+    data = write_parquet(tmp_path / "data", N)
+    return [
+        "--data.path", data, "--data.label", "species", "--data.image-size", "16",
+        "--clusters.columns", "colour", "marks", "size", "--train.batch-size", "24",
+        "--train.epochs", "8", "--model.projector", "16", "8", "--trial-epochs", "4",
+        "--search.clusters.top-k", "2,4,9,300", "--storage", str(tmp_path / "runs"),
+        "--name", name, *more,
+    ]  # fmt: skip
+
+
+def record(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found: dict[str, dict[str, Any]] = json.loads((folder / "trials.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return found["trials"]
+
+
+class Search:
+    """A search in a process of its own."""
+
+    def __init__(self, tmp_path: Path, *given: str) -> None:
+        self.output = tmp_path / "output"
+        with self.output.open("w") as stream:
+            self.process = subprocess.Popen(
+                job(tmp_path, *given, script="tune.py"), stdout=stream, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def until(self, seen: Callable[[], Any], limit: float = 240) -> Any:
+        end = time.monotonic() + limit
+        while not (found := seen()):
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < end, self.text
+            time.sleep(0.05)
+        return found
+
+    def finish(self, limit: float = 420) -> str:
+        try:
+            self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(self.text) from None
+        return self.text
+
+    def kill(self) -> None:
+        for pid in descendants(self.process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+    def processes(self, title: str) -> list[int]:
+        """Ray processes by their title."""
+        found = []
+        for pid in descendants(self.process.pid):
+            try:
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if title in name:
+                found.append(pid)
+        return found
+
+
+def check_results(tmp_path: Path, name: str, trials: int) -> None:
+    folder = tmp_path / "runs" / name
+    table = pq.read_table(io.BytesIO((folder / "results.parquet").read_bytes()))
+    assert table.num_rows == trials
+    assert table["trial"].to_pylist() == list(range(trials))
+    scores = [row["score"] for row in table.to_pylist() if row["status"] == "finished"]
+    assert scores
+    assert all(0 <= score <= 1 for score in scores)
+    best = parse(["--config", str(folder / "best.yaml")])
+    rows = [row for row in table.to_pylist() if row["score"] == max(scores)]
+    assert best.loss.temperature in [row["loss.temperature"] for row in rows]
+    assert best.train.epochs == 8
+    assert "<svg" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
+    given = words(tmp_path, "one", "--trials", "5", "--grace", "2", "--evaluate.every", "1")
+    given += ["--search.train.lr", "1e-3,1e30"]  # diverges at once: a failed trial
+    text = Search(tmp_path, *given).finish()
+    folder = tmp_path / "runs/one"
+    trials = record(folder)
+    assert len(trials) == 5, text
+    # hopeless and repeated granularities go before any trial
+    assert "left out" in text
+    assert "300" in text.split("left out")[1].splitlines()[0]
+    assert text.index("H(Z|T)") < text.index("trial 0")
+    values = {tuple(row["values"]["clusters.top-k"]) for row in trials.values()}
+    assert values <= {(2,), (4,), (9,)}
+    for row in trials.values():
+        assert row["status"] in ("finished", "stopped", "failed")
+        if row["status"] != "failed":
+            epochs = sorted(map(int, row["evaluations"]))
+            assert epochs == list(range(1, epochs[-1] + 1))  # a report after every evaluation
+            assert row["quality"]["clusters"] > 1
+        else:
+            assert "not finite" in row["error"]
+            assert row["restarts"] == 0  # the same again would fail the same way
+    assert not list(folder.glob("trials/*/rounds/*/train/*"))  # checkpoints of trials go at the end
+    check_results(tmp_path, "one", 5)
+
+    again = subprocess.run(
+        job(tmp_path, *given, "--resume", script="tune.py"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "is finished" in again.stdout, again.stdout + again.stderr
+    started = time.monotonic()
+    best = subprocess.run(
+        job(tmp_path, "--config", str(folder / "best.yaml"), "--train.epochs", "1", "--name", "b"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert best.returncode == 0, best.stdout + best.stderr
+    assert "from the cache" in best.stdout  # the clusters that the search made
+    assert time.monotonic() - started < 200
+
+
+@pytest.mark.slow
+def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
+    given = words(tmp_path, "killed", "--trials", "4", "--scheduler", "none", "--sampler", "random")
+    given += ["--evaluate.every", "1", "--train.checkpoint-steps", "2", "--concurrent", "2"]
+    folder = tmp_path / "runs/killed"
+    search = Search(tmp_path, *given)
+
+    def evaluated(count: int) -> bool:
+        return sum(len(row["evaluations"]) for row in record(folder).values()) >= count
+
+    search.until(lambda: evaluated(1))
+    victim = search.until(lambda: search.processes("ray::ImplicitFunc"))[0]
+    os.kill(victim, signal.SIGKILL)  # a trial
+    search.until(lambda: "is started again" in search.text)
+    restarted = search.until(
+        lambda: [key for key, row in record(folder).items() if row["restarts"]]
+    )
+    search.until(lambda: evaluated(3))
+    workers = search.until(lambda: search.processes("RayTrainWorker"))
+    os.kill(workers[0], signal.SIGKILL)
+    search.until(lambda: evaluated(5))
+    search.kill()  # the driver and all it started
+    before = record(folder)
+
+    resumed = Search(tmp_path, *given, "--resume")
+    text = resumed.finish()
+    assert resumed.process.returncode == 0, text
+    after = record(folder)
+    assert set(before) <= set(after)  # trials keep their names and what was known of them
+    for key, row in before.items():
+        assert row["evaluations"].items() <= after[key]["evaluations"].items()
+        assert after[key]["values"] == row["values"]
+    assert len(after) == 4
+    assert restarted[0] in after
+    for row in after.values():
+        assert row["status"] == "finished"
+        assert sorted(map(int, row["evaluations"])) == [1, 2, 3, 4]
+    check_results(tmp_path, "killed", 4)
+
+
+@pytest.mark.slow
+def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "data", N)
+    given = [
+        "--data.path", data, "--data.image-size", "16", "--clusters.kind", "kmeans",
+        "--train.batch-size", "24", "--train.epochs", "4", "--model.projector", "16", "8",
+        "--trial-epochs", "2", "--train.rounds", "2", "--sampler", "grid", "--trials", "4",
+        "--scheduler", "median", "--search.clusters.k", "4,12", "--search.loss.temperature",
+        "0.1,0.4", "--storage", str(tmp_path / "runs"), "--name", "grid",
+    ]  # fmt: skip
+    search = Search(tmp_path, *given)
+    text = search.finish()
+    assert search.process.returncode == 0, text
+    assert "if even" in text
+    trials = record(tmp_path / "runs/grid")
+    cells = {
+        (r["values"]["loss.temperature"], r["values"]["clusters.k"][0]) for r in trials.values()
+    }
+    assert cells == {(t, k) for t in (0.1, 0.4) for k in (4, 12)}
+    for row in trials.values():
+        assert row["evaluations"]["2"]["rank_me"] > 1
+        assert row["quality"]["clusters"] <= row["values"]["clusters.k"][0]
+    best = parse(["--config", str(tmp_path / "runs/grid/best.yaml")])
+    assert best.clusters.kind == "kmeans"
+    assert (best.train.epochs, best.train.rounds) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--search.loss.temprature", "1"], "did you mean loss.temperature"),
+        (["--search.clusters.top-k", "400"], "no granularity"),
+        (["--validation", "0.999"], "training images, fewer than 24"),
+        (["--metric", "knn", "--data.group", "nothing"], "'nothing' is not a column"),
+        (["--search.model.backbone", "resnet18,resnet19"], "resnet19"),
+        (["--sampler", "grid", "--trials", "2"], "grid needs at least"),
+    ],
+)
+def test_wrong_input_before_any_trial(tmp_path: Path, more: list[str], said: str) -> None:
+    given = words(tmp_path, "wrong", *more)
+    found = subprocess.run(
+        job(tmp_path, *given, script="tune.py"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode in (1, 2), found.stdout
+    lines = [line for line in found.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, found.stderr
+    assert said in lines[0]
+    assert not (tmp_path / "runs/wrong").exists()

@@ -1,0 +1,158 @@
+"""What a search leaves, made of plain data; and the criterion that needs no label."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from wcl_ray.cli import parse
+from wcl_ray.config import DataConfig
+from wcl_ray.search.neighbours import shared_metadata
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.search.outcome import Outcome, Trial
+from wcl_ray.search.record import Record
+from wcl_ray.search.results import (
+    best_yaml,
+    correlations,
+    ranked,
+    results_table,
+    spearman,
+    to_parquet,
+)
+from wcl_ray.storage import Folder
+
+
+def outcome() -> Outcome:
+    values = {"loss.temperature": 0.1, "clusters.top-k": (20,)}
+    quality = {"clusters": 313, "h_z": 7.6, "i_zt": 3.3, "h_z_t": 4.3}
+    trials = (
+        Trial(0, "a", "finished", values, 8, 0.50, {"knn": 0.50}, quality, ((4, 0.4), (8, 0.5))),
+        Trial(1, "b", "stopped", {**values, "clusters.top-k": (5, 20)}, 4, 0.70, {"knn": 0.7}),
+        Trial(2, "c", "failed", values, error="the loss is not finite"),
+        Trial(3, "d", "finished", {**values, "loss.temperature": 0.3}, 8, 0.55, {"knn": 0.55}),
+    )
+    return Outcome("it", "knn", "max", 8, "clusters.top-k", trials, validation=100, seconds=9)
+
+
+def test_the_best_is_among_the_longest() -> None:
+    found = outcome()
+    best = found.best()
+    assert best is not None
+    assert best.number == 3  # not the one of 0.7 after fewer epochs
+    assert [t.number for t in ranked(found)] == [3, 0, 1, 2]
+    assert found.standard_error() == pytest.approx((0.55 * 0.45 / 100) ** 0.5)
+    text = results_table(found).splitlines()
+    assert "55.0%" in text[2]
+    assert "5+20" in text[4]
+    assert "stopped" in text[4]
+    assert text[5].rstrip().endswith("failed")
+
+
+def test_parquet_holds_every_trial() -> None:
+    table = pq.read_table(io.BytesIO(to_parquet(outcome())))
+    assert table["trial"].to_pylist() == [0, 1, 2, 3]
+    assert table["loss.temperature"].to_pylist() == [0.1, 0.1, 0.1, 0.3]
+    assert table["clusters.top-k"].to_pylist() == ["20", "5+20", "20", "20"]
+    assert table["score"].to_pylist() == [0.5, 0.7, None, 0.55]
+    assert table["i_zt"].to_pylist() == [3.3, None, None, None]
+    assert table["curve"].to_pylist()[0] == [
+        {"epoch": 4, "score": 0.4},
+        {"epoch": 8, "score": 0.5},
+    ]
+    assert table["error"].to_pylist()[2] == "the loss is not finite"
+    assert table.schema.metadata[b"metric"] == b"knn"
+    single = Outcome("x", "knn", "max", 8, None, outcome().trials[:1])
+    assert pq.read_table(io.BytesIO(to_parquet(single)))["clusters.top-k"].type == pa.int64()
+    assert (
+        pq.read_table(io.BytesIO(to_parquet(Outcome("x", "knn", "max", 8, None, ())))).num_rows == 0
+    )
+
+
+def test_best_yaml_is_a_configuration(tmp_path: Path) -> None:
+    config = SearchConfig(data=DataConfig(path="x", label="race"), name="it")
+    text = best_yaml(config, outcome())
+    assert text is not None
+    assert "knn 55.0% ± 5.0 of 100 validation images" in text
+    (tmp_path / "best.yaml").write_text(text)
+    assert parse(["--config", str(tmp_path / "best.yaml")]) == config.best(
+        {"loss.temperature": 0.3, "clusters.top-k": (20,)}
+    )
+    assert best_yaml(config, Outcome("x", "knn", "max", 8, None, ())) is None
+
+
+def test_spearman_against_its_definition() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 25]) == pytest.approx(0.8)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # ties at their mean rank: ranks 1.5 1.5 3 against 1 2 3
+    assert spearman([5, 5, 9], [1, 2, 3]) == pytest.approx(0.8660254)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_correlations_take_the_latest_epoch_of_half_the_trials() -> None:
+    rows = {}
+    for n in range(10):
+        rows[str(n)] = {4: {"knn": n / 10, "rank_me": n, "uniformity": -n, "spread": 1.0}}
+        if n > 6:
+            rows[str(n)][8] = {"knn": 0.5, "rank_me": 1.0, "uniformity": 0.0, "spread": 1.0}
+    found, where = correlations(rows, "knn")
+    assert found == {"rank_me": pytest.approx(1.0), "uniformity": pytest.approx(1.0)}
+    assert where == "10 trials after epoch 4"
+    assert correlations({"a": {4: {"knn": 1.0}}}, "knn") == ({}, "")
+
+
+def test_record_survives_its_driver(tmp_path: Path) -> None:
+    config = SearchConfig(data=DataConfig(path="x", label="race"))
+    folder = Folder(str(tmp_path))
+    record = Record(folder, config, "clusters.top-k")
+    record.start("a", {"clusters.top-k": (5,)}, default=True)
+    assert record.evaluated("a", 2, {"knn": 0.3})
+    again = Record(folder, config, "clusters.top-k")
+    assert again.start("a", {"clusters.top-k": (5,)}, default=True)["restarts"] == 1
+    assert not again.evaluated("a", 2, {"knn": 0.3})  # told once more after the restart
+    assert again.evaluated("a", 4, {"knn": 0.4})
+    again.end("a", "stopped", {"clusters": 3})
+    trial = again.outcome().trials[0]
+    assert (trial.values, trial.curve) == ({"clusters.top-k": (5,)}, ((2, 0.3), (4, 0.4)))
+    assert (trial.status, trial.restarts, trial.default) == ("stopped", 1, True)
+    assert again.seconds >= record.seconds - 1
+
+
+def test_shared_metadata() -> None:
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [0.7, 0.7]])
+    z = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [-1, -1]])
+    test = torch.tensor([[1.0, 0.05], [0.05, 1.0]])
+    own = torch.tensor([[0, 0], [1, 0]])
+    # first granularity: both neighbours of both are right; second: one of two
+    assert shared_metadata(x, z, test, own, 2) == pytest.approx((1.0 + 0.5) / 2)
+    # images that are alone, or of a cluster without a training image, are not judged
+    alone = torch.tensor([[0, -1], [7, -1]])
+    assert shared_metadata(x, z, test, alone, 2) == pytest.approx(1.0)
+    assert shared_metadata(x, z, test, torch.full((2, 2), -1), 2) is None
+    # fewer members than neighbours: so many count as all
+    assert shared_metadata(x, z, test, own, 5) == pytest.approx(1.0)
+
+
+def test_shared_metadata_against_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    x, q = rng.normal(size=(50, 6)), rng.normal(size=(20, 6))
+    z, own = rng.integers(-1, 5, (50, 3)), rng.integers(-1, 7, (20, 3))
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, q)]
+    near = np.argsort(-(unit[1] @ unit[0].T), axis=1)[:, :8]
+    means = []
+    for g in range(3):
+        shares = []
+        for i in range(20):
+            size = int((z[:, g] == own[i, g]).sum())
+            if own[i, g] >= 0 and size:
+                shares.append((z[near[i], g] == own[i, g]).sum() / min(size, 8))
+        means.append(np.mean(shares))
+    found = shared_metadata(
+        torch.from_numpy(x), torch.from_numpy(z), torch.from_numpy(q), torch.from_numpy(own), 8, 7
+    )
+    assert found == pytest.approx(float(np.mean(means)), rel=1e-5)

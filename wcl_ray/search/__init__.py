@@ -1,0 +1,1 @@
+"""Search over temperature and granularity with Ray Tune."""

@@ -1,0 +1,170 @@
+"""The options of a search: those of a pretraining run, and a few of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import yaml
+
+from wcl_ray.config import Config, _require
+
+Metric = Literal["auto", "knn", "probe", "metadata", "rank_me", "uniformity", "alignment"]
+MINIMISED = ("uniformity", "alignment")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig(Config):
+    """Search temperature and cluster granularity with short pretraining runs (Ray Tune)."""
+
+    trials: int = 16
+    """Number of trials. The sampler grid lays at most so many cells."""
+    search: tuple[str, ...] = field(default=(), metadata={"open": True})
+    """--search.KEY SPACE searches option KEY of pretrain.py, also in YAML (search: {train.lr: …}).
+    SPACE: uniform:LOW:HIGH, loguniform:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH, or values A,B,C
+    (5+20: several granularities at once). Default: loss.temperature loguniform:0.03:0.5, and
+    clusters.top-k, clusters.level or clusters.k by the kind of clusters."""
+    trial_epochs: int = 0
+    """Epochs of a trial; train.epochs is the length of the run with the best setting. 0: half of
+    train.epochs, but at least 8 (or train.epochs)."""
+    metric: Metric = "auto"
+    """What is best. knn, probe: accuracy on the validation images. metadata: share of an image's
+    neighbours with the same metadata. rank_me, uniformity, alignment: label-free figures of the
+    features. auto: knn with a label, else metadata, else rank_me."""
+    validation: float = 0.2
+    """Share of the training images that trials are measured on. Test images are never read."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """What proposes settings: Optuna's TPE, chance, or a full grid."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """What stops weak trials early: asynchronous successive halving, the median rule, nothing."""
+    grace: int = 0
+    """Epochs that every trial gets before it may be stopped. 0: a quarter of a trial (with k-means
+    rounds at least one epoch beyond the warm-up)."""
+    reduction: int = 2
+    """asha keeps one trial of so many at each of its rungs."""
+    concurrent: int = 0
+    """Trials at a time. 0: what the cluster, grown to its largest, holds, and at most a quarter of
+    the trials."""
+    retries: int = 2
+    """How often a trial that failed is started again from its last checkpoint."""
+    prune: bool = True
+    """Leave out granularities whose clusters cannot help: nearly all images alone, no positives
+    to expect in a batch, one cluster only, the same clusters as another."""
+
+    def __post_init__(self) -> None:
+        super(SearchConfig, self).__post_init__()  # super() alone does not know slotted classes
+        _require(self.trials >= 1, "trials starts at 1")
+        _require(
+            0 <= self.trial_epochs <= self.train.epochs,
+            f"trial-epochs {self.trial_epochs} is more than train.epochs {self.train.epochs}",
+        )
+        _require(0 < self.validation < 1, f"validation is a share in (0, 1), not {self.validation}")
+        _require(
+            0 <= self.grace <= self.epochs,
+            f"grace {self.grace} is more than the {self.epochs} epochs of a trial",
+        )
+        _require(self.reduction >= 2, "reduction starts at 2")
+        _require(self.concurrent >= 0, "concurrent is negative")
+        _require(self.retries >= 0, "retries is negative")
+        labelled = self.metric in ("knn", "probe")
+        _require(
+            not labelled or self.data.label is not None, f"metric {self.metric} needs --data.label"
+        )
+        _require(
+            self.metric != "metadata" or self.has_metadata,
+            "metric metadata needs clusters of attributes, tags or a hierarchy",
+        )
+        _require(not self.compare, "a search has no --compare; add it to the run of the best")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial, the default worked out."""
+        return self.trial_epochs or min(self.train.epochs, max(8, self.train.epochs // 2))
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether there are clusters of metadata to compare neighbours by."""
+        return self.clusters.kind in ("attributes", "tags", "hierarchy")
+
+    @property
+    def objective(self) -> str:
+        """The metric, the default worked out."""
+        if self.metric != "auto":
+            return self.metric
+        if self.data.label is not None:
+            return "knn"
+        return "metadata" if self.has_metadata else "rank_me"
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether the objective is minimised."""
+        return "min" if self.objective in MINIMISED else "max"
+
+    @property
+    def least_epochs(self) -> int:
+        """Epochs before a trial may be stopped, the default worked out."""
+        if self.grace:
+            return self.grace
+        least = max(1, self.epochs // 4)
+        trial = self.of_trial({})
+        if trial.clusters.from_features:
+            warm = trial.train.epochs * trial.train.warmup_rounds // trial.rounds
+            least = max(least, warm + 1)
+        return min(least, self.epochs)
+
+    def plain(self) -> Config:
+        """The options of a pretraining run alone."""
+        names = [item.name for item in dataclasses.fields(Config)]
+        return Config(**{name: getattr(self, name) for name in names})
+
+    def best(self, values: dict[str, Any]) -> Config:
+        """The full run with a setting: dotted keys with dashes → values.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        config = replace(self.plain(), name=None, resume=False)
+        for key, value in values.items():
+            config = with_value(config, key, value)
+        return config
+
+    def of_trial(self, values: dict[str, Any]) -> Config:
+        """The short run of a trial."""
+        config, epochs = self.best(values), self.epochs
+        train = replace(config.train, epochs=epochs, audit=False)
+        if config.clusters.from_features:
+            rounds = min(train.rounds, epochs)
+            most = (rounds or min(5, epochs)) - 1
+            train = replace(
+                train, rounds=rounds, warmup_rounds=max(0, min(train.warmup_rounds, most))
+            )
+        every = self.evaluate.every or max(1, epochs // 4)
+        return replace(config, train=train, evaluate=replace(config.evaluate, every=every))
+
+
+def with_value(config: Config, key: str, value: Any) -> Config:
+    """The configuration with one option changed: ``clusters.top-k``."""
+    section, _, name = key.replace("-", "_").partition(".")
+    old = getattr(config, section)
+    return replace(config, **{section: replace(old, **{name: value})})  # type: ignore[arg-type]
+
+
+def to_yaml(config: Config, comment: str = "") -> str:
+    """Options that differ from their defaults, as a file for ``--config``."""
+    tree = _changed(config.to_dict(), Config().to_dict())
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _changed(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = key.replace("_", "-")
+        if isinstance(value, dict):
+            inner = _changed(value, default[key])
+            if inner:
+                found[name] = inner
+        elif value != default[key]:
+            found[name] = value
+    return found

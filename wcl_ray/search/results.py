@@ -1,0 +1,192 @@
+"""What a search leaves: a table on the terminal, ``results.parquet``, and ``best.yaml``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wcl_ray.search.options import SearchConfig, to_yaml
+from wcl_ray.search.outcome import Outcome, Trial
+from wcl_ray.search.space import show
+from wcl_ray.terminal import clock, table
+
+QUALITY = (
+    "clusters", "h_z", "h_t", "i_zt", "h_z_t", "h_t_z", "purity", "singles",
+    "composed_positives", "composed_lonely",
+)  # fmt: skip
+LABEL_FREE = ("metadata", "rank_me", "uniformity", "alignment", "spread")
+PERCENT = ("knn", "probe", "metadata")
+FEW = 5  # trials below which a rank correlation says nothing
+SHOWN = 30  # trials on the terminal
+
+
+def ranked(outcome: Outcome) -> list[Trial]:
+    """The trials, the longest first and among equals the best."""
+    sign = -1 if outcome.mode == "max" else 1
+
+    def place(trial: Trial) -> tuple[float, ...]:
+        scored = trial.score is not None and trial.status != "failed"
+        return (not scored, -trial.epoch, sign * (trial.score or 0.0), trial.number)
+
+    return sorted(outcome.trials, key=place)
+
+
+def score_text(metric: str, score: float | None) -> str:
+    """A score for people."""
+    if score is None:
+        return "-"
+    return f"{score:.1%}" if metric in PERCENT else f"{score:.3f}"
+
+
+def results_table(outcome: Outcome) -> str:
+    """The trials for people, the best first."""
+    keys = list(dict.fromkeys(key for trial in outcome.trials for key in trial.values))
+    others = [f for f in ("knn", "probe") if f != outcome.metric and _any(outcome, f)]
+    head = ["trial", *(key.rpartition(".")[2] for key in keys), outcome.metric, *others]
+    head += ["epochs", "K", "I(Z;T)", "H(Z|T)", "time", ""]
+    body = []
+    for trial in ranked(outcome)[:SHOWN]:
+        status = "" if trial.status == "finished" else trial.status
+        words = [status, "default" if trial.default else ""]
+        body.append(
+            [
+                str(trial.number),
+                *(show(trial.values[key]) if key in trial.values else "-" for key in keys),
+                score_text(outcome.metric, trial.score),
+                *(score_text(f, trial.figures.get(f)) for f in others),
+                f"{trial.epoch}/{outcome.epochs}",
+                _figure(trial, "clusters", ",.0f"),
+                _figure(trial, "i_zt", ".2f"),
+                _figure(trial, "h_z_t", ".2f"),
+                clock(trial.seconds),
+                " ".join(filter(None, words)),
+            ]
+        )
+    rest = len(outcome.trials) - len(body)
+    return table(head, body) + (f"\n… and {rest} more in results.parquet" if rest else "")
+
+
+def _any(outcome: Outcome, figure: str) -> bool:
+    return any(figure in trial.figures for trial in outcome.trials)
+
+
+def _figure(trial: Trial, key: str, form: str) -> str:
+    value = trial.quality.get(key)
+    if value is None and key == "clusters":
+        value = trial.figures.get(key)
+    return "-" if value is None else format(value, form)
+
+
+def to_parquet(outcome: Outcome) -> bytes:
+    """One row a trial: its values, last figures, measures of its clusters, and its curve."""
+    trials = outcome.trials
+    columns: dict[str, Any] = {
+        "trial": pa.array([t.number for t in trials], pa.int32()),
+        "id": pa.array([t.id for t in trials], pa.string()),
+        "status": pa.array([t.status for t in trials], pa.string()),
+    }
+    for key in dict.fromkeys(key for t in trials for key in t.values):
+        columns[key] = _column([t.values.get(key) for t in trials])
+    columns |= {
+        "epoch": pa.array([t.epoch for t in trials], pa.int32()),
+        "score": pa.array([t.score for t in trials], pa.float64()),
+    }
+    for key in sorted({key for t in trials for key in t.figures} - set(QUALITY)):
+        columns[key] = pa.array([t.figures.get(key) for t in trials], pa.float64())
+    for key in QUALITY:
+        columns[key] = pa.array([_number(t, key) for t in trials], pa.float64())
+    curve = pa.list_(pa.struct({"epoch": pa.int32(), "score": pa.float64()}))
+    columns |= {
+        "seconds": pa.array([t.seconds for t in trials], pa.float64()),
+        "restarts": pa.array([t.restarts for t in trials], pa.int32()),
+        "default": pa.array([t.default for t in trials], pa.bool_()),
+        "error": pa.array([t.error or None for t in trials], pa.string()),
+        "curve": pa.array([[{"epoch": e, "score": s} for e, s in t.curve] for t in trials], curve),
+    }
+    found = pa.table(columns).replace_schema_metadata(
+        {"metric": outcome.metric, "mode": outcome.mode, "epochs": str(outcome.epochs)}
+    )
+    sink = io.BytesIO()
+    pq.write_table(found, sink)
+    return sink.getvalue()
+
+
+def _number(trial: Trial, key: str) -> float | None:
+    value = trial.quality.get(key, trial.figures.get(key))
+    return None if value is None else float(value)
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Values of one option: plain where they are, of several granularities as text."""
+    single = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in values]
+    if any(isinstance(v, tuple) for v in single):
+        return pa.array([None if v is None else show(v) for v in single], pa.string())
+    return pa.array(single)
+
+
+def best_yaml(config: SearchConfig, outcome: Outcome) -> str | None:
+    """The best setting as a file for ``jobs/pretrain.py --config``; None without any score."""
+    best = outcome.best()
+    if best is None:
+        return None
+    error = outcome.standard_error()
+    text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
+    where = f" of {outcome.validation:,} validation images" if outcome.validation else ""
+    comment = (
+        f"Best of {len(outcome.trials)} trials of search {outcome.name}: {outcome.metric} {text}"
+        f"{where} after {best.epoch} epochs.\n"
+        "The best of several measured scores is optimistic; the test images have not been read.\n"
+        "python jobs/pretrain.py --config best.yaml"
+    )
+    return to_yaml(config.best(best.values), comment)
+
+
+def correlations(
+    evaluations: Mapping[str, Mapping[int, Mapping[str, float]]], metric: str
+) -> tuple[dict[str, float], str]:
+    """How label-free figures would have ranked the trials.
+
+    Args:
+        evaluations: trial → epoch → figures.
+
+    Returns:
+        Figure → Spearman's rank correlation with the metric over all trials that were evaluated
+        after the latest epoch that half of them reached (better = larger for every figure), and
+        that epoch in words. Empty with fewer than five such trials.
+    """
+    epochs = sorted({epoch for of_trial in evaluations.values() for epoch in of_trial})
+    enough = max(FEW, (len(evaluations) + 1) // 2)
+    for epoch in reversed(epochs):
+        rows = [e[epoch] for e in evaluations.values() if epoch in e and metric in e[epoch]]
+        if len(rows) >= enough:
+            break
+    else:
+        return {}, ""
+    found = {}
+    for key in LABEL_FREE:
+        if key == metric or not all(key in row for row in rows):
+            continue
+        sign = -1 if key in ("uniformity", "alignment") else 1
+        rho = spearman([sign * row[key] for row in rows], [row[metric] for row in rows])
+        if rho is not None:
+            found[key] = rho
+    return found, f"{len(rows)} trials after epoch {epoch}"
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank; None where one side is constant."""
+    x, y = _ranks(np.asarray(a, float)), _ranks(np.asarray(b, float))
+    if x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])

@@ -1,0 +1,214 @@
+"""The driver of a search: clusters of all candidates → kept images → trials → results.
+
+The search folder holds ``config.json``, ``space.json``, ``trials.json`` (what is known of every
+trial), ``trials/ID`` (their run folders), ``tune`` (Ray Tune's own state) and the results.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import Dataset
+
+from wcl_ray.clusters.cache import cache_folder
+from wcl_ray.data.source import ID
+from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import build_encoder
+from wcl_ray.search.granularity import Granularities, find_granularities
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.search.outcome import Outcome
+from wcl_ray.search.page import page
+from wcl_ray.search.record import Record
+from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
+from wcl_ray.search.share import plan_share
+from wcl_ray.search.space import (
+    GRANULARITY,
+    Dimension,
+    default_dimensions,
+    given_dimensions,
+    grid,
+)
+from wcl_ray.search.trial import Setup
+from wcl_ray.search.tuner import run_trials
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say, warn
+from wcl_ray.train.fit import connect
+from wcl_ray.train.folder import claim, find_run
+from wcl_ray.train.images import Images, open_images
+
+SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
+
+
+def search(config: SearchConfig) -> Outcome:
+    """Run, continue or look up a search; prints its progress.
+
+    Raises:
+        UserError: wrong input or options, before any trial; or every trial failed.
+        KeyboardInterrupt: Ctrl-C; the search can be continued.
+    """
+    given = given_dimensions(config.search)
+    found, folder = find_run(config)
+    assert isinstance(found, SearchConfig)
+    config = found
+    if folder.exists(BEST):
+        outcome = Record(folder, config, _granularity(config, given)).outcome()
+        print(f"{folder.uri} is finished")
+        show(folder, outcome)
+        return outcome
+    for d in default_dimensions(config, given):  # what cannot be trained is found at once
+        for point in d.points(2):
+            _check(config, d, point)
+    build_encoder(config.model, config.data.image_size)
+    connect(config)
+    images = open_images(config.data, config.storage, config.seed, config.validation)
+    say("images", images.train.describe())
+    place = cache_folder(config)  # trials have another storage
+    config = replace(config, cache="none" if place is None else place.uri)
+    granularities = find_granularities(config, images, given)
+    dimensions = default_dimensions(config, given)
+    if granularities.dimension is not None:
+        own = granularities.dimension
+        dimensions = [dimensions[0], own, *(d for d in dimensions[1:] if d.key != own.key)]
+    for d in dimensions:
+        say("search", f"{d.key}: {d.describe()}")
+    if config.sampler == "grid":  # too many cells are an error before any work
+        say("grid", f"{len(grid(dimensions, config.trials))} cells")
+    prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
+    setup = prepared.setup
+    claim(folder, found)
+    folder.write(SPACE, json.dumps([asdict(d) for d in dimensions], indent=1).encode())
+    record = Record(folder, config, setup.granularity)
+    record.validation = setup.counts[1] if config.objective in ("knn", "probe", "metadata") else 0
+    record.facts = _facts(config, images, setup, prepared)
+    say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
+    interrupted = run_trials(setup, record, lambda: _write(folder, record.outcome()))
+    if interrupted:
+        raise KeyboardInterrupt
+    outcome = record.outcome()
+    _write(folder, outcome)
+    best = best_yaml(found, outcome)
+    if best is None:
+        first = next((t.error for t in outcome.trials if t.error), "no trial was evaluated")
+        raise UserError(f"every trial failed: {first}")
+    for trial in outcome.trials:  # their encoders stay
+        rounds = folder / f"trials/{trial.id}/rounds"
+        for name in rounds.names():
+            (rounds / f"{name}/train").remove()
+    folder.write(BEST, best.encode())
+    show(folder, outcome)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    setup: Setup
+    stream: str
+
+
+def _prepare(
+    config: SearchConfig,
+    images: Images,
+    found: Granularities,
+    folder: Folder,
+    dimensions: tuple[Dimension, ...],
+) -> _Prepared:
+    """Keep the images, and put what all trials need into the object store."""
+    label = [images.label] if images.label else []
+    ids = {side: _ids(images.metadata((), training=side)) for side in (True, False)}
+    for side, name in ((True, "training"), (False, "validation")):
+        least = config.train.batch_size if side else 2
+        if len(ids[side]) < least:
+            raise UserError(
+                f"there are {len(ids[side])} {name} images, fewer than {least}; change "
+                "--validation or lower --train.batch-size"
+            )
+    rows = images.whole().train.images(label)
+    train = plan_stream(rows, ids[True], config.data)
+    say("stream", train.reason)
+    kept: tuple[Stream, Stream] | None = None
+    if train.mode != "anew":
+        kept = (train, plan_stream(rows, ids[False], config.data))
+        bad = len(train.faults) + len(kept[1].faults)
+        if bad:
+            say("faults", f"{bad} unreadable images are left out")
+    table = found.base
+    setup = Setup(
+        config=config,
+        folder=folder,
+        dimensions=dimensions,
+        granularity=found.dimension.key if found.dimension else None,
+        images=images,
+        kept=kept,
+        counts=(len(ids[True]), len(ids[False])),
+        base=ray.put(table),
+        columns=found.columns,
+        quality={value: q.to_dict() for value, q in found.quality.items()},
+        ids=ray.put(ids[True]),
+        metadata=(ray.put(table.ids), ray.put(table.clusters)) if config.has_metadata else None,
+        share=plan_share(config, streamed=kept is None),
+    )
+    return _Prepared(setup, train.reason)
+
+
+def _ids(rows: Dataset) -> np.ndarray:
+    """int64 (N,), sorted."""
+    refs = rows.select_columns([ID]).to_arrow_refs()
+    parts = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
+    trial = config.of_trial({dimension.key: dimension.decode(point)})
+    if dimension.key.startswith("model."):
+        build_encoder(trial.model, config.data.image_size)
+
+
+def _granularity(config: SearchConfig, given: dict[str, Dimension]) -> str | None:
+    return None if "clusters.kind" in given else GRANULARITY.get(config.clusters.kind)
+
+
+def _facts(
+    config: SearchConfig, images: Images, setup: Setup, prepared: _Prepared
+) -> dict[str, str]:
+    train, held = setup.counts
+    facts = {
+        "data": images.train.describe(),
+        "clusters": config.clusters.kind,
+        "images": f"{train:,} for training, {held:,} for validation"
+        + (f", {config.data.group} kept whole" if config.data.group else ""),
+        "trials": f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}",
+        "sampler": config.sampler,
+        "early stopping": config.scheduler
+        + (f", from epoch {config.least_epochs}" if config.scheduler != "none" else ""),
+        "seed": str(config.seed),
+    }
+    facts |= {f"search {d.key}": d.describe() for d in setup.dimensions}
+    if config.data.label:
+        facts["label"] = config.data.label
+    return facts
+
+
+def _write(folder: Folder, outcome: Outcome) -> None:
+    folder.write(RESULTS, to_parquet(outcome))
+    folder.write(PAGE, page(outcome).encode())
+
+
+def show(folder: Folder, outcome: Outcome) -> None:
+    """Print the trials and where everything is."""
+    print(f"\n{results_table(outcome)}\n")
+    for key, rho in outcome.correlations.items():
+        say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
+    best = outcome.best()
+    if best is None:
+        warn("no trial was evaluated")
+        return
+    error = outcome.standard_error()
+    text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
+    say("best", f"trial {best.number}: {outcome.metric} {text}")
+    say("search", f"{folder.uri} ({outcome.seconds:.0f} s), see {folder.uri}/{PAGE}")
+    say("next", f"python jobs/pretrain.py --config {folder.uri}/{BEST}")

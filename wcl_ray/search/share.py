@@ -1,0 +1,107 @@
+"""How many trials run at a time, and what each of them holds, so that none waits for ever.
+
+A trial is a driver (next to nothing), its workers as one placement group, and the tasks that
+evaluate it. The workers of all concurrent trials leave room for those tasks; a placement group is
+granted whole or not at all. So whatever is waiting waits for something that ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+
+from wcl_ray.errors import UserError
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.terminal import warn
+from wcl_ray.train.fit import Scale
+
+DRIVER = 0.01  # CPUs of a trial's driver, which only waits
+SPARE = 0.25  # share of a trial's CPUs for the tasks that evaluate it, at most one CPU
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a trial gets.
+
+    Attributes:
+        concurrent: trials at a time.
+        scale: workers of a trial.
+        spare: CPUs for the tasks beside its workers.
+    """
+
+    concurrent: int
+    scale: Scale
+    spare: float
+
+    def describe(self) -> str:
+        return f"{self.concurrent} at a time, each {self.scale.describe()}"
+
+
+def plan_share(config: SearchConfig, streamed: bool) -> Share:
+    """Divide the cluster between trials.
+
+    On an autoscaling cluster it is divided as if it had grown to its largest: trials that do not
+    fit yet wait, and their placement groups make it grow.
+
+    Args:
+        streamed: Ray Data reads during training, with one CPU for each trial.
+
+    Raises:
+        UserError: a GPU is demanded and there never will be one, or not even one trial fits.
+    """
+    cluster = largest()
+    scale, cpus = config.scale, cluster.get("CPU", 1.0)
+    graphics = 0 if scale.gpu == "no" else int(cluster.get("GPU", 0))
+    if scale.gpu == "yes" and graphics == 0:
+        raise UserError("scale.gpu is yes, but the cluster has no GPU; use auto or no")
+    least, most = scale.range() or (1, 1)
+    if config.train.batch_size < 2 * most:
+        raise UserError(
+            f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
+            "needs at least 2 images of a batch"
+        )
+    reading = 1.0 if streamed else 0.0
+    wanted = config.concurrent or max(1, config.trials // 4)
+    if graphics:
+        fit = graphics // least
+        if fit == 0:
+            raise UserError(f"a trial has {least} workers, but there are only {graphics} GPUs")
+    else:
+        each = least * (scale.cpus_per_worker or 1.0) + (reading if scale.cpus_per_worker else 0)
+        fit = int(cpus / each + 1e-9)
+        if fit == 0 and scale.cpus_per_worker:
+            raise UserError(
+                f"a trial needs {each:g} CPUs, the cluster has {cpus:g}; lower "
+                "--scale.cpus-per-worker or --scale.workers"
+            )
+    concurrent = max(1, min(wanted, fit, config.trials))
+    if config.concurrent > concurrent and config.trials > concurrent:
+        warn(f"only {concurrent} trials fit into the cluster at a time, not {config.concurrent}")
+    part = cpus / concurrent
+    spare = reading + SPARE * min(4.0, part - reading)
+    room = (part - spare - DRIVER) / most
+    if room <= 0:
+        raise UserError(
+            f"reading anew needs a CPU of its own beside each trial, the cluster has {cpus:g}; "
+            "use --data.keep raw or a lower --concurrent"
+        )
+    whole = float(int(room)) if room >= 1 else room
+    share = scale.cpus_per_worker or min(whole, _widest())
+    if not graphics and scale.cpus_per_worker:  # what is left is for the tasks
+        spare = max(0.05, min(1.0, part - DRIVER - share * most))
+    workers = Scale(least=least, most=most, cpus=share, gpu=graphics > 0, crowded=True)
+    return Share(concurrent, workers, min(1.0, spare))
+
+
+def largest() -> dict[str, float]:
+    """Resources of the cluster, of an autoscaling one when it has grown as far as it may."""
+    now = {key: float(value) for key, value in ray.cluster_resources().items()}
+    # the autoscaler tells Ray its limits; Ray Train and Ray Data read them in the same way
+    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {key: max(now.get(key, 0.0), float(grown.get(key, 0))) for key in now | grown}
+
+
+def _widest() -> float:
+    """CPUs of the largest node that is there."""
+    return max(float(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]) or 1.0

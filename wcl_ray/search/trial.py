@@ -1,0 +1,186 @@
+"""One trial: a short pretraining run that reports to Ray Tune after every evaluation."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.config import Config
+from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.search.granularity import restricted
+from wcl_ray.search.neighbours import metadata_figure
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.search.share import Share
+from wcl_ray.search.space import Dimension, decode
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say
+from wcl_ray.train.board import MetricsLog, Row
+from wcl_ray.train.fit import connect
+from wcl_ray.train.folder import claim
+from wcl_ray.train.images import Images, build_clusters
+from wcl_ray.train.rounds import ENCODER, Variant, train_rounds
+from wcl_ray.train.validate import Look, shown
+
+FAILURE, QUALITY, FINAL = "failure.json", "quality.json", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all trials share.
+
+    Attributes:
+        folder: of the search.
+        images: with the validation share set aside.
+        kept: training and validation images in the object store, with the label; None: read anew.
+        counts: number of training and of validation images.
+        base: reference to the clusters of all images (see ``Granularities``).
+        ids: reference to int64 (N,), sorted ids of the training images.
+        metadata: references to ids and clusters that neighbours are compared by, or None.
+        quality: searched granularity → measures of its clusters.
+    """
+
+    config: SearchConfig
+    folder: Folder
+    dimensions: tuple[Dimension, ...]
+    granularity: str | None
+    images: Images
+    kept: tuple[Stream, Stream] | None
+    counts: tuple[int, int]
+    base: Any
+    columns: dict[Any, tuple[int, ...]]
+    quality: dict[Any, dict[str, Any]]
+    ids: Any
+    metadata: tuple[Any, Any] | None
+    share: Share
+
+
+def trial_folder(search: Folder, trial: str) -> Folder:
+    return search / f"trials/{trial}"
+
+
+def run_trial(points: dict[str, Any], setup: Setup) -> None:
+    """The trainable: train with the proposed setting, or go on where the trial was stopped.
+
+    Args:
+        points: of the sampler.
+    """
+    name = tune.get_context().get_trial_id()
+    folder = trial_folder(setup.folder, name)
+    try:
+        _train(decode(setup.dimensions, points), setup, name, folder)
+    except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback
+        found = find_user_error(error) or error
+        text = str(found) if isinstance(found, UserError) else f"{type(found).__name__}: {found}"
+        folder.write(FAILURE, json.dumps({"error": text}).encode())
+        if not isinstance(found, UserError):  # the same again would fail the same way
+            raise
+
+
+def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> None:
+    try:
+        config = setup.config.of_trial(values)
+    except ValueError as error:  # limits that hang on several options
+        raise UserError(str(error)) from None
+    config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
+    connect(config)
+    claim(folder, config)
+    started = time.monotonic()
+    reporter = _Reporter(setup, folder)
+    reporter.replay()
+    base, measures = _clusters(config, values, setup)
+    stream = _stream(config, setup, base)
+    look = Look(
+        setup.images,
+        setup.counts,
+        kept=setup.kept,
+        cpus=setup.share.spare,
+        probe=setup.config.objective == "probe",
+        more=_more(setup),
+    )
+    variant = Variant(
+        config,
+        folder,
+        setup.images,
+        stream,
+        base,
+        look,
+        name,
+        setup.share.scale,
+        on_evaluation=reporter.during,
+    )
+    assignment = train_rounds(variant)
+    if config.clusters.from_features:
+        last = json.loads(variant.folder(config.rounds - 1).read("clusters.json"))
+        measures = last["quality"][0]
+    folder.write(QUALITY, json.dumps(measures).encode())
+    if not folder.exists(FINAL):
+        figures = shown(look.measure(folder.read(ENCODER), config, gpu=setup.share.scale.gpu))
+        figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
+        folder.write(FINAL, json.dumps(figures, indent=2).encode())
+    reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))
+    say("trial", f"{name} took {time.monotonic() - started:.0f} s")
+
+
+class _Reporter:
+    """Tells Tune of every evaluation once, those before a restart included: the driver that knew
+    them may be gone."""
+
+    def __init__(self, setup: Setup, folder: Folder) -> None:
+        self._metric, self._folder = setup.config.objective, folder
+        self._told = 0
+
+    def replay(self) -> None:
+        for row in MetricsLog(self._folder).rows:
+            if "loss" not in row and "round" not in row and "epoch" in row:
+                self.during(row)
+
+    def during(self, row: Row) -> None:
+        """After the evaluation of a checkpoint."""
+        self.report(row["epoch"], {k: v for k, v in row.items() if k not in ("epoch", "step")})
+
+    def report(self, epoch: int, figures: dict[str, Any]) -> None:
+        if epoch <= self._told:
+            return
+        self._told = epoch
+        if self._metric not in figures:
+            raise UserError(f"the evaluation gives no {self._metric}")
+        tune.report({"epoch": epoch, "score": figures[self._metric], **figures})
+
+
+def _clusters(
+    config: Config, values: dict[str, Any], setup: Setup
+) -> tuple[Assignment, dict[str, Any]]:
+    """Clusters of the training images, and their measures."""
+    ids: np.ndarray = ray.get(setup.ids)
+    value = values.get(setup.granularity) if setup.granularity else None
+    if value not in setup.columns and None in setup.columns:  # of features: all alone
+        value = None
+    if value in setup.columns:
+        table = restricted(ray.get(setup.base), setup.columns[value], ids)
+        return table, setup.quality.get(value, {})
+    clustering, quality = build_clusters(config, setup.images.whole(), show=False)
+    return clustering.assignment.restrict(ids), quality[0].to_dict()
+
+
+def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
+    """The kept images; dealt anew where they lie on several nodes, by the trial's clusters."""
+    if setup.kept is not None and setup.kept[0].shared:
+        return setup.kept[0]
+    return plan_stream(setup.images.train.images(), base.ids, config.data, base.clusters[:, 0])
+
+
+def _more(setup: Setup) -> Any:
+    if setup.metadata is None:
+        return None
+    ids, clusters = setup.metadata
+    neighbours = setup.config.evaluate.neighbours
+    return functools.partial(metadata_figure, ids=ids, clusters=clusters, neighbours=neighbours)

@@ -1,0 +1,268 @@
+"""Ray Tune around the trials: sampler, scheduler, restarts, and what the terminal shows of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+from ray.tune.search.optuna import OptunaSearch
+
+from wcl_ray.errors import UserError
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.search.record import Record
+from wcl_ray.search.results import score_text
+from wcl_ray.search.share import DRIVER
+from wcl_ray.search.space import Dimension, decode, encode, grid, show
+from wcl_ray.search.trial import FAILURE, QUALITY, Setup, run_trial, trial_folder
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say
+
+NAME = "tune"
+SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses what came since
+OWN = ("epoch", "score")
+
+
+def run_trials(setup: Setup, record: Record, publish: Callable[[], None]) -> bool:
+    """Run all trials, or those that are left of a search that was stopped.
+
+    Args:
+        publish: called when a trial has ended.
+
+    Returns:
+        Whether it was interrupted.
+
+    Raises:
+        UserError: the cluster has no dashboard.
+    """
+    _quiet()
+    check_dashboard()
+    config, folder = setup.config, setup.folder
+    points, count = _first_points(config, setup.dimensions)
+    default = encode(setup.dimensions, config.plain())
+    news = _NEWS[:] = [News(setup, record, publish, default)]
+    trainable = tune.with_resources(tune.with_parameters(run_trial, setup=setup), {"CPU": DRIVER})
+    state = folder / NAME
+    if tune.Tuner.can_restore(state.path, storage_filesystem=folder.fs):
+        tuner = tune.Tuner.restore(
+            state.path,
+            trainable,
+            resume_errored=False,
+            storage_filesystem=folder.fs,
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                metric="score",
+                mode=config.mode,
+                search_alg=OptunaSearch(
+                    {d.key: _distribution(d) for d in setup.dimensions},
+                    metric="score",
+                    mode=config.mode,
+                    points_to_evaluate=points,
+                    sampler=_sampler(config),
+                ),
+                scheduler=_scheduler(config),
+                num_samples=count,
+                max_concurrent_trials=setup.share.concurrent,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=NAME,
+                storage_path=folder.path,
+                storage_filesystem=folder.fs,
+                failure_config=tune.FailureConfig(max_failures=config.retries),
+                callbacks=list(news),
+                verbose=0,
+            ),
+        )
+    tuner.fit()
+    return len(record.trials) < count or any(
+        row["status"] == "unfinished" for row in record.trials.values()
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _first_points(
+    config: SearchConfig, dimensions: tuple[Dimension, ...]
+) -> tuple[list[dict[str, Any]], int]:
+    """Points that are tried first, and the number of trials: all cells of a grid, else the
+    configuration as it is, to compare with."""
+    if config.sampler == "grid":
+        cells = grid(dimensions, config.trials)
+        return cells, len(cells)
+    own = encode(dimensions, config.plain())
+    return ([own] if own is not None else []), config.trials
+
+
+def _distribution(d: Dimension) -> Any:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    if d.kind == "values":
+        return IntDistribution(0, len(d.values) - 1)
+    if d.kind == "int":
+        return IntDistribution(int(d.low), int(d.high), log=d.log)
+    return FloatDistribution(d.low, d.high, log=d.log)
+
+
+def _sampler(config: SearchConfig) -> Any:
+    from optuna.samplers import RandomSampler, TPESampler
+
+    if config.sampler == "random":
+        return RandomSampler(seed=config.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both options are marked as experimental
+        return TPESampler(
+            seed=config.seed,
+            n_startup_trials=max(4, min(10, config.trials // 3)),
+            multivariate=True,  # temperature and granularity hang together
+            constant_liar=True,  # trials run side by side
+        )
+
+
+def _scheduler(config: SearchConfig) -> Any:
+    if config.scheduler == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr="epoch",
+            max_t=config.epochs,
+            grace_period=config.least_epochs,
+            reduction_factor=config.reduction,
+        )
+    if config.scheduler == "median":
+        return MedianStoppingRule(time_attr="epoch", grace_period=config.least_epochs)
+    return FIFOScheduler()
+
+
+_NEWS: list[Any] = []  # the one of this process
+
+
+def _current() -> Any:
+    return _NEWS[0]
+
+
+class News(tune.Callback):
+    """Keeps the record and prints a line for everything that happens."""
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        """Tune keeps its callbacks for a restored search, which has news of its own."""
+        return _current, ()
+
+    def __init__(
+        self,
+        setup: Setup,
+        record: Record,
+        publish: Callable[[], None],
+        default: dict[str, Any] | None,
+    ) -> None:
+        self._setup, self._record, self._publish = setup, record, publish
+        self._default = default
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        points = {d.key: trial.config[d.key] for d in self._setup.dimensions}
+        values = decode(self._setup.dimensions, points)
+        row = self._record.start(trial.trial_id, values, points == self._default)
+        text = ", ".join(f"{key.rpartition('.')[2]} {show(v)}" for key, v in values.items())
+        self._say(trial, "goes on" if row["restarts"] else text + " (the default)" * row["default"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "epoch" not in result:
+            return
+        metric = self._setup.config.objective
+        figures = {
+            key: float(result[key])
+            for key in (*_figures(), metric, "clusters")
+            if isinstance(result.get(key), (int, float))
+        }
+        if self._record.evaluated(trial.trial_id, int(result["epoch"]), figures):
+            epochs = self._setup.config.epochs
+            score = score_text(metric, result["score"])
+            self._say(trial, f"epoch {result['epoch']}/{epochs}  {metric} {score}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        reached = self._record.trials[trial.trial_id]["evaluations"]
+        whole = str(self._setup.config.epochs) in reached
+        error = "" if whole else self._error(trial)
+        status = "finished" if whole else "failed" if error else "stopped"
+        if status == "stopped":
+            self._say(trial, "stopped early")
+        self._end(trial, status, error)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(trial, "failed and is started again from its last checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "failed", self._error(trial) or "its process died")
+
+    def _end(self, trial: Any, status: str, error: str = "") -> None:
+        if error:
+            self._say(trial, f"failed: {error}")
+        folder = trial_folder(self._setup.folder, trial.trial_id)
+        if folder.exists(QUALITY):
+            quality = json.loads(folder.read(QUALITY))
+        else:
+            values = self._record.trials[trial.trial_id]["values"]
+            key = self._setup.granularity
+            quality = self._setup.quality.get(values.get(key) if key else None, {})
+        self._record.end(trial.trial_id, status, quality, error)
+        self._publish()
+
+    def _error(self, trial: Any) -> str:
+        folder: Folder = trial_folder(self._setup.folder, trial.trial_id)
+        if not folder.exists(FAILURE):
+            return ""
+        return str(json.loads(folder.read(FAILURE))["error"])
+
+    def _say(self, trial: Any, text: str) -> None:
+        say(f"trial {self._record.trials[trial.trial_id]['number']}", text)
+
+
+def _figures() -> tuple[str, ...]:
+    from wcl_ray.train.validate import SHOWN
+
+    return SHOWN
+
+
+def check_dashboard(patience: float = 30.0) -> None:
+    """Tune's killed trials give their workers back only where Ray's State API answers.
+
+    Raises:
+        UserError: it does not.
+    """
+    from ray.util.state import list_nodes
+
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            list_nodes(limit=1, timeout=10)
+            return
+        except Exception as error:  # it comes up after Ray itself
+            if time.monotonic() > limit:
+                raise UserError(
+                    "a search needs Ray's dashboard, which frees what stopped trials held; "
+                    f"install ray[default] and start Ray with it ({type(error).__name__})"
+                ) from None
+        time.sleep(0.5)
+
+
+def _quiet() -> None:
+    """Keep Tune and Optuna from talking beside our own lines."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even when told not to
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    for name in ("ray.tune", "ray.train", "optuna"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="optuna")
