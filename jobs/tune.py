@@ -11,6 +11,8 @@ All options of jobs/pretrain.py are those of the full run; --help lists every op
 
 from __future__ import annotations
 
+import os
+
 from wcl_ray.cli import parse, run_job
 from wcl_ray.search.options import SearchConfig
 
@@ -19,6 +21,9 @@ DEMO = ["--data.label", "label", "--clusters.top-k", "8", "--train.epochs", "15"
 
 def main() -> None:
     config: SearchConfig = parse(cls=SearchConfig, prog="tune.py", implied=demo_flags)
+
+    # trials start many small processes, of which Ray warns again and again; read on its import
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
 
     def body() -> None:
         from wcl_ray.search.run import search  # after the options: --help stays fast

@@ -200,7 +200,8 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
         "--train.batch-size", "24", "--train.epochs", "4", "--model.projector", "16", "8",
         "--trial-epochs", "2", "--train.rounds", "2", "--sampler", "grid", "--trials", "4",
         "--scheduler", "median", "--search.clusters.k", "4,12", "--search.loss.temperature",
-        "0.1,0.4", "--storage", str(tmp_path / "runs"), "--name", "grid",
+        "0.1,0.4", "--concurrent", "2", "--scale.workers", "2", "--storage",
+        str(tmp_path / "runs"), "--name", "grid",
     ]  # fmt: skip
     search = Search(tmp_path, *given)
     text = search.finish()

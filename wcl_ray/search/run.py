@@ -81,7 +81,13 @@ def search(config: SearchConfig) -> Outcome:
     prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
     claim(folder, found)
-    folder.write(SPACE, json.dumps([asdict(d) for d in dimensions], indent=1).encode())
+    space = json.dumps([asdict(d) for d in dimensions], indent=1).encode()
+    if folder.exists(SPACE) and folder.read(SPACE) != space:
+        raise UserError(
+            f"the space that is searched is no longer that of {folder.uri}/{SPACE}; have the data "
+            "changed? Start a new search under another --name"
+        )
+    folder.write(SPACE, space)
     record = Record(folder, config, setup.granularity)
     record.validation = setup.counts[1] if config.objective in ("knn", "probe", "metadata") else 0
     record.facts = _facts(config, images, setup, prepared)

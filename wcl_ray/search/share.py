@@ -17,6 +17,7 @@ from wcl_ray.terminal import warn
 from wcl_ray.train.fit import Scale
 
 DRIVER = 0.01  # CPUs of a trial's driver, which only waits
+LEAST_SPARE = 0.1  # CPUs without which no task runs
 SPARE = 0.25  # share of a trial's CPUs for the tasks that evaluate it, at most one CPU
 
 
@@ -39,18 +40,25 @@ class Share:
 
 
 def plan_share(config: SearchConfig, streamed: bool) -> Share:
-    """Divide the cluster between trials.
+    """Divide the cluster between trials, see :func:`divide`.
 
     On an autoscaling cluster it is divided as if it had grown to its largest: trials that do not
     fit yet wait, and their placement groups make it grow.
+    """
+    return divide(config, largest(), _widest(), streamed)
+
+
+def divide(config: SearchConfig, cluster: dict[str, float], widest: float, streamed: bool) -> Share:
+    """Divide resources between trials.
 
     Args:
+        cluster: CPU and GPU in all.
+        widest: CPUs of the largest node.
         streamed: Ray Data reads during training, with one CPU for each trial.
 
     Raises:
         UserError: a GPU is demanded and there never will be one, or not even one trial fits.
     """
-    cluster = largest()
     scale, cpus = config.scale, cluster.get("CPU", 1.0)
     graphics = 0 if scale.gpu == "no" else int(cluster.get("GPU", 0))
     if scale.gpu == "yes" and graphics == 0:
@@ -68,13 +76,15 @@ def plan_share(config: SearchConfig, streamed: bool) -> Share:
         if fit == 0:
             raise UserError(f"a trial has {least} workers, but there are only {graphics} GPUs")
     else:
-        each = least * (scale.cpus_per_worker or 1.0) + (reading if scale.cpus_per_worker else 0)
-        fit = int(cpus / each + 1e-9)
-        if fit == 0 and scale.cpus_per_worker:
-            raise UserError(
-                f"a trial needs {each:g} CPUs, the cluster has {cpus:g}; lower "
-                "--scale.cpus-per-worker or --scale.workers"
-            )
+        fit = int(cpus / least)
+        if scale.cpus_per_worker:
+            each = least * scale.cpus_per_worker + reading
+            fit = int((cpus - LEAST_SPARE) / (each + DRIVER) + 1e-9)
+            if fit == 0:
+                raise UserError(
+                    f"a trial needs {each:g} CPUs and a part of one to be evaluated, the cluster "
+                    f"has {cpus:g}; lower --scale.cpus-per-worker or --scale.workers"
+                )
     concurrent = max(1, min(wanted, fit, config.trials))
     if config.concurrent > concurrent and config.trials > concurrent:
         warn(f"only {concurrent} trials fit into the cluster at a time, not {config.concurrent}")
@@ -87,9 +97,9 @@ def plan_share(config: SearchConfig, streamed: bool) -> Share:
             "use --data.keep raw or a lower --concurrent"
         )
     whole = float(int(room)) if room >= 1 else room
-    share = scale.cpus_per_worker or min(whole, _widest())
+    share = scale.cpus_per_worker or min(whole, widest)
     if not graphics and scale.cpus_per_worker:  # what is left is for the tasks
-        spare = max(0.05, min(1.0, part - DRIVER - share * most))
+        spare = max(LEAST_SPARE, min(1.0, part - DRIVER - share * most))
     workers = Scale(least=least, most=most, cpus=share, gpu=graphics > 0, crowded=True)
     return Share(concurrent, workers, min(1.0, spare))
 

@@ -53,9 +53,10 @@ def run_trials(setup: Setup, record: Record, publish: Callable[[], None]) -> boo
         tuner = tune.Tuner.restore(
             state.path,
             trainable,
-            resume_errored=False,
             storage_filesystem=folder.fs,
         )
+        # this cluster may hold another number than the one before; Tune has no option for it
+        tuner._local_tuner._tune_config.max_concurrent_trials = setup.share.concurrent
     else:
         tuner = tune.Tuner(
             trainable,
