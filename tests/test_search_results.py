@@ -121,6 +121,10 @@ def test_record_survives_its_driver(tmp_path: Path) -> None:
     assert (trial.values, trial.curve) == ({"clusters.top-k": (5,)}, ((2, 0.3), (4, 0.4)))
     assert (trial.status, trial.restarts, trial.default) == ("stopped", 1, True)
     assert again.seconds >= record.seconds - 1
+    again.start("b", {"clusters.top-k": (9,)}, default=False)
+    again.start("c", {"clusters.top-k": (7,)}, default=False)
+    assert again.forget({"a", "c"}) == ["b"]
+    assert [t.number for t in again.outcome().trials] == [0, 1]
 
 
 def test_shared_metadata() -> None:

@@ -73,6 +73,20 @@ class Record:
             row["seconds"] = round(time.monotonic() - self._running.pop(trial), 1)
         self.write()
 
+    def forget(self, known: set[str]) -> list[str]:
+        """Drop trials that Tune does not know: they started after its last snapshot, and others
+        will take their place.
+
+        Returns:
+            Their ids.
+        """
+        lost = [trial for trial in self.trials if trial not in known]
+        for trial in lost:
+            del self.trials[trial]
+        for number, row in enumerate(self.trials.values()):
+            row["number"] = number
+        return lost
+
     def write(self) -> None:
         content = {"trials": self.trials, "seconds": round(self.seconds, 1)}
         content |= {"facts": self.facts, "validation": self.validation}

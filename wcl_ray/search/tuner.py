@@ -167,6 +167,13 @@ class News(tune.Callback):
     ) -> None:
         self._setup, self._record, self._publish = setup, record, publish
         self._default = default
+        self._looked = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if not self._looked:
+            self._looked = True
+            for lost in self._record.forget({trial.trial_id for trial in trials}):
+                trial_folder(self._setup.folder, lost).remove()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         points = {d.key: trial.config[d.key] for d in self._setup.dimensions}
