@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,7 +63,7 @@ class Outcome:
         seconds: of the search, over all its starts.
         facts: what else to show, title → text (data, label, sampler, scheduler, machine, …).
         correlations: label-free figure → Spearman's rank correlation with ``metric`` over the
-            trials; empty without labels or with too few trials.
+            trials, every figure turned so that larger is better; empty without labels or with too few trials.
     """
 
     name: str
@@ -79,7 +80,11 @@ class Outcome:
     def best(self) -> Trial | None:
         """The trial of the best score among those with the most epochs: scores after different
         numbers of epochs do not compare."""
-        scored = [t for t in self.trials if t.score is not None and t.status != "failed"]
+        scored = [
+            t
+            for t in self.trials
+            if t.score is not None and math.isfinite(t.score) and t.status != "failed"
+        ]
         most = max((t.epoch for t in scored), default=0)
         sign = 1 if self.mode == "max" else -1
         longest = [t for t in scored if t.epoch == most]
