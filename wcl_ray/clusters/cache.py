@@ -25,18 +25,10 @@ from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
-VERSION = 1  # of the entries; another one makes all old entries unknown
+VERSION = 2  # of the entries; another one makes all old entries unknown
 NOTHING = "none"
 FACTS = b"wcl_ray"
-MATTERS = {
-    "attributes": ("quantiles", "min_share", "top_k"),
-    "tags": ("quantiles", "min_share", "top_k"),
-    "hierarchy": ("separator", "level"),
-    "label": (),
-    "instance": (),
-}
 KMEANS = ("k", "nested", "min_size", "iterations", "spherical", "two_level", "features")
-SPLITS = {"attributes": "top_k", "tags": "top_k", "hierarchy": "level"}
 
 _told: set[str] = set()  # cache folders that could not be written
 
@@ -46,21 +38,23 @@ def cache_folder(config: Config) -> Folder | None:
     if config.cache == NOTHING:
         return None
     place = config.cache or f"{config.storage.rstrip('/')}/cache"
-    return Folder(place, config.data.endpoint)
+    folder = Folder(place, config.data.endpoint)
+    # tasks may have another working folder
+    return Folder(folder.path, config.data.endpoint) if folder.local else folder
 
 
 def digest(facts: dict[str, Any]) -> str:
-    """Name of an entry."""
-    text = json.dumps({"version": VERSION, **facts}, sort_keys=True, default=str)
+    """Name of an entry: a hash of JSON types, whatever their order."""
+    text = json.dumps({"version": VERSION, **facts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def bytes_digest(*parts: bytes | np.ndarray | None) -> str:
-    """Hash of contents."""
-    found = hashlib.sha256()
-    for part in parts:
-        content = part.tobytes() if isinstance(part, np.ndarray) else part or b""
-        found.update(len(content).to_bytes(8, "little") + content)
+def array_digest(array: np.ndarray | None) -> str | None:
+    """Hash of an array's type, shape and content."""
+    if array is None:
+        return None
+    found = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:40]
 
 
@@ -85,70 +79,89 @@ def cached_clustering(
     Args:
         data: what tells the rows: fingerprint, split and label.
         columns: metadata columns that are read.
-        make: makes the clusters of an options' set.
+        make: makes the clusters of an options' set; whether they are of any use is not asked.
     """
     if folder is None:
         return make(config)
-    several = SPLITS.get(config.kind)
-    values = getattr(config, several) if several else ()
-    ones = [config]
-    if several and values:
-        each: list[dict[str, Any]] = [{several: (v,)} for v in values]
-        ones = [replace(config, **one) for one in each]
+    ones = [_with(config, (value,)) for value in _values(config)] or [config]
     names = [_name(data, one, columns, seed) for one in ones]
-    found = {name: entry for name in names if (entry := load(folder, name)) is not None}
-    missing = [one for one, name in zip(ones, names, strict=True) if name not in found]
+    found = {name: part for name in names if (part := load(folder, name)) is not None}
+    if not _same_rows(list(found.values())):
+        warn(f"cache entries in {folder.uri} contradict each other; they are made again")
+        found = {}
+    missing = {name: one for name, one in zip(names, ones, strict=True) if name not in found}
     if missing:
-        asked = missing[0]
-        if several and values:
-            wanted: dict[str, Any] = {several: tuple(getattr(m, several)[0] for m in missing)}
-            asked = replace(config, **wanted)
-        made = make(asked)
-        for g, one in enumerate(missing):
-            name = _name(data, one, columns, seed)
-            found[name] = _single(made, g, one, asked) if len(missing) > 1 else made
+        made = make(_with(config, tuple(v for one in missing.values() for v in _values(one))))
+        for g, (name, one) in enumerate(missing.items()):
+            found[name] = _single(made, g, one) if len(missing) > 1 else made
             keep(folder, name, found[name])
-    else:
-        say("clusters", f"from the cache in {folder.uri}")
-    return _joined([found[name] for name in names])
+    elif config.kind != "instance":
+        own = ", ".join(n for name in names for n in found[name].assignment.names)
+        say("clusters", f"{own} from the cache in {folder.uri}")
+    return _joined([found[name] for name in names], ones)
+
+
+def _values(config: ClustersConfig) -> tuple[int, ...]:
+    """The granularities that are kept one by one; none: all that there are make one entry."""
+    if config.kind in ("attributes", "tags"):
+        return config.top_k
+    return config.level if config.kind == "hierarchy" else ()
+
+
+def _with(config: ClustersConfig, values: tuple[int, ...]) -> ClustersConfig:
+    if config.kind in ("attributes", "tags"):
+        return replace(config, top_k=values)
+    return replace(config, level=values) if config.kind == "hierarchy" else config
 
 
 def _name(data: dict[str, Any], config: ClustersConfig, columns: list[str], seed: int) -> str:
+    """File of a clustering with one granularity (k-means: with all of them)."""
     facts: dict[str, Any] = {"data": data, "kind": config.kind, "columns": columns}
-    if config.kind != "kmeans":
-        facts |= {name: getattr(config, name) for name in MATTERS[config.kind]}
-    elif columns:  # of metadata; those of features start with every image alone
+    if config.kind in ("attributes", "tags"):
+        facts |= {"min_share": config.min_share, "top_k": config.top_k}
+    if config.kind == "attributes":
+        facts["quantiles"] = config.quantiles
+    elif config.kind == "tags":
+        facts["given"] = bool(config.columns)  # then a column that holds no lists is an error
+    elif config.kind == "hierarchy":
+        facts |= {"level": config.level, "separator": config.separator if len(columns) == 1 else ""}
+    elif config.kind == "kmeans" and columns:
         facts |= {"seed": seed, **kmeans_facts(config)}
+    if config.kind == "kmeans" and not columns:
+        facts["kind"] = "instance"  # k-means of features starts with every image alone
     return f"clusters/{digest(facts)}.parquet"
 
 
-def _single(whole: Clustering, g: int, config: ClustersConfig, asked: ClustersConfig) -> Clustering:
+def _same_rows(parts: list[Clustering]) -> bool:
+    return all(np.array_equal(p.assignment.ids, parts[0].assignment.ids) for p in parts[1:])
+
+
+def _single(whole: Clustering, g: int, config: ClustersConfig) -> Clustering:
     """One granularity of several, as it would have been made alone."""
     table = whole.assignment
     own = replace(table, clusters=table.clusters[:, [g]], names=(table.names[g],))
-    found = replace(whole, assignment=own)
     if config.kind == "hierarchy":
-        return found
-    other = shortage(len(whole.chosen), max(asked.top_k))
-    others = tuple(note for note in whole.notes if note != other)
-    chosen = whole.chosen[: config.top_k[0]]
-    few = (shortage(len(chosen), config.top_k[0]),) if len(chosen) < config.top_k[0] else ()
-    return replace(found, chosen=chosen, notes=others + few)
+        return replace(whole, assignment=own)
+    k, usable = config.top_k[0], len(whole.chosen)
+    notes = whole.notes
+    if notes and notes[-1].startswith(shortage(usable, 0).removesuffix("0")):
+        notes = notes[:-1]  # that of the largest top-k
+    few = (shortage(usable, k),) if usable < k else ()
+    return replace(whole, assignment=own, chosen=whole.chosen[:k], notes=notes + few)
 
 
-def _joined(parts: list[Clustering]) -> Clustering:
-    """Several granularities of the same rows."""
+def _joined(parts: list[Clustering], ones: list[ClustersConfig]) -> Clustering:
+    """Several granularities of the same rows; what is said of them is that of the largest top-k."""
     if len(parts) == 1:
         return parts[0]
-    last = max(parts, key=lambda part: len(part.chosen))
-    few = max(parts, key=lambda part: len(part.notes))
+    most = max(range(len(parts)), key=lambda i: ones[i].top_k)
     tables = [part.assignment for part in parts]
     table = replace(
         tables[0],
         clusters=np.concatenate([t.clusters for t in tables], axis=1),
         names=tuple(name for t in tables for name in t.names),
     )
-    return replace(last, assignment=table, notes=few.notes)
+    return replace(parts[most], assignment=table)
 
 
 def keep(
@@ -168,7 +181,7 @@ def keep(
     if clustering.labels is not None:
         columns["label"] = pa.array(clustering.labels)
     facts = {
-        "version": VERSION,
+        "entry": name,
         "names": table.names,
         "classes": clustering.classes,
         "chosen": [asdict(a) for a in clustering.chosen],
@@ -179,14 +192,14 @@ def keep(
     sink = io.BytesIO()
     text = json.dumps(facts, default=lambda x: x.item())
     whole = pa.table(columns).replace_schema_metadata({FACTS: text.encode()})
-    pq.write_table(whole, sink, compression="zstd")
+    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
     try:
         folder.write(name, sink.getvalue())
     except OSError as error:
         unwritten(folder, error)
 
 
-def unwritten(folder: Folder, error: Exception) -> None:
+def unwritten(folder: Folder, error: BaseException) -> None:
     """Say once that a cache folder cannot be written."""
     if folder.uri not in _told:
         _told.add(folder.uri)
@@ -204,13 +217,16 @@ def load_with_facts(folder: Folder, name: str) -> tuple[Clustering, dict[str, An
     try:
         if not folder.exists(name):
             return None
-        table = pq.read_table(io.BytesIO(folder.read(name)))
-        facts = json.loads(table.schema.metadata[FACTS])
+        content = io.BytesIO(folder.read(name))
+        table = pq.read_table(content, page_checksum_verification=True)
+        facts = json.loads((table.schema.metadata or {})[FACTS])
+        if facts["entry"] != name:
+            raise ValueError(f"it is the entry {facts['entry']}")
         columns = [table[f"c{g}"].to_numpy() for g in range(len(facts["names"]))]
         keys = table["key"].combine_chunks() if "key" in table.column_names else None
-        labels = table["label"].to_numpy() if "label" in table.column_names else None
+        labels = table["label"].to_numpy().copy() if "label" in table.column_names else None
         assignment = Assignment(
-            table["id"].to_numpy(), np.stack(columns, 1), tuple(facts["names"]), keys
+            table["id"].to_numpy().copy(), np.stack(columns, 1), tuple(facts["names"]), keys
         )
         chosen = tuple(Attribute(**a) for a in facts["chosen"])
         clustering = Clustering(

@@ -225,11 +225,14 @@ def _leaks(counts: dict[str, ColumnCounts], label: str | None) -> list[str]:
 def _patterns(
     chosen: list[Attribute], top_k: tuple[int, ...], empty_alone: bool, table: pa.Table
 ) -> list[pa.Array]:
-    """Joint pattern of the first k attributes, as the XOR of the codes of the true ones."""
+    """Joint pattern of the first k attributes, as the XOR of the codes of the true ones. Without a
+    pattern is who has no value in any of their columns; so each k stands for itself."""
     arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
+    empty = {
+        name: array.is_null().to_numpy(zero_copy_only=False) | _no_member(array)
+        for name, array in arrays.items()
+    }
     unknown = np.ones(table.num_rows, dtype=bool)
-    for array in arrays.values():
-        unknown &= array.is_null().to_numpy(zero_copy_only=False) | _no_member(array)
     code = np.zeros(table.num_rows, dtype=np.uint64)
     some = np.zeros(table.num_rows, dtype=bool)
     found: dict[int, pa.Array] = {}
@@ -237,6 +240,7 @@ def _patterns(
         mask = attribute.mask(arrays[attribute.column])
         code ^= np.where(mask, np.uint64(attribute.code), np.uint64(0))
         some |= mask
+        unknown &= empty[attribute.column]
         if k in top_k or k == len(chosen):
             found[k] = pa.array(code.astype(np.int64), mask=~some if empty_alone else unknown)
     return [found[min(k, len(chosen))] for k in top_k]

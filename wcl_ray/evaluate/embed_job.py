@@ -62,7 +62,7 @@ def embed_run(
     """
     scale = scale or ScaleConfig()
     trained = Trained.open(run, given.get("endpoint"))
-    data = replace(trained.data(given), label=None)  # it is not looked at
+    data = replace(trained.data(given), label=None, group=None)  # they are not looked at
     folder = Folder(out.rstrip("/"), data.endpoint)
     facts = _facts(trained, data, features, columns)
     _check_folder(folder, facts)

@@ -1,9 +1,15 @@
-"""Features of images that were made before: Parquet parts below the cache folder."""
+"""Features of images that were made before: Parquet parts below the cache folder.
+
+The parts of one writer have names of their own, and a list of them is written last. So writers of
+the same features do not mix, and what was not written to the end is not there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -12,27 +18,50 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.clusters.cache import unwritten
+from wcl_ray.data.source import FAULT, ID
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
 DONE = "done.json"
 LARGEST = 2 << 30  # bytes of features that are kept
 CPUS = 0.1  # of a task that reads or writes a part: other things hold the CPUs
+COLUMNS = (ID, FAULT, "feature")
+
+
+def weights_digest(*contents: bytes | None) -> str:
+    """Hash of exported weights: of the tensors and the facts about them, whose order in the file is
+    left to chance."""
+    found = hashlib.sha256()
+    for content in contents:
+        if content is None:
+            found.update(b"none")
+            continue
+        start = 8 + int.from_bytes(content[:8], "little")  # of the tensors, behind the header
+        header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+        found.update(len(header).to_bytes(8, "little") + header)
+        found.update(len(content).to_bytes(8, "little"))
+        found.update(memoryview(content)[start:])
+    return found.hexdigest()[:40]
 
 
 def load_features(folder: Folder | None, name: str) -> Dataset | None:
-    """Features as they were kept, None when they were not (or not to the end)."""
-    if folder is None or not (own := folder / f"features/{name}").exists(DONE):
+    """Features as they were kept, ``__id``, ``__fault`` and ``feature`` in the order of then; None
+    when they were not (or not to the end)."""
+    if folder is None:
         return None
-    parts = json.loads(own.read(DONE))["parts"]
-    refs = [_read.remote(own, part) for part in range(parts)]
+    own = folder / f"features/{name}"
     try:
-        ray.get([_rows.remote(ref) for ref in refs])
-    except ray.exceptions.RayTaskError as error:
-        warn(f"the features in {own.uri} cannot be read ({error.cause}); they are made again")
+        if not own.exists(DONE):
+            return None
+        parts = json.loads(own.read(DONE))["parts"]
+        read = [_read.remote(own, part["file"], part["rows"]) for part in parts]
+        ray.get([good for _, good in read])
+    except (OSError, ValueError, KeyError, TypeError, ray.exceptions.RayError) as error:
+        text = getattr(error, "cause", None) or error
+        warn(f"the features in {own.uri} cannot be read ({text}); they are made again")
         return None
     say("features", f"from the cache in {folder.uri}")
-    return ray.data.from_arrow_refs(refs)
+    return ray.data.from_arrow_refs([table for table, _ in read])
 
 
 def keep_features(folder: Folder | None, name: str, features: Dataset) -> None:
@@ -40,27 +69,32 @@ def keep_features(folder: Folder | None, name: str, features: Dataset) -> None:
     not kept."""
     if folder is None or (features.size_bytes() or 0) > LARGEST:
         return
-    own = folder / f"features/{name}"
-    refs = features.to_arrow_refs()
+    own, token = folder / f"features/{name}", uuid.uuid4().hex[:12]
     try:
-        ray.get([_write.remote(own, part, ref) for part, ref in enumerate(refs)])
-        own.write(DONE, json.dumps({"parts": len(refs)}).encode())
-    except (OSError, ray.exceptions.RayTaskError) as error:
-        unwritten(folder, error if isinstance(error, OSError) else error.cause)
+        refs = features.to_arrow_refs()
+        files = [f"{token}-{number:05d}.parquet" for number in range(len(refs))]
+        rows = ray.get([_write.remote(own, f, ref) for f, ref in zip(files, refs, strict=True)])
+        parts = [{"file": f, "rows": n} for f, n in zip(files, rows, strict=True) if n]
+        if parts:
+            own.write(DONE, json.dumps({"parts": parts}).encode())
+    except (OSError, ray.exceptions.RayError) as error:
+        unwritten(folder, getattr(error, "cause", None) or error)
 
 
 @ray.remote(num_cpus=CPUS, scheduling_strategy="DEFAULT")
-def _write(folder: Folder, part: int, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    folder.write(f"part-{part:05d}.parquet", sink.getvalue())
-
-
-@ray.remote(num_cpus=CPUS, scheduling_strategy="DEFAULT")
-def _read(folder: Folder, part: int) -> Any:
-    return pq.read_table(io.BytesIO(folder.read(f"part-{part:05d}.parquet")))
-
-
-@ray.remote(num_cpus=CPUS, scheduling_strategy="DEFAULT")
-def _rows(table: pa.Table) -> int:
+def _write(folder: Folder, file: str, table: pa.Table) -> int:
+    """Write a part; returns its rows. Empty ones, which may lack the columns, are left out."""
+    if table.num_rows:
+        sink = io.BytesIO()
+        pq.write_table(table.select(COLUMNS), sink, write_page_checksum=True)
+        folder.write(file, sink.getvalue())
     return int(table.num_rows)
+
+
+@ray.remote(num_cpus=CPUS, num_returns=2, scheduling_strategy="DEFAULT")
+def _read(folder: Folder, file: str, rows: int) -> tuple[Any, bool]:
+    content = io.BytesIO(folder.read(file))
+    table = pq.read_table(content, page_checksum_verification=True)
+    if table.num_rows != rows or tuple(table.column_names) != COLUMNS:
+        raise ValueError(f"{file} holds something else")
+    return table, True

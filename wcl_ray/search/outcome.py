@@ -63,7 +63,8 @@ class Outcome:
         seconds: of the search, over all its starts.
         facts: what else to show, title → text (data, label, sampler, scheduler, machine, …).
         correlations: label-free figure → Spearman's rank correlation with ``metric`` over the
-            trials, every figure turned so that larger is better; empty without labels or with too few trials.
+            trials, every figure turned so that larger is better; empty without labels or with too
+            few trials.
     """
 
     name: str

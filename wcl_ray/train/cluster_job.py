@@ -9,20 +9,28 @@ import numpy as np
 import pyarrow as pa
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.cache import bytes_digest, cache_folder, digest
+from wcl_ray.clusters.cache import array_digest, digest
 from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.clusters.vectors import Vectors, has_vectors, open_vectors, side_columns
 from wcl_ray.config import ClustersConfig, Config, DataConfig
+from wcl_ray.data.fingerprint import covers_images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.feature_cache import keep_features, load_features
+from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
 from wcl_ray.train.fit import connect, gpus
-from wcl_ray.train.images import build_clusters, open_images, qualities, show_quality
+from wcl_ray.train.images import (
+    alone,
+    build_clusters,
+    cache_of,
+    open_images,
+    qualities,
+    show_quality,
+)
 
 ALONE = ClustersConfig(kind="instance")
 
@@ -117,22 +125,27 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
     images = open_images(data, trained.config.storage, trained.config.seed)
     images = replace(images, holdout=0.0)  # all are clustered
     say("images", images.train.describe())
-    wanted = [images.label] if images.label else []
-    rows = images.metadata(wanted)
-    base = cluster_metadata(rows, ALONE, images.label, images.train.columns)
+    base = alone(config, images)
     ids = base.assignment.ids
     ks = wanted_k(config.clusters, len(ids))
-    say("features", f"{config.clusters.features} of {run}")
-    cache, which = cache_folder(config), config.clusters.features
-    made_of = {"data": images.facts(), "weights": bytes_digest(trained.weights), "which": which}
-    if which == "projector":
-        made_of["projector"] = bytes_digest(trained.projector())
-    name = digest(made_of | {"size": trained.config.data.stored_size})
+    gpu = gpus(config.scale) > 0
+    which = config.clusters.features
+    say("features", f"{which} of {run}")
+    cache, facts = cache_of(config, images)
+    cache = cache if covers_images(images.train) else None
+    head = trained.projector() if which == "projector" else None
+    made_of = {
+        "data": facts,
+        "ids": array_digest(ids),
+        "weights": weights_digest(trained.weights, head),
+        "size": trained.config.data.stored_size,
+        "gpu": gpu,
+    }
+    name = digest(made_of)
     made = load_features(cache, name)
     if made is None:
         made = trained.embed(images.train_images(), which, config.scale).materialize()
         keep_features(cache, name, made)
-    gpu = gpus(config.scale) > 0
     found = cluster_features(made, ids, ks, config.clusters, seed=config.seed, gpu=gpu)
     return found, base
 

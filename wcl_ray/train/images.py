@@ -52,11 +52,15 @@ class Images:
         return replace(self, validation=0.0)
 
     def facts(self) -> dict[str, Any]:
-        """What tells the training images from others, for the cache."""
+        """What tells the training images from others, for the cache.
+
+        Raises:
+            OSError: the files cannot be listed.
+        """
         split: dict[str, Any] = {"holdout": self.holdout, "validation": self.validation}
         if self.holdout or self.validation:
             split |= {"seed": self.seed, "group": self.group}
-        return {"fingerprint": fingerprint(self.train), "label": self.label, **split}
+        return {"fingerprint": fingerprint(self.train), **split}
 
     def metadata(self, columns: Sequence[str] = (), training: bool = True) -> Dataset:
         """Metadata of the train source's rows on one side, see :meth:`Source.metadata`."""
@@ -77,10 +81,19 @@ class Images:
         return self._side(self.train.images(self._with_group(columns)), columns, training=False)
 
     def test_count(self) -> int:
-        """Number of the test images."""
+        """Number of the test images.
+
+        Raises:
+            UserError: the split left none.
+        """
         if self.test is not None and not self.validation:
             return int(self.test.metadata().count())
-        return int(self.metadata((), training=False).count())
+        count = int(self.metadata((), training=False).count())
+        if not count:
+            few = f": {self.group!r} has too few values" if self.group else ""
+            option = "--validation" if self.validation else "--data.holdout"
+            raise UserError(f"no image is held out{few}; give a larger {option} or another --seed")
+        return count
 
     def _with_group(self, columns: Sequence[str]) -> list[str]:
         split = self.group if self.holdout or self.validation else None
@@ -152,18 +165,8 @@ def build_clusters(
     Raises:
         UserError: see :func:`wcl_ray.clusters.metadata.cluster_metadata`; a label with one class.
     """
-    source, label = images.train, images.label
-    source.check_columns(config.clusters.columns, "clusters.columns")
-    columns = columns_of(config.clusters, label, source.columns)
-    wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
-
-    def make(options: ClustersConfig) -> Clustering:
-        rows = images.metadata(wanted)
-        return cluster_metadata(rows, options, label, source.columns, config.seed, strict=False)
-
-    clustering = cached_clustering(
-        cache_folder(config), images.facts(), config.clusters, columns, config.seed, make
-    )
+    clustering = _clustering(config, config.clusters, images)
+    label = images.label
     if strict:
         check(clustering.assignment, config.clusters.kind)
     if label is not None and clustering.classes < 2:
@@ -175,6 +178,41 @@ def build_clusters(
     return clustering, quality
 
 
+def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clustering:
+    """Clusters of the metadata from the cache, or made; of any use or not."""
+    source, label = images.train, images.label
+    source.check_columns(clusters.columns, "clusters.columns")
+    columns = columns_of(clusters, label, source.columns)
+    wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
+
+    def make(options: ClustersConfig) -> Clustering:
+        rows = images.metadata(wanted)
+        return cluster_metadata(rows, options, label, source.columns, config.seed, strict=False)
+
+    # ids alone are not worth an entry
+    folder, facts = cache_of(config, images) if wanted else (None, {})
+    data = facts | {"label": label}
+    return cached_clustering(folder, data, clusters, columns, config.seed, make)
+
+
+def cache_of(config: Config, images: Images) -> tuple[Folder | None, dict[str, Any]]:
+    """The cache and what tells the training images from others; None where there is no cache, or
+    where the files cannot be listed."""
+    folder = cache_folder(config)
+    if folder is None:
+        return None, {}
+    try:
+        return folder, images.facts()
+    except OSError as error:
+        warn(f"the files of {images.train.uri} cannot be listed ({error}), so nothing is cached")
+        return None, {}
+
+
+def alone(config: Config, images: Images) -> Clustering:
+    """Every training image alone, and their labels."""
+    return _clustering(config, ClustersConfig(kind="instance"), images)
+
+
 def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> list[Quality]:
     """Measures of each granularity."""
     group = 1 if config.clusters.kind == "instance" else config.clusters.group
@@ -184,16 +222,14 @@ def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> l
     ]
 
 
-def read_labels(images: Images, ids: np.ndarray) -> np.ndarray | None:
+def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray | None:
     """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
     if images.label is None:
         return None
-    rows = images.metadata([images.label])
-    plain = ClustersConfig(kind="instance")
-    found = cluster_metadata(rows, plain, images.label, images.train.columns)
+    found = alone(config, images.whole())  # which a search has asked for already
     assert found.labels is not None
     place = positions_of(found.assignment.ids, ids)
-    return np.where(place >= 0, found.labels[place], -1)
+    return np.where(place >= 0, found.labels[place], np.int32(-1))
 
 
 def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:

@@ -20,8 +20,7 @@ from ray.data import Dataset
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.cache import (
-    bytes_digest,
-    cache_folder,
+    array_digest,
     digest,
     keep,
     kmeans_facts,
@@ -30,19 +29,20 @@ from wcl_ray.clusters.cache import (
 from wcl_ray.clusters.features import cluster_features, wanted_k
 from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import Config
+from wcl_ray.data.fingerprint import covers_images
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_matrix, resources
-from wcl_ray.evaluate.feature_cache import keep_features, load_features
+from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say
+from wcl_ray.terminal import say, warn
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.fit import Scale
-from wcl_ray.train.images import Images, qualities, read_labels, show_quality
+from wcl_ray.train.images import Images, cache_of, qualities, read_labels, show_quality
 
 FEW = 4  # images without metadata a cluster, below which they stay alone
 COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
@@ -102,7 +102,7 @@ def round_clusters(
     found = _cached(config, images, stream, base, wanted, ks, previous, before, scale, shareable)
     assignment = _joined(base, found.clusters, found.names)
     collapse = found.collapse
-    labels = read_labels(images, base.ids)
+    labels = read_labels(config, images, base.ids)
     compared = _compare(assignment, old, labels)
     quality = qualities(assignment, labels, config)
     show_quality(quality, config)
@@ -148,19 +148,24 @@ def _cached(
     projector = None
     if config.clusters.features == "projector":
         projector = save_projector(encoder, config.loss.feature_head)
-    cache = cache_folder(config)
+    cache, facts = cache_of(config, images)
+    cache = cache if covers_images(images.train) else None
     made_of = {
-        "data": images.facts(),
-        "ids": bytes_digest(base.ids[wanted]),
-        "weights": bytes_digest(weights, projector),
+        "data": facts,
+        "ids": array_digest(base.ids[wanted]),
+        "weights": weights_digest(weights, projector),
         "size": config.data.stored_size,
+        "gpu": scale.gpu,
     }
-    clustered = made_of | kmeans_facts(config.clusters) | {"k": ks, "seed": config.seed}
-    name = f"kmeans/{digest(clustered | {'before': bytes_digest(before)})}.parquet"
+    options = kmeans_facts(config.clusters) | {"k": ks, "seed": config.seed}
+    start = {"before": array_digest(before), "positions": array_digest(base.ids)}
+    name = f"kmeans/{digest(made_of | options | start)}.parquet"
     hit = None if cache is None else load_with_facts(cache, name)
     if cache is not None and hit is not None:
-        say("clusters", f"from the cache in {cache.uri}")
         table, more = hit[0].assignment, hit[1]
+        say("clusters", f"{', '.join(table.names)} from the cache in {cache.uri}")
+        for text in more["facts"]["warnings"]:
+            warn(f"k-means: {text}")
         return _Found(table.clusters, table.names, more["facts"], more["collapse"])
     own = digest(made_of)
     features = load_features(cache, own) if shareable else None
