@@ -26,7 +26,7 @@ def words(tmp_path: Path, name: str, *more: str) -> list[str]:
         "--data.path", data, "--data.label", "species", "--data.image-size", "16",
         "--clusters.columns", "colour", "marks", "size", "--train.batch-size", "24",
         "--train.epochs", "8", "--model.projector", "16", "8", "--trial-epochs", "4",
-        "--search.clusters.top-k", "2,4,9,300", "--storage", str(tmp_path / "runs"),
+        "--search.clusters.top-k", "2,4,9,300", "--storage", "runs",  # where it was started
         "--name", name, *more,
     ]  # fmt: skip
 
@@ -46,7 +46,10 @@ class Search:
         self.output = tmp_path / "output"
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                job(tmp_path, *given, script="tune.py"), stdout=stream, stderr=subprocess.STDOUT
+                job(tmp_path, *given, script="tune.py"),
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=tmp_path,
             )
 
     @property
@@ -128,11 +131,13 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
         else:
             assert "not finite" in row["error"]
             assert row["restarts"] == 0  # the same again would fail the same way
+    assert len(list(folder.glob("trials/*/config.json"))) == 5
     assert not list(folder.glob("trials/*/rounds/*/train/*"))  # checkpoints of trials go at the end
     check_results(tmp_path, "one", 5)
 
     again = subprocess.run(
         job(tmp_path, *given, "--resume", script="tune.py"),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,
@@ -142,6 +147,7 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
     started = time.monotonic()
     best = subprocess.run(
         job(tmp_path, "--config", str(folder / "best.yaml"), "--train.epochs", "1", "--name", "b"),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
@@ -235,6 +241,7 @@ def test_wrong_input_before_any_trial(tmp_path: Path, more: list[str], said: str
     given = words(tmp_path, "wrong", *more)
     found = subprocess.run(
         job(tmp_path, *given, script="tune.py"),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pictures import write_parquet
 
 from wcl_ray.cli import parse
-from wcl_ray.config import DataConfig
-from wcl_ray.search.neighbours import shared_metadata
+from wcl_ray.config import ClustersConfig, DataConfig
+from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome, Trial
 from wcl_ray.search.record import Record
@@ -26,6 +27,7 @@ from wcl_ray.search.results import (
     to_parquet,
 )
 from wcl_ray.storage import Folder
+from wcl_ray.train.images import open_images
 
 
 def outcome() -> Outcome:
@@ -127,36 +129,47 @@ def test_record_survives_its_driver(tmp_path: Path) -> None:
     assert [t.number for t in again.outcome().trials] == [0, 1]
 
 
-def test_shared_metadata() -> None:
-    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [0.7, 0.7]])
-    z = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [-1, -1]])
-    test = torch.tensor([[1.0, 0.05], [0.05, 1.0]])
-    own = torch.tensor([[0, 0], [1, 0]])
-    # first granularity: both neighbours of both are right; second: one of two
-    assert shared_metadata(x, z, test, own, 2) == pytest.approx((1.0 + 0.5) / 2)
-    # images that are alone, or of a cluster without a training image, are not judged
-    alone = torch.tensor([[0, -1], [7, -1]])
-    assert shared_metadata(x, z, test, alone, 2) == pytest.approx(1.0)
-    assert shared_metadata(x, z, test, torch.full((2, 2), -1), 2) is None
-    # fewer members than neighbours: so many count as all
-    assert shared_metadata(x, z, test, own, 5) == pytest.approx(1.0)
+def test_attribute_gap() -> None:
+    x = torch.tensor([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 6)
+    a = torch.tensor([[True, True]] * 6 + [[False, True]] * 6)
+    # neighbours tell the first attribute; the second is true everywhere and judges nothing
+    assert attribute_gap(x, a, x, a, 3) == pytest.approx(1.0)
+    assert attribute_gap(x, ~a, x, a, 3) == pytest.approx(-1.0)
+    collapsed = torch.ones(12, 2)
+    assert attribute_gap(collapsed, a, collapsed, a, 12) == pytest.approx(0.0, abs=1e-6)
+    assert attribute_gap(x, a, x[:4], a[:4], 3) is None  # too few without it
 
 
-def test_shared_metadata_against_a_plain_loop() -> None:
+def test_attribute_gap_against_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
-    x, q = rng.normal(size=(50, 6)), rng.normal(size=(20, 6))
-    z, own = rng.integers(-1, 5, (50, 3)), rng.integers(-1, 7, (20, 3))
+    x, q = rng.normal(size=(50, 6)), rng.normal(size=(40, 6))
+    a, own = rng.random((50, 3)) < 0.4, rng.random((40, 3)) < 0.4
     unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, q)]
-    near = np.argsort(-(unit[1] @ unit[0].T), axis=1)[:, :8]
-    means = []
+    similarity = unit[1] @ unit[0].T
+    near = np.argsort(-similarity, axis=1)[:, :8]
+    gaps = []
     for g in range(3):
-        shares = []
-        for i in range(20):
-            size = int((z[:, g] == own[i, g]).sum())
-            if own[i, g] >= 0 and size:
-                shares.append((z[near[i], g] == own[i, g]).sum() / min(size, 8))
-        means.append(np.mean(shares))
-    found = shared_metadata(
-        torch.from_numpy(x), torch.from_numpy(z), torch.from_numpy(q), torch.from_numpy(own), 8, 7
+        votes = []
+        for i in range(40):
+            weight = np.exp(similarity[i, near[i]] / 0.07)
+            votes.append((weight * a[near[i], g]).sum() / weight.sum())
+        gaps.append(np.mean(np.array(votes)[own[:, g]]) - np.mean(np.array(votes)[~own[:, g]]))
+    found = attribute_gap(
+        torch.from_numpy(x), torch.from_numpy(a), torch.from_numpy(q), torch.from_numpy(own), 8, 7
     )
-    assert found == pytest.approx(float(np.mean(means)), rel=1e-5)
+    assert found == pytest.approx(float(np.mean(gaps)), rel=1e-5)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_attributes_are_read_as_bits(tmp_path: Path) -> None:
+    data = DataConfig(path=write_parquet(tmp_path / "data", 96), label="species")
+    config = SearchConfig(data=data, clusters=ClustersConfig(columns=("colour", "marks")))
+    images = open_images(data, str(tmp_path), 0, 0.2)
+    ids, bits = read_attributes(config, images)
+    assert bits.shape == (len(ids), 8)
+    assert set(ids) == set(images.whole().metadata().to_pandas()["__id"])
+    columns = {tuple(column) for column in np.unpackbits(bits, axis=1).T if column.any()}
+    red = tuple(int((n // 2) % 3 == 0) for n in ids)
+    spot = tuple(int((n // 6) % 2) for n in ids)
+    assert {red, spot} <= columns
+    assert len(columns) == 4  # three colours, and both marks are always together

@@ -56,7 +56,8 @@ class Folder:
         return Folder(f"{self.uri.rstrip('/')}/{name}", self.endpoint)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str, str | None]]:
-        return Folder, (self.uri, self.endpoint)
+        # another process may have another working directory
+        return Folder, (self.path if self.local else self.uri, self.endpoint)
 
     def file(self, name: str) -> str:
         """Path of a file inside the file system."""

@@ -145,6 +145,45 @@ def cluster_metadata(
     return Clustering(assignment, labels, classes, tuple(chosen), skipped, tuple(notes))
 
 
+def attribute_bits(
+    rows: Dataset, columns: list[str], config: ClustersConfig, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The binary attributes of the highest entropy as bits, for any kind of metadata.
+
+    Args:
+        rows: ``__id`` and the columns.
+        most: attributes.
+
+    Returns:
+        int64 (N,) increasing ids, and uint8 (N, most / 8) packed bits; attributes that do not exist
+        are false.
+
+    Raises:
+        UserError: no column gives a usable attribute.
+    """
+    chosen, _ = attributes(_count(rows, columns, None), config.quantiles, config.min_share)
+    if not chosen:
+        raise UserError(f"no column gives a usable attribute: {', '.join(columns)}")
+    chosen = chosen[:most]
+
+    def pack(table: pa.Table) -> pa.Table:
+        arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
+        bits = np.zeros((table.num_rows, most), dtype=bool)
+        for place, attribute in enumerate(chosen):
+            bits[:, place] = attribute.mask(arrays[attribute.column])
+        packed = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(most // 8), table.num_rows, [None, pa.py_buffer(np.packbits(bits, axis=1))]
+        )
+        return pa.table({ID: table[ID], "bits": packed})
+
+    refs = rows.map_batches(pack, batch_format="pyarrow", batch_size=None).to_arrow_refs()
+    table = pa.concat_tables([part for part in ray.get(refs) if part.num_rows])
+    ids = table[ID].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    packed = np.frombuffer(b"".join(table["bits"].to_pylist()), np.uint8).reshape(-1, most // 8)
+    return ids[order], packed[order]
+
+
 def shortage(usable: int, top_k: int) -> str:
     """The note on fewer usable attributes than asked for."""
     return f"only {usable} attributes are usable, top-k {top_k}"

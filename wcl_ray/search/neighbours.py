@@ -10,68 +10,99 @@ import ray
 import torch
 import torch.nn.functional as F
 
+from wcl_ray.clusters.metadata import attribute_bits, columns_of
 from wcl_ray.data.source import ID
 from wcl_ray.data.stream import positions_of
+from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import feature_matrix
+from wcl_ray.evaluate.knn import TEMPERATURE
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.train.images import Images
+
+MOST = 64  # attributes that are compared, those of the highest entropy: 8 bytes an image
+FEW = 5  # test images with, and without, an attribute that are needed to judge by it
 
 
-def shared_metadata(
+def attribute_gap(
     train_x: torch.Tensor,
-    train_z: torch.Tensor,
+    train_a: torch.Tensor,
     test_x: torch.Tensor,
-    test_z: torch.Tensor,
+    test_a: torch.Tensor,
     neighbours: int,
-    chunk: int = 1024,
+    chunk: int = 512,
 ) -> float | None:
-    """Share of the nearest training images that are in a test image's cluster, as a mean over
-    images and granularities.
+    """How much more of an attribute there is around the images that have it than around others.
 
-    The same clusterings judge every encoder, whichever it was trained on. Of a cluster with fewer
-    training images than ``neighbours`` so many count as all. Images that are alone, or whose
-    cluster has no training image, are left out.
+    An image's nearest training images vote on each attribute as in the kNN classifier. The gap is
+    the mean vote at the test images that have the attribute minus that at those that have not; the
+    figure is the mean gap over attributes. It judges every encoder by the same attributes,
+    whichever clusters it was trained on: 0 is chance, 1 the best.
 
     Args:
-        train_x: float (N, F). train_z: int64 (N, G) clusters, -1 = alone.
-        test_x: float (M, F). test_z: int64 (M, G).
+        train_x: float (N, F). train_a: bool (N, A).
+        test_x: float (M, F). test_a: bool (M, A).
         neighbours: k of cosine similarity.
 
     Returns:
-        In [0, 1]; None where no image can be judged.
+        None where no attribute has five test images on each side.
     """
     bank = F.normalize(train_x.float(), dim=1)
     k = min(neighbours, len(bank))
-    hits = torch.zeros(train_z.shape[1], dtype=torch.float64)
-    counted = torch.zeros_like(hits)
-    sizes = [torch.bincount(z[z >= 0], minlength=int(test_z.max()) + 2) for z in train_z.T]
+    having = torch.zeros(test_a.shape[1], dtype=torch.float64)
+    lacking = torch.zeros_like(having)
     for start in range(0, len(test_x), chunk):
         queries = F.normalize(test_x[start : start + chunk].float(), dim=1)
-        index = (queries @ bank.T).topk(k, dim=1).indices
-        for g, size in enumerate(sizes):
-            own = test_z[start : start + chunk, g]
-            there = torch.where(own >= 0, size[own.clamp(min=0)], 0)
-            found = (train_z[index, g] == own[:, None]).sum(1)
-            judged = there > 0
-            hits[g] += (found[judged] / there[judged].clamp(max=k)).sum()
-            counted[g] += judged.sum()
-    means = hits[counted > 0] / counted[counted > 0]
-    return float(means.mean()) if len(means) else None
+        similarity, index = (queries @ bank.T).topk(k, dim=1)
+        weight = torch.softmax(similarity / TEMPERATURE, dim=1)
+        vote = (weight[:, :, None] * train_a[index]).sum(1)
+        own = test_a[start : start + chunk]
+        having += (vote * own).sum(0)
+        lacking += (vote * ~own).sum(0)
+    count = test_a.sum(0)
+    judged = (count >= FEW) & (len(test_a) - count >= FEW)
+    if not judged.any():
+        return None
+    gap = having[judged] / count[judged] - lacking[judged] / (len(test_a) - count[judged])
+    return float(gap.mean())
+
+
+def read_attributes(config: SearchConfig, images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """The attributes by which neighbours are compared.
+
+    Returns:
+        int64 (N,) sorted ids of all images outside the test split, and uint8 (N, 8), a bit for
+        each of at most 64 attributes.
+
+    Raises:
+        UserError: there is no usable attribute.
+    """
+    whole = images.whole()
+    columns = columns_of(config.clusters, images.label, images.train.columns)
+    try:
+        return attribute_bits(whole.metadata(columns), columns, config.clusters, MOST)
+    except UserError:
+        if config.objective == "metadata":
+            raise
+        return np.empty(0, np.int64), np.empty((0, 1), np.uint8)
 
 
 def metadata_figure(
-    train: pa.Table, test: pa.Table, *, ids: Any, clusters: Any, neighbours: int
+    train: pa.Table, test: pa.Table, *, ids: Any, bits: Any, neighbours: int
 ) -> dict[str, float]:
     """The figure ``metadata`` of embedded images.
 
     Args:
         train, test: ``__id`` and ``feature``.
-        ids, clusters: references to int64 (N,) sorted and int32 (N, G).
+        ids, bits: references to what :func:`read_attributes` gives.
     """
-    known, table = ray.get([ids, clusters])
+    known, packed = ray.get([ids, bits])
 
     def parts(rows: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
         place = positions_of(known, rows[ID].to_numpy())
-        z = np.where(place[:, None] >= 0, table[place], -1).astype(np.int64)
-        return torch.from_numpy(feature_matrix(rows["feature"]).copy()), torch.from_numpy(z)
+        own = np.unpackbits(packed[place.clip(min=0)], axis=1).astype(bool) & (place >= 0)[:, None]
+        return torch.from_numpy(feature_matrix(rows["feature"]).copy()), torch.from_numpy(own)
 
-    found = shared_metadata(*parts(train), *parts(test), neighbours)
+    if len(known) == 0:
+        return {}
+    found = attribute_gap(*parts(train), *parts(test), neighbours)
     return {} if found is None else {"metadata": found}

@@ -29,9 +29,10 @@ class SearchConfig(Config):
     """Epochs of a trial; train.epochs is the length of the run with the best setting. 0: half of
     train.epochs, but at least 8 (or train.epochs)."""
     metric: Metric = "auto"
-    """What is best. knn, probe: accuracy on the validation images. metadata: share of an image's
-    neighbours with the same metadata. rank_me, uniformity, alignment: label-free figures of the
-    features. auto: knn with a label, else metadata, else rank_me."""
+    """What is best. knn, probe: accuracy on the validation images. metadata: how far neighbours
+    share attributes (kNN votes on them where they are true, minus where they are not). rank_me,
+    uniformity, alignment: label-free figures of the features. auto: knn with a label, else
+    metadata, else rank_me."""
     validation: float = 0.2
     """Share of the training images that trials are measured on. Test images are never read."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"

@@ -20,6 +20,7 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.search.granularity import Granularities, find_granularities
+from wcl_ray.search.neighbours import read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
 from wcl_ray.search.page import page
@@ -67,8 +68,9 @@ def search(config: SearchConfig) -> Outcome:
     connect(config)
     images = open_images(config.data, config.storage, config.seed, config.validation)
     say("images", images.train.describe())
-    place = cache_folder(config)  # trials have another storage
-    config = replace(config, cache="none" if place is None else place.uri)
+    place = cache_folder(config)
+    if place is not None:  # trials have another storage, and another working directory
+        config = replace(config, cache=place.path if place.local else place.uri)
     granularities = find_granularities(config, images, given)
     dimensions = default_dimensions(config, given)
     if granularities.dimension is not None:
@@ -142,7 +144,10 @@ def _prepare(
         bad = len(train.faults) + len(kept[1].faults)
         if bad:
             say("faults", f"{bad} unreadable images are left out")
-    table = found.base
+    compared = None
+    if config.has_metadata:
+        known, bits = read_attributes(config, images)
+        compared = (ray.put(known), ray.put(bits))
     setup = Setup(
         config=config,
         folder=folder,
@@ -151,11 +156,11 @@ def _prepare(
         images=images,
         kept=kept,
         counts=(len(ids[True]), len(ids[False])),
-        base=ray.put(table),
+        base=ray.put(found.base),
         columns=found.columns,
         quality={value: q.to_dict() for value, q in found.quality.items()},
         ids=ray.put(ids[True]),
-        metadata=(ray.put(table.ids), ray.put(table.clusters)) if config.has_metadata else None,
+        metadata=compared,
         share=plan_share(config, streamed=kept is None),
     )
     return _Prepared(setup, train.reason)

@@ -44,7 +44,7 @@ class Setup:
         counts: number of training and of validation images.
         base: reference to the clusters of all images (see ``Granularities``).
         ids: reference to int64 (N,), sorted ids of the training images.
-        metadata: references to ids and clusters that neighbours are compared by, or None.
+        metadata: references to ids and attributes that neighbours are compared by, or None.
         quality: searched granularity → measures of its clusters.
     """
 
@@ -181,6 +181,6 @@ def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
 def _more(setup: Setup) -> Any:
     if setup.metadata is None:
         return None
-    ids, clusters = setup.metadata
+    ids, bits = setup.metadata
     neighbours = setup.config.evaluate.neighbours
-    return functools.partial(metadata_figure, ids=ids, clusters=clusters, neighbours=neighbours)
+    return functools.partial(metadata_figure, ids=ids, bits=bits, neighbours=neighbours)
