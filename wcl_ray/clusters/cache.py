@@ -25,9 +25,10 @@ from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
-VERSION = 2  # of the entries; another one makes all old entries unknown
+VERSION = 3  # of the entries; another one makes all old entries unknown
 NOTHING = "none"
 FACTS = b"wcl_ray"
+SEAL, BLANK = b"sealed with ", b"0" * 64
 KMEANS = ("k", "nested", "min_size", "iterations", "spherical", "two_level", "features")
 
 _told: set[str] = set()  # cache folders that could not be written
@@ -191,12 +192,22 @@ def keep(
     }
     sink = io.BytesIO()
     text = json.dumps(facts, default=lambda x: x.item())
-    whole = pa.table(columns).replace_schema_metadata({FACTS: text.encode()})
-    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
+    whole = pa.table(columns).replace_schema_metadata({FACTS: text.encode(), "seal": SEAL + BLANK})
+    pq.write_table(whole, sink, compression="zstd")
     try:
-        folder.write(name, sink.getvalue())
+        folder.write(name, _sealed(sink.getvalue()))
     except OSError as error:
         unwritten(folder, error)
+
+
+def _sealed(content: bytes) -> bytes:
+    """A file with the hash of all the rest in the place for it, so that no damage goes unseen."""
+    at = content.rfind(SEAL) + len(SEAL)
+    if at < len(SEAL):
+        raise ValueError("it is no entry")
+    end = at + len(BLANK)
+    found = hashlib.sha256(content[:at] + BLANK + content[end:]).hexdigest()
+    return content[:at] + found.encode() + content[end:]
 
 
 def unwritten(folder: Folder, error: BaseException) -> None:
@@ -217,8 +228,10 @@ def load_with_facts(folder: Folder, name: str) -> tuple[Clustering, dict[str, An
     try:
         if not folder.exists(name):
             return None
-        content = io.BytesIO(folder.read(name))
-        table = pq.read_table(content, page_checksum_verification=True)
+        content = folder.read(name)
+        if _sealed(content) != content:
+            raise ValueError("it is damaged")
+        table = pq.read_table(io.BytesIO(content))
         facts = json.loads((table.schema.metadata or {})[FACTS])
         if facts["entry"] != name:
             raise ValueError(f"it is the entry {facts['entry']}")
