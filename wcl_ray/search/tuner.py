@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
@@ -250,10 +251,11 @@ def check_dashboard(patience: float = 30.0) -> None:
     """
     from ray.util.state import list_nodes
 
+    own = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
     limit = time.monotonic() + patience
     while True:
         try:
-            list_nodes(limit=1, timeout=10)
+            list_nodes(address=own, limit=1, timeout=10)
             return
         except Exception as error:  # it comes up after Ray itself
             if time.monotonic() > limit:
