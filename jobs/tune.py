@@ -22,8 +22,11 @@ DEMO = ["--data.label", "label", "--clusters.top-k", "8", "--train.epochs", "15"
 def main() -> None:
     config: SearchConfig = parse(cls=SearchConfig, prog="tune.py", implied=demo_flags)
 
-    # trials start many small processes, of which Ray warns again and again; read on its import
+    # A trial needs a dozen small processes. Ray warns of them again and again, and ends idle ones
+    # beyond the number of CPUs, though the next trial would have to start them anew. The first is
+    # read on Ray's import, the second when a local Ray starts.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
 
     def body() -> None:
         from wcl_ray.search.run import search  # after the options: --help stays fast
