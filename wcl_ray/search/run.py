@@ -71,6 +71,8 @@ def search(config: SearchConfig) -> Outcome:
     place = cache_folder(config)
     if place is not None:  # trials have another storage, and another working directory
         config = replace(config, cache=place.path if place.local else place.uri)
+    if config.metric == "auto" and config.objective == "rank_me":
+        warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
     granularities = find_granularities(config, images, given)
     dimensions = default_dimensions(config, given)
     if granularities.dimension is not None:
