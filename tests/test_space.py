@@ -112,7 +112,7 @@ def test_grid_fills_the_trials() -> None:
 
 
 def test_the_default_is_a_point_or_is_not() -> None:
-    dimensions = default_dimensions(Config(), given_dimensions(["clusters.top-k=5,20"]))
+    dimensions = default_dimensions(given_dimensions(["clusters.top-k=5,20"]))
     assert [d.key for d in dimensions] == ["loss.temperature", "clusters.top-k"]
     assert encode(dimensions, Config()) == {"loss.temperature": 0.2, "clusters.top-k": 1}
     other = Config(loss=LossConfig(temperature=0.9))

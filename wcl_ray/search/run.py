@@ -61,7 +61,7 @@ def search(config: SearchConfig) -> Outcome:
         print(f"{folder.uri} is finished")
         show(folder, outcome)
         return outcome
-    for d in default_dimensions(config, given):  # what cannot be trained is found at once
+    for d in default_dimensions(given):  # what cannot be trained is found at once
         for point in d.points(2):
             _check(config, d, point)
     build_encoder(config.model, config.data.image_size)
@@ -74,7 +74,7 @@ def search(config: SearchConfig) -> Outcome:
     if config.metric == "auto" and config.objective == "rank_me":
         warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
     granularities = find_granularities(config, images, given)
-    dimensions = default_dimensions(config, given)
+    dimensions = default_dimensions(given)
     if granularities.dimension is not None:
         own = granularities.dimension
         dimensions = [dimensions[0], own, *(d for d in dimensions[1:] if d.key != own.key)]

@@ -116,7 +116,7 @@ def given_dimensions(given: Sequence[str]) -> dict[str, Dimension]:
     return found
 
 
-def default_dimensions(config: Config, given: dict[str, Dimension]) -> list[Dimension]:
+def default_dimensions(given: dict[str, Dimension]) -> list[Dimension]:
     """Temperature first, then what was given; the granularity's default needs the data."""
     both = dict(given)
     both.setdefault(TEMPERATURE, parse_space(TEMPERATURE, DEFAULT_TEMPERATURE))

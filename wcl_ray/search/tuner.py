@@ -27,7 +27,6 @@ from wcl_ray.terminal import say
 
 NAME = "tune"
 SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses what came since
-OWN = ("epoch", "score")
 
 
 def run_trials(setup: Setup, record: Record, publish: Callable[[], None]) -> bool:
