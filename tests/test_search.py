@@ -226,11 +226,14 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
     assert (best.train.epochs, best.train.rounds) == (4, 2)
 
 
+HOPELESS = ["--search.clusters.top-k", "9", "--train.batch-size", "2", "--clusters.group", "1"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--search.loss.temprature", "1"], "did you mean loss.temperature"),
-        (["--search.clusters.top-k", "400"], "no granularity"),
+        (HOPELESS, "of the anchors would meet no positive"),
         (["--validation", "0.999"], "training images, fewer than 24"),
         (["--metric", "knn", "--data.group", "nothing"], "'nothing' is not a column"),
         (["--search.model.backbone", "resnet18,resnet19"], "resnet19"),

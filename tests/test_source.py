@@ -274,7 +274,7 @@ def test_s3_shards_are_read_in_one_stream(
 
 
 def test_s3_run_folder(s3: str) -> None:
-    folder = Folder("s3://bugs/runs", s3)
+    folder = Folder("s3://bugs/bare", s3)
     folder.write("one/config.json", b"{}")
     assert folder.exists("one/config.json")
     assert folder.names() == ["one"]

@@ -41,7 +41,7 @@ def run_trials(setup: Setup, record: Record, publish: Callable[[], None]) -> boo
     Raises:
         UserError: the cluster has no dashboard.
     """
-    _quiet()
+    _environment()
     check_dashboard()
     config, folder = setup.config, setup.folder
     points, count = _first_points(config, setup.dimensions)
@@ -265,8 +265,10 @@ def check_dashboard(patience: float = 30.0) -> None:
         time.sleep(0.5)
 
 
-def _quiet() -> None:
-    """Keep Tune and Optuna from talking beside our own lines."""
+def _environment() -> None:
+    """Settings of Tune that have no option; most keep it from talking beside our own lines."""
+    # a trial that cannot be mended by trying again ends without a score, and others go on
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
