@@ -31,7 +31,7 @@ from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.source import ID, IMAGE, open_source
 from wcl_ray.data.stream import Stream, plan_stream
-from wcl_ray.train.fit import quiet_ray
+from wcl_ray.train.nodes import quiet_ray
 
 BATCH = 256
 

@@ -40,7 +40,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from wcl_ray.clusters.kmeans import KMeans
 from wcl_ray.clusters.nearest import gemm_nearest
 from wcl_ray.clusters.seeding import plus_plus
-from wcl_ray.train.fit import quiet_ray
+from wcl_ray.train.nodes import quiet_ray
 
 SIZES = [(200_000, 128, 256), (200_000, 128, 1000), (200_000, 128, 4096), (50_000, 2048, 1000)]
 FITS = [(200_000, 128, 1000), (200_000, 128, 4096)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,11 @@ from wcl_ray.config import Config
 from wcl_ray.errors import find_user_error
 
 T = TypeVar("T")
-RUN_KEYS = ("name", "resume")  # of a stored configuration: they belong to that run alone
+RUN_KEYS = (
+    "name",
+    "resume",
+    "start_or_resume",
+)  # of a stored configuration: they belong to that run alone
 
 
 def parse(
@@ -64,7 +69,8 @@ def run_job(
 ) -> None:
     """Run the body of a job: what the user can mend becomes one line, the rest a traceback.
 
-    A run that was interrupted ends with status 130, so that schedulers see it.
+    A run that was interrupted ends with status 130, one that was stopped by SIGTERM with 143, so
+    that schedulers see it.
 
     Args:
         again: what to say of an interrupted run.
@@ -73,6 +79,10 @@ def run_job(
         body()
     except KeyboardInterrupt:
         fail(f"interrupted; {again}", 130)
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # what Ray makes of it: `ray job stop`, a scheduler
+            raise
+        fail(f"stopped; {again}", 128 + signal.SIGTERM)
     except Exception as error:
         found = find_user_error(error)
         if found is None and not isinstance(error, (FileNotFoundError, PermissionError)):

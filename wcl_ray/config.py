@@ -306,6 +306,10 @@ class ScaleConfig:
     """CPUs that each worker holds, its decoding threads included. 0: an even share."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Train on GPUs: if there are any, always, or never."""
+    grows: Literal["auto", "yes", "no"] = "auto"
+    """Whether the cluster grows on demand (autoscaler, KubeRay), so that workers may be asked for
+    which do not fit yet. auto: where its limits can be read, as on the head of a `ray up`
+    cluster."""
     max_failures: int = 3
     """How often training restarts from its last checkpoint after a lost worker or node."""
     address: str | None = None
@@ -374,10 +378,14 @@ class Config:
     demo data)."""
     resume: bool = False
     """Continue the run of this name, or the newest one with this configuration."""
+    start_or_resume: bool = False
+    """Continue the run of this name if there is one, else start it: for schedulers that start the
+    same command again. Needs --name."""
 
     def __post_init__(self) -> None:
         _require(self.name is None or "/" not in self.name, "name may not hold a slash")
         _require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
+        _require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
         if self.clusters.from_features:
             _require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")

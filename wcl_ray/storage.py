@@ -11,6 +11,8 @@ import pyarrow.fs as pafs
 
 from wcl_ray.errors import UserError
 
+WORKING_DIRS = "working_dir_files"  # Ray's folder of the working directories of jobs
+
 
 def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, str]:
     """File system of a path or URI, and the path inside it.
@@ -43,11 +45,25 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
     raise UserError(f"{uri!r}: the scheme {scheme}:// is not supported; use a path, s3:// or gs://")
 
 
+def lasting(uri: str) -> str:
+    """A path that outlives the job.
+
+    A job that was submitted runs in a copy of its working directory, which Ray deletes with all
+    that was written there; relative paths are taken from the home folder then.
+    """
+    if "://" in uri or os.path.isabs(os.path.expanduser(uri)):
+        return uri
+    return str(Path.home() / uri) if WORKING_DIRS in Path.cwd().parts else uri
+
+
 class Folder:
-    """A folder on any file system whose files appear whole or not at all."""
+    """A folder on any file system whose files appear whole or not at all.
+
+    Relative paths of submitted jobs lie in the home folder, see :func:`lasting`.
+    """
 
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
-        self.uri = uri
+        self.uri = uri = lasting(uri)
         self.endpoint = endpoint
         self.fs, self.path = filesystem(uri, endpoint)
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
@@ -101,7 +117,7 @@ class Folder:
 
 def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
     """Raise a UserError when no file can be written there: it is a folder, or inside a file."""
-    fs, path = filesystem(uri, endpoint)
+    fs, path = filesystem(lasting(uri), endpoint)
     parent = path.rpartition("/")[0] or "/"
     if uri.endswith("/") or fs.get_file_info(path).type == pafs.FileType.Directory:
         raise UserError(f"{option} {uri} is a folder; give the name of a file")
@@ -111,5 +127,5 @@ def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
 
 def write_file(uri: str, content: bytes, endpoint: str | None = None) -> None:
     """Write one file by its path or URI, atomically."""
-    folder, _, name = uri.rpartition("/")
+    folder, _, name = lasting(uri).rpartition("/")
     Folder(folder or ("/" if uri.startswith("/") else "."), endpoint).write(name, content)

@@ -23,6 +23,7 @@ from wcl_ray.data import compose
 from wcl_ray.data.decode import check_header, decode_batch
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.errors import UserError
+from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
 REPLICATED = 0.25  # of the smallest node's store: less is simply read from everywhere
@@ -151,34 +152,28 @@ def _choose(images: Dataset, n: int, size: int, keep: str) -> tuple[str, str, fl
     store = sum(node["Resources"].get("object_store_memory", 0) for node in alive)
     room = SHARE * store
     raw = float(n * 3 * size * size)
-    offer = f"{_bytes(room)} of the object store's {_bytes(store)}"
+    offer = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
     if keep == "anew":
         return "anew", "anew: chosen by data.keep", 0.0
     if keep in ("auto", "raw") and raw <= room:
-        return "raw", f"raw: {n:,} images at {size} px take {_bytes(raw)}, {offer} are free", raw
+        text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+        return "raw", text, raw
     if keep == "raw":
-        raise UserError(f"data.keep raw needs {_bytes(raw)}, but only {offer} may be used")
+        raise UserError(f"data.keep raw needs {bytes_text(raw)}, but only {offer} may be used")
     head = images.select_columns([IMAGE]).limit(64).take_all()
     lengths = [len(row[IMAGE]) for row in head if row[IMAGE]]
     encoded = n * float(np.mean(lengths)) if lengths else 0.0
     if encoded <= room:
         return (
             "encoded",
-            f"encoded: {n:,} image files take about {_bytes(encoded)}, {offer}",
+            f"encoded: {n:,} image files take about {bytes_text(encoded)}, {offer}",
             encoded,
         )
     if keep == "encoded":
-        raise UserError(f"data.keep encoded needs about {_bytes(encoded)}, but only {offer}")
-    text = f"anew: neither pixels ({_bytes(raw)}) nor files ({_bytes(encoded)}) fit into {offer}"
+        raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
+    both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
+    text = f"anew: neither {both} fit into {offer}"
     return "anew", text, 0.0
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

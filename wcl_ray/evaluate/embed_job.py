@@ -27,9 +27,9 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import Live, clock, say
-from wcl_ray.train.fit import connect
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.images import open_images
+from wcl_ray.train.nodes import connect
 
 ROWS = 4096  # images a file
 FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files

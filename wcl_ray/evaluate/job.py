@@ -11,8 +11,9 @@ from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import write_file
 from wcl_ray.terminal import say
-from wcl_ray.train.fit import connect, gpus
+from wcl_ray.train.fit import gpus
 from wcl_ray.train.images import open_images
+from wcl_ray.train.nodes import connect
 
 
 def evaluate_run(

@@ -125,7 +125,7 @@ class SearchConfig(Config):
         Raises:
             ValueError: a value out of range.
         """
-        config = replace(self.plain(), name=None, resume=False)
+        config = replace(self.plain(), name=None, resume=False, start_or_resume=False)
         for key, value in values.items():
             config = with_value(config, key, value)
         return config

@@ -38,9 +38,9 @@ from wcl_ray.search.trial import Setup
 from wcl_ray.search.tuner import run_trials
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
-from wcl_ray.train.fit import connect
 from wcl_ray.train.folder import claim, find_run
 from wcl_ray.train.images import Images, open_images
+from wcl_ray.train.nodes import connect
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
 

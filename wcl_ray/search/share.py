@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ray
-
 from wcl_ray.errors import UserError
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.terminal import warn
-from wcl_ray.train.fit import Scale
+from wcl_ray.train.capacity import capacity
+from wcl_ray.train.fit import Scale, gpus
 
 DRIVER = 0.01  # CPUs of a trial's driver, which only waits
 LEAST_SPARE = 0.1  # CPUs without which no task runs
@@ -45,7 +44,9 @@ def plan_share(config: SearchConfig, streamed: bool) -> Share:
     On an autoscaling cluster it is divided as if it had grown to its largest: trials that do not
     fit yet wait, and their placement groups make it grow.
     """
-    return divide(config, largest(), _widest(), streamed)
+    there = capacity(config.scale)
+    cluster = {"CPU": there.cpus, "GPU": float(gpus(config.scale, there))}
+    return divide(config, cluster, there.node_cpus or 1.0, streamed)
 
 
 def divide(config: SearchConfig, cluster: dict[str, float], widest: float, streamed: bool) -> Share:
@@ -102,16 +103,3 @@ def divide(config: SearchConfig, cluster: dict[str, float], widest: float, strea
         spare = max(LEAST_SPARE, min(1.0, part - DRIVER - share * most))
     workers = Scale(least=least, most=most, cpus=share, gpu=graphics > 0, crowded=True)
     return Share(concurrent, workers, min(1.0, spare))
-
-
-def largest() -> dict[str, float]:
-    """Resources of the cluster, of an autoscaling one when it has grown as far as it may."""
-    now = {key: float(value) for key, value in ray.cluster_resources().items()}
-    # the autoscaler tells Ray its limits; Ray Train and Ray Data read them in the same way
-    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {key: max(now.get(key, 0.0), float(grown.get(key, 0))) for key in now | grown}
-
-
-def _widest() -> float:
-    """CPUs of the largest node that is there."""
-    return max(float(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]) or 1.0

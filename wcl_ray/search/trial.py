@@ -24,9 +24,9 @@ from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.board import MetricsLog, Row
-from wcl_ray.train.fit import connect
 from wcl_ray.train.folder import claim
 from wcl_ray.train.images import Images, build_clusters
+from wcl_ray.train.nodes import connect
 from wcl_ray.train.rounds import ENCODER, Variant, train_rounds
 from wcl_ray.train.validate import Look, shown
 

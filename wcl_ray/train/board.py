@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import Live, clock
+from wcl_ray.train.gauges import Gauges
 
 Row = dict[str, Any]
 
@@ -141,9 +142,12 @@ class Follower:
         log: MetricsLog,
         title: str,
         on_evaluation: Callable[[Row], None] | None = None,
+        gauges: Gauges | None = None,
     ) -> None:
         self._board = board
         self._on_evaluation = on_evaluation
+        self._gauges = gauges
+        self._restarts = max((row.get("restarts", 0) for row in log.rows), default=0)
         self._log = log
         self._live = Live(title)
         self._stop = threading.Event()
@@ -175,11 +179,15 @@ class Follower:
     def _handle(self, row: Row) -> None:
         kind = row.pop("kind")
         if kind == "train":
+            row["restarts"] = self._restarts
             self._log.add(row)
             self._live.show(format_row(row))
+            if self._gauges is not None:
+                self._gauges.set(row)
         elif kind == "resume":
             self._log.rewind(row["images"])
             if row["text"]:
+                self._restarts += 1
                 self._live.close()
                 print(row["text"], flush=True)
         elif kind == "fault":

@@ -22,7 +22,7 @@ from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
-from wcl_ray.train.fit import connect, gpus
+from wcl_ray.train.fit import gpus
 from wcl_ray.train.images import (
     alone,
     build_clusters,
@@ -31,6 +31,7 @@ from wcl_ray.train.images import (
     qualities,
     show_quality,
 )
+from wcl_ray.train.nodes import connect
 
 ALONE = ClustersConfig(kind="instance")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import threading
 import time
@@ -18,7 +16,9 @@ from wcl_ray.config import Config, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.train.board import Follower, MetricsLog, Row
+from wcl_ray.train.capacity import Capacity, capacity
 from wcl_ray.train.folder import add_faults
+from wcl_ray.train.gauges import Gauges
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
@@ -44,20 +44,33 @@ class Scale:
         return f"{count} worker(s) with {kind}{self.cpus:g} CPU(s) each"
 
 
-def gpus(scale: ScaleConfig) -> int:
+def gpus(scale: ScaleConfig, there: Capacity | None = None) -> int:
     """GPUs to use; 0: work on CPUs.
 
     Raises:
         UserError: none is there though one is demanded.
     """
-    count = int(ray.cluster_resources().get("GPU", 0))
-    if scale.gpu == "yes" and count == 0:
-        raise UserError("scale.gpu is yes, but the cluster has no GPU (yet); use auto or no")
-    return 0 if scale.gpu == "no" else count
+    if scale.gpu == "no":
+        return 0
+    there = there or capacity(scale)
+    if scale.gpu == "yes" and there.gpus == 0:
+        wanted = scale.range()
+        if there.grows and wanted:
+            return wanted[1]
+        raise UserError(
+            "scale.gpu is yes, but the cluster has no GPU; use auto or no, or on a cluster that "
+            "grows on demand --scale.grows yes and --scale.workers MIN:MAX"
+        )
+    return there.gpus
 
 
 def plan_scale(config: Config, streamed: bool) -> Scale:
-    """Workers from the options and the cluster.
+    """Workers from the options and the cluster, see :func:`divide`."""
+    return divide(config, capacity(config.scale), streamed)
+
+
+def divide(config: Config, there: Capacity, streamed: bool) -> Scale:
+    """Workers from the options and what the cluster has.
 
     Args:
         streamed: Ray Data reads during training and needs CPUs of its own.
@@ -65,26 +78,48 @@ def plan_scale(config: Config, streamed: bool) -> Scale:
     Raises:
         UserError: no GPU though one is demanded; a batch too small for the workers.
     """
-    count, cpus = gpus(config.scale), ray.cluster_resources().get("CPU", 1.0)
+    scale = config.scale
+    count = gpus(scale, there)
     gpu = count > 0
-    least, most = config.scale.range() or ((count, count) if gpu else (1, 1))
+    first = 1 if there.grows else count  # nodes come while training goes on
+    least, most = scale.range() or ((first, count) if gpu else (1, 1))
     if config.train.batch_size < 2 * most:
         raise UserError(
             f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
             "needs at least 2 images of a batch"
         )
     reading = streamed or bool(config.evaluate.every)
-    free = cpus - reading  # reading and evaluating beside the training need a CPU of their own
-    if not gpu and free <= 0:
+    grow = " or on a cluster that grows on demand --scale.grows yes"
+    unlimited = scale.grows == "yes"
+    free = there.cpus - reading  # reading and evaluating beside training need a CPU of their own
+    if not gpu and free <= 0 and not unlimited:
         raise UserError(
-            f"reading anew or evaluating during training needs 2 CPUs, the cluster has {cpus:g}; "
-            "use --data.keep raw and --evaluate.every 0"
+            f"reading anew or evaluating during training needs 2 CPUs, the cluster has "
+            f"{there.cpus:g}; use --data.keep raw and --evaluate.every 0,{grow}"
         )
-    even = free // most if gpu or free >= most else free / most
-    share = config.scale.cpus_per_worker or max(1.0 if gpu else 0.0, even)
-    if not gpu and share > cpus:
-        raise UserError(f"scale.cpus-per-worker {share:g} is more than the cluster's {cpus:g} CPUs")
+    share = scale.cpus_per_worker or _even(there, most, gpu, float(reading))
+    if not gpu and share > there.cpus and not unlimited:
+        raise UserError(
+            f"scale.cpus-per-worker {share:g} is more than the cluster's {there.cpus:g} CPUs; "
+            f"lower it,{grow}"
+        )
     return Scale(least=least, most=most, cpus=share, gpu=gpu)
+
+
+def _even(there: Capacity, most: int, gpu: bool, reading: float) -> float:
+    """CPUs of each of ``most`` workers.
+
+    With GPUs a worker has its part of its own node: all of it where nodes without GPUs are there
+    to read and decode, which then have to go there.
+    """
+    if gpu and there.gpus_a_node:
+        own = there.cpus_beside_gpus - (0.0 if there.cpu_only >= 1 else reading)
+        return max(1.0, own // there.gpus_a_node)
+    free = there.cpus - reading
+    if gpu or free <= 0:
+        return 1.0
+    even = free // most if free >= most else free / most
+    return min(even, max(there.node_cpus, 1.0)) if even >= 1 else even
 
 
 def fit(
@@ -107,7 +142,7 @@ def fit(
         ray.train.TrainingFailedError: a worker failed more often than ``scale.max_failures``.
     """
     log = MetricsLog(folder)
-    follower = Follower(task.board, log, title, on_evaluation)
+    follower = Follower(task.board, log, title, on_evaluation, Gauges(folder.uri))
     trainer = _trainer(task, scale, round_folder, validation)
     try:
         with follower:
@@ -159,27 +194,3 @@ def _trainer(
             logging_config=ray.train.LoggingConfig("WARNING"),
         ),
     )
-
-
-def quiet_ray() -> None:
-    """Environment that keeps Ray's own messages off the terminal; errors still come through."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def connect(config: Config) -> None:
-    """Join the cluster of the job, ``scale.address`` or RAY_ADDRESS, else start a local Ray."""
-    quiet_ray()
-    if not ray.is_initialized():
-        ray.init(
-            address=config.scale.address,
-            logging_level="ERROR",
-            log_to_driver=False,
-            configure_logging=True,
-        )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False

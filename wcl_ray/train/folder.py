@@ -30,7 +30,7 @@ from wcl_ray.storage import Folder
 
 # Options that may differ between the start of a run and its continuation.
 _FREE = (
-    "name", "resume", "storage", "cache", "compare", "scale.", "evaluate.every",
+    "name", "resume", "start_or_resume", "storage", "cache", "compare", "scale.", "evaluate.every",
     "train.checkpoint_", "concurrent", "retries",
 )  # fmt: skip
 
@@ -46,6 +46,9 @@ def find_run(config: Config) -> tuple[Config, Folder]:
             a run with other options.
     """
     storage = Folder(config.storage, config.data.endpoint)
+    if config.start_or_resume:
+        there = (storage / str(config.name)).exists("config.json")
+        config = replace(config, resume=there)
     if config.resume:
         name = config.name or _newest(storage, config)
         config = replace(config, name=name)

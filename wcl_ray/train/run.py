@@ -24,11 +24,13 @@ from wcl_ray.model.encoder import build_encoder
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.board import MetricsLog
-from wcl_ray.train.fit import connect, plan_scale
+from wcl_ray.train.fit import plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
+from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
+from wcl_ray.train.usage import Usage, summary
 from wcl_ray.train.validate import Look
 
 
@@ -49,10 +51,28 @@ def pretrain(config: Config) -> dict[str, Any]:
         return stored
     build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
     connect(config)
-    images = open_images(config.data, config.storage, config.seed)
-    say("images", images.train.describe())
-    assignment = _clusters(config, images, run)
-    stream = _stream(config, images, assignment, run)
+    check_shared(Folder(config.storage, config.data.endpoint))
+    with Usage() as usage:
+        found = _variants(config, run, usage)
+    used = usage.to_dict() | _workers(run)
+    seconds = round(time.monotonic() - started, 1)
+    results = {"variants": found, "seconds": seconds, "usage": used}
+    run.write("results.json", json.dumps(results, indent=2).encode())
+    print(f"\n{results_table(found)}\n")
+    for what, text in summary(used):
+        say(what, text)
+    say("run", f"{run.uri} ({seconds:.0f} s)")
+    return results
+
+
+def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, Any]]:
+    """Clusters, stream, and the training and evaluation of each kind of clusters."""
+    with usage.stage("clusters"):
+        images = open_images(config.data, config.storage, config.seed)
+        say("images", images.train.describe())
+        assignment = _clusters(config, images, run)
+    with usage.stage("stream"):
+        stream = _stream(config, images, assignment, run)
     variants: dict[str, tuple[Config, Folder, Assignment]] = {
         config.clusters.kind: (config, run, assignment)
     }
@@ -63,12 +83,20 @@ def pretrain(config: Config) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for name, (one, folder, clusters) in variants.items():
         title = "SimCLR" if name == "instance" else name
-        found[title] = _variant(one, folder, images, stream, clusters, title)
-    results = {"variants": found, "seconds": round(time.monotonic() - started, 1)}
-    run.write("results.json", json.dumps(results, indent=2).encode())
-    print(f"\n{results_table(found)}\n")
-    say("run", f"{run.uri} ({results['seconds']:.0f} s)")
-    return results
+        found[title] = _variant(one, folder, images, stream, clusters, title, usage)
+    return found
+
+
+def _workers(run: Folder) -> dict[str, Any]:
+    """What the training workers said: speed, share of the time they waited for data, restarts."""
+    rows = [row for row in MetricsLog(run).rows if "images_per_second" in row]
+    if not rows:
+        return {}
+    return {
+        "images_per_second": float(np.mean([row["images_per_second"] for row in rows])),
+        "wait": float(np.mean([row["wait"] for row in rows])),
+        "restarts": max(row.get("restarts", 0) for row in rows),
+    }
 
 
 def alone(assignment: Assignment) -> Assignment:
@@ -129,7 +157,13 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
 
 
 def _variant(
-    config: Config, run: Folder, images: Images, stream: Stream, assignment: Assignment, title: str
+    config: Config,
+    run: Folder,
+    images: Images,
+    stream: Stream,
+    assignment: Assignment,
+    title: str,
+    usage: Usage,
 ) -> dict[str, Any]:
     """Train, export and evaluate one kind of clusters; what is done already is not done again."""
     if run.exists("evaluation.json"):
@@ -137,9 +171,11 @@ def _variant(
     scale = plan_scale(config, streamed=stream.mode == "anew")
     look = Look(images, (len(assignment.ids), images.test_count() if images.label else 0))
     variant = Variant(config, run, images, stream, assignment, look, title, scale)
-    assignment = train_rounds(variant)
+    with usage.stage("train"):
+        assignment = train_rounds(variant)
     say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
-    figures = look.measure(run.read(ENCODER), config, scale.gpu)
+    with usage.stage("evaluate"):
+        figures = look.measure(run.read(ENCODER), config, scale.gpu)
     last = config.train.epochs - 1
     rows = [row for row in MetricsLog(run).rows if row.get("epoch") == last and "loss" in row]
     if rows:

@@ -1,0 +1,95 @@
+"""Joining the cluster: what is said of it, and whether its nodes see what they have to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wcl_ray.config import Config
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say
+
+
+def quiet_ray() -> None:
+    """Environment that keeps Ray's own messages off the terminal; errors still come through."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of the job, ``scale.address`` or RAY_ADDRESS, else start a local Ray.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    quiet_ray()
+    if not ray.is_initialized():
+        try:
+            context = ray.init(
+                address=config.scale.address,
+                logging_level="ERROR",
+                log_to_driver=False,
+                configure_logging=True,
+            )
+        except (ConnectionError, ValueError) as error:
+            where = config.scale.address or os.environ.get("RAY_ADDRESS")
+            raise UserError(f"no Ray cluster can be joined at {where}: {error}") from None
+        say("ray", describe(ray.nodes(), context.dashboard_url))
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+
+
+def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:
+    """One line: nodes, CPUs, GPUs, and where to look at them."""
+    alive = [node for node in nodes if node["Alive"]]
+    counts = {
+        name: sum(float(node["Resources"].get(name, 0)) for node in alive)
+        for name in ("CPU", "GPU")
+    }
+    text = f"{len(alive)} node(s), {counts['CPU']:g} CPUs, {counts['GPU']:g} GPUs"
+    return f"{text}; dashboard http://{dashboard}" if dashboard else text
+
+
+def check_shared(folder: Folder) -> None:
+    """Whether all nodes see the run folder: one looks for a file that this process writes.
+
+    Raises:
+        UserError: a node does not.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
+    others.pop(here, None)
+    if not folder.local or not others:
+        return
+    name = f".seen-{uuid.uuid4().hex[:8]}"
+    folder.write(name, b"")
+    try:
+        asked = {
+            address: _sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+            ).remote(folder, name)
+            for node, address in others.items()
+        }
+        blind = [address for address, seen in asked.items() if not ray.get(seen)]
+    finally:
+        folder.fs.delete_file(folder.file(name))
+    if blind:
+        raise UserError(
+            f"storage {folder.path} is not seen by {len(blind)} of {len(others) + 1} nodes "
+            f"({', '.join(blind[:4])}); use --storage s3://… or gs://…, or a folder that all mount"
+        )
+
+
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT", max_retries=3)
+def _sees(folder: Folder, name: str) -> bool:
+    return folder.exists(name)
