@@ -310,6 +310,9 @@ class ScaleConfig:
     """Whether the cluster grows on demand (autoscaler, KubeRay), so that workers may be asked for
     which do not fit yet. auto: where its limits can be read, as on the head of a `ray up`
     cluster."""
+    resize_seconds: float = 60
+    """How often an elastic run looks whether it can grow; growing restarts it from its last
+    checkpoint."""
     max_failures: int = 3
     """How often training restarts from its last checkpoint after a lost worker or node."""
     address: str | None = None
@@ -318,6 +321,7 @@ class ScaleConfig:
     def __post_init__(self) -> None:
         self.range()
         _require(self.cpus_per_worker >= 0, "scale.cpus-per-worker is negative")
+        _require(self.resize_seconds > 0, "scale.resize-seconds must be above 0")
         _require(self.max_failures >= 0, "scale.max-failures is negative")
 
     def range(self) -> tuple[int, int] | None:

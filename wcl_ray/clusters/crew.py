@@ -18,6 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray.clusters import blas
+from wcl_ray.clusters.placement import find_homes
 from wcl_ray.clusters.shard import Shard
 from wcl_ray.clusters.vectors import Vectors, duplicated
 from wcl_ray.terminal import warn
@@ -57,19 +58,25 @@ class Crew:
             able = free(name) // each
             actors = int(max(1, min(able, vectors.rows // self.LEAST)))
         threads = max(1, int(cpus))
-        remote = ray.remote(Shard).options(
-            num_cpus=cpus,
-            num_gpus=1 if gpu else 0,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-            scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _environment(threads)},
+        remote, options = (
+            ray.remote(Shard),
+            {
+                "num_cpus": cpus,
+                "num_gpus": 1 if gpu else 0,
+                "max_restarts": RESTARTS,
+                "max_task_retries": RESTARTS,
+                "runtime_env": {"env_vars": _environment(threads)},
+            },
         )
         self.vectors = vectors  # keeps the objects of a materialised data set alive
         self.reduce = reduce
-        self.pieces = vectors.shards(actors)
+        homes = find_homes(vectors)
+        self.pieces = homes.order(vectors).shards(actors)
         self.actors: list[Any] = [
-            remote.remote(spherical, kernel, threads, seed) for _ in self.pieces
+            remote.options(**options, scheduling_strategy=homes.strategy(shard)).remote(
+                spherical, kernel, threads, seed
+            )
+            for shard in self.pieces
         ]
         there = [actor.__ray_ready__.remote() for actor in self.actors]
         late = len(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])

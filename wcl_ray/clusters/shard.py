@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import ray
 
 from wcl_ray.clusters.lloyd import Stats, square_norms, to_grid, unit_rows
 from wcl_ray.clusters.nearest import BLOCK, KERNELS, TILE, Nearest
@@ -122,6 +123,10 @@ class Shard:
         self.sampled: tuple[float, Rows] | None = None
         self.answer: tuple[int, Partial] | None = None
         self.rates: dict[int, float] = {}
+
+    def node(self) -> str:
+        """Id of the node this runs on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def call(self, pieces: list[Piece], method: str, *arguments: Any) -> Any:
         """Answer a method. The pieces from which the rows are read come with every call (not with

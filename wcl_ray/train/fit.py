@@ -182,6 +182,7 @@ def _trainer(
             num_workers=workers,  # type: ignore[arg-type]
             use_gpu=scale.gpu,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=task.config.scale.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
             name="train",

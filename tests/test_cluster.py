@@ -1,0 +1,148 @@
+"""Clusters as people start them: submitted jobs, several nodes, an autoscaler, lost nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import RayCluster, fetch
+from pictures import write_parquet
+from test_run import N, check_exactly_once, descendants
+
+SMALL = [
+    "--data.label", "species", "--data.image-size", "16", "--clusters.columns", "colour", "marks",
+    "--clusters.top-k", "4", "--train.batch-size", "24", "--model.projector", "16", "8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    found = RayCluster()
+    yield found
+    found.stop()
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """Training rows of ``metrics.jsonl``; its last line may be half-written."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [row for row in found if "loss" in row]
+
+
+@pytest.mark.slow
+def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
+    cluster.add_node(2)
+    data = ["--data.path", write_parquet(tmp_path / "data", N), *SMALL]
+    wrong = cluster.submit("jobs/pretrain.py", "--data.path", "/no/where")
+    assert wrong.returncode != 0
+    assert "error: " in wrong.stdout
+    assert "/no/where" in wrong.stdout
+
+    again = [*data, "--train.epochs", "60", "--train.audit", "--name", "one", "--start-or-resume"]
+    again += ["--scale.cpus-per-worker", "1"]
+    cluster.begin("first", "jobs/pretrain.py", *again)
+    run = cluster.home / "runs/one"  # a relative path of a job is taken from the home folder
+    cluster.until(lambda: len(rows(run)) > 8, 120)
+    cluster.until(lambda: list(run.glob("rounds/000/train/checkpoint_*/state.pt")), 60)
+    assert shown(cluster, "wcl_ray_images_per_second") > 0
+    assert shown(cluster, "wcl_ray_loss") > 0
+    assert cluster.ray("job", "stop", "first").returncode == 0
+    assert cluster.status("first") == "STOPPED"
+    logs = cluster.logs("first")
+    assert "goes on from the last checkpoint" in logs
+    assert re.search(r"ray +2 node\(s\), 2 CPUs, 0 GPUs; dashboard http", logs)
+    assert not (run / "results.json").exists()
+
+    second = cluster.submit("jobs/pretrain.py", *again)
+    assert second.returncode == 0, second.stdout
+    assert re.search(r"going on from epoch [1-9]", second.stdout)
+    assert re.search(r"store +peak .* of .*, spilled 0 B", second.stdout)
+    assert re.search(r"time +clusters .* s, stream .* s, train .* s, evaluate", second.stdout)
+    usage = json.loads((run / "results.json").read_text())["usage"]
+    assert usage["object_store_peak"] > N * 16 * 16 * 3
+    assert usage["restarts"] >= 1
+    check_exactly_once(run, round(N * 0.8), 24, 60)
+
+    embedded = cluster.submit("jobs/embed.py", "--run", "runs/one", "--out", "features")
+    assert embedded.returncode == 0, embedded.stdout
+    assert list((cluster.home / "features").glob("*.parquet"))
+    clustered = cluster.submit("jobs/cluster.py", *data, "--out", "clusters.parquet")
+    assert clustered.returncode == 0, clustered.stdout
+    assert (cluster.home / "clusters.parquet").exists()
+    short = ["--train.epochs", "2", "--trials", "2", "--trial-epochs", "1", "--name", "search"]
+    searched = cluster.submit("jobs/tune.py", *data, *short)
+    assert searched.returncode == 0, searched.stdout
+    assert (cluster.home / "runs/search/best.yaml").exists()
+
+
+def shown(cluster: RayCluster, name: str) -> float:
+    """Value of a gauge at Ray's metrics endpoints."""
+
+    def find() -> float | None:
+        for port in cluster.metrics_ports():
+            for line in fetch(f"http://127.0.0.1:{port}/metrics").splitlines():
+                if line.startswith(f"ray_{name}{{"):
+                    return float(line.rsplit(" ", 1)[1])
+        return None
+
+    return float(cluster.until(find, 60))
+
+
+@pytest.mark.slow
+def test_autoscaling_and_a_lost_node(tmp_path: Path) -> None:
+    kinds = {"reader": {"CPU": 1, "max": 1}, "trainer": {"CPU": 2, "max": 2}}
+    cluster = RayCluster(kinds=kinds)
+    try:
+        data = write_parquet(tmp_path / "data", N)
+        epochs = 400
+        cluster.begin(
+            "run", "jobs/pretrain.py", "--data.path", data, *SMALL, "--train.audit",
+            "--train.epochs", str(epochs), "--scale.workers", "1:2", "--scale.cpus-per-worker",
+            "2", "--scale.resize-seconds", "3", "--name", "one", "--train.checkpoint-steps", "20",
+        )  # fmt: skip
+        run = cluster.home / "runs/one"
+
+        def trained(workers: int, beyond: int = 0) -> bool:
+            found = rows(run)
+            return any(r["workers"] == workers and r["step"] > beyond for r in found)
+
+        cluster.until(lambda: trained(1) or trained(2), 180)
+        cluster.until(lambda: trained(2), 120)
+        assert cluster.nodes()["trainer"] == 2
+        lost = rows(run)[-1]["step"]
+        victim = next(p for p in cluster.pids() if "RayTrainWorker" in title(p))
+        raylet = parent(victim)
+        for pid in [*descendants(raylet), raylet]:
+            os.kill(pid, signal.SIGKILL)
+        cluster.until(lambda: trained(1, lost) or trained(2, lost), 180)
+        cluster.until(lambda: cluster.status("run") in ("SUCCEEDED", "FAILED"), 300)
+        assert cluster.status("run") == "SUCCEEDED", cluster.logs("run")
+        check_exactly_once(run, round(N * 0.8), 24, epochs)
+        cluster.until(lambda: not any(cluster.nodes().values()), 120)  # idle nodes go
+    finally:
+        cluster.stop()
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
