@@ -33,11 +33,7 @@ def tree() -> dict[str, Any]:
 def test_cluster_yaml_fits_rays_schema(tree: dict[str, Any]) -> None:
     filled = prepare_config(copy.deepcopy(tree))
     validate_config(filled)
-    assert (
-        sum(k["max_workers"] for k in tree["available_node_types"].values() if "max_workers" in k)
-        == 12
-    )
-    with pytest.raises(Exception, match="Additional properties|colour"):
+    with pytest.raises(Exception, match="colour"):
         validate_config(prepare_config({**copy.deepcopy(tree), "colour": "red"}))
 
 
