@@ -103,6 +103,21 @@ def shown(cluster: RayCluster, name: str) -> float:
 
 
 @pytest.mark.slow
+def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
+    for _ in range(2):
+        cluster.add_node(2)
+    cluster.until(lambda: len(cluster.alive()) == 3, 60)
+    found = cluster.driver("shards")
+    assert found["nodes"] == 2
+    assert found["local"] == 1.0
+    assert len(set(found["bits"])) == 1
+    found = cluster.driver("shared", str(tmp_path / "runs"))
+    assert found["left"] == []
+    assert "is not seen by 2 of 3 nodes" in found["error"]
+    assert "s3://" in found["error"]
+
+
+@pytest.mark.slow
 def test_autoscaling_and_a_lost_node(tmp_path: Path) -> None:
     kinds = {"reader": {"CPU": 1, "max": 1}, "trainer": {"CPU": 2, "max": 2}}
     cluster = RayCluster(kinds=kinds)

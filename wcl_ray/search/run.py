@@ -40,7 +40,8 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.folder import claim, find_run
 from wcl_ray.train.images import Images, open_images
-from wcl_ray.train.nodes import connect
+from wcl_ray.train.nodes import check_shared, connect
+from wcl_ray.train.usage import Usage, summary
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
 
@@ -66,6 +67,23 @@ def search(config: SearchConfig) -> Outcome:
             _check(config, d, point)
     build_encoder(config.model, config.data.image_size)
     connect(config)
+    check_shared(Folder(config.storage, config.data.endpoint))
+    with Usage() as usage:
+        outcome = _search(found, folder, given, usage)
+    print()
+    restarts = sum(trial.restarts for trial in outcome.trials)
+    for what, text in summary(usage.to_dict()):
+        say(what, text)
+    say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
+    show(folder, outcome)
+    return outcome
+
+
+def _search(
+    found: SearchConfig, folder: Folder, given: dict[str, Dimension], usage: Usage
+) -> Outcome:
+    """The search itself, on a cluster that is joined."""
+    config = found
     images = open_images(config.data, config.storage, config.seed, config.validation)
     say("images", images.train.describe())
     place = cache_folder(config)
@@ -73,7 +91,8 @@ def search(config: SearchConfig) -> Outcome:
         config = replace(config, cache=place.path if place.local else place.uri)
     if config.metric == "auto" and config.objective == "rank_me":
         warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
-    granularities = find_granularities(config, images, given)
+    with usage.stage("clusters"):
+        granularities = find_granularities(config, images, given)
     dimensions = default_dimensions(given)
     if granularities.dimension is not None:
         own = granularities.dimension
@@ -82,7 +101,8 @@ def search(config: SearchConfig) -> Outcome:
         say("search", f"{d.key}: {d.describe()}")
     if config.sampler == "grid":  # too many cells are an error before any work
         say("grid", f"{len(grid(dimensions, config.trials))} cells")
-    prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
+    with usage.stage("stream"):
+        prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
     claim(folder, found)
     space = json.dumps([asdict(d) for d in dimensions], indent=1).encode()
@@ -96,7 +116,8 @@ def search(config: SearchConfig) -> Outcome:
     record.validation = setup.counts[1] if config.objective in ("knn", "probe", "metadata") else 0
     record.facts = _facts(config, images, setup, prepared)
     say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
-    interrupted = run_trials(setup, record, lambda: _write(folder, record.outcome()))
+    with usage.stage("trials"):
+        interrupted = run_trials(setup, record, lambda: _write(folder, record.outcome()))
     if interrupted:
         raise KeyboardInterrupt
     outcome = record.outcome()
@@ -110,7 +131,6 @@ def search(config: SearchConfig) -> Outcome:
         for name in rounds.names():
             (rounds / f"{name}/train").remove()
     folder.write(BEST, best.encode())
-    show(folder, outcome)
     return outcome
 
 

@@ -1,0 +1,87 @@
+"""Run by test_cluster.py as a driver on a cluster of two working nodes; prints JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wcl_ray.clusters.crew import Crew
+from wcl_ray.clusters.kmeans import KMeans
+from wcl_ray.clusters.placement import find_homes
+from wcl_ray.clusters.vectors import open_vectors
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.train.nodes import check_shared
+
+ROWS, PARTS = 6000, 12
+
+
+def table(part: int) -> pa.Table:
+    rng = np.random.default_rng(part)
+    ids = np.arange(part, ROWS * PARTS, PARTS)
+    vectors = rng.normal(size=(len(ids), 8)).astype(np.float32)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8)
+    return pa.table({"__id": ids, "feature": flat})
+
+
+def shards() -> dict[str, Any]:
+    """Actors of k-means sit where their blocks are, and the bits do not depend on it."""
+    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    make = ray.remote(table)
+    refs = [  # alternately on both nodes
+        make.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(nodes[i % 2], soft=False)
+        ).remote(i)
+        for i in range(PARTS)
+    ]
+    ray.wait(refs, num_returns=PARTS, fetch_local=False)
+    data = ray.data.from_arrow_refs(refs)
+    vectors = open_vectors(data)
+    homes = find_homes(vectors)
+    crew = Crew(
+        vectors, actors=4, cpus=1, gpu=False, spherical=False, kernel="gemm", seed=0, reduce="star"
+    )
+    where = ray.get([actor.node.remote() for actor in crew.actors])
+    local = total = 0
+    for shard, node in zip(crew.pieces, where, strict=True):
+        for piece in shard:
+            total += piece.stop - piece.start
+            local += (piece.stop - piece.start) * (homes.node(piece) == node)
+    crew.stop()
+    bits = []
+    for source in (data, pa.concat_tables([table(i) for i in range(PARTS)])):
+        given = source if source is data else ray.data.from_arrow(source)
+        model = KMeans([16], actors=3 if source is data else 1, iterations=3).fit(given)
+        digest = hashlib.sha256(np.ascontiguousarray(model.centroids_[0]).tobytes())
+        digest.update(np.ascontiguousarray(model.labels_).tobytes())
+        bits.append(digest.hexdigest())
+    return {"nodes": len(set(where)), "local": local / total, "bits": bits}
+
+
+def shared(folder: str) -> dict[str, Any]:
+    """The check of the storage: a folder all see, and one that the other nodes do not."""
+    check_shared(Folder(folder))
+    found = {"left": Folder(folder).names()}
+    import wcl_ray.train.nodes as own
+
+    blind = ray.remote(num_cpus=0)(lambda folder, name: False)
+    own._sees = blind  # another machine, whose disk is not this one's
+    try:
+        check_shared(Folder(folder))
+    except UserError as error:
+        found["error"] = str(error)
+    return found
+
+
+if __name__ == "__main__":
+    ray.init(logging_level="ERROR", log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    name, *words = sys.argv[1:]
+    print("JSON" + json.dumps(globals()[name](*words)))
