@@ -19,9 +19,11 @@ from PIL import Image
 
 from wcl_ray.clusters.quality import measure
 from wcl_ray.data import demo
-from wcl_ray.data.demo import DemoPaths, contact_sheet, make_demo
+from wcl_ray.data.demo import DemoPaths, contact_sheet, demo_data, make_demo
 from wcl_ray.data.demo_notes import BITS, COINS, SPECIES, TRAITS, take_notes, true_information
 from wcl_ray.data.demo_render import draw
+from wcl_ray.data.source import list_files
+from wcl_ray.storage import Folder
 
 
 def read(paths: DemoPaths, split: str = "train") -> pa.Table:
@@ -226,3 +228,16 @@ def test_contact_sheet(tmp_path: Path) -> None:
     file = tmp_path / "sheet.png"
     subprocess.run([sys.executable, "-m", "wcl_ray.data.demo", "--sheet", str(file)], check=True)
     assert min(Image.open(file).size) > 300
+
+
+def test_on_an_object_store(s3: str, tmp_path: Path) -> None:
+    storage = Folder("s3://bugs/demo-runs", s3)
+    paths = demo_data(storage, 30, seed=1)
+    assert paths.train.startswith("s3://bugs/demo-runs/demo-data/beetles-30-")
+    found = list_files(paths.train, s3)
+    assert len(found.paths) == 4
+    local = make_demo(tmp_path, 30, seed=1)
+    with found.fs.open_input_file(sorted(found.paths)[0]) as stream:
+        there = stream.read()
+    assert there == Path(local.train.replace("*", "0")).read_bytes()
+    assert demo_data(storage, 30, seed=1) == paths

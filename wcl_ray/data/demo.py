@@ -17,6 +17,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from PIL import Image
 
 from wcl_ray.data.demo_notes import SPECIES, take_notes
 from wcl_ray.data.demo_render import draw
+from wcl_ray.storage import Folder
 
 VERSION = 2
 FACTS = "demo.json"
@@ -108,6 +110,21 @@ def make_demo(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return DemoPaths(train=f"{target}/train-*.parquet", test=f"{target}/test-*.parquet")
+
+
+def demo_data(storage: Folder, images: int, seed: int) -> DemoPaths:
+    """The demo data in a storage folder; on an object store it is rendered here and uploaded."""
+    if storage.local:
+        return make_demo(f"{storage.path}/demo-data", images=images, seed=seed)
+    with tempfile.TemporaryDirectory() as here:
+        made = Path(make_demo(here, images=images, seed=seed).train).parent
+        target = storage / f"demo-data/{made.name}"
+        facts = (made / FACTS).read_bytes()
+        if not (target.exists(FACTS) and target.read(FACTS) == facts):
+            for file in sorted(made.glob("*.parquet")):
+                target.write(file.name, file.read_bytes())
+            target.write(FACTS, facts)  # last: the data are whole
+    return DemoPaths(train=f"{target.uri}/train-*.parquet", test=f"{target.uri}/test-*.parquet")
 
 
 def _complete(target: Path, text: str) -> bool:

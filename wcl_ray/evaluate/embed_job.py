@@ -29,7 +29,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import Live, clock, say
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.images import open_images
-from wcl_ray.train.nodes import connect
+from wcl_ray.train.nodes import check_shared, connect
 
 ROWS = 4096  # images a file
 FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files
@@ -67,6 +67,7 @@ def embed_run(
     facts = _facts(trained, data, features, columns)
     _check_folder(folder, facts)
     connect(Config(scale=scale))
+    check_shared(folder)
     images = open_images(data, trained.config.storage, trained.config.seed)
     source = images.train
     source.check_columns(columns, "--columns")

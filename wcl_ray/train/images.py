@@ -15,7 +15,7 @@ from wcl_ray.clusters.cache import cache_folder, cached_clustering
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.config import ClustersConfig, Config, DataConfig
-from wcl_ray.data.demo import make_demo
+from wcl_ray.data.demo import demo_data
 from wcl_ray.data.fingerprint import fingerprint
 from wcl_ray.data.source import ID, Source, open_source
 from wcl_ray.data.split import held_groups, held_out
@@ -133,13 +133,7 @@ def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0
         UserError: nothing there, or a column that is not.
     """
     if data.path is None:
-        folder = Folder(storage)
-        if not folder.local:
-            raise UserError(
-                f"the demo data is rendered to a local folder, but storage is {storage}; use a "
-                "local --storage, or give --data.path"
-            )
-        demo = make_demo(f"{folder.path}/demo-data", images=data.demo_images, seed=seed)
+        demo = demo_data(Folder(storage, data.endpoint), data.demo_images, seed)
         data = replace(data, path=demo.train, eval_path=data.eval_path or demo.test)
     train = open_source(data)
     test = open_source(data, data.eval_path) if data.eval_path else None
