@@ -46,7 +46,7 @@ from wcl_ray.data.stream import Stream, positions_of
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.train import checkpoint
-from wcl_ray.train.fit import quiet_ray
+from wcl_ray.train.nodes import quiet_ray
 from wcl_ray.train.rounds import fingerprint
 
 BATCH, WORLD, BLOCKS = 8192, 64, 10_000  # of an epoch's order
