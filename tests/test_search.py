@@ -122,6 +122,7 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
     assert text.index("H(Z|T)") < text.index("trial 0")
     values = {tuple(row["values"]["clusters.top-k"]) for row in trials.values()}
     assert values <= {(2,), (4,), (9,)}
+    failed = 0
     for row in trials.values():
         assert row["status"] in ("finished", "stopped", "failed")
         if row["status"] != "failed":
@@ -129,8 +130,10 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
             assert epochs == list(range(1, epochs[-1] + 1))  # a report after every evaluation
             assert row["quality"]["clusters"] > 1
         else:
+            failed += 1
             assert "not finite" in row["error"]
             assert row["restarts"] == 0  # the same again would fail the same way
+    assert failed
     assert len(list(folder.glob("trials/*/config.json"))) == 5
     assert not list(folder.glob("trials/*/rounds/*/train/*"))  # checkpoints of trials go at the end
     check_results(tmp_path, "one", 5)
@@ -144,9 +147,8 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
         check=False,
     )
     assert "is finished" in again.stdout, again.stdout + again.stderr
-    started = time.monotonic()
     best = subprocess.run(
-        job(tmp_path, "--config", str(folder / "best.yaml"), "--train.epochs", "1", "--name", "b"),
+        job(tmp_path, "--config", str(folder / "best.yaml"), script="cluster.py"),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -155,12 +157,11 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
     )
     assert best.returncode == 0, best.stdout + best.stderr
     assert "from the cache" in best.stdout  # the clusters that the search made
-    assert time.monotonic() - started < 200
 
 
 @pytest.mark.slow
 def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
-    given = words(tmp_path, "killed", "--trials", "4", "--scheduler", "none", "--sampler", "random")
+    given = words(tmp_path, "killed", "--trials", "3", "--scheduler", "none", "--sampler", "random")
     given += ["--evaluate.every", "1", "--train.checkpoint-steps", "2", "--concurrent", "2"]
     folder = tmp_path / "runs/killed"
     search = Search(tmp_path, *given)
@@ -179,6 +180,12 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
     workers = search.until(lambda: search.processes("RayTrainWorker"))
     os.kill(workers[0], signal.SIGKILL)
     search.until(lambda: evaluated(5))
+    resumed_from = [
+        json.loads(line).get("restarts", 0)
+        for file in folder.glob("trials/*/metrics.jsonl")
+        for line in file.read_text().splitlines()[:-1]
+    ]
+    assert max(resumed_from) >= 1  # training went on from a checkpoint, in a trial that had one
     search.kill()  # the driver and all it started
     before = record(folder)
 
@@ -190,12 +197,12 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
     for key, row in before.items():
         assert row["evaluations"].items() <= after[key]["evaluations"].items()
         assert after[key]["values"] == row["values"]
-    assert len(after) == 4
+    assert len(after) == 3
     assert restarted[0] in after
     for row in after.values():
         assert row["status"] == "finished"
         assert sorted(map(int, row["evaluations"])) == [1, 2, 3, 4]
-    check_results(tmp_path, "killed", 4)
+    check_results(tmp_path, "killed", 3)
 
 
 @pytest.mark.slow
@@ -206,7 +213,7 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
         "--train.batch-size", "24", "--train.epochs", "4", "--model.projector", "16", "8",
         "--trial-epochs", "2", "--train.rounds", "2", "--sampler", "grid", "--trials", "4",
         "--scheduler", "median", "--search.clusters.k", "4,12", "--search.loss.temperature",
-        "0.1,0.4", "--concurrent", "2", "--scale.workers", "2", "--storage",
+        "0.1", "--concurrent", "2", "--scale.workers", "2", "--storage",
         str(tmp_path / "runs"), "--name", "grid",
     ]  # fmt: skip
     search = Search(tmp_path, *given)
@@ -217,7 +224,7 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
     cells = {
         (r["values"]["loss.temperature"], r["values"]["clusters.k"][0]) for r in trials.values()
     }
-    assert cells == {(t, k) for t in (0.1, 0.4) for k in (4, 12)}
+    assert cells == {(0.1, 4), (0.1, 12)}
     for row in trials.values():
         assert row["evaluations"]["2"]["rank_me"] > 1
         assert row["quality"]["clusters"] <= row["values"]["clusters.k"][0]
@@ -237,6 +244,10 @@ HOPELESS = ["--search.clusters.top-k", "9", "--train.batch-size", "2", "--cluste
         (["--validation", "0.999"], "training images, fewer than 24"),
         (["--metric", "knn", "--data.group", "nothing"], "'nothing' is not a column"),
         (["--search.model.backbone", "resnet18,resnet19"], "resnet19"),
+        (["--search.clusters.columns", "colour,colours"], "'colours' is not a column"),
+        (["--search.clusters.level", "1,2"], "no effect on clusters of kind attributes"),
+        (["--search.train.batch-size", "24,4096"], "fewer than 4096"),
+        (["--search.loss.temperature", "0.1,inf"], "not a finite number"),
         (["--sampler", "grid", "--trials", "2"], "grid needs at least"),
     ],
 )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +31,13 @@ from wcl_ray.search.results import (
     spearman,
     to_parquet,
 )
+from wcl_ray.search.space import parse_space
+from wcl_ray.search.trial import FAILURE
+from wcl_ray.search.tuner import News
 from wcl_ray.storage import Folder
 from wcl_ray.train.images import open_images
+
+ROOT = Path(__file__).parent.parent
 
 
 def outcome() -> Outcome:
@@ -48,7 +58,7 @@ def test_the_best_is_among_the_longest() -> None:
     assert best is not None
     assert best.number == 3  # not the one of 0.7 after fewer epochs
     assert [t.number for t in ranked(found)] == [3, 0, 1, 2]
-    assert found.standard_error() == pytest.approx((0.55 * 0.45 / 100) ** 0.5)
+    assert found.standard_error() == pytest.approx(((0.56 / 1.02) * (0.46 / 1.02) / 102) ** 0.5)
     text = results_table(found).splitlines()
     assert "55.0%" in text[2]
     assert "5+20" in text[4]
@@ -80,7 +90,7 @@ def test_best_yaml_is_a_configuration(tmp_path: Path) -> None:
     config = SearchConfig(data=DataConfig(path="x", label="race"), name="it")
     text = best_yaml(config, outcome())
     assert text is not None
-    assert "knn 55.0% ± 5.0 of 100 validation images" in text
+    assert "knn 55.0% ± 4.9 of 100 validation images" in text
     (tmp_path / "best.yaml").write_text(text)
     assert parse(["--config", str(tmp_path / "best.yaml")]) == config.best(
         {"loss.temperature": 0.3, "clusters.top-k": (20,)}
@@ -173,3 +183,69 @@ def test_attributes_are_read_as_bits(tmp_path: Path) -> None:
     spot = tuple(int((n // 6) % 2) for n in ids)
     assert {red, spot} <= columns
     assert len(columns) == 4  # three colours, and both marks are always together
+
+
+def test_best_yaml_of_the_demo_wins_over_what_the_demo_implies(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "jobs/pretrain.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pretrain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pretrain)
+    config = SearchConfig(data=DataConfig(label="label"), name="it")
+    text = best_yaml(config, outcome())  # top-k 20, the option's own default
+    assert text is not None
+    (tmp_path / "best.yaml").write_text(text)
+    words = ["--config", str(tmp_path / "best.yaml")]
+    found = parse(words, implied=pretrain.demo_flags)
+    assert found.clusters.top_k == (20,)
+    assert found.train.epochs == config.train.epochs
+    assert not found.compare
+
+
+def test_no_accuracy_has_no_standard_error() -> None:
+    assert replace(outcome(), metric="metadata").standard_error() is None
+    sure = replace(outcome(), trials=(replace(outcome().trials[3], score=1.0),))
+    assert 0.005 < (sure.standard_error() or 0) < 0.02  # 1.0 on 100 images is not certain
+
+
+def news(folder: Path, publish: Callable[[], None] = lambda: None) -> tuple[News, Record, Any]:
+    """The driver's news of one trial, and the trial as Tune tells of it."""
+    config = SearchConfig(data=DataConfig(path="x", label="race"), name="it", storage=str(folder))
+    dimension = parse_space("loss.temperature", "0.1,0.2")
+    place = Folder(str(folder / "it"))
+    record = Record(place, config, None)
+    setup: Any = SimpleNamespace(
+        config=config, folder=place, dimensions=(dimension,), granularity=None, quality={}
+    )
+    trial = SimpleNamespace(trial_id="t1", config={"loss.temperature": 0})
+    return News(setup, record, publish, None), record, trial
+
+
+def test_a_trial_stopped_after_a_retry_has_not_failed(tmp_path: Path) -> None:
+    told, record, trial = news(tmp_path)
+    told.on_trial_start(0, [], trial)
+    failure = tmp_path / "it/trials/t1" / FAILURE
+    failure.parent.mkdir(parents=True)
+    failure.write_text('{"error": "a lost node"}')
+    told.on_trial_recover(0, [], trial)
+    told.on_trial_start(0, [], trial)
+    told.on_trial_result(0, [], trial, {"epoch": 1, "score": 0.5, "knn": 0.5})
+    told.on_trial_complete(0, [], trial)
+    assert record.trials["t1"]["status"] == "stopped"
+    assert record.trials["t1"]["restarts"] == 1
+    assert record.outcome().best() is not None
+
+
+def test_a_trial_that_dies_before_its_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def publish() -> None:
+        raise OSError("no space left")
+
+    told, record, trial = news(tmp_path, publish)
+    told.on_trial_recover(0, [], trial)
+    told.on_trial_error(0, [], trial)
+    assert record.trials["t1"]["status"] == "failed"
+    assert record.trials["t1"]["error"] == "its process died"
+    printed = capsys.readouterr().out
+    assert "cannot be written: no space left" in printed

@@ -11,35 +11,53 @@ from hypothesis import strategies as st
 from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.search.options import SearchConfig
-from wcl_ray.search.share import DRIVER, divide
+from wcl_ray.search.share import DRIVER, LEAST_SPARE, divide
 
 
 @given(
-    st.floats(1, 500),
-    st.integers(1, 400),
-    st.integers(0, 50),
-    st.integers(1, 6),
-    st.booleans(),
+    cpus=st.floats(1, 500),
+    gpus=st.integers(0, 16),
+    trials=st.integers(1, 400),
+    concurrent=st.integers(0, 50),
+    least=st.integers(1, 6),
+    more=st.integers(0, 4),
+    given_cpus=st.sampled_from([0.0, 0.5, 1.0, 4.0]),
+    streamed=st.booleans(),
 )
 def test_trials_leave_room_for_the_tasks_they_wait_for(
-    cpus: float, trials: int, concurrent: int, workers: int, streamed: bool
+    cpus: float,
+    gpus: int,
+    trials: int,
+    concurrent: int,
+    least: int,
+    more: int,
+    given_cpus: float,
+    streamed: bool,
 ) -> None:
-    scale = ScaleConfig(workers=str(workers), gpu="no")
+    scale = ScaleConfig(workers=f"{least}:{least + more}", cpus_per_worker=given_cpus)
     config = SearchConfig(trials=trials, concurrent=concurrent, scale=scale)
+    cluster = {"CPU": cpus, "GPU": float(gpus)}
     try:
-        share = divide(config, {"CPU": cpus}, cpus, streamed)
-    except UserError:  # reading needs a CPU beside each trial
-        assert streamed or cpus < workers
+        share = divide(config, cluster, cpus, streamed)
+    except UserError:  # reading needs a CPU beside each trial, and a worker a GPU
+        most = least + more
+        assert streamed or cpus < most or 0 < gpus < least or cpus < most * given_cpus + 0.11
         return
     assert 1 <= share.concurrent <= trials
     assert share.concurrent <= (concurrent or max(1, trials // 4))
+    assert share.scale.gpu == (gpus > 0)
+    if gpus:
+        assert share.concurrent * least <= gpus
+    if given_cpus:
+        assert share.scale.cpus == given_cpus
     held = share.concurrent * (DRIVER + share.scale.most * share.scale.cpus)
-    assert held + share.spare <= cpus + 1e-6  # the tasks of one trial always find room
+    assert held + min(share.spare, LEAST_SPARE) <= cpus + 1e-6  # some task always finds room
+    if not given_cpus:
+        assert held + share.spare <= cpus + 1e-6
     assert share.scale.cpus > 0
     assert share.spare > 0
     assert share.scale.crowded
     if streamed:
-        assert share.spare == 1.0
         assert held + 1 <= cpus + 1e-6
 
 

@@ -91,6 +91,11 @@ class Folder:
         with self.fs.open_input_stream(self.file(name)) as stream:
             return bytes(stream.read())
 
+    def delete(self, name: str) -> None:
+        """Delete a file; nothing happens when there is none."""
+        if self.exists(name):
+            self.fs.delete_file(self.file(name))
+
     def remove(self) -> None:
         """Delete the folder with all it holds; nothing happens when there is none."""
         if self.names():

@@ -70,13 +70,13 @@ class Crew:
         )
         self.vectors = vectors  # keeps the objects of a materialised data set alive
         self.reduce = reduce
-        homes = find_homes(vectors)
+        homes = find_homes(vectors, *(("GPU", 1.0) if gpu else ("CPU", cpus)))
         self.pieces = homes.order(vectors).shards(actors)
         self.actors: list[Any] = [
-            remote.options(**options, scheduling_strategy=homes.strategy(shard)).remote(
+            remote.options(**options, scheduling_strategy=strategy).remote(
                 spherical, kernel, threads, seed
             )
-            for shard in self.pieces
+            for strategy in homes.strategies(self.pieces)
         ]
         there = [actor.__ray_ready__.remote() for actor in self.actors]
         late = len(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 import ray.experimental
@@ -19,9 +19,11 @@ class Homes:
     Attributes:
         nodes: object (in hexadecimal) → node; empty where all lie on one node, so that there is
             nothing to gain, or where the rows are read from files.
+        room: node → actors that it has free CPUs (or GPUs) for.
     """
 
     nodes: dict[str, str]
+    room: dict[str, int] = field(default_factory=dict)
 
     def order(self, vectors: Vectors) -> Vectors:
         """The pieces node by node: consecutive ones, which make a shard, lie together."""
@@ -33,8 +35,14 @@ class Homes:
         """Node of a piece, None where it is not known."""
         return None if piece.ref is None else self.nodes.get(piece.ref.hex())
 
-    def strategy(self, shard: list[Piece]) -> NodeAffinitySchedulingStrategy | str:
-        """Where the actor of a shard should run: where most of its rows are, else anywhere."""
+    def strategies(self, shards: list[list[Piece]]) -> list[NodeAffinitySchedulingStrategy | str]:
+        """Where the actor of each shard should run: where most of its rows are, else anywhere."""
+        left = dict(self.room)
+        return [self._strategy(shard, left) for shard in shards]
+
+    def _strategy(
+        self, shard: list[Piece], left: dict[str, int]
+    ) -> NodeAffinitySchedulingStrategy | str:
         rows: dict[str, int] = defaultdict(int)
         for piece in shard:
             node = self.node(piece)
@@ -43,15 +51,25 @@ class Homes:
         if not rows:
             return "SPREAD"
         home = max(sorted(rows), key=lambda node: rows[node])
-        # a node that is lost or full is no reason to wait: the rows can be sent
-        return NodeAffinitySchedulingStrategy(home, soft=True, _spill_on_unavailable=True)
+        if left.get(home, 0) < 1:  # full: the rows can be sent, an actor should not wait
+            return NodeAffinitySchedulingStrategy(home, soft=True, _spill_on_unavailable=True)
+        left[home] -= 1
+        return NodeAffinitySchedulingStrategy(home, soft=True)  # elsewhere if it is lost
 
 
-def find_homes(vectors: Vectors) -> Homes:
-    """Ask Ray where the objects of a source lie."""
+def find_homes(vectors: Vectors, resource: str = "CPU", each: float = 1.0) -> Homes:
+    """Ask Ray where the objects of a source lie.
+
+    Args:
+        resource, each: what an actor takes of its node.
+    """
     refs = list({piece.ref.hex(): piece.ref for piece in vectors.pieces if piece.ref}.values())
     if len(refs) < 2:
         return Homes({})
     found = ray.experimental.get_object_locations(refs)
     nodes = {ref.hex(): min(where["node_ids"]) for ref, where in found.items() if where["node_ids"]}
-    return Homes(nodes if len(set(nodes.values())) > 1 else {})
+    if len(set(nodes.values())) < 2:
+        return Homes({})
+    free = ray._private.state.available_resources_per_node()
+    room = {node: int(have.get(resource, 0.0) / max(each, 0.01)) for node, have in free.items()}
+    return Homes(nodes, room)

@@ -132,7 +132,7 @@ def _of_features(
 ) -> Granularities:
     """k-means of features: the range of K, and what even clusters would give."""
     plain = config.plain()
-    columns_of(config.clusters, config.data.label, images.train.columns)
+    columns_of(config.clusters, config.data.label, images.available)
     clustering, _ = build_clusters(plain, images, show=False)
     n = len(clustering.assignment.ids)
     low, high = _k_range(round(n * (1 - config.validation)))

@@ -77,13 +77,24 @@ def read_attributes(config: SearchConfig, images: Images) -> tuple[np.ndarray, n
         UserError: there is no usable attribute.
     """
     whole = images.whole()
-    columns = columns_of(config.clusters, images.label, images.train.columns)
+    columns = columns_of(config.clusters, images.label, images.available)
     try:
         return attribute_bits(whole.metadata(columns), columns, config.clusters, MOST)
     except UserError:
         if config.objective == "metadata":
             raise
         return np.empty(0, np.int64), np.empty((0, 1), np.uint8)
+
+
+def judged(known: np.ndarray, packed: np.ndarray, ids: np.ndarray) -> bool:
+    """Whether :func:`attribute_gap` can judge by any attribute of these images.
+
+    Args:
+        known, packed: of :func:`read_attributes`. ids: int64 (M,), of the test images.
+    """
+    place = positions_of(known, ids)
+    count = np.unpackbits(packed[place[place >= 0]], axis=1).sum(0)
+    return bool(((count >= FEW) & (len(ids) - count >= FEW)).any())
 
 
 def metadata_figure(

@@ -151,9 +151,21 @@ def with_value(config: Config, key: str, value: Any) -> Config:
     return replace(config, **{section: replace(old, **{name: value})})  # type: ignore[arg-type]
 
 
-def to_yaml(config: Config, comment: str = "") -> str:
-    """Options that differ from their defaults, as a file for ``--config``."""
-    tree = _changed(config.to_dict(), Config().to_dict())
+def to_yaml(config: Config, comment: str = "", always: tuple[str, ...] = ()) -> str:
+    """Options that differ from their defaults, as a file for ``--config``.
+
+    Args:
+        always: dotted keys with dashes that are written whatever their value.
+    """
+    whole = config.to_dict()
+    tree = _changed(whole, Config().to_dict())
+    for key in always:
+        section, _, name = key.partition(".")
+        if name:
+            value = whole[section.replace("-", "_")][name.replace("-", "_")]
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = whole[section.replace("-", "_")]
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

@@ -93,11 +93,16 @@ class Outcome:
 
     def standard_error(self) -> float | None:
         """Standard error of the best score as a share of ``validation`` images, None where the
-        metric is no accuracy."""
+        metric is no accuracy.
+
+        A success and a failure are added (so that 0 and 1 are not taken for certain), and images
+        count as independent: with ``data.group`` the true error is larger.
+        """
         best = self.best()
         if best is None or best.score is None or not self.validation:
             return None
-        if self.metric not in ("knn", "probe", "metadata"):
+        if self.metric not in ("knn", "probe"):
             return None
-        p = min(1.0, max(0.0, best.score))
-        return float((p * (1 - p) / self.validation) ** 0.5)
+        n = self.validation + 2
+        p = (min(1.0, max(0.0, best.score)) * self.validation + 1) / n
+        return float((p * (1 - p) / n) ** 0.5)

@@ -143,7 +143,9 @@ def best_yaml(config: SearchConfig, outcome: Outcome) -> str | None:
         "The best of several measured scores is optimistic; the test images have not been read.\n"
         "python jobs/pretrain.py --config best.yaml"
     )
-    return to_yaml(config.best(best.values), comment)
+    # what pretrain.py implies for its demo data may not win over what was found
+    implied = () if config.data.path else ("clusters.top-k", "train.epochs", "compare")
+    return to_yaml(config.best(best.values), comment, (*best.values, *implied))
 
 
 def correlations(

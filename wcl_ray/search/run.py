@@ -15,12 +15,13 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.clusters.cache import cache_folder
+from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.data.source import ID
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.search.granularity import Granularities, find_granularities
-from wcl_ray.search.neighbours import read_attributes
+from wcl_ray.search.neighbours import judged, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
 from wcl_ray.search.page import page
@@ -38,7 +39,7 @@ from wcl_ray.search.trial import Setup
 from wcl_ray.search.tuner import run_trials
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
-from wcl_ray.train.folder import claim, find_run
+from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, open_images
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.usage import Usage, summary
@@ -91,6 +92,8 @@ def _search(
         config = replace(config, cache=place.path if place.local else place.uri)
     if config.metric == "auto" and config.objective == "rank_me":
         warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
+    for d in given.values():
+        _check_columns(config, images, d)
     with usage.stage("clusters"):
         granularities = find_granularities(config, images, given)
     dimensions = default_dimensions(given)
@@ -113,7 +116,8 @@ def _search(
         )
     folder.write(SPACE, space)
     record = Record(folder, config, setup.granularity)
-    record.validation = setup.counts[1] if config.objective in ("knn", "probe", "metadata") else 0
+    measured = min(setup.counts[1], config.evaluate.max_images)
+    record.validation = measured if config.objective in ("knn", "probe", "metadata") else 0
     record.facts = _facts(config, images, setup, prepared)
     say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
     with usage.stage("trials"):
@@ -151,24 +155,31 @@ def _prepare(
     label = [images.label] if images.label else []
     ids = {side: _ids(images.metadata((), training=side)) for side in (True, False)}
     for side, name in ((True, "training"), (False, "validation")):
-        least = config.train.batch_size if side else 2
+        least = _largest_batch(config, dimensions) if side else 2
         if len(ids[side]) < least:
-            raise UserError(
-                f"there are {len(ids[side])} {name} images, fewer than {least}; change "
-                "--validation or lower --train.batch-size"
-            )
+            hint = "change --validation or lower train.batch-size" if side else "raise --validation"
+            raise UserError(f"there are {len(ids[side])} {name} images, fewer than {least}; {hint}")
     rows = images.whole().train.images(label)
     train = plan_stream(rows, ids[True], config.data)
     say("stream", train.reason)
     kept: tuple[Stream, Stream] | None = None
     if train.mode != "anew":
         kept = (train, plan_stream(rows, ids[False], config.data))
-        bad = len(train.faults) + len(kept[1].faults)
-        if bad:
-            say("faults", f"{bad} unreadable images are left out")
+        faults = [*train.faults, *kept[1].faults]
+        if faults:
+            add_faults(folder, faults)
+            say(
+                "faults",
+                f"{len(faults)} unreadable images are left out, see {folder.uri}/faults.jsonl",
+            )
     compared = None
     if config.has_metadata:
         known, bits = read_attributes(config, images)
+        if config.objective == "metadata" and not judged(known, bits, ids[False]):
+            raise UserError(
+                "metric metadata: no attribute is had by five validation images and lacked by five "
+                "others; raise --validation, or use another --metric"
+            )
         compared = (ray.put(known), ray.put(bits))
     setup = Setup(
         config=config,
@@ -188,6 +199,12 @@ def _prepare(
     return _Prepared(setup, train.reason)
 
 
+def _largest_batch(config: SearchConfig, dimensions: tuple[Dimension, ...]) -> int:
+    """The largest global batch of any trial."""
+    sizes = [d.decode(p) for d in dimensions if d.key == "train.batch-size" for p in d.points(2)]
+    return max(sizes or [config.train.batch_size])
+
+
 def _ids(rows: Dataset) -> np.ndarray:
     """int64 (N,), sorted."""
     refs = rows.select_columns([ID]).to_arrow_refs()
@@ -197,8 +214,33 @@ def _ids(rows: Dataset) -> np.ndarray:
 
 def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
     trial = config.of_trial({dimension.key: dimension.decode(point)})
+    most = (trial.scale.range() or (1, 1))[1]
+    if trial.train.batch_size < 2 * most:
+        raise UserError(
+            f"search.train.batch-size {trial.train.batch_size} is too small for {most} workers: "
+            "each needs at least 2 images of a batch"
+        )
     if dimension.key.startswith("model."):
         build_encoder(trial.model, config.data.image_size)
+
+
+def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:
+    """Whether the clusters of every value can be made of the columns there are."""
+    key = dimension.key
+    if not key.startswith("clusters."):
+        return
+    kinds = [config.clusters.kind]
+    for point in dimension.points(2):
+        clusters = config.of_trial({key: dimension.decode(point)}).clusters
+        images.train.check_columns(clusters.columns, f"search.{key}")
+        columns_of(clusters, images.label, images.available)
+        kinds.append(clusters.kind)
+    own = {kind for kind, name in GRANULARITY.items() if name == key}
+    if own and not own & set(kinds):
+        raise UserError(
+            f"search.{key} has no effect on clusters of kind {config.clusters.kind}; it is for "
+            f"{' and '.join(sorted(own))}"
+        )
 
 
 def _granularity(config: SearchConfig, given: dict[str, Dimension]) -> str | None:

@@ -72,20 +72,17 @@ def divide(config: SearchConfig, cluster: dict[str, float], widest: float, strea
         )
     reading = 1.0 if streamed else 0.0
     wanted = config.concurrent or max(1, config.trials // 4)
-    if graphics:
-        fit = graphics // least
+    fit = graphics // least if graphics else int(cpus / least)
+    if graphics and fit == 0:
+        raise UserError(f"a trial has {least} workers, but there are only {graphics} GPUs")
+    if scale.cpus_per_worker:  # of as many workers as a trial may grow to
+        each = most * scale.cpus_per_worker + reading
+        fit = min(fit, int((cpus - LEAST_SPARE) / (each + DRIVER) + 1e-9))
         if fit == 0:
-            raise UserError(f"a trial has {least} workers, but there are only {graphics} GPUs")
-    else:
-        fit = int(cpus / least)
-        if scale.cpus_per_worker:
-            each = least * scale.cpus_per_worker + reading
-            fit = int((cpus - LEAST_SPARE) / (each + DRIVER) + 1e-9)
-            if fit == 0:
-                raise UserError(
-                    f"a trial needs {each:g} CPUs and a part of one to be evaluated, the cluster "
-                    f"has {cpus:g}; lower --scale.cpus-per-worker or --scale.workers"
-                )
+            raise UserError(
+                f"a trial needs {each:g} CPUs and a part of one to be evaluated, the cluster "
+                f"has {cpus:g}; lower --scale.cpus-per-worker or --scale.workers"
+            )
     concurrent = max(1, min(wanted, fit, config.trials))
     if config.concurrent > concurrent and config.trials > concurrent:
         warn(f"only {concurrent} trials fit into the cluster at a time, not {config.concurrent}")
@@ -99,7 +96,7 @@ def divide(config: SearchConfig, cluster: dict[str, float], widest: float, strea
         )
     whole = float(int(room)) if room >= 1 else room
     share = scale.cpus_per_worker or min(whole, widest)
-    if not graphics and scale.cpus_per_worker:  # what is left is for the tasks
+    if scale.cpus_per_worker:  # what is left is for the tasks
         spare = max(LEAST_SPARE, min(1.0, part - DRIVER - share * most))
     workers = Scale(least=least, most=most, cpus=share, gpu=graphics > 0, crowded=True)
     return Share(concurrent, workers, min(1.0, spare))

@@ -148,6 +148,8 @@ def listing(key: str, values: Sequence[Any]) -> Dimension:
     if all(isinstance(v, (int, float, tuple)) and not isinstance(v, bool) for v in unique):
         unique.sort(key=lambda v: v if isinstance(v, tuple) else (v,))
     for value in unique:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"search.{key}: {value} is not a finite number")
         _check_value(key, value)
     return Dimension(key, "values", values=tuple(unique))
 

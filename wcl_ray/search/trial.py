@@ -75,6 +75,7 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
     """
     name = tune.get_context().get_trial_id()
     folder = trial_folder(setup.folder, name)
+    folder.delete(FAILURE)  # of an earlier attempt
     try:
         _train(decode(setup.dimensions, points), setup, name, folder)
     except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback

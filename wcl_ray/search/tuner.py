@@ -23,7 +23,7 @@ from wcl_ray.search.share import DRIVER
 from wcl_ray.search.space import Dimension, decode, encode, grid, show
 from wcl_ray.search.trial import FAILURE, QUALITY, Setup, run_trial, trial_folder
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say
+from wcl_ray.terminal import say, warn
 
 NAME = "tune"
 SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses what came since
@@ -103,6 +103,8 @@ def _first_points(
         cells = grid(dimensions, config.trials)
         return cells, len(cells)
     own = encode(dimensions, config.plain())
+    if own is None:
+        warn("the configuration as it is lies outside of the space: no trial compares with it")
     return ([own] if own is not None else []), config.trials
 
 
@@ -176,11 +178,19 @@ class News(tune.Callback):
                 trial_folder(self._setup.folder, lost).remove()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self._begin(trial)
+        text = ", ".join(f"{key.rpartition('.')[2]} {show(v)}" for key, v in row["values"].items())
+        self._say(trial, "goes on" if row["restarts"] else text + " (the default)" * row["default"])
+
+    def _meet(self, trial: Any) -> None:
+        """A trial whose process died before it was there has not started, for Tune."""
+        if trial.trial_id not in self._record.trials:
+            self._begin(trial)
+
+    def _begin(self, trial: Any) -> dict[str, Any]:
         points = {d.key: trial.config[d.key] for d in self._setup.dimensions}
         values = decode(self._setup.dimensions, points)
-        row = self._record.start(trial.trial_id, values, points == self._default)
-        text = ", ".join(f"{key.rpartition('.')[2]} {show(v)}" for key, v in values.items())
-        self._say(trial, "goes on" if row["restarts"] else text + " (the default)" * row["default"])
+        return self._record.start(trial.trial_id, values, points == self._default)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -208,12 +218,14 @@ class News(tune.Callback):
         self._end(trial, status, error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        trial_folder(self._setup.folder, trial.trial_id).delete(FAILURE)
         self._say(trial, "failed and is started again from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", self._error(trial) or "its process died")
 
     def _end(self, trial: Any, status: str, error: str = "") -> None:
+        self._meet(trial)
         if error:
             self._say(trial, f"failed: {error}")
         folder = trial_folder(self._setup.folder, trial.trial_id)
@@ -224,7 +236,10 @@ class News(tune.Callback):
             key = self._setup.granularity
             quality = self._setup.quality.get(values.get(key) if key else None, {})
         self._record.end(trial.trial_id, status, quality, error)
-        self._publish()
+        try:
+            self._publish()
+        except OSError as problem:  # it is written anew after the next trial
+            warn(f"the results so far cannot be written: {problem}")
 
     def _error(self, trial: Any) -> str:
         folder: Folder = trial_folder(self._setup.folder, trial.trial_id)
@@ -233,6 +248,7 @@ class News(tune.Callback):
         return str(json.loads(folder.read(FAILURE))["error"])
 
     def _say(self, trial: Any, text: str) -> None:
+        self._meet(trial)
         say(f"trial {self._record.trials[trial.trial_id]['number']}", text)
 
 

@@ -25,7 +25,7 @@ from wcl_ray.train.gauges import Gauges
 Row = dict[str, Any]
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1)
 class Board:
     """Holds the rows that were not read yet."""
 
@@ -42,7 +42,7 @@ class Board:
 
 def start_board() -> Any:
     """A board on the driver's own node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
@@ -154,6 +154,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self.faults: list[Row] = []
         self.error = ""
+        self.failure: Exception | None = None
 
     def __enter__(self) -> Follower:
         self._thread.start()
@@ -169,12 +170,19 @@ class Follower:
             last = self._stop.wait(0.5)
             try:
                 for row in ray.get(self._board.take.remote()):
-                    self._handle(row)
+                    self._try(row)
             except ray.exceptions.RayError:
                 if last:
                     return
             if last:
                 return
+
+    def _try(self, row: Row) -> None:
+        """Handle a row; the first thing that goes wrong is kept for the driver."""
+        try:
+            self._handle(row)
+        except Exception as error:
+            self.failure = self.failure or error
 
     def _handle(self, row: Row) -> None:
         kind = row.pop("kind")

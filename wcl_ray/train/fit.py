@@ -164,6 +164,8 @@ def fit(
         add_faults(folder, follower.faults)
     if follower.error:
         raise UserError(follower.error)
+    if follower.failure is not None:
+        raise follower.failure
     if result.checkpoint is None:
         raise RuntimeError("training ended without a checkpoint")
     return result.checkpoint

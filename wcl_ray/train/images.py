@@ -47,6 +47,12 @@ class Images:
     group: str | None = None
     validation: float = 0.0
 
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Metadata columns. Not the group's own, which names single groups: it is read only where
+        it is among ``clusters.columns``."""
+        return tuple(name for name in self.train.columns if name != self.group)
+
     def whole(self) -> Images:
         """The same without a validation split."""
         return replace(self, validation=0.0)
@@ -176,12 +182,12 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
     """Clusters of the metadata from the cache, or made; of any use or not."""
     source, label = images.train, images.label
     source.check_columns(clusters.columns, "clusters.columns")
-    columns = columns_of(clusters, label, source.columns)
+    columns = columns_of(clusters, label, images.available)
     wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
 
     def make(options: ClustersConfig) -> Clustering:
         rows = images.metadata(wanted)
-        return cluster_metadata(rows, options, label, source.columns, config.seed, strict=False)
+        return cluster_metadata(rows, options, label, images.available, config.seed, strict=False)
 
     # ids alone are not worth an entry
     folder, facts = cache_of(config, images) if wanted else (None, {})

@@ -19,6 +19,8 @@ from wcl_ray.terminal import say
 def quiet_ray() -> None:
     """Environment that keeps Ray's own messages off the terminal; errors still come through."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # Ray Train takes one checkpoint a look; at its 2 s those of short epochs pile up
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray.train").setLevel(logging.WARNING)

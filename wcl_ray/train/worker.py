@@ -140,6 +140,10 @@ class Worker:
                 self.position.consumed = compose.empty_bits(self.task.images)
             self.fresh = compose.empty_bits(self.task.images)
             self._epoch(epoch)
+            if self.position.step == 0:
+                raise UserError(
+                    f"an epoch has no whole batch of train.batch-size {self.batch}; lower it"
+                )
             self.position.dropped += self.reader.dropped
             self.position.epoch, self.position.consumed = epoch + 1, None
             every, look = self.config.train.checkpoint_epochs, self.config.evaluate.every
