@@ -107,7 +107,11 @@ class RayCluster:
         }
 
     def add_node(self, cpus: int, *more: str) -> subprocess.Popen[bytes]:
-        return self._start(f"--address={ADDRESS}:{self.port}", f"--num-cpus={cpus}", *more)
+        """One more node, when it is there: two that start at once are in each other's way."""
+        before = len(self.alive())
+        process = self._start(f"--address={ADDRESS}:{self.port}", f"--num-cpus={cpus}", *more)
+        self.until(lambda: len(self.alive()) > before, 60)
+        return process
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         given = ["start", "--block", "--disable-usage-stats", f"--node-ip-address={ADDRESS}"]

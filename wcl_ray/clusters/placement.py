@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import ray
@@ -67,9 +67,20 @@ def find_homes(vectors: Vectors, resource: str = "CPU", each: float = 1.0) -> Ho
     if len(refs) < 2:
         return Homes({})
     found = ray.experimental.get_object_locations(refs)
-    nodes = {ref.hex(): min(where["node_ids"]) for ref, where in found.items() if where["node_ids"]}
+    nodes = _choose({ref.hex(): sorted(where["node_ids"]) for ref, where in found.items()})
     if len(set(nodes.values())) < 2:
         return Homes({})
     free = ray._private.state.available_resources_per_node()
     room = {node: int(have.get(resource, 0.0) / max(each, 0.01)) for node, have in free.items()}
     return Homes(nodes, room)
+
+
+def _choose(copies: dict[str, list[str]]) -> dict[str, str]:
+    """One node for each object: of several copies that on the node with the fewest objects."""
+    count: Counter[str] = Counter()
+    chosen: dict[str, str] = {}
+    for ref, nodes in sorted(copies.items(), key=lambda item: len(item[1])):
+        if nodes:
+            chosen[ref] = min(nodes, key=lambda node: (count[node], node))
+            count[chosen[ref]] += 1
+    return chosen

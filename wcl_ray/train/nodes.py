@@ -76,13 +76,14 @@ def check_shared(folder: Folder) -> None:
     name = f".seen-{uuid.uuid4().hex[:8]}"
     folder.write(name, b"")
     try:
-        asked = {
-            address: _sees.options(
+        asked = [
+            _sees.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
             ).remote(folder, name)
-            for node, address in others.items()
-        }
-        blind = [address for address, seen in asked.items() if not ray.get(seen)]
+            for node in others
+        ]
+        seen = ray.get(asked)
+        blind = [where for where, sees in zip(others.values(), seen, strict=True) if not sees]
     finally:
         folder.fs.delete_file(folder.file(name))
     if blind:
