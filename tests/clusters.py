@@ -31,6 +31,12 @@ FAST = {  # a lost node is noticed in a second
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
+HEAD = "ray.head.default"  # as the fake provider calls it
+UNUSED = (  # keys that the autoscaler reads without asking whether they are there
+    "cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands",
+    "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands",
+    "worker_start_ray_commands",
+)  # fmt: skip
 
 
 def free_port() -> int:
@@ -86,7 +92,7 @@ class RayCluster:
             "disable_launch_config_check": True,
         }
         types: dict[str, Any] = {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+            HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         }
         for name, kind in kinds.items():
             resources = {key: value for key, value in kind.items() if key != "max"}
@@ -101,9 +107,12 @@ class RayCluster:
             "max_workers": sum(kind["max"] for kind in kinds.values()),
             "idle_timeout_minutes": 0.15,
             "provider": provider,
-            "head_node_type": "head",
+            "head_node_type": HEAD,
             "available_node_types": types,
             "upscaling_speed": 10,
+            "file_mounts_sync_continuously": False,
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
+            **{key: [] for key in UNUSED},
         }
 
     def add_node(self, cpus: int, *more: str) -> subprocess.Popen[bytes]:

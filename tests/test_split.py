@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import write_parquet
 
-from wcl_ray.config import Config, DataConfig
+from wcl_ray.clusters.metadata import columns_of
+from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.source import ID
 from wcl_ray.data.split import held_groups, held_out
 from wcl_ray.errors import UserError
@@ -136,3 +137,14 @@ def test_other_data_have_no_group_of_the_run() -> None:
     assert run.data({"label": "kind"}).group == "unit"
     assert run.data({"path": "b"}).group is None
     assert run.data({"path": "b", "group": "scene"}).group == "scene"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_group_is_no_metadata_unless_named(data: tuple[str, str]) -> None:
+    images = open_images(DataConfig(path=data[0], group="unit"), "", 3)
+    assert "unit" not in images.available
+    assert "few" in images.available
+    plain = columns_of(ClustersConfig(), None, images.available)
+    assert "unit" not in plain
+    named = columns_of(ClustersConfig(columns=("unit",)), None, images.available)
+    assert named == ["unit"]
