@@ -122,7 +122,7 @@ def test_autoscaling_and_a_lost_node(tmp_path: Path) -> None:
     cluster = RayCluster(kinds=kinds)
     try:
         data = write_parquet(tmp_path / "data", N)
-        epochs = 160
+        epochs = 50
         cluster.begin(
             "run", "jobs/pretrain.py", "--data.path", data, *SMALL, "--train.audit",
             "--train.epochs", str(epochs), "--scale.workers", "1:2", "--scale.cpus-per-worker",

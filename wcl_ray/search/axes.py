@@ -69,7 +69,10 @@ class Axis:
             room = 0.3 if log else abs(low) * 0.1 or 1.0
         else:
             room = (high - low) * pad
-        return cls(title, *ends, low - room, high + room, log, whole, percent)
+        start, end = low - room, high + room
+        if percent:  # no share is below 0 or above 1, unless one was measured there
+            start, end = max(start, min(low, 0.0)), min(end, max(high, 1.0))
+        return cls(title, *ends, start, end, log, whole, percent)
 
     @classmethod
     def of_names(cls, title: str, names: Sequence[str], ends: tuple[float, float]) -> Axis:
