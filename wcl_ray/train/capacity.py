@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ def _limits() -> list[tuple[Resources, float]]:
     config = ray._private.state.state.get_cluster_config()
     if config is not None and config.node_group_configs:
         return [(dict(g.resources), float(g.max_count)) for g in config.node_group_configs]
-    path = Path(os.environ.get("WCL_RAY_BOOTSTRAP", BOOTSTRAP)).expanduser()
+    path = Path(BOOTSTRAP).expanduser()
     if not path.is_file():
         return []
     try:
