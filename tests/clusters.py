@@ -30,6 +30,7 @@ FAST = {  # a lost node is noticed in a second
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_JOB_STOP_WAIT_TIME_S": "20",  # until a stopped job is killed
 }
 HEAD = "ray.head.default"  # as the fake provider calls it
 UNUSED = (  # keys that the autoscaler reads without asking whether they are there
@@ -208,10 +209,12 @@ class RayCluster:
 
     def until(self, seen: Callable[[], Any], limit: float) -> Any:
         end = time.monotonic() + limit
-        while not (found := seen()):
+        while True:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # not there yet, or busy
+                if found := seen():
+                    return found
             assert time.monotonic() < end, self.told()
             time.sleep(0.3)
-        return found
 
     def told(self) -> str:
         """What the nodes printed."""

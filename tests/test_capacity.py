@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,58 +53,87 @@ def test_cluster_yaml_is_what_the_readme_says(tree: dict[str, Any]) -> None:
 
 
 def test_scale_on_the_shipped_cluster(tree: dict[str, Any]) -> None:
-    now = [({"CPU": 0.0}, 1.0)]  # the head alone
+    now = [({"CPU": 0.0}, 1)]  # the head alone
     there = add_up(now, node_kinds(tree), grows=True)
-    assert (there.cpus, there.gpus, there.cpu_only) == (8 * 8 + 4 * 16, 8, 64)
+    assert (there.cpus, there.gpus) == (8 * 8 + 4 * 16, 8)
     scale = divide(Config(), there, streamed=True)
     assert (scale.least, scale.most, scale.gpu) == (1, 8, True)  # elastic, from the first node on
-    assert scale.cpus == 8  # the whole GPU node: reading goes to the CPU nodes
-    alone = add_up(now, [({"CPU": 8.0, "GPU": 1.0}, 8.0)], grows=True)
-    assert divide(Config(), alone, streamed=True).cpus == 7  # reading needs one of them
-    assert divide(Config(), alone, streamed=False).cpus == 8
+    assert scale.cpus == 7  # CPU nodes may not be had: one is left for reading
+    later = add_up([*now, ({"CPU": 16.0}, 1)], node_kinds(tree), grows=True)
+    assert divide(Config(), later, streamed=True).cpus == 8  # reading goes to the CPU node
+    assert divide(Config(), there, streamed=False).cpus == 8
 
 
 def test_several_gpus_a_node() -> None:
-    there = add_up([({"CPU": 96.0, "GPU": 8.0}, 2.0)], [], grows=False)
+    there = add_up([({"CPU": 96.0, "GPU": 8.0}, 2)], [], grows=False)
     scale = divide(Config(), there, streamed=False)
     assert (scale.least, scale.most, scale.cpus) == (16, 16, 12)
     assert divide(Config(), there, streamed=True).cpus == 11
+    few = add_up([({"CPU": 2.0, "GPU": 4.0}, 1)], [], grows=False)
+    assert divide(Config(), few, streamed=False).cpus == 0.5
+    with pytest.raises(UserError, match="a CPU beside those of the workers"):
+        divide(Config(), add_up([({"CPU": 1.0, "GPU": 1.0}, 2)], [], grows=False), streamed=True)
 
 
 @given(
     nodes=st.lists(st.tuples(st.integers(0, 64), st.integers(0, 8)), min_size=1, max_size=5),
+    workers=st.sampled_from(["auto", "1", "2", "3", "7", "1:5"]),
+    cpus=st.sampled_from([0.0, 0.5, 1.0, 3.0, 9.0]),
     streamed=st.booleans(),
 )
-def test_workers_always_fit(nodes: list[tuple[int, int]], streamed: bool) -> None:
-    now = [({"CPU": float(c), "GPU": float(g)}, 1.0) for c, g in nodes]
-    there = add_up(now, [], grows=False)
+def test_workers_always_find_a_place(
+    nodes: list[tuple[int, int]], workers: str, cpus: float, streamed: bool
+) -> None:
+    there = add_up([({"CPU": float(c), "GPU": float(g)}, 1) for c, g in nodes], [], grows=False)
+    own = ScaleConfig(workers=workers, cpus_per_worker=cpus)
     try:
-        scale = divide(Config(train=TrainConfig(batch_size=1024)), there, streamed)
+        scale = divide(Config(train=TrainConfig(batch_size=1024), scale=own), there, streamed)
     except UserError:
-        assert there.gpus == 0
-        assert there.cpus <= 1
         return
-    if scale.gpu:
-        tight = min((c / g, c) for c, g in nodes if g)
-        assert scale.cpus <= max(1.0, tight[0])
-    else:
-        assert 0 < scale.cpus <= max(c for c, _ in nodes)
-        assert scale.cpus * scale.most + (1 if streamed else 0) <= there.cpus
+    left = [[float(c), g] for c, g in nodes]
+    placed = 0
+    for node in left:  # each worker takes the first place that is free
+        while node[0] + 1e-6 >= scale.cpus and (not scale.gpu or node[1] >= 1):
+            node[0] -= scale.cpus
+            node[1] -= 1
+            placed += 1
+            if placed == scale.most:
+                break
+        if placed == scale.most:
+            break
+    assert placed >= scale.least
+    assert scale.cpus > 0 or (scale.gpu and not streamed)
+    if not cpus:
+        assert placed == scale.most
+        assert sum(node[0] for node in left) >= streamed - 1e-6  # something is left to read with
+
+
+def test_what_fits_is_used() -> None:
+    nodes = add_up([({"CPU": 3.0}, 2)], [], grows=False)
+    assert divide(Config(scale=ScaleConfig(workers="3")), nodes, streamed=False).cpus == 1
+    assert divide(Config(scale=ScaleConfig(workers="2")), nodes, streamed=False).cpus == 3
+    single = add_up([({"CPU": 1.0}, 2)], [], grows=False)
+    assert divide(Config(scale=ScaleConfig(workers="3")), single, streamed=False).cpus == 0.5
 
 
 def test_what_does_not_fit() -> None:
-    small = Capacity(cpus=2, gpus=0, node_cpus=2)
+    small = Capacity(((2.0, 0, 1),))
     config = Config(scale=ScaleConfig(cpus_per_worker=4))
-    with pytest.raises(UserError, match=r"4 is more than the cluster's 2 CPUs.*--scale.grows yes"):
+    with pytest.raises(UserError, match=r"4 is more than the 2 CPUs.*--scale.grows yes"):
         divide(config, small, streamed=False)
     with pytest.raises(UserError, match=r"the cluster has no GPU.*--scale.grows yes"):
         divide(Config(scale=ScaleConfig(gpu="yes")), small, streamed=False)
-    one = Capacity(cpus=1, gpus=0, node_cpus=1)
+    one = Capacity(((1.0, 0, 1),))
     with pytest.raises(UserError, match="needs 2 CPUs"):
         divide(Config(evaluate=EvaluateConfig(every=1)), one, streamed=False)
+    four = Capacity(((4.0, 0, 1),))
+    with pytest.raises(UserError, match="4 workers with 2 CPUs each do not fit, only 2"):
+        divide(Config(scale=ScaleConfig(workers="4", cpus_per_worker=2)), four, streamed=False)
+    gpu = Capacity(((8.0, 1, 1),))
+    with pytest.raises(UserError, match="3 workers with a GPU and 8 CPUs each do not fit, only 1"):
+        divide(Config(scale=ScaleConfig(workers="3")), gpu, streamed=False)
     grows = ScaleConfig(gpu="yes", workers="2:4", grows="yes", cpus_per_worker=8)
-    empty = replace(small, cpus=0, node_cpus=0, grows=True)
-    scale = divide(Config(scale=grows), empty, streamed=True)
+    scale = divide(Config(scale=grows), Capacity((), grows=True), streamed=True)
     assert (scale.least, scale.most, scale.cpus, scale.gpu) == (2, 4, 8, True)
 
 

@@ -44,6 +44,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     cluster.add_node(2)
     data = ["--data.path", write_parquet(tmp_path / "data", N), *SMALL]
@@ -80,7 +81,8 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     embedded = cluster.submit("jobs/embed.py", "--run", "runs/one", "--out", "features")
     assert embedded.returncode == 0, embedded.stdout
     assert list((cluster.home / "features").glob("*.parquet"))
-    clustered = cluster.submit("jobs/cluster.py", *data, "--out", "clusters.parquet")
+    means = ["--clusters.kind", "kmeans", "--clusters.k", "4", "--out", "clusters.parquet"]
+    clustered = cluster.submit("jobs/cluster.py", "--data.path", "features", *means)
     assert clustered.returncode == 0, clustered.stdout
     assert (cluster.home / "clusters.parquet").exists()
     short = ["--train.epochs", "2", "--trials", "2", "--trial-epochs", "1", "--name", "search"]
@@ -117,12 +119,14 @@ def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_autoscaling_and_a_lost_node(tmp_path: Path) -> None:
     kinds = {"reader": {"CPU": 1, "max": 1}, "trainer": {"CPU": 2, "max": 2}}
     cluster = RayCluster(kinds=kinds)
     try:
         data = write_parquet(tmp_path / "data", N)
         epochs = 50
+        assert cluster.nodes() == {"reader": 0, "trainer": 0}
         cluster.begin(
             "run", "jobs/pretrain.py", "--data.path", data, *SMALL, "--train.audit",
             "--train.epochs", str(epochs), "--scale.workers", "1:2", "--scale.cpus-per-worker",
@@ -134,12 +138,15 @@ def test_autoscaling_and_a_lost_node(tmp_path: Path) -> None:
             found = rows(run)
             return any(r["workers"] == workers and r["step"] > beyond for r in found)
 
+        cluster.until(lambda: cluster.nodes()["reader"], 120)  # the smallest that can read
         cluster.until(lambda: trained(1) or trained(2), 180)
         cluster.until(lambda: trained(2), 120)
         assert cluster.nodes()["trainer"] == 2
         lost = rows(run)[-1]["step"]
-        victim = next(p for p in cluster.pids() if "RayTrainWorker" in title(p))
-        raylet = parent(victim)
+        workers = cluster.until(
+            lambda: [pid for pid in cluster.pids() if "RayTrainWorker" in title(pid)], 60
+        )
+        raylet = parent(workers[0])
         for pid in [*descendants(raylet), raylet]:
             os.kill(pid, signal.SIGKILL)
         cluster.until(lambda: trained(1, lost) or trained(2, lost), 180)

@@ -40,7 +40,7 @@ def test_back_pressure_with_a_slow_trainer(tmp_path: Path) -> None:
         assert not seen[ids].any()
         seen[ids] = True
         time.sleep(0.1)  # a trainer that is slower than the reading
-        if number % 10 == 0:
+        if number % 3 == 0:
             usage.look()
     assert seen.all()
     assert sum(len(pictures[n % 50]) for n in range(count)) > usage.capacity

@@ -19,6 +19,7 @@ import yaml
 
 from wcl_ray.config import Config
 from wcl_ray.errors import find_user_error
+from wcl_ray.storage import found
 
 T = TypeVar("T")
 RUN_KEYS = (
@@ -116,7 +117,7 @@ def _expand(words: list[str], cls: type) -> list[str]:
 
 def _read_yaml(name: str, cls: type) -> list[str]:
     try:
-        text = Path(name).read_text()
+        text = Path(found(name)).read_text()
     except OSError as error:
         raise ValueError(f"--config {name}: {error.strerror or error}") from None
     try:

@@ -310,9 +310,9 @@ class ScaleConfig:
     """Whether the cluster grows on demand (autoscaler, KubeRay), so that workers may be asked for
     which do not fit yet. auto: where its limits can be read, as on the head of a `ray up`
     cluster."""
-    resize_seconds: float = 60
+    resize_seconds: float = 300
     """How often an elastic run looks whether it can grow; growing restarts it from its last
-    checkpoint."""
+    checkpoint, so that a larger value loses less where nodes come one by one."""
     max_failures: int = 3
     """How often training restarts from its last checkpoint after a lost worker or node."""
     address: str | None = None

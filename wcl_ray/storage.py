@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from pathlib import Path
@@ -54,6 +55,12 @@ def lasting(uri: str) -> str:
     if "://" in uri or os.path.isabs(os.path.expanduser(uri)):
         return uri
     return str(Path.home() / uri) if WORKING_DIRS in Path.cwd().parts else uri
+
+
+def found(uri: str) -> str:
+    """A path to read: a relative one of a job that is not in its working directory lies where
+    the outputs of jobs do."""
+    return uri if glob.glob(os.path.expanduser(uri)) else lasting(uri)
 
 
 class Folder:

@@ -79,7 +79,17 @@ class Crew:
             for strategy in homes.strategies(self.pieces)
         ]
         there = [actor.__ray_ready__.remote() for actor in self.actors]
-        late = len(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
+        waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
+        if waiting and homes.nodes:  # another job was faster there: the rows can be sent
+            for i, ready in enumerate(there):
+                if ready in waiting:
+                    ray.kill(self.actors[i])
+                    self.actors[i] = remote.options(**options, scheduling_strategy="SPREAD").remote(
+                        spherical, kernel, threads, seed
+                    )
+                    there[i] = self.actors[i].__ray_ready__.remote()
+            waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
+        late = len(waiting)
         if late:
             need = f"{cpus:g} CPU(s)" + (" and a GPU" if gpu else "")
             warn(

@@ -20,7 +20,7 @@ from ray.data import Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import is_id_type
 from wcl_ray.errors import UserError
-from wcl_ray.storage import filesystem
+from wcl_ray.storage import filesystem, found
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -143,6 +143,7 @@ def list_files(uri: str, endpoint: str | None) -> Files:
     Raises:
         UserError: nothing there, or the store cannot be reached.
     """
+    uri = found(uri)
     fs, path = filesystem(uri, endpoint)
     where = f" at {endpoint}" if endpoint else ""
     try:

@@ -67,12 +67,13 @@ def embed(
 
 
 def resources(gpus: int) -> dict[str, Any]:
-    """``actors``, ``cpus`` and ``gpu`` for :func:`embed`. Actors on GPUs hold half of the CPUs; the
-    rest is for the tasks that read and write."""
+    """``actors``, ``cpus`` and ``gpu`` for :func:`embed`. Actors on GPUs hold half of the CPUs of
+    their nodes; the rest is for the tasks that read and write."""
     if not gpus:
         return {"cpus": 1.0, "gpu": False}
-    cpus = ray.cluster_resources().get("CPU", 1.0)
-    return {"actors": gpus, "cpus": float(max(1, cpus // (2 * gpus))), "gpu": True}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    parts = [r.get("CPU", 0.0) // (2 * r["GPU"]) for r in nodes if r.get("GPU", 0) >= 1]
+    return {"actors": gpus, "cpus": float(max(1, min(parts, default=1.0))), "gpu": True}
 
 
 _CACHE: dict[Any, _Embedder] = {}

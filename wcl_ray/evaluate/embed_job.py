@@ -29,7 +29,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import Live, clock, say
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.images import open_images
-from wcl_ray.train.nodes import check_shared, connect
+from wcl_ray.train.nodes import NOT_SEEN, check_shared, connect
 
 ROWS = 4096  # images a file
 FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files
@@ -184,6 +184,8 @@ def _missing(table: pa.Table, plan: Any) -> pa.Table:
 
 def _write(table: pa.Table, folder: Folder, columns: tuple[str, ...]) -> pa.Table:
     """Write a batch as one file; returns one row that counts what is in it."""
+    if not folder.exists(FACTS):  # which the driver wrote: this node has another disk
+        raise UserError(NOT_SEEN.format(where=folder.path, node=ray.util.get_node_ip_address()))
     bad = table.filter(table[FAULT].is_valid()).select([ID, KEY, FAULT]).to_pylist()
     faults = [{"key": str(row[KEY] or row[ID]), "reason": row[FAULT]} for row in bad]
     good = table.filter(table[FAULT].is_null()).sort_by(ID)

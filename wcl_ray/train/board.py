@@ -19,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import Live, clock
+from wcl_ray.terminal import Live, clock, warn
 from wcl_ray.train.gauges import Gauges
 
 Row = dict[str, Any]
@@ -154,6 +154,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self.faults: list[Row] = []
         self.error = ""
+        self._warned = False
         self.failure: Exception | None = None
 
     def __enter__(self) -> Follower:
@@ -171,7 +172,7 @@ class Follower:
             try:
                 for row in ray.get(self._board.take.remote()):
                     self._try(row)
-            except ray.exceptions.RayError:
+            except Exception:  # the board is started again where its process died
                 if last:
                     return
             if last:
@@ -181,6 +182,10 @@ class Follower:
         """Handle a row; the first thing that goes wrong is kept for the driver."""
         try:
             self._handle(row)
+        except OSError as error:  # figures only: training goes on, and what follows is written
+            if not self._warned:
+                warn(f"metrics cannot be written: {error}")
+            self._warned = True
         except Exception as error:
             self.failure = self.failure or error
 

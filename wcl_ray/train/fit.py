@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 from wcl_ray.config import Config, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
+from wcl_ray.terminal import warn
 from wcl_ray.train.board import Follower, MetricsLog, Row
 from wcl_ray.train.capacity import Capacity, capacity
 from wcl_ray.train.folder import add_faults
@@ -88,38 +89,61 @@ def divide(config: Config, there: Capacity, streamed: bool) -> Scale:
             f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
             "needs at least 2 images of a batch"
         )
-    reading = streamed or bool(config.evaluate.every)
-    grow = " or on a cluster that grows on demand --scale.grows yes"
+    reading = float(streamed or bool(config.evaluate.every))
+    grow = "or, on a cluster that grows on demand, add --scale.grows yes"
     unlimited = scale.grows == "yes"
     free = there.cpus - reading  # reading and evaluating beside training need a CPU of their own
-    if not gpu and free <= 0 and not unlimited:
+    if free <= 0 and not unlimited and not (gpu and not reading):
         raise UserError(
             f"reading anew or evaluating during training needs 2 CPUs, the cluster has "
-            f"{there.cpus:g}; use --data.keep raw and --evaluate.every 0,{grow}"
+            f"{there.cpus:g}; use --data.keep raw and --evaluate.every 0, {grow}"
         )
-    share = scale.cpus_per_worker or _even(there, most, gpu, float(reading))
-    if not gpu and share > there.cpus and not unlimited:
+    share = scale.cpus_per_worker
+    if share > there.node_cpus and not unlimited:
         raise UserError(
-            f"scale.cpus-per-worker {share:g} is more than the cluster's {there.cpus:g} CPUs; "
-            f"lower it,{grow}"
+            f"scale.cpus-per-worker {share:g} is more than the {there.node_cpus:g} CPUs of the "
+            f"largest node; lower it, {grow}"
+        )
+    share = share or (_beside_gpus(there, reading) if gpu else _even(there, most, reading))
+    fits = there.workers(share, gpu)
+    if fits < least and not unlimited:
+        raise UserError(
+            f"{least} workers with {'a GPU and ' if gpu else ''}{share:g} CPUs each do not fit, "
+            f"only {fits}; lower --scale.workers or --scale.cpus-per-worker, {grow}"
         )
     return Scale(least=least, most=most, cpus=share, gpu=gpu)
 
 
-def _even(there: Capacity, most: int, gpu: bool, reading: float) -> float:
-    """CPUs of each of ``most`` workers.
+def _beside_gpus(there: Capacity, reading: float) -> float:
+    """CPUs of each worker on a GPU: its part of its node, all of it where nodes without GPUs are
+    there to read and decode, which then have to go there.
 
-    With GPUs a worker has its part of its own node: all of it where nodes without GPUs are there
-    to read and decode, which then have to go there.
+    Raises:
+        UserError: no CPU is left for the tasks that read.
     """
-    if gpu and there.gpus_a_node:
-        own = there.cpus_beside_gpus - (0.0 if there.cpu_only >= 1 else reading)
-        return max(1.0, own // there.gpus_a_node)
-    free = there.cpus - reading
-    if gpu or free <= 0:
-        return 1.0
-    even = free // most if free >= most else free / most
-    return min(even, max(there.node_cpus, 1.0)) if even >= 1 else even
+    kept = 0.0 if there.now >= max(reading, 1.0) else reading
+    parts = [(cpus - kept) / gpus for cpus, gpus, _ in there.nodes if gpus]
+    least = min(parts, default=1.0)
+    if least <= 0 and kept:
+        raise UserError(
+            "reading anew or evaluating during training needs a CPU beside those of the workers on "
+            "every GPU node; use --data.keep raw and --evaluate.every 0, or larger nodes"
+        )
+    return float(int(least)) if least >= 1 else int(100 * least) / 100
+
+
+def _even(there: Capacity, most: int, reading: float) -> float:
+    """The most CPUs with which ``most`` workers find a place, a CPU left for reading; whole ones
+    where each can have one."""
+    nodes = sorted(there.nodes, reverse=True)
+    if reading and nodes:
+        cpus, gpus, count = nodes[0]
+        nodes = [(cpus - reading, gpus, 1), (cpus, gpus, count - 1), *nodes[1:]]
+    left = Capacity(tuple((c, g, n) for c, g, n in nodes if c > 0 and n))
+    parts = {cpus / k for cpus, _, _ in left.nodes for k in range(1, most + 1)}
+    shares = {float(int(part)) if part >= 1 else int(1000 * part) / 1000 for part in parts}
+    fitting = [share for share in shares if share and left.workers(share, gpu=False) >= most]
+    return max(fitting, default=1.0)
 
 
 def fit(
@@ -155,13 +179,18 @@ def fit(
                         raise
                     time.sleep(2)
                     trainer = _trainer(task, scale, round_folder, validation)
-    except SystemExit:  # how Ray Train ends fit() after Ctrl-C
+    except SystemExit as end:  # how Ray Train ends fit() after Ctrl-C
+        if end.code == signal.SIGTERM:
+            raise
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
-        log.close()
         add_faults(folder, follower.faults)
+        try:
+            log.close()
+        except OSError as error:
+            warn(f"metrics cannot be written: {error}")
     if follower.error:
         raise UserError(follower.error)
     if follower.failure is not None:

@@ -13,7 +13,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say
+from wcl_ray.terminal import say, warn
+
+NOT_SEEN = (
+    "{where} is not seen by the node {node}; use s3://… or gs://…, or a folder that all mount"
+)
+PATIENCE = 60.0  # seconds for all nodes to look at the storage
 
 
 def quiet_ray() -> None:
@@ -63,7 +68,8 @@ def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:
 
 
 def check_shared(folder: Folder) -> None:
-    """Whether all nodes see the run folder: one looks for a file that this process writes.
+    """Whether all nodes that are there see the folder: each looks for a file that this process
+    writes. Nodes that come later look for themselves.
 
     Raises:
         UserError: a node does not.
@@ -82,8 +88,11 @@ def check_shared(folder: Folder) -> None:
             ).remote(folder, name)
             for node in others
         ]
-        seen = ray.get(asked)
+        seen = ray.get(asked, timeout=PATIENCE)
         blind = [where for where, sees in zip(others.values(), seen, strict=True) if not sees]
+    except ray.exceptions.GetTimeoutError:
+        warn(f"not all nodes have looked at {folder.uri} within {PATIENCE:.0f} s")
+        return
     finally:
         folder.fs.delete_file(folder.file(name))
     if blind:

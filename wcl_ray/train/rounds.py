@@ -117,6 +117,7 @@ def _train_round(
         board=start_board(),
         audit=run / "audit" if config.train.audit else None,
         until=variant.first_epoch(r + 1),
+        run=Folder(config.storage, config.data.endpoint) / str(config.name),
         start=previous.checkpoint if previous else None,
     )
     started = time.monotonic()

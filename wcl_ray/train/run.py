@@ -54,7 +54,7 @@ def pretrain(config: Config) -> dict[str, Any]:
     check_shared(Folder(config.storage, config.data.endpoint))
     with Usage() as usage:
         found = _variants(config, run, usage)
-    used = usage.to_dict() | _workers(run)
+    used = usage.to_dict() | _workers([run, run / "baseline"])
     seconds = round(time.monotonic() - started, 1)
     results = {"variants": found, "seconds": seconds, "usage": used}
     run.write("results.json", json.dumps(results, indent=2).encode())
@@ -87,15 +87,24 @@ def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, 
     return found
 
 
-def _workers(run: Folder) -> dict[str, Any]:
-    """What the training workers said: speed, share of the time they waited for data, restarts."""
-    rows = [row for row in MetricsLog(run).rows if "images_per_second" in row]
-    if not rows:
+def _workers(variants: list[Folder]) -> dict[str, Any]:
+    """What the training workers said, over all epochs and starts: speed, share of the time they
+    waited for data, restarts."""
+    epochs: dict[tuple[str, int], dict[str, Any]] = {}  # the figures of a row are since its start
+    for folder in variants:
+        rows = [row for row in MetricsLog(folder).rows if "images_per_second" in row]
+        epochs |= {(folder.uri, row["epoch"]): row for row in rows}
+    if not epochs:
         return {}
+    seconds = {key: 1 / max(row["images_per_second"], 1e-9) for key, row in epochs.items()}
+    whole = sum(seconds.values())
+    restarts: dict[str, int] = {}
+    for (uri, _), row in epochs.items():
+        restarts[uri] = max(restarts.get(uri, 0), row.get("restarts", 0))
     return {
-        "images_per_second": float(np.mean([row["images_per_second"] for row in rows])),
-        "wait": float(np.mean([row["wait"] for row in rows])),
-        "restarts": max(row.get("restarts", 0) for row in rows),
+        "images_per_second": len(epochs) / whole,
+        "wait": sum(seconds[key] * row["wait"] for key, row in epochs.items()) / whole,
+        "restarts": sum(restarts.values()),
     }
 
 

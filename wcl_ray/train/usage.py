@@ -22,7 +22,8 @@ class Usage:
         seconds: stage → seconds, in order of their first start.
         peak: most bytes seen in the object stores of all nodes together.
         capacity: of all object stores, in bytes, when the most was seen.
-        spilled, restored: bytes written to disk, and read back, since the start.
+        spilled, restored: bytes written to disk, and read back, since the start, by all that
+            runs on the cluster.
     """
 
     def __init__(self) -> None:
@@ -58,10 +59,10 @@ class Usage:
         if store is None:
             return
         now = (store.spilled_bytes_total, store.restored_bytes_total)
-        before = self._before = self._before or now
-        # nodes that are gone take their counts with them
-        self.spilled = max(self.spilled, now[0] - before[0])
-        self.restored = max(self.restored, now[1] - before[1])
+        before, self._before = self._before or now, now
+        # nodes that are gone take their counts with them, so that a sum may fall
+        self.spilled += max(0, now[0] - before[0])
+        self.restored += max(0, now[1] - before[1])
         if store.object_store_bytes_used >= self.peak:
             self.peak = store.object_store_bytes_used
             self.capacity = store.object_store_bytes_avail
@@ -88,7 +89,7 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
     Args:
         figures: of :meth:`Usage.to_dict`, and optionally ``images_per_second``, ``wait`` (share of
-            the training time spent waiting for data), ``restarts`` and ``faults``.
+            the training time spent waiting for data) and ``restarts``.
     """
     times = ", ".join(f"{name} {s:.0f} s" for name, s in figures["seconds"].items())
     store = (

@@ -38,6 +38,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import Position
 from wcl_ray.train.meter import Meter
+from wcl_ray.train.nodes import NOT_SEEN
 
 SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint decisions
 
@@ -52,6 +53,7 @@ class Task:
         fingerprint: of the assignment; a checkpoint of another one is refused.
         audit: folder for the ids of every step, or None.
         until: epoch before which this round ends.
+        run: folder of the run, which every worker has to see.
         start: last checkpoint of the round before, whose weights, optimiser and position go on.
     """
 
@@ -63,6 +65,7 @@ class Task:
     board: Any
     audit: Folder | None = None
     until: int = 0
+    run: Folder | None = None
     start: ray.train.Checkpoint | None = None
 
 
@@ -79,6 +82,9 @@ def train_worker(options: dict[str, Any]) -> None:
 class Worker:
     def __init__(self, task: Task) -> None:
         self.task, self.config = task, task.config
+        if task.run is not None and not task.run.exists("config.json"):
+            node = ray.util.get_node_ip_address()
+            raise UserError(NOT_SEEN.format(where=task.run.path, node=node))
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
