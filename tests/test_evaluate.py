@@ -221,7 +221,9 @@ def test_one_class_is_an_error(tmp_path: Path) -> None:
 def test_actors_on_gpus_leave_cpus_to_readers(
     gpus: int, cpus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus, "GPU": float(gpus)})
+    own = {"Alive": True, "Resources": {"CPU": cpus, "GPU": float(gpus)}}
+    other = {"Alive": True, "Resources": {"CPU": 64.0}}  # whose CPUs no actor on a GPU can have
+    monkeypatch.setattr("ray.nodes", lambda: [other, own])
     found = resources(gpus)
     assert found["gpu"] == bool(gpus)
     assert found["cpus"] >= 1
