@@ -19,7 +19,6 @@ import yaml
 
 from wcl_ray.config import Config
 from wcl_ray.errors import find_user_error
-from wcl_ray.storage import found
 
 T = TypeVar("T")
 RUN_KEYS = (
@@ -116,6 +115,8 @@ def _expand(words: list[str], cls: type) -> list[str]:
 
 
 def _read_yaml(name: str, cls: type) -> list[str]:
+    from wcl_ray.storage import found  # only here: --help stays fast
+
     try:
         text = Path(found(name)).read_text()
     except OSError as error:
