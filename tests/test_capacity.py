@@ -102,9 +102,9 @@ def test_workers_always_find_a_place(
         if placed == scale.most:
             break
     assert placed >= scale.least
-    assert scale.cpus > 0 or (scale.gpu and not streamed)
+    assert scale.cpus > 0 or scale.gpu  # a GPU node may have no CPU
     if not cpus:
-        assert placed == scale.most
+        assert placed == scale.most or scale.gpu  # an elastic run may wait for more GPUs
         assert sum(node[0] for node in left) >= streamed - 1e-6  # something is left to read with
 
 
