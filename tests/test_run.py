@@ -364,7 +364,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         ({"train.batch_size": 4, "scale.workers": "3"}, ["too small for 3 workers"]),
         ({"model.backbone": "resnet19"}, ["'resnet19' is unknown", "resnet18"]),
         ({"scale.gpu": "yes"}, ["no GPU"]),
-        ({"scale.cpus_per_worker": 64.0}, ["more than the cluster's"]),
+        ({"scale.cpus_per_worker": 64.0}, ["more than the 2 CPUs"]),
         ({"data.path": "/no/where"}, ["no such file or folder"]),
         ({"data.eval_path": "/no/where"}, ["no such file or folder"]),
         ({"resume": True}, ["no run 'one'"]),
