@@ -150,6 +150,8 @@ def test_relative_paths_of_jobs_outlive_them(
     assert lasting("/runs") == "/runs"
     assert lasting("s3://bucket/runs") == "s3://bucket/runs"
     assert Folder("runs").path == str(tmp_path / "home/runs")
+    work.rmdir()  # as Ray may do while the job runs
+    assert Folder("runs").path == str(tmp_path / "home/runs")
 
 
 def test_start_or_resume_needs_a_name() -> None:

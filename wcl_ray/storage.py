@@ -54,7 +54,11 @@ def lasting(uri: str) -> str:
     """
     if "://" in uri or os.path.isabs(os.path.expanduser(uri)):
         return uri
-    return str(Path.home() / uri) if WORKING_DIRS in Path.cwd().parts else uri
+    try:
+        temporary = WORKING_DIRS in Path.cwd().parts
+    except FileNotFoundError:  # Ray has deleted it already
+        temporary = True
+    return str(Path.home() / uri) if temporary else uri
 
 
 def found(uri: str) -> str:
