@@ -149,13 +149,21 @@ class RayCluster:
 
     def submit(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`ray job submit`, until the job ends."""
-        flags = ["--working-dir", ".", "--", "python", *words]
-        return self.ray("job", "submit", *flags, timeout=timeout)
+        return self._submit("--working-dir", ".", "--", "python", *words, timeout=timeout)
+
+    def _submit(self, *flags: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Again while the head's agent, which starts jobs, is not there yet."""
+        for _ in range(20):
+            found = self.ray("job", "submit", *flags, timeout=timeout)
+            if "No available agent" not in found.stdout + found.stderr:
+                break
+            time.sleep(2)
+        return found
 
     def begin(self, name: str, *words: str) -> None:
         """`ray job submit --no-wait` under a name."""
         flags = ["--no-wait", "--submission-id", name, "--working-dir", "."]
-        found = self.ray("job", "submit", *flags, "--", "python", *words)
+        found = self._submit(*flags, "--", "python", *words, timeout=120)
         assert found.returncode == 0, found.stdout + found.stderr
 
     def status(self, name: str) -> str:
