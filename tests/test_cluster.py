@@ -125,7 +125,7 @@ def test_autoscaling_and_a_lost_node(tmp_path: Path) -> None:
     cluster = RayCluster(kinds=kinds)
     try:
         data = write_parquet(tmp_path / "data", N)
-        epochs = 50
+        epochs = 150
         assert cluster.nodes() == {"reader": 0, "trainer": 0}
         cluster.begin(
             "run", "jobs/pretrain.py", "--data.path", data, *SMALL, "--train.audit",
