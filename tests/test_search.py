@@ -174,6 +174,7 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
         return len(rows) >= 2 and all(row["evaluations"] for row in rows)
 
     search.until(all_have_checkpoints)
+    time.sleep(2)  # until Ray Train has noted that they are evaluated, too
     victim = search.until(lambda: search.processes("ray::ImplicitFunc"))[0]
     os.kill(victim, signal.SIGKILL)  # a trial
     search.until(lambda: "is started again" in search.text)
