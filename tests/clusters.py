@@ -76,6 +76,7 @@ class RayCluster:
         try:
             self._start(*head)
             self.until(self.answers, 60)
+            self.until(self.alive, 60)  # jobs may be taken before the head counts as a node
         except BaseException:
             self.stop()
             raise
