@@ -174,3 +174,18 @@ def test_unknown_estimator() -> None:
     z1, z2 = embeddings(2)
     with pytest.raises(ValueError, match="simclr"):
         whole(z1, z2, [0, 0], 0.2, "simclr")
+
+
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_compiles_without_graph_breaks(estimator: str) -> None:
+    compiled = torch.compile(cl_infonce, backend="aot_eager", fullgraph=True)
+    clusters = (torch.arange(6) // 2)[:, None]
+    gradients, losses = [], []
+    for work in (cl_infonce, compiled):
+        z1, z2 = (z.float().requires_grad_() for z in embeddings(6))
+        result = work(z1, z2, z1, z2, clusters, clusters, 0, 0.2, estimator)
+        result[0].backward()
+        losses.append(result[0].detach())
+        gradients.append(z1.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)

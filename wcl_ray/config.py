@@ -266,7 +266,8 @@ class TrainConfig:
     channels_last: bool = True
     """Memory layout of convolutions."""
     compile: bool = False
-    """torch.compile the encoder."""
+    """torch.compile the encoder, the views and the loss: about a minute at each start, then faster
+    steps on a GPU (benchmarks/gpu.py)."""
     sync_bn: bool = False
     """Batch normalisation over all workers (GPU only)."""
     checkpoint_steps: int = 0

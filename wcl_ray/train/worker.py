@@ -128,14 +128,21 @@ class Worker:
         if saved is not None:
             with saved.as_directory() as folder:
                 self.position = store.load(folder, encoder, self.optimizer, facts)
-        self.model: torch.nn.Module = torch.compile(encoder) if config.train.compile else encoder  # type: ignore[assignment]
+        augment = Augment(config.augment, config.data.image_size, config.seed)
+        self.model: torch.nn.Module = self._compiled(encoder)
+        self.two_views, self.cl_infonce = (
+            self._compiled(augment.two_views),
+            self._compiled(cl_infonce),
+        )
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(self.model, device_ids=ids)
-        self.augment = Augment(config.augment, config.data.image_size, config.seed)
         wants = config.train.precision
         able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.bf16 = wants == "bf16" or (wants == "auto" and able)
+
+    def _compiled(self, work: Any) -> Any:
+        return torch.compile(work) if self.config.train.compile else work
 
     def run(self) -> None:
         self._say_where()
@@ -203,7 +210,7 @@ class Worker:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        views = self.augment.two_views(images, aspect, ids, epoch)
+        views = self.two_views(images, aspect, ids, epoch)
         if self.config.train.channels_last:
             views = views.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -224,7 +231,8 @@ class Worker:
         def one(head: torch.Tensor, local: torch.Tensor, whole: torch.Tensor) -> LossResult:
             z1, z2 = head.float().chunk(2)
             views = z1, z2, gather(z1), gather(z2)
-            return cl_infonce(*views, local, whole, offset, loss.temperature, loss.estimator)
+            settings = offset, loss.temperature, loss.estimator
+            return LossResult(*self.cl_infonce(*views, local, whole, *settings))
 
         result = one(heads[0], clusters, everyone)
         if not loss.dual:

@@ -1,0 +1,226 @@
+"""On one GPU: training steps against the bare network, CPU against GPU, k-means on the device.
+
+    python benchmarks/gpu.py [--seconds 4] [--only agree step kmeans] [--small]
+
+Needs torch, torchvision and FAISS, but no Ray.
+
+``agree``: the same batch on both devices in float32: views, loss, gradient. ``step``: a whole
+training step as a worker does it (uint8 batch on the device, two views, encoder in bf16, loss in
+float32, optimiser) against the same network classifying as many ready-made float images (bf16,
+cross-entropy, the same optimiser): what the method costs on top of its forward and backward pass.
+The sides alternate, medians count. ``kmeans``: nearest centroids of rows that lie on the device
+against FAISS on all threads of the CPU, and the sums of the members, which the CPU makes. The last
+line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wcl_ray.clusters.lloyd import Stats
+from wcl_ray.clusters.nearest import faiss_nearest, torch_nearest
+from wcl_ray.config import AugmentConfig, ModelConfig, TrainConfig
+from wcl_ray.data.augment import Augment
+from wcl_ray.model.encoder import build_backbone, build_encoder
+from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.optim import build_optimizer
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+STEPS = [  # backbone, pixels, images of a batch, torch.compile
+    ("small", 32, 1024, False),
+    ("small", 32, 1024, True),
+    ("resnet50", 224, 256, False),
+    ("resnet50", 224, 256, True),
+]
+ROWS = [(2_000_000, 128, 1_000), (2_000_000, 128, 10_000)]
+SMALL_STEPS = [("small", 32, 64, False)]
+SMALL_ROWS = [(50_000, 128, 1_000)]
+
+
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def batch(size: int, pixels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """uint8 (B, 3, S, S) images, their aspects, ids and (B, 1) clusters of four images each."""
+    rng = torch.Generator().manual_seed(0)
+    stored = pixels if pixels <= 64 else -(-pixels * 8 // 7)
+    coarse = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=rng)
+    images = F.interpolate(coarse.float(), stored, mode="bilinear").to(torch.uint8)
+    ids = torch.arange(size)
+    return images, torch.ones(size), ids, (ids // 4)[:, None].to(torch.int32)
+
+
+def loss_of(
+    encoder: nn.Module,
+    views: torch.Tensor,
+    clusters: torch.Tensor,
+    bf16: bool,
+    infonce: Callable[..., Any] = cl_infonce,
+) -> torch.Tensor:
+    with torch.autocast(views.device.type, torch.bfloat16, enabled=bf16):
+        head = encoder(views)[0]
+    z1, z2 = head.float().chunk(2)
+    loss: torch.Tensor = infonce(z1, z2, z1, z2, clusters, clusters, 0, 0.2)[0]
+    return loss
+
+
+def agree() -> dict[str, float]:
+    """Largest differences between both devices."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    given = batch(64, 32)
+    strong = AugmentConfig(blur=0.5, solarise=0.2)
+    found = []
+    for device in (torch.device("cpu"), DEVICE):
+        torch.manual_seed(0)
+        encoder = build_encoder(ModelConfig(), 32).to(device)
+        images, aspect, ids, clusters = (x.to(device) for x in given)
+        views = Augment(strong, 32, seed=3).two_views(images, aspect, ids, 5)
+        loss = loss_of(encoder, views, clusters, bf16=False)
+        torch.autograd.backward(loss)
+        gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+        found.append((views.cpu(), loss.detach().cpu(), gradient.cpu()))
+    torch.backends.cudnn.allow_tf32 = True
+    (views, loss, gradient), (other, m, h) = found
+    gap = {
+        "views": float((views - other).abs().max()),
+        "loss": float((loss - m).abs()),
+        "gradient": float((gradient - h).norm() / gradient.norm()),
+    }
+    print("CPU against GPU  " + "  ".join(f"{k} {x:.1e}" for k, x in gap.items()), flush=True)
+    return gap
+
+
+def once(work: Callable[[], object]) -> float:
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
+
+
+def medians(sides: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of each side, which take turns."""
+    for side in sides.values():
+        for _ in range(3):
+            side()
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found[next(iter(sides))]) < 5:
+        for name, side in sides.items():
+            found[name].append(once(side))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def step(name: str, pixels: int, size: int, compiled: bool, seconds: float) -> dict[str, object]:
+    """One kind of step beside the bare network."""
+    last = torch.channels_last
+    images, aspect, ids, clusters = (x.to(DEVICE) for x in batch(size, pixels))
+    encoder = build_encoder(ModelConfig(backbone=name), pixels).to(DEVICE).to(memory_format=last)
+    bare = build_backbone(name, pixels).to(DEVICE).to(memory_format=last)
+    optimizer, other = (build_optimizer(m, TrainConfig()) for m in (encoder, bare))
+    augment = Augment(AugmentConfig(blur=0.5 if pixels > 64 else 0.0), pixels, seed=0)
+    two_views, infonce = augment.two_views, cl_infonce
+    if compiled:
+        encoder.compile()
+        bare.compile()
+        two_views, infonce = torch.compile(two_views), torch.compile(infonce)
+    ready = torch.randn(2 * size, 3, pixels, pixels, device=DEVICE).to(memory_format=last)
+    classes = torch.randint(0, 10, (2 * size,), device=DEVICE)
+    z1, z2 = torch.randn(2, size, 128, device=DEVICE).requires_grad_().unbind()
+
+    def views() -> torch.Tensor:
+        return two_views(images, aspect, ids, 0).to(memory_format=last)
+
+    def ours() -> None:
+        loss = loss_of(encoder, views(), clusters, True, infonce)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(encoder.parameters(), float("inf"))
+        optimizer.step()
+
+    def peer() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            out = bare(ready)
+        loss = F.cross_entropy(out.float(), classes)
+        other.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        other.step()
+
+    def loss() -> None:
+        value = infonce(z1, z2, z1, z2, clusters, clusters, 0, 0.2)[0]
+        torch.autograd.backward(value, retain_graph=True)
+
+    took = medians({"step": ours, "bare": peer, "views": views, "loss": loss}, seconds)
+    row: dict[str, object] = {"backbone": name, "pixels": pixels, "batch": size}
+    row |= {"compile": compiled, "images/s": round(size / took["step"])}
+    row |= {"against bare": round(took["step"] / took["bare"], 3)}
+    row |= {f"{key} ms": round(1e3 * value, 2) for key, value in took.items()}
+    if DEVICE.type == "cuda":
+        row["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        torch.cuda.reset_peak_memory_stats()
+    torch.compiler.reset()
+    return row
+
+
+def kmeans(n: int, d: int, k: int) -> dict[str, object]:
+    """Nearest centroids and the sums of the members, in seconds for all rows."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, d), dtype=np.float32)
+    centroids = x[rng.choice(n, k, replace=False)].copy()
+    device: Callable[[Any], np.ndarray] = torch_nearest(centroids, spherical=False)
+    rows = torch.from_numpy(x).to(DEVICE)
+    device(rows[:100_000])
+    seconds = statistics.median(once(lambda: device(rows)) for _ in range(3))
+    labels = device(rows)
+    part = x[: n // 10]
+    host = faiss_nearest(centroids, spherical=False, threads=os.cpu_count() or 1)
+    theirs = 10 * once(lambda: host(part))
+    stats, squares = Stats.zeros(k, d), np.einsum("ij,ij->i", x, x).astype(np.float64)
+    sums = once(lambda: stats.add_rows(x, squares, np.arange(n), labels, 1))
+    return {
+        "rows": n, "dimensions": d, "K": k, "device s": round(seconds, 4),
+        "faiss s": round(theirs, 3), "sums s": round(sums, 3),
+        "against faiss": round(seconds / theirs, 4),
+        "same labels": float((host(part) == labels[: len(part)]).mean()),
+    }  # fmt: skip
+
+
+def show(row: dict[str, object]) -> dict[str, object]:
+    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each kind of step")
+    parser.add_argument("--only", nargs="+", default=["agree", "step", "kmeans"])
+    parser.add_argument("--small", action="store_true", help="sizes for a look without a GPU")
+    options = parser.parse_args()
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}", flush=True)
+    result: dict[str, object] = {"device": name}
+    if "agree" in options.only:
+        result["agree"] = agree()
+    if "step" in options.only:
+        cases = SMALL_STEPS if options.small else STEPS
+        result["step"] = [show(step(*case, options.seconds)) for case in cases]
+    if "kmeans" in options.only:
+        result["kmeans"] = [show(kmeans(*rows)) for rows in (SMALL_ROWS if options.small else ROWS)]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
