@@ -131,18 +131,18 @@ def step(name: str, pixels: int, size: int, compiled: bool, seconds: float) -> d
     encoder = build_encoder(ModelConfig(backbone=name), pixels).to(DEVICE).to(memory_format=last)
     bare = build_backbone(name, pixels).to(DEVICE).to(memory_format=last)
     optimizer, other = (build_optimizer(m, TrainConfig()) for m in (encoder, bare))
-    augment = Augment(AugmentConfig(blur=0.5 if pixels > 64 else 0.0), pixels, seed=0)
-    two_views, infonce = augment.two_views, cl_infonce
+    strength = AugmentConfig(blur=0.5 if pixels > 64 else 0.0)
+    augment, infonce = Augment(strength, pixels, seed=0, compile=compiled), cl_infonce
     if compiled:
         encoder.compile()
         bare.compile()
-        two_views, infonce = torch.compile(two_views), torch.compile(infonce)
+        infonce = torch.compile(infonce)
     ready = torch.randn(2 * size, 3, pixels, pixels, device=DEVICE).to(memory_format=last)
     classes = torch.randint(0, 10, (2 * size,), device=DEVICE)
     z1, z2 = torch.randn(2, size, 128, device=DEVICE).requires_grad_().unbind()
 
     def views() -> torch.Tensor:
-        return two_views(images, aspect, ids, 0).to(memory_format=last)
+        return augment.two_views(images, aspect, ids, 0).to(memory_format=last)
 
     def ours() -> None:
         loss = loss_of(encoder, views(), clusters, True, infonce)

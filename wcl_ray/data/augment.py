@@ -191,17 +191,22 @@ class Augment:
     Args:
         image_size: s, side of the views.
         seed: of the run.
+        compile: torch.compile what follows the draws. Not the draws themselves: Triton refuses the
+            64-bit constants of their hash (torch 2.11).
     """
 
-    def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
+    def __init__(
+        self, config: AugmentConfig, image_size: int, seed: int, compile: bool = False
+    ) -> None:
         self.config, self.size, self.seed = config, image_size, seed
+        self._apply = torch.compile(self.apply) if compile else self.apply
 
     def view(
         self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int, view: int
     ) -> torch.Tensor:
         """One view: uint8 (B, 3, S, S), aspect (B,), int64 ids (B,) → normalised (B, 3, s, s)."""
         u = uniforms(ids, self.seed, epoch, view, DRAWS)
-        return self.apply(images, aspect, u)
+        return self._apply(images, aspect, u)
 
     def apply(self, images: torch.Tensor, aspect: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """The view that the uniforms u (B, DRAWS) stand for; see :meth:`view`."""
@@ -242,7 +247,11 @@ class Augment:
         self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int
     ) -> torch.Tensor:
         """Both views, stacked: (2B, 3, s, s), the first B are view 1."""
-        return torch.cat([self.view(images, aspect, ids, epoch, view) for view in (0, 1)])
+        if not images.is_cuda:  # two halves stay in the cache
+            return torch.cat([self.view(images, aspect, ids, epoch, view) for view in (0, 1)])
+        draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
+        twice = images.repeat(2, 1, 1, 1)  # in one pass, which starts half as many kernels
+        return self._apply(twice, aspect.repeat(2), torch.cat(draws))
 
 
 def centre(images: torch.Tensor, aspect: torch.Tensor, size: int) -> torch.Tensor:

@@ -18,6 +18,8 @@ from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
 from wcl_ray.model.encoder import load_exported, load_projector
 
+TEST = "__test"  # bool column of rows that need no view
+
 
 def embed(
     rows: Dataset,
@@ -42,7 +44,8 @@ def embed(
         columns: metadata columns to hand on.
         cpus: of each task or actor.
         gpu: embed on ``actors`` actors with a GPU each.
-        views: add ``view``, the features of a random view, for the alignment.
+        views: add ``view``, the features of a random view, for the alignment (null in rows whose
+            column ``__test`` is true).
         projector: content of ``projector.safetensors``: its output, of unit length, instead of the
             backbone's.
 
@@ -123,11 +126,28 @@ class _Embedder:
         crops = centre(images, aspect, self.image_size)
         found["feature"] = _column(self._features(crops), bad)
         if self.views:
-            ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
-            found["view"] = _column(
-                self._features(self.augment.view(images, aspect, ids, 0, 0)), bad
-            )
+            width = found["feature"].type.list_size
+            found["view"] = self._views(table, images, aspect, bad, width)
         return pa.table(found)
+
+    def _views(
+        self,
+        table: pa.Table,
+        images: torch.Tensor,
+        aspect: torch.Tensor,
+        bad: np.ndarray,
+        width: int,
+    ) -> pa.Array:
+        left_out = bad
+        if TEST in table.column_names:
+            left_out = bad | table[TEST].to_numpy(zero_copy_only=False)
+        wanted = torch.from_numpy(np.flatnonzero(~left_out)).to(self.device)
+        ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
+        features = np.zeros((len(bad), width), np.float32)
+        if len(wanted):
+            view = self.augment.view(images[wanted], aspect[wanted], ids[wanted], 0, 0)
+            features[~left_out] = self._features(view)
+        return _column(features, left_out)
 
     @torch.inference_mode()
     def _features(self, x: torch.Tensor) -> np.ndarray:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
@@ -14,7 +16,7 @@ from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import embed
+from wcl_ray.evaluate.embed import TEST, embed
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.terminal import table
 
@@ -54,34 +56,37 @@ def evaluate_encoder(
         UserError: no readable image, or fewer than two classes.
     """
     started = time.monotonic()
-    columns = (label,) if label is not None else ()
+    columns = (TEST, label) if label is not None else (TEST,)
     of_embed = cpus or max(1.0, ray.cluster_resources().get("CPU", 1) // 2)
     options: dict[str, Any] = {"store_size": store_size, "columns": columns, "gpu": gpu}
-    train_refs = embed(train, weights, cpus=of_embed, views=True, **options).to_arrow_refs()
-    test_refs = None
-    if test is not None:
-        test_refs = embed(test, weights, cpus=of_embed, **options).to_arrow_refs()
+    rows = _marked(train, False, cpus)
+    if (
+        test is not None
+    ):  # one pass: on a GPU each starts an actor, which takes longer than it works
+        rows = rows.union(_marked(test, True, cpus))
+    refs = embed(rows, weights, cpus=of_embed, views=True, **options).to_arrow_refs()
     # a task, since the driver never holds the features; outside of the driver's placement group,
     # which in a search is too small
     work = ray.remote(num_cpus=cpus or 1, scheduling_strategy="DEFAULT")(_measure)
-    found = work.remote(train_refs, test_refs, label, config, seed, probe, more)
+    found = work.remote(refs, test is not None, label, config, seed, probe, more)
     figures: dict[str, Any] = ray.get(found)
     return figures | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _measure(
-    train_refs: list[Any],
-    test_refs: list[Any] | None,
+    refs: list[Any],
+    tested: bool,
     label: str | None,
     config: EvaluateConfig,
     seed: int,
     probe: bool,
     more: More | None,
 ) -> dict[str, Any]:
-    train, bad = _readable(train_refs, "training")
+    parts = [part for part in ray.get(refs) if part.num_rows]
+    train, bad = _readable(parts, False)
     test = None
-    if test_refs is not None:
-        test, unreadable = _readable(test_refs, "test")
+    if tested:
+        test, unreadable = _readable(parts, True)
         bad += unreadable
     if test is not None and label is not None:
         check_label(label, {str(v) for v in train[label].to_pylist() if v is not None})
@@ -92,11 +97,22 @@ def _measure(
     return figures | counts
 
 
-def _readable(refs: list[Any], which: str) -> tuple[pa.Table, int]:
-    parts = [part for part in ray.get(refs) if part.num_rows]
-    whole = pa.concat_tables(parts) if parts else None
+def _marked(rows: Dataset, test: bool, cpus: float | None) -> Dataset:
+    """With a column that tells test images from the others."""
+
+    def mark(part: pa.Table) -> pa.Table:
+        return part.append_column(TEST, pa.array(np.full(len(part), test)))
+
+    return rows.map_batches(mark, batch_format="pyarrow", batch_size=None, num_cpus=cpus or 1)
+
+
+def _readable(parts: list[pa.Table], test: bool) -> tuple[pa.Table, int]:
+    chosen = [part.filter(pc.equal(part[TEST], test)) for part in parts]
+    chosen = [part for part in chosen if part.num_rows]
+    whole = pa.concat_tables(chosen) if chosen else None
     good = None if whole is None else whole.filter(whole[FAULT].is_null())
     if whole is None or good is None or good.num_rows == 0:
+        which = "test" if test else "training"
         raise UserError(f"evaluation: there is no readable {which} image")
     # blocks arrive in any order, and the probe's split and ties between neighbours depend on it
     return good.sort_by(ID), whole.num_rows - good.num_rows

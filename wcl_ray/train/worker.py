@@ -128,21 +128,16 @@ class Worker:
         if saved is not None:
             with saved.as_directory() as folder:
                 self.position = store.load(folder, encoder, self.optimizer, facts)
-        augment = Augment(config.augment, config.data.image_size, config.seed)
-        self.model: torch.nn.Module = self._compiled(encoder)
-        self.two_views, self.cl_infonce = (
-            self._compiled(augment.two_views),
-            self._compiled(cl_infonce),
-        )
+        fused = config.train.compile
+        self.model: torch.nn.Module = torch.compile(encoder) if fused else encoder  # type: ignore[assignment]
+        self.cl_infonce: Any = torch.compile(cl_infonce) if fused else cl_infonce
+        self.augment = Augment(config.augment, config.data.image_size, config.seed, fused)
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(self.model, device_ids=ids)
         wants = config.train.precision
         able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.bf16 = wants == "bf16" or (wants == "auto" and able)
-
-    def _compiled(self, work: Any) -> Any:
-        return torch.compile(work) if self.config.train.compile else work
 
     def run(self) -> None:
         self._say_where()
@@ -210,7 +205,7 @@ class Worker:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        views = self.two_views(images, aspect, ids, epoch)
+        views = self.augment.two_views(images, aspect, ids, epoch)
         if self.config.train.channels_last:
             views = views.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
