@@ -139,7 +139,7 @@ def step(name: str, pixels: int, size: int, compiled: bool, seconds: float) -> d
         infonce = torch.compile(infonce)
     ready = torch.randn(2 * size, 3, pixels, pixels, device=DEVICE).to(memory_format=last)
     classes = torch.randint(0, 10, (2 * size,), device=DEVICE)
-    z1, z2 = torch.randn(2, size, 128, device=DEVICE).requires_grad_().unbind()
+    z1, z2 = (torch.randn(size, 128, device=DEVICE, requires_grad=True) for _ in range(2))
 
     def views() -> torch.Tensor:
         return augment.two_views(images, aspect, ids, 0).to(memory_format=last)
@@ -161,7 +161,7 @@ def step(name: str, pixels: int, size: int, compiled: bool, seconds: float) -> d
 
     def loss() -> None:
         value = infonce(z1, z2, z1, z2, clusters, clusters, 0, 0.2)[0]
-        torch.autograd.backward(value, retain_graph=True)
+        torch.autograd.backward(value)
 
     took = medians({"step": ours, "bare": peer, "views": views, "loss": loss}, seconds)
     row: dict[str, object] = {"backbone": name, "pixels": pixels, "batch": size}

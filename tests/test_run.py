@@ -186,7 +186,7 @@ def test_losses_depend_on_neither_chance_nor_workers(config: Config, tmp_path: P
             data=replace(config.data, path=half, label=None),
             scale=ScaleConfig(workers=workers, cpus_per_worker=1),
             train=replace(config.train, epochs=1, lr=1e-9, deterministic=True),
-            model=ModelConfig(backbone="convnext_tiny", projector=(16, 8)),  # layer norm
+            model=ModelConfig(backbone="timm:convnext_atto", projector=(16, 8)),  # layer norm
         )
         pretrain(replace(one, data=replace(one.data, image_size=32, store_size=32)))
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()

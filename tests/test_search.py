@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from pictures import write_parquet
-from test_run import N, descendants, job
+from test_run import ROOT, N, descendants, job
 
 from wcl_ray.cli import parse
 
@@ -254,18 +256,20 @@ HOPELESS = ["--search.clusters.top-k", "9", "--train.batch-size", "2", "--cluste
         (["--sampler", "grid", "--trials", "2"], "grid needs at least"),
     ],
 )
-def test_wrong_input_before_any_trial(tmp_path: Path, more: list[str], said: str) -> None:
-    given = words(tmp_path, "wrong", *more)
-    found = subprocess.run(
-        job(tmp_path, *given, script="tune.py"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert found.returncode in (1, 2), found.stdout
-    lines = [line for line in found.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, found.stderr
+@pytest.mark.usefixtures("ray_local")
+def test_wrong_input_before_any_trial(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", job(tmp_path, *words(tmp_path, "wrong", *more))[1:])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "jobs/tune.py"), run_name="__main__")
+    assert end.value.code in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
     assert said in lines[0]
     assert not (tmp_path / "runs/wrong").exists()

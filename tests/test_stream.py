@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import number_of, write_parquet
 
-from wcl_ray.config import DataConfig
-from wcl_ray.data import compose, stream
+from wcl_ray.config import DataConfig, ModelConfig
+from wcl_ray.data import compose, source_parquet, stream
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.source import open_source
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.embed import embed
+from wcl_ray.model.encoder import build_encoder, save_export
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 N = 96
@@ -47,6 +49,29 @@ def tables(s: Stream, consumed: np.ndarray | None = None) -> Any:
         return iter(s.dataset(consumed).iter_batches(batch_size=None, batch_format="pyarrow"))
 
     return one if s.mode == "anew" else None
+
+
+@pytest.mark.parametrize("keep", ["raw", "encoded"])
+def test_many_tasks_read_and_decode(
+    data: DataConfig, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data takes a batch size of a later step for rows of the table of pieces."""
+    assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
+    monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
+    s = plan(data, np.arange(N), keep)
+    assert len(s.blocks) == 12  # row groups of ten and of two
+    assert sum(block.num_rows for block in ray.get(list(s.blocks))) == N
+    assert ray.data.DataContext.get_current().op_resource_reservation_enabled
+
+
+def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
+    model = ModelConfig()
+    weights = save_export(build_encoder(model, 16), model, 16)
+    features = embed(open_source(data).images(), weights, store_size=16).to_arrow_refs()
+    tables = ray.get(features)
+    assert len([t for t in tables if t.num_rows]) == 12
+    assert sorted(i for t in tables for i in t["__id"].to_pylist()) == list(range(N))
 
 
 @pytest.mark.parametrize("keep", ["raw", "encoded", "anew"])

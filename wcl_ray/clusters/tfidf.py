@@ -12,6 +12,7 @@ import operator
 import pickle
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from wcl_ray.errors import UserError
 
 VOCABULARY = 1024  # most frequent words that are kept
 MOST_WORDS = 500_000  # different words that are counted
+AT_ONCE = 2048  # rows made at a time
 WORD = re.compile(r"\w+")
 
 
@@ -92,8 +94,12 @@ def vectors(rows: Dataset, columns: list[str]) -> tuple[Dataset, str]:
     words = {
         word: (i, math.log((1 + whole.rows) / (1 + df)) + 1) for i, (word, df) in enumerate(chosen)
     }
-    make = functools.partial(_rows, words=words, numbers=numbers, columns=columns)
-    made = rows.map_batches(make, batch_format="pyarrow", batch_size=2048)
+
+    def make(table: pa.Table) -> Iterator[pa.Table]:
+        for start in range(0, len(table), AT_ONCE):
+            yield _rows(table.slice(start, AT_ONCE), words, numbers, columns)
+
+    made = rows.map_batches(make, batch_format="pyarrow", batch_size=None)
     return made, f"{len(words)} words and {len(numbers)} numbers of {', '.join(columns)}"
 
 

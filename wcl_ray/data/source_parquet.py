@@ -19,6 +19,8 @@ from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, Files, Source, id_column
 from wcl_ray.data.source_files import OPEN, read_files
 from wcl_ray.errors import UserError
 
+TASK_BYTES = 4_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
+OUTSIDE = 50_000  # bytes taken for an image that the table only names
 ROWS = 1024  # of a table handed on, at most; keeps blocks small
 CHUNK = 16 * 2**20  # bytes of a table handed on, about
 LOOK = 16  # files whose column types are compared when there are more than MANY
@@ -46,8 +48,9 @@ class ParquetSource(Source):
         return self._read(columns, images=True)
 
     def _read(self, columns: Sequence[str], images: bool) -> Dataset:
-        pieces, schemas = _pieces(self.files)
-        rows = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), 1000))
+        pieces, schemas, size = _pieces(self.files, OUTSIDE if self.layout == "path" else 0)
+        tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
+        rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         types = _types(schemas, columns, self.uri)
         kwargs = {"source": self, "types": types, "images": images}
         return rows.map_batches(_read_piece, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
@@ -114,31 +117,36 @@ def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str,
     raise UserError(f"{uri} has no image column; choose with --data.image among: {listing}")
 
 
-def _pieces(files: Files) -> tuple[list[dict[str, int]], list[tuple[str, pa.Schema]]]:
-    """(file, row group, number of its first row), and the schemas of the files looked into; whole
-    files (group -1) when there are many."""
+def _pieces(
+    files: Files, outside: int = 0
+) -> tuple[list[dict[str, int]], list[tuple[str, pa.Schema]], int]:
+    """(file, row group, number of its first row), the schemas of the files looked into, and about
+    how many bytes there are, ``outside`` a row beside the tables; whole files (group -1) when there
+    are many."""
     count = len(files.paths)
     many = count > MANY
 
-    def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema]]:
+    def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema], int]:
         file = _open(files, files.paths[index])
-        found, first = [], 0
+        found, first, size = [], 0, 0
         for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if rows:
+            facts = file.metadata.row_group(group)
+            if facts.num_rows:
                 found.append({"file": index, "group": group, "first": first})
-            first += rows
-        return found, (files.paths[index], file.schema_arrow)
+            first += facts.num_rows
+            size += facts.total_byte_size
+        return found, (files.paths[index], file.schema_arrow), size + outside * first
 
     with ThreadPoolExecutor(8) as pool:
         looked = list(pool.map(one, range(0, count, -(-count // LOOK)) if many else range(count)))
-    schemas = [schema for _, schema in looked]
+    schemas = [schema for _, schema, _ in looked]
+    size = sum(n for *_, n in looked) * count // len(looked)
     if many:
-        return [{"file": i, "group": -1, "first": 0} for i in range(count)], schemas
-    pieces = [piece for part, _ in looked for piece in part]
+        return [{"file": i, "group": -1, "first": 0} for i in range(count)], schemas, size
+    pieces = [piece for part, *_ in looked for piece in part]
     if not pieces:
         raise UserError(f"data.path {files.uri}: the Parquet files hold no rows")
-    return pieces, schemas
+    return pieces, schemas, size
 
 
 def _types(

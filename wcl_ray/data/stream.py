@@ -10,6 +10,7 @@ assignment. Images that are not in the assignment (held out) are dropped before 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
+AT_ONCE = 512  # images decoded into one table
 REPLICATED = 0.25  # of the smallest node's store: less is simply read from everywhere
 
 
@@ -102,12 +104,14 @@ def plan_stream(
     rows = images.map_batches(
         _keep_raw if mode == "raw" else _keep_encoded,
         batch_format="pyarrow",
-        batch_size=512,
-        fn_kwargs={"ids": ids_ref, "size": size},
+        batch_size=None,  # any other is taken for rows of the source's own table, few of which are
+        fn_kwargs={"ids": ids_ref, "size": size},  # many images: one task would read them all
     )
     if not shared:
         rows, why = _spread(rows, clusters, ids_ref, len(nodes), kept)
         reason += f"; {why}"
+    else:  # all that is made is kept, so there is nothing to hold back for; it would idle a CPU
+        rows.context.op_resource_reservation_enabled = False
     blocks = _materialise(rows)
     location, offsets, faults = _locate(blocks, ids)
     check_faults(faults, len(ids), data.max_bad)
@@ -190,8 +194,13 @@ def _select(table: pa.Table, ids: Any, consumed: Any = None) -> pa.Table:
     return table.filter(pa.array(wanted))
 
 
-def _keep_raw(table: pa.Table, ids: Any, size: int) -> pa.Table:
+def _keep_raw(table: pa.Table, ids: Any, size: int) -> Iterator[pa.Table]:
     table = _select(table, ids)
+    for start in range(0, len(table), AT_ONCE):
+        yield _decoded(table.slice(start, AT_ONCE), size)
+
+
+def _decoded(table: pa.Table, size: int) -> pa.Table:
     decoded = decode_batch(table[IMAGE].to_pylist(), size)
     given = table[FAULT].to_pylist()
     faults = [given[row] or decoded.faults.get(row) for row in range(len(table))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,18 +54,20 @@ def embed(
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
         unreadable images), and the columns.
     """
-    common: dict[str, Any] = {"batch_size": batch_size, "batch_format": "pyarrow", "num_cpus": cpus}
+    common: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus}
     settings = (store_size, columns, cpus, views)
     reference = ray.put((weights, projector))
     if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
-        common["fn_kwargs"] = {"weights": reference, "settings": settings}
-        return rows.map_batches(_embed_in_task, **common)
+        # no batch_size, which would put as many files of the source into one task
+        kwargs = {"weights": reference, "settings": settings, "batch_size": batch_size}
+        return rows.map_batches(_embed_in_task, batch_size=None, fn_kwargs=kwargs, **common)
     return rows.map_batches(
         _Embedder,
         fn_constructor_args=settings,
         fn_kwargs={"weights": reference},
         compute=ActorPoolStrategy(size=actors),
         num_gpus=1,
+        batch_size=batch_size,
         **common,
     )
 
@@ -82,12 +85,15 @@ def resources(gpus: int) -> dict[str, Any]:
 _CACHE: dict[Any, _Embedder] = {}
 
 
-def _embed_in_task(table: pa.Table, weights: Any, settings: tuple[Any, ...]) -> pa.Table:
+def _embed_in_task(
+    table: pa.Table, weights: Any, settings: tuple[Any, ...], batch_size: int
+) -> Iterator[pa.Table]:
     key = (weights.hex(), settings)
     if key not in _CACHE:
         _CACHE.clear()
         _CACHE[key] = _Embedder(*settings)
-    return _CACHE[key](table, weights)
+    for start in range(0, len(table), batch_size):
+        yield _CACHE[key](table.slice(start, batch_size), weights)
 
 
 class _Embedder:
