@@ -11,11 +11,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from test_run import N
 
 from wcl_ray.clusters.crew import Crew
 from wcl_ray.clusters.kmeans import KMeans
 from wcl_ray.clusters.placement import find_homes
 from wcl_ray.clusters.vectors import open_vectors
+from wcl_ray.config import DataConfig
+from wcl_ray.data.source import open_source
+from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.train.nodes import check_shared
@@ -78,6 +82,16 @@ def shared(folder: str) -> dict[str, Any]:
     except UserError as error:
         found["error"] = str(error)
     return found
+
+
+def decoding(folder: str) -> dict[str, Any]:
+    """Where the one block of some images is made, six times: how often on a node with a GPU."""
+    data = DataConfig(path=folder, image_size=64, keep="raw")  # not inlined
+    images = open_source(data).images()
+    graphics = {n["NodeID"]: n["Resources"].get("GPU", 0) for n in ray.nodes()}
+    blocks = [plan_stream(images, np.arange(N), data).blocks for _ in range(6)]
+    where = ray.experimental.get_object_locations([one for (one,) in blocks])
+    return {"gpu": sum(graphics[row["node_ids"][0]] > 0 for row in where.values())}
 
 
 if __name__ == "__main__":

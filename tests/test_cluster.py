@@ -106,8 +106,9 @@ def shown(cluster: RayCluster, name: str) -> float:
 
 @pytest.mark.slow
 def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
-    for _ in range(2):
-        cluster.add_node(2)
+    for more in ((), ("--num-gpus=1",)):
+        cluster.add_node(2, *more)
+    assert cluster.driver("decoding", write_parquet(tmp_path / "data", N)) == {"gpu": 0}
     found = cluster.driver("shards")
     assert found["nodes"] == 2
     assert found["local"] == 1.0

@@ -25,6 +25,7 @@ from wcl_ray.data.source import (
     IMAGE,
     KEY,
     METADATA_FILES,
+    READING,
     Files,
     Source,
     id_column,
@@ -54,7 +55,7 @@ class FolderSource(Source):
     def images(self, columns: Sequence[str] = ()) -> Dataset:
         kwargs = {"files": replace(self.files, paths=())}  # each row brings its own path
         return self._rows(columns, images=True).map_batches(
-            _read, batch_size=ROWS, batch_format="pyarrow", fn_kwargs=kwargs
+            _read, batch_size=ROWS, fn_kwargs=kwargs, **READING
         )
 
     def _rows(self, columns: Sequence[str], images: bool) -> Dataset:

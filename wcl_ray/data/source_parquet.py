@@ -15,7 +15,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, Files, Source, id_column
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, READING, Files, Source, id_column
 from wcl_ray.data.source_files import OPEN, read_files
 from wcl_ray.errors import UserError
 
@@ -53,7 +53,7 @@ class ParquetSource(Source):
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         types = _types(schemas, columns, self.uri)
         kwargs = {"source": self, "types": types, "images": images}
-        return rows.map_batches(_read_piece, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
+        return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READING)
 
 
 def open_files(files: Files, data: DataConfig) -> ParquetSource:

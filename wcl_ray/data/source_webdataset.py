@@ -16,7 +16,17 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.source import FAULT, ID, IMAGE, IMAGE_SUFFIXES, KEY, Files, Source, id_column
+from wcl_ray.data.source import (
+    FAULT,
+    ID,
+    IMAGE,
+    IMAGE_SUFFIXES,
+    KEY,
+    READING,
+    Files,
+    Source,
+    id_column,
+)
 from wcl_ray.errors import UserError
 
 ROWS = 512
@@ -52,7 +62,7 @@ class WebDatasetSource(Source):
         shards = [{"shard": i} for i in range(len(self.files.paths))]
         rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
         kwargs = {"source": self, "columns": tuple(columns), "images": images}
-        return rows.map_batches(_read_shard, batch_size=1, batch_format="pyarrow", fn_kwargs=kwargs)
+        return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READING)
 
 
 def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
