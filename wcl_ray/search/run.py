@@ -41,6 +41,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, open_images
+from wcl_ray.train.lease import Lease
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.usage import Usage, summary
 
@@ -67,10 +68,11 @@ def search(config: SearchConfig) -> Outcome:
         for point in d.points(2):
             _check(config, d, point)
     build_encoder(config.model, config.data.image_size)
-    connect(config)
-    check_shared(Folder(config.storage, config.data.endpoint))
-    with Usage() as usage:
-        outcome = _search(found, folder, given, usage)
+    with Lease(folder) as lease:
+        connect(config)
+        check_shared(Folder(config.storage, config.data.endpoint))
+        with Usage() as usage:
+            outcome = _search(found, folder, given, usage, lease)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
     for what, text in summary(usage.to_dict()):
@@ -81,7 +83,11 @@ def search(config: SearchConfig) -> Outcome:
 
 
 def _search(
-    found: SearchConfig, folder: Folder, given: dict[str, Dimension], usage: Usage
+    found: SearchConfig,
+    folder: Folder,
+    given: dict[str, Dimension],
+    usage: Usage,
+    lease: Lease,
 ) -> Outcome:
     """The search itself, on a cluster that is joined."""
     config = found
@@ -108,6 +114,7 @@ def _search(
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
     claim(folder, found)
+    lease.take()
     space = json.dumps([asdict(d) for d in dimensions], indent=1).encode()
     if folder.exists(SPACE) and folder.read(SPACE) != space:
         raise UserError(

@@ -27,6 +27,7 @@ from wcl_ray.train.board import MetricsLog
 from wcl_ray.train.fit import plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
+from wcl_ray.train.lease import Lease
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
@@ -50,14 +51,15 @@ def pretrain(config: Config) -> dict[str, Any]:
         print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
         return stored
     build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
-    connect(config)
-    check_shared(Folder(config.storage, config.data.endpoint))
-    with Usage() as usage:
-        found = _variants(config, run, usage)
-    used = usage.to_dict() | _workers([run, run / "baseline"])
-    seconds = round(time.monotonic() - started, 1)
-    results = {"variants": found, "seconds": seconds, "usage": used}
-    run.write("results.json", json.dumps(results, indent=2).encode())
+    with Lease(run) as lease:
+        connect(config)
+        check_shared(Folder(config.storage, config.data.endpoint))
+        with Usage() as usage:
+            found = _variants(config, run, usage, lease)
+        used = usage.to_dict() | _workers([run, run / "baseline"])
+        seconds = round(time.monotonic() - started, 1)
+        results = {"variants": found, "seconds": seconds, "usage": used}
+        run.write("results.json", json.dumps(results, indent=2).encode())
     print(f"\n{results_table(found)}\n")
     for what, text in summary(used):
         say(what, text)
@@ -65,12 +67,13 @@ def pretrain(config: Config) -> dict[str, Any]:
     return results
 
 
-def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, Any]]:
+def _variants(config: Config, run: Folder, usage: Usage, lease: Lease) -> dict[str, dict[str, Any]]:
     """Clusters, stream, and the training and evaluation of each kind of clusters."""
     with usage.stage("clusters"):
         images = open_images(config.data, config.storage, config.seed)
         say("images", images.train.describe())
         assignment = _clusters(config, images, run)
+        lease.take()
     with usage.stage("stream"):
         stream = _stream(config, images, assignment, run)
     variants: dict[str, tuple[Config, Folder, Assignment]] = {

@@ -1,0 +1,115 @@
+"""Two processes that want one run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.train.lease import SIGN, Lease
+
+EVERY = 0.2
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    found = Folder(str(tmp_path / "one"))
+    found.write("config.json", b"{}")
+    return found
+
+
+def sign(folder: Folder) -> dict[str, Any]:
+    return dict(json.loads(folder.read(SIGN)))
+
+
+def leave(folder: Folder, **changes: Any) -> None:
+    """The sign of another process."""
+    own = Lease(folder).own | {"token": "other", "time": time.time(), "host": "far"}
+    folder.write(SIGN, json.dumps(own | changes).encode())
+
+
+def test_held_while_it_lasts(folder: Folder) -> None:
+    with Lease(folder, EVERY) as lease:
+        first = sign(folder)
+        assert first["pid"] == os.getpid()
+        time.sleep(3 * EVERY)
+        assert sign(folder)["time"] > first["time"]  # renewed
+        lease.take()  # again: nothing happens
+    assert not folder.exists(SIGN)
+
+
+def test_a_new_run_is_held_once_it_is_made(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "new"))
+    with Lease(folder, EVERY) as lease:
+        assert not (tmp_path / "new").exists()
+        folder.write("config.json", b"{}")
+        lease.take()
+        assert folder.exists(SIGN)
+
+
+def test_another_at_work(folder: Folder) -> None:
+    code = f"""
+import sys, time
+from wcl_ray.storage import Folder
+from wcl_ray.train.lease import Lease
+with Lease(Folder({folder.path!r}), {EVERY}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in the works: process {other.pid} on .*stop it"):
+            Lease(folder, EVERY).take()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        started = time.monotonic()
+        with Lease(folder, EVERY):  # a process that is seen to be gone is not waited for
+            assert time.monotonic() - started < 2 * EVERY
+            assert sign(folder)["pid"] == os.getpid()
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_lost_machine_is_waited_for(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    leave(folder, machine="other", pid=7, job="raysubmit_1")
+    started = time.monotonic()
+    with Lease(folder, EVERY):
+        assert 4 * EVERY <= time.monotonic() - started < 20 * EVERY
+        assert sign(folder)["token"] != "other"
+    assert "process 7 on far, job raysubmit_1 was at work" in capsys.readouterr().out
+
+
+def test_an_old_sign_is_not(folder: Folder) -> None:
+    leave(folder, machine="other", time=time.time() - 3600)
+    started = time.monotonic()
+    with Lease(folder, EVERY):
+        assert time.monotonic() - started < EVERY
+
+
+def test_a_process_that_was_given_up_stops(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a suspended machine: another has gone on with the run since."""
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        with Lease(folder, EVERY):
+            leave(folder, machine="other", pid=9)
+            time.sleep(4 * EVERY)
+            assert stopped == [signal.SIGTERM]
+        assert sign(folder)["token"] == "other"  # it is not taken away
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "process 9 on far has taken over" in capsys.readouterr().out
