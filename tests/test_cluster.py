@@ -73,6 +73,7 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert re.search(r"going on from epoch [1-9]", second.stdout)
     assert re.search(r"store +peak .* of .*, spilled 0 B", second.stdout)
     assert re.search(r"time +clusters .* s, stream .* s, train .* s, evaluate", second.stdout)
+    assert re.search(rf"data +images kept: {round(N * 0.8)} rows, \d+ task", second.stdout)
     usage = json.loads((run / "results.json").read_text())["usage"]
     assert usage["object_store_peak"] > N * 16 * 16 * 3
     assert usage["restarts"] >= 1
@@ -80,14 +81,17 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
 
     embedded = cluster.submit("jobs/embed.py", "--run", "runs/one", "--out", "features")
     assert embedded.returncode == 0, embedded.stdout
+    assert re.search(r"\ntime +\w+ ", embedded.stdout)
     assert list((cluster.home / "features").glob("*.parquet"))
     means = ["--clusters.kind", "kmeans", "--clusters.k", "4", "--out", "clusters.parquet"]
     clustered = cluster.submit("jobs/cluster.py", "--data.path", "features", *means)
     assert clustered.returncode == 0, clustered.stdout
+    assert re.search(r"\ntime +\w+ ", clustered.stdout)
     assert (cluster.home / "clusters.parquet").exists()
     short = ["--train.epochs", "2", "--trials", "2", "--trial-epochs", "1", "--name", "search"]
     searched = cluster.submit("jobs/tune.py", *data, *short)
     assert searched.returncode == 0, searched.stdout
+    assert re.search(r"\ntime +\w+ ", searched.stdout)
     assert (cluster.home / "runs/search/best.yaml").exists()
 
 

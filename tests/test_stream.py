@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
-from wcl_ray.data import compose, source_parquet, stream
+from wcl_ray.data import compose, passes, source_parquet, stream
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.source import open_source
 from wcl_ray.data.stream import Stream, plan_stream
@@ -58,7 +58,11 @@ def test_many_tasks_read_and_decode(
     """Ray Data takes a batch size of a later step for rows of the table of pieces."""
     assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
+    passes.taken()
     s = plan(data, np.arange(N), keep)
+    work = passes.taken()["images kept"]
+    assert (work.rows, work.tasks, work.nodes) == (N, 12, 1)
+    assert work.cpu_seconds > 0
     assert len(s.blocks) == 12  # row groups of ten and of two
     assert sum(block.num_rows for block in ray.get(list(s.blocks))) == N
     assert ray.data.DataContext.get_current().op_resource_reservation_enabled

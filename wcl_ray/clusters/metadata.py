@@ -24,6 +24,7 @@ from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.clusters.binarise import Attribute, ColumnCounts, attributes, count_column, plain
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.ids import hash_strings
+from wcl_ray.data.passes import note
 from wcl_ray.data.source import ID, KEY
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import say
@@ -176,7 +177,9 @@ def attribute_bits(
         )
         return pa.table({ID: table[ID], "bits": packed})
 
-    refs = rows.map_batches(pack, batch_format="pyarrow", batch_size=None).to_arrow_refs()
+    patterns = rows.map_batches(pack, batch_format="pyarrow", batch_size=None)
+    refs = patterns.to_arrow_refs()
+    note("metadata", patterns)
     table = pa.concat_tables([part for part in ray.get(refs) if part.num_rows])
     ids = table[ID].to_numpy()
     order = np.argsort(ids, kind="stable")
@@ -364,7 +367,9 @@ def _assign(
             found["label"] = _values(label, table)[0]
         return pa.table(found)
 
-    refs = rows.map_batches(coded, batch_format="pyarrow", batch_size=None).to_arrow_refs()
+    made = rows.map_batches(coded, batch_format="pyarrow", batch_size=None)
+    refs = made.to_arrow_refs()
+    note("metadata", made)
     parts = [part for part in ray.get(refs) if part.num_rows]
     if not parts:
         raise UserError("the data hold no rows")

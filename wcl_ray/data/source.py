@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,11 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # columns of the rows that a source gives; the user's own names are never these
 ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
 # How tasks that read are placed: with this strategy Ray passes over nodes with GPUs as long as
-# others have CPUs to spare (with Ray Data's own, SPREAD, it does not).
-READING: dict[str, Any] = {"batch_format": "pyarrow", "scheduling_strategy": "DEFAULT"}
+# others have CPUs to spare; with Ray Data's own, SPREAD, it does not, and a label selector would
+# leave the CPUs of GPU nodes idle for good. Ray Data means to take no strategy from 2.64 on.
+READING: dict[str, Any] = {"batch_format": "pyarrow"}
+if "ray_remote_args" in inspect.signature(Dataset.map_batches).parameters:
+    READING["scheduling_strategy"] = "DEFAULT"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ray.data import Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data import compose
 from wcl_ray.data.decode import check_header, decode_batch
+from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
@@ -259,6 +260,7 @@ def _spread(
 
 def _materialise(rows: Dataset) -> list[Any]:
     kept = rows.materialize()
+    note("images kept", kept)
     return [ref for bundle in kept.iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 

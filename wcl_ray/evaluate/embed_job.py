@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.data import Dataset
 
 from wcl_ray.config import Config, DataConfig, ScaleConfig
+from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID, KEY
 from wcl_ray.data.stream import check_faults, positions_of
 from wcl_ray.errors import UserError
@@ -30,6 +32,7 @@ from wcl_ray.terminal import Live, clock, say
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.images import open_images
 from wcl_ray.train.nodes import NOT_SEEN, check_shared, connect
+from wcl_ray.train.usage import Usage
 
 ROWS = 4096  # images a file
 FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files
@@ -91,6 +94,21 @@ def embed_run(
         num_cpus=0.5,
         fn_kwargs={"folder": folder, "columns": columns},
     )
+    with Usage() as usage, usage.stage("embed"):
+        written, faults = _follow(made, folder, facts, total, todo, data.max_bad)
+    facts |= {"rows": total - todo + written, "faults": faults}
+    folder.write(FACTS, json.dumps(facts, indent=2).encode())
+    if faults:
+        say("faults", f"{faults} unreadable images, see {folder.uri}/{FAULTS}")
+    usage.report()
+    say("features", f"{facts['rows']:,} rows in {folder.uri}")
+    return facts
+
+
+def _follow(
+    made: Dataset, folder: Folder, facts: dict[str, Any], total: int, todo: int, max_bad: float
+) -> tuple[int, int]:
+    """Show how far the tasks are; returns how many rows they wrote, and how many faults."""
     started, written = time.monotonic(), 0
     faults: list[dict[str, str]] = []
     live = Live("embed")
@@ -99,19 +117,16 @@ def embed_run(
             written += row["rows"]
             faults += json.loads(row["faults"])
             facts["dimensions"] = int(row["dimensions"])
-            check_faults(faults, total, data.max_bad)
+            check_faults(faults, total, max_bad)
             speed = (written + len(faults)) / (time.monotonic() - started)
             left = clock((todo - written - len(faults)) / speed)
             live.show(f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left")
+        if todo:
+            note("embedded", made)
     finally:
         live.close()
         add_faults(folder, faults, FAULTS)
-    facts |= {"rows": total - todo + written, "faults": len(faults)}
-    folder.write(FACTS, json.dumps(facts, indent=2).encode())
-    if faults:
-        say("faults", f"{len(faults)} unreadable images, see {folder.uri}/{FAULTS}")
-    say("features", f"{facts['rows']:,} rows in {folder.uri}")
-    return facts
+    return written, len(faults)
 
 
 def _facts(

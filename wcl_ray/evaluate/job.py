@@ -14,6 +14,7 @@ from wcl_ray.terminal import say
 from wcl_ray.train.fit import gpus
 from wcl_ray.train.images import open_images
 from wcl_ray.train.nodes import connect
+from wcl_ray.train.usage import Usage
 
 
 def evaluate_run(
@@ -43,17 +44,19 @@ def evaluate_run(
     total = images.metadata().count()
     if test is not None:
         test = subset(test, evaluate.max_images, images.test_count(), config.seed)
-    figures = evaluate_encoder(
-        trained.weights,
-        subset(rows, evaluate.max_images, total, config.seed),
-        test,
-        label=images.label,
-        store_size=config.data.stored_size,
-        config=evaluate,
-        seed=config.seed,
-        gpu=gpus(scale) > 0,
-    )
+    with Usage() as usage, usage.stage("evaluate"):
+        figures = evaluate_encoder(
+            trained.weights,
+            subset(rows, evaluate.max_images, total, config.seed),
+            test,
+            label=images.label,
+            store_size=config.data.stored_size,
+            config=evaluate,
+            seed=config.seed,
+            gpu=gpus(scale) > 0,
+        )
     print(f"\n{results_table({config.clusters.kind: figures})}\n")
+    usage.report()
     if out is not None:
         write_file(out, json.dumps(figures, indent=2).encode(), endpoint)
     return figures

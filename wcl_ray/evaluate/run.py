@@ -13,6 +13,7 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.config import EvaluateConfig
+from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.errors import UserError
@@ -64,7 +65,9 @@ def evaluate_encoder(
         test is not None
     ):  # one pass: on a GPU each starts an actor, which takes longer than it works
         rows = rows.union(_marked(test, True, cpus))
-    refs = embed(rows, weights, cpus=of_embed, views=True, **options).to_arrow_refs()
+    features = embed(rows, weights, cpus=of_embed, views=True, **options)
+    refs = features.to_arrow_refs()
+    note("embedded", features)
     # a task, since the driver never holds the features; outside of the driver's placement group,
     # which in a search is too small
     work = ray.remote(num_cpus=cpus or 1, scheduling_strategy="DEFAULT")(_measure)

@@ -43,7 +43,8 @@ from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, open_images
 from wcl_ray.train.lease import Lease
 from wcl_ray.train.nodes import check_shared, connect
-from wcl_ray.train.usage import Usage, summary
+from wcl_ray.train.run import training
+from wcl_ray.train.usage import Usage
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
 
@@ -75,8 +76,7 @@ def search(config: SearchConfig) -> Outcome:
             outcome = _search(found, folder, given, usage, lease)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
-    for what, text in summary(usage.to_dict()):
-        say(what, text)
+    usage.report(training([folder / f"trials/{trial.id}" for trial in outcome.trials]))
     say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
     show(folder, outcome)
     return outcome

@@ -16,6 +16,7 @@ from wcl_ray.clusters.quality import Quality
 from wcl_ray.clusters.vectors import Vectors, has_vectors, open_vectors, side_columns
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.fingerprint import covers_images
+from wcl_ray.data.passes import note
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
@@ -32,6 +33,7 @@ from wcl_ray.train.images import (
     show_quality,
 )
 from wcl_ray.train.nodes import connect
+from wcl_ray.train.usage import Usage
 
 ALONE = ClustersConfig(kind="instance")
 
@@ -65,39 +67,41 @@ def cluster(
     for name, target in (("out", out), ("centroids", centroids)):
         if target is not None:
             check_target(target, f"--{name}", data.endpoint)
+    vectors = None
     if not of_features:
         for name, value in given.items():
             if value is not None:
                 raise UserError(f"--{name} goes with --clusters.kind kmeans and features")
-        connect(config)
-        images = open_images(data, config.storage, config.seed)
-        say("images", images.train.describe())
-        clustering, quality = build_clusters(config, images)
-        table = clustering.assignment
-    else:
-        vectors = None
-        if run is None:
-            vectors = _vectors(data, column)
-        elif column is not None or checkpoint is not None:
-            raise UserError(
-                "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
-                "makes vectors of images"
-            )
-        connect(config)
-        if vectors is None:
-            assert run is not None
-            found, base = _of_run(config, run)
+    elif run is None:
+        vectors = _vectors(data, column)
+    elif column is not None or checkpoint is not None:
+        raise UserError(
+            "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
+            "makes vectors of images"
+        )
+    connect(config)
+    with Usage() as usage, usage.stage("clusters"):
+        if not of_features:
+            images = open_images(data, config.storage, config.seed)
+            say("images", images.train.describe())
+            clustering, quality = build_clusters(config, images)
+            table = clustering.assignment
         else:
-            found, base = _of_vectors(config, vectors, checkpoint)
-        table = replace(base.assignment, clusters=found.clusters, names=found.names)
-        quality = qualities(table, base.labels, config)
-        show_quality(quality, config)
-        if centroids is not None:
-            sink = io.BytesIO()
-            named = dict(zip(found.names, found.centroids, strict=True))
-            np.savez(sink, **named)  # type: ignore[arg-type]
-            write_file(centroids, sink.getvalue(), data.endpoint)
-            say("centroids", f"in {centroids}")
+            if vectors is not None:
+                found, base = _of_vectors(config, vectors, checkpoint)
+            else:
+                assert run is not None
+                found, base = _of_run(config, run)
+            table = replace(base.assignment, clusters=found.clusters, names=found.names)
+            quality = qualities(table, base.labels, config)
+            show_quality(quality, config)
+            if centroids is not None:
+                sink = io.BytesIO()
+                named = dict(zip(found.names, found.centroids, strict=True))
+                np.savez(sink, **named)  # type: ignore[arg-type]
+                write_file(centroids, sink.getvalue(), data.endpoint)
+                say("centroids", f"in {centroids}")
+    usage.report()
     if out is not None:
         write_file(out, table.to_parquet(), data.endpoint)
         say("clusters", f"{len(table.ids):,} rows in {out}")
@@ -146,6 +150,7 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
     made = load_features(cache, name)
     if made is None:
         made = trained.embed(images.train_images(), which, config.scale).materialize()
+        note("embedded", made)
         keep_features(cache, name, made)
     found = cluster_features(made, ids, ks, config.clusters, seed=config.seed, gpu=gpu)
     return found, base

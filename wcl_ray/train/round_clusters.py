@@ -30,6 +30,7 @@ from wcl_ray.clusters.features import cluster_features, wanted_k
 from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import Config
 from wcl_ray.data.fingerprint import covers_images
+from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
@@ -224,7 +225,9 @@ def _features(
     if scale.crowded:
         part |= {"actors": 1, "cpus": min(1.0, scale.cpus)}
     embedded = embed(rows, weights, store_size=config.data.stored_size, projector=projector, **part)
-    return embedded.materialize()
+    kept = embedded.materialize()
+    note("embedded", kept)
+    return kept
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")

@@ -31,7 +31,7 @@ from wcl_ray.train.lease import Lease
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
-from wcl_ray.train.usage import Usage, summary
+from wcl_ray.train.usage import Usage
 from wcl_ray.train.validate import Look
 
 
@@ -56,13 +56,13 @@ def pretrain(config: Config) -> dict[str, Any]:
         check_shared(Folder(config.storage, config.data.endpoint))
         with Usage() as usage:
             found = _variants(config, run, usage, lease)
-        used = usage.to_dict() | _workers([run, run / "baseline"])
+        workers = training([run, run / "baseline"])
+        used = usage.to_dict() | workers
         seconds = round(time.monotonic() - started, 1)
         results = {"variants": found, "seconds": seconds, "usage": used}
         run.write("results.json", json.dumps(results, indent=2).encode())
     print(f"\n{results_table(found)}\n")
-    for what, text in summary(used):
-        say(what, text)
+    usage.report(workers)
     say("run", f"{run.uri} ({seconds:.0f} s)")
     return results
 
@@ -90,11 +90,11 @@ def _variants(config: Config, run: Folder, usage: Usage, lease: Lease) -> dict[s
     return found
 
 
-def _workers(variants: list[Folder]) -> dict[str, Any]:
-    """What the training workers said, over all epochs and starts: speed, share of the time they
-    waited for data, restarts."""
+def training(runs: list[Folder]) -> dict[str, Any]:
+    """What the training workers of runs said, over all epochs and starts: speed, share of the time
+    they waited for data, restarts."""
     epochs: dict[tuple[str, int], dict[str, Any]] = {}  # the figures of a row are since its start
-    for folder in variants:
+    for folder in runs:
         rows = [row for row in MetricsLog(folder).rows if "images_per_second" in row]
         epochs |= {(folder.uri, row["epoch"]): row for row in rows}
     if not epochs:

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
-from wcl_ray.terminal import bytes_text
+from wcl_ray.data.passes import Pass, taken
+from wcl_ray.terminal import bytes_text, say
 
 EVERY = 2.0  # seconds between two looks at the object store
 
@@ -22,6 +24,7 @@ class Usage:
         seconds: stage → seconds, in order of their first start.
         peak: most bytes seen in the object stores of all nodes together.
         capacity: of all object stores, in bytes, when the most was seen.
+        passes: what Ray Data's passes took, added up by :meth:`to_dict`.
         spilled, restored: bytes written to disk, and read back, since the start, by all that
             runs on the cluster.
     """
@@ -30,11 +33,13 @@ class Usage:
         self.seconds: dict[str, float] = {}
         self.peak = self.capacity = 0
         self.spilled = self.restored = 0
+        self.passes: dict[str, Pass] = {}
         self._before: tuple[int, int] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Usage:
+        taken()  # of an earlier run in this process
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -75,13 +80,30 @@ class Usage:
 
     def to_dict(self) -> dict[str, Any]:
         """For ``results.json``."""
+        for name, found in taken().items():
+            self.passes[name] = self.passes.get(name, Pass()) + found
         return {
             "seconds": {name: round(s, 1) for name, s in self.seconds.items()},
             "object_store_peak": self.peak,
             "object_store": self.capacity,
             "spilled": self.spilled,
             "restored": self.restored,
+            "data": {name: asdict(found) for name, found in self.passes.items()},
         }
+
+    def report(self, more: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Print the end-of-run lines.
+
+        Args:
+            more: figures of the workers, see :func:`summary`.
+
+        Returns:
+            All figures, for a file.
+        """
+        figures = self.to_dict() | (more or {})
+        for what, text in summary(figures):
+            say(what, text)
+        return figures
 
 
 def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -99,6 +121,12 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
     if figures["restored"]:
         store += f", read back {bytes_text(figures['restored'])}"
     lines = [("time", times), ("store", store)]
+    for name, work in figures["data"].items():
+        text = (
+            f"{name}: {work['rows']:,} rows, {work['tasks']} task(s) on {work['nodes']} node(s), "
+            f"{work['cpu_seconds']:.1f} s of CPU"
+        )
+        lines.append(("data", text))
     if "wait" in figures:
         text = (
             f"{figures['images_per_second']:,.0f} images/s, {figures['wait']:.0%} of the time "
