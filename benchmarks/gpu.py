@@ -9,7 +9,7 @@ training step as a worker does it (uint8 batch on the device, two views, encoder
 float32, optimiser) against the same network classifying as many ready-made float images (bf16,
 cross-entropy, the same optimiser): what the method costs on top of its forward and backward pass.
 The sides alternate, medians count. ``kmeans``: nearest centroids of rows that lie on the device
-against FAISS on all threads of the CPU, and the sums of the members, which the CPU makes. The last
+against FAISS on all threads of the CPU, and the sums of the members on both. The last
 line is one JSON object.
 """
 
@@ -190,9 +190,14 @@ def kmeans(n: int, d: int, k: int) -> dict[str, object]:
     theirs = 10 * once(lambda: host(part))
     stats, squares = Stats.zeros(k, d), np.einsum("ij,ij->i", x, x).astype(np.float64)
     sums = once(lambda: stats.add_rows(x, squares, np.arange(n), labels, 1))
+    other = Stats.zeros(k, d)
+    other.add_rows(x, squares, np.arange(n), labels, 1, rows)
+    other = Stats.zeros(k, d)
+    there = once(lambda: other.add_rows(x, squares, np.arange(n), labels, 1, rows))
     return {
         "rows": n, "dimensions": d, "K": k, "device s": round(seconds, 4),
         "faiss s": round(theirs, 3), "sums s": round(sums, 3),
+        "sums on the device s": round(there, 4),
         "against faiss": round(seconds / theirs, 4),
         "same labels": float((host(part) == labels[: len(part)]).mean()),
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,24 @@ def test_any_split_into_shards_gives_the_same_bits(data: st.DataObject) -> None:
     for part in parts[:-1]:
         total = total + part
     assert same(total, whole)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.integers(1, 400))
+def test_sums_by_torch_have_the_same_bits(seed: int, n: int) -> None:
+    """In another order, as a GPU adds them."""
+    x, squares = grid_rows(n, 5, seed)
+    rng = np.random.default_rng(seed)
+    old, new = rng.integers(-1, 6, (2, n)).astype(np.int32)
+    tensor = torch.from_numpy(x)
+    order = np.arange(n)
+    stats = Stats.zeros(6, 5)
+    stats.add_rows(x, squares, order, old, 1, tensor)
+    assert same(stats, stats_of(x, squares, old, 6))
+    stats.add_rows(x, squares, order, old, -1, tensor)
+    shuffled = rng.permutation(n)
+    stats.add_rows(x, squares, shuffled, new[shuffled], 1, tensor)
+    assert same(stats, stats_of(x, squares, new, 6))
 
 
 def test_float32_would_depend_on_the_order() -> None:

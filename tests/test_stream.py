@@ -234,6 +234,13 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
     found = plan(data, ids, "auto")
     assert found.mode == "anew"
     assert "neither" in found.reason
+    rows = open_source(data).images()
+    for keep in ("raw", "encoded"):  # a cluster that grows on demand is believed to
+        forced = replace(data, keep=keep)  # type: ignore[arg-type]
+        found = plan_stream(rows, ids, forced, grows=True)
+        assert found.mode == keep
+        assert "new nodes" in found.reason
+    assert "--data.keep raw or encoded" in plan_stream(rows, ids, data, grows=True).reason
 
 
 def test_readers_in_other_processes(data: DataConfig) -> None:

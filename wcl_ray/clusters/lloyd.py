@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+DEVICE_ROWS = 1 << 18  # rows that are in float64 on the device at a time
 GATHER = 1 << 16  # rows that are copied at once while a cluster is summed
 BITS = 23  # of the grid; float64 has 53, so 2^29 rows of one cluster are summed exactly
 
@@ -114,9 +116,20 @@ class Stats:
         )
 
     def add_rows(
-        self, x: np.ndarray, squares: np.ndarray, rows: np.ndarray, labels: np.ndarray, sign: int
+        self,
+        x: np.ndarray,
+        squares: np.ndarray,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        sign: int,
+        on_device: Any = None,
     ) -> None:
-        """Add rows of x to the clusters ``labels`` (-1: to none), or take them away (sign -1)."""
+        """Add rows of x to the clusters ``labels`` (-1: to none), or take them away (sign -1).
+
+        Args:
+            on_device: x as a torch tensor, on whose device the sums are made; they are exact, so
+                their order, which a GPU does not keep, changes no bit.
+        """
         kept = labels >= 0
         rows, labels = rows[kept], labels[kept]
         if not len(rows):
@@ -124,6 +137,9 @@ class Stats:
         k = len(self.counts)
         self.counts += sign * np.bincount(labels, minlength=k)
         self.squares += sign * np.bincount(labels, weights=squares[rows], minlength=k)
+        if on_device is not None:
+            self.sums += sign * device_sums(on_device, rows, labels, k)
+            return
         short = labels.astype(np.uint16) if k <= 1 << 16 else labels  # sorted by radix
         order = rows[np.argsort(short, kind="stable")]
         ends = np.cumsum(np.bincount(labels, minlength=k))
@@ -133,3 +149,21 @@ class Stats:
             for first in range(start, end, GATHER):
                 part = x[order[first : min(end, first + GATHER)]].sum(0, dtype=np.float64)
                 self.sums[cluster] += part if sign > 0 else -part
+
+
+def device_sums(x: Any, rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """float64 (k, d): sums of rows of a torch tensor (n, d), cluster by cluster, on its device.
+
+    Args:
+        rows: int64 (m,), which rows. labels: int (m,), their clusters.
+    """
+    import torch
+
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, len(rows), DEVICE_ROWS):
+        part = slice(start, start + DEVICE_ROWS)
+        chosen = torch.from_numpy(rows[part]).to(x.device)
+        index = torch.from_numpy(labels[part].astype(np.int64)).to(x.device)
+        sums.index_add_(0, index, x[chosen].double())
+    found: np.ndarray = sums.cpu().numpy()
+    return found

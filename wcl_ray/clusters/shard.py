@@ -97,12 +97,13 @@ class Rows:
             old = np.full(len(labels), -1, np.int32)
             self.stats[g] = Stats.zeros(k, self.x.shape[1])
         changed = np.flatnonzero(labels != old)
+        device = self.on_device if self.on_device is not self.x else None
         if 2 * len(changed) > len(labels):  # cheaper to sum everything anew; the same bits
             self.stats[g] = Stats.zeros(k, self.x.shape[1])
-            self.stats[g].add_rows(self.x, self.squares, np.arange(len(labels)), labels, 1)
+            self.stats[g].add_rows(self.x, self.squares, np.arange(len(labels)), labels, 1, device)
         else:
-            self.stats[g].add_rows(self.x, self.squares, changed, old[changed], -1)
-            self.stats[g].add_rows(self.x, self.squares, changed, labels[changed], 1)
+            self.stats[g].add_rows(self.x, self.squares, changed, old[changed], -1, device)
+            self.stats[g].add_rows(self.x, self.squares, changed, labels[changed], 1, device)
         self.labels[g] = labels
         return len(changed)
 

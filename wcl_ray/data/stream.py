@@ -79,7 +79,11 @@ class Stream:
 
 
 def plan_stream(
-    images: Dataset, ids: np.ndarray, data: DataConfig, clusters: np.ndarray | None = None
+    images: Dataset,
+    ids: np.ndarray,
+    data: DataConfig,
+    clusters: np.ndarray | None = None,
+    grows: bool = False,
 ) -> Stream:
     """Decide how the images are kept, and keep them.
 
@@ -89,13 +93,14 @@ def plan_stream(
         ids: int64 (N,), sorted ids of the training images.
         clusters: int32 (N,), to put images of thinly spread clusters into one block when blocks
             are dealt to workers on several nodes.
+        grows: nodes come on demand, so that a forced mode may fit though it does not yet.
 
     Raises:
         UserError: more images are unreadable than ``data.max_bad`` allows, or a mode was forced
             that does not fit.
     """
     size = data.stored_size
-    mode, reason, kept = _choose(images, len(ids), size, data.keep)
+    mode, reason, kept = _choose(images, len(ids), size, data.keep, grows)
     ids_ref = ray.put(ids)
     if mode == "anew":
         return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
@@ -151,7 +156,9 @@ def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:
         )
 
 
-def _choose(images: Dataset, n: int, size: int, keep: str) -> tuple[str, str, float]:
+def _choose(
+    images: Dataset, n: int, size: int, keep: str, grows: bool = False
+) -> tuple[str, str, float]:
     """Mode, reason, and bytes that are kept."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     store = sum(node["Resources"].get("object_store_memory", 0) for node in alive)
@@ -163,6 +170,9 @@ def _choose(images: Dataset, n: int, size: int, keep: str) -> tuple[str, str, fl
     if keep in ("auto", "raw") and raw <= room:
         text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
         return "raw", text, raw
+    later = f"{offer} may be used so far, the rest has to come with new nodes"
+    if keep == "raw" and grows:
+        return "raw", f"raw: {bytes_text(raw)} by data.keep; {later}", raw
     if keep == "raw":
         raise UserError(f"data.keep raw needs {bytes_text(raw)}, but only {offer} may be used")
     head = images.select_columns([IMAGE]).limit(64).take_all()
@@ -174,10 +184,14 @@ def _choose(images: Dataset, n: int, size: int, keep: str) -> tuple[str, str, fl
             f"encoded: {n:,} image files take about {bytes_text(encoded)}, {offer}",
             encoded,
         )
+    if keep == "encoded" and grows:
+        return "encoded", f"encoded: {bytes_text(encoded)} by data.keep; {later}", encoded
     if keep == "encoded":
         raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
     both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
     text = f"anew: neither {both} fit into {offer}"
+    if grows:
+        text += "; if the nodes to come have the room, --data.keep raw or encoded takes it"
     return "anew", text, 0.0
 
 

@@ -24,6 +24,7 @@ from wcl_ray.model.encoder import build_encoder
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.board import MetricsLog
+from wcl_ray.train.capacity import capacity
 from wcl_ray.train.fit import plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
@@ -155,7 +156,9 @@ def _facts(clustering: Clustering, quality: list[Quality]) -> dict[str, Any]:
 def _stream(config: Config, images: Images, assignment: Assignment, run: Folder) -> Stream:
     column = say_batches(config, assignment)
     rows = images.train.images()
-    stream = plan_stream(rows, assignment.ids, config.data, assignment.clusters[:, column])
+    grows = capacity(config.scale).grows
+    clusters = assignment.clusters[:, column]
+    stream = plan_stream(rows, assignment.ids, config.data, clusters, grows)
     say("stream", stream.reason)
     if stream.faults:
         listed = add_faults(run, list(stream.faults))
