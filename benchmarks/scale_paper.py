@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from wcl_ray.clusters.crew import FAN_IN
+from wcl_ray.clusters.crew import FAN_IN, PARTS
 from wcl_ray.clusters.features import IMAGES_A_CLUSTER
 from wcl_ray.clusters.kmeans_phases import FLAT
 from wcl_ray.data.stream import REPLICATED, SHARE
@@ -206,7 +206,8 @@ def kmeans(figures: Figures) -> str:
             tree = gpus * task + levels * FAN_IN * size * (1 / NODE_LINK + add)
             row = [_n(n), _n(gpus), _n(k), _s(flat), inside, _s(n / gpus * own), _b(size)]
             row += [_b(size * gpus), _s(star), _s(tree), _s(k * centroid)]
-            rows.append([*row, f"{_n(gpus**2)}, {_s(gpus**2 * ref)}"])
+            refs = gpus * min(gpus, PARTS)
+            rows.append([*row, f"{_n(refs)}, {_s(refs * ref)}"])
     return _table(head, rows)
 
 

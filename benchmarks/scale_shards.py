@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from wcl_ray.clusters.crew import Crew
+from wcl_ray.clusters.crew import PARTS, Crew
 from wcl_ray.clusters.lloyd import Stats
 from wcl_ray.clusters.seeding import update
 from wcl_ray.clusters.shard import Partial
@@ -121,7 +121,7 @@ def coordinator(line: Line, shards: int) -> None:
     crew_of(actors, 8, "star").ask("step")
     for count in (50, 150):
         crew = crew_of(actors, count, "star")
-        line("find duplicates", count**2, "ref", crew.duplicates)
+        line("find duplicates", count * min(count, PARTS), "ref", crew.duplicates)
     for count in (500, 1000):
         vectors = Vectors(tuple(Piece(0, 100, 100 * i) for i in range(count)))
         line("cut files into shards", count**2, "pair", lambda: vectors.shards(count))  # noqa: B023

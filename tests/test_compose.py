@@ -6,10 +6,12 @@ import time
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wcl_ray.data.compose import (
+    apart,
     compose,
     composing_column,
     empty_bits,
@@ -108,3 +110,18 @@ def test_bits(n: int, data: st.DataObject) -> None:
     assert has_bits(bits, np.arange(n)).tolist() == [i in chosen for i in range(n)]
     assert unset_positions(bits, n).tolist() == [i for i in range(n) if i not in chosen]
     assert unset_positions(None, n).tolist() == list(range(n))
+
+
+@pytest.mark.parametrize(("size", "window"), [(2, 100), (5, 100), (5, 400), (50, 100), (3, 4000)])
+def test_partners_out_of_reach(size: int, window: int) -> None:
+    """Against real random windows."""
+    n, rng = 2000, np.random.default_rng(0)
+    clusters = np.arange(n) // size
+    lonely = []
+    for _ in range(200):
+        inside = clusters[rng.permutation(n)[:window]]
+        lonely.append((np.bincount(inside)[inside] == 1).mean())
+    assert apart(clusters, window) == pytest.approx(np.mean(lonely), abs=0.02)
+    alone = np.concatenate([clusters, np.full(500, -1)])  # who has no partner is not counted
+    assert apart(alone, window * 5 // 4) == pytest.approx(np.mean(lonely), abs=0.02)
+    assert apart(np.full(10, -1), 5) == 0

@@ -25,6 +25,7 @@ from wcl_ray.terminal import warn
 
 STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
 FAN_IN = 4
+PARTS = 64  # of the ids, between which equal ones are looked for; each actor makes an object a part
 RESTARTS = 16  # of each actor
 PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
 
@@ -125,7 +126,7 @@ class Crew:
 
     def duplicates(self) -> np.ndarray:
         """Ids that occur more than once in all shards: int64, sorted."""
-        parts = len(self.actors)
+        parts = min(len(self.actors), PARTS)
         if parts == 1:
             return duplicated(self.ask("duplicates", 1)[0])
         dealt = [
@@ -133,8 +134,8 @@ class Crew:
             for actor, pieces in zip(self.actors, self.pieces, strict=True)
         ]
         asked = [  # of the actors: no task has to be started for it
-            actor.call.remote(pieces, "duplicated", *[row[i] for row in dealt])
-            for i, (actor, pieces) in enumerate(zip(self.actors, self.pieces, strict=True))
+            self.actors[i].call.remote(self.pieces[i], "duplicated", *[row[i] for row in dealt])
+            for i in range(parts)
         ]
         return np.sort(np.concatenate(ray.get(asked)))
 

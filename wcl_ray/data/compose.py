@@ -137,6 +137,22 @@ def composing_column(clusters: np.ndarray) -> tuple[int, str]:
     return best, f"{count[best]:,} clusters, {share[best]:.0%} of the images have a partner"
 
 
+def apart(clusters: np.ndarray, window: int) -> float:
+    """Share of the images with a partner that would meet none in a random window of images.
+
+    Of a cluster of s among N images, the other s - 1 are all outside of a window of w images with a
+    probability of about (1 - (w - 1) / (N - 1)) ** (s - 1).
+
+    Args:
+        clusters: int (N,); -1 = alone.
+        window: w.
+    """
+    sizes = np.bincount(clusters[clusters >= 0])
+    sizes = sizes[sizes > 1]
+    outside = 1 - min(1.0, (window - 1) / max(1, len(clusters) - 1))
+    return float((sizes * outside ** (sizes - 1)).sum() / sizes.sum()) if len(sizes) else 0.0
+
+
 def meeting(batches: np.ndarray) -> tuple[float, float]:
     """What given batches hold: mean number of other-image positives, share of lonely anchors.
 

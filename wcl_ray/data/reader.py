@@ -49,6 +49,11 @@ class Batch:
     clusters: torch.Tensor
 
 
+def window_of(local: int) -> int:
+    """Images among which batches of ``local`` images are composed in mode anew."""
+    return max(8 * local, 4096)
+
+
 class Reader:
     """Batches of one worker.
 
@@ -84,7 +89,7 @@ class Reader:
         self.rank, self.world, self.batch = rank, world, batch_size
         self.local = batch_size // world
         self.seed, self.group, self.pin = seed, group, pin
-        self.window = window or max(8 * self.local, 4096)
+        self.window = window or window_of(self.local)
         self.column, _ = compose.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.dropped = 0

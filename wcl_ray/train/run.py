@@ -17,6 +17,8 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import Config
+from wcl_ray.data import compose
+from wcl_ray.data.reader import window_of
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import results_table
@@ -34,6 +36,8 @@ from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
 from wcl_ray.train.usage import Usage
 from wcl_ray.train.validate import Look
+
+APART = 0.5  # share of images without a partner in reach above which a run warns
 
 
 def pretrain(config: Config) -> dict[str, Any]:
@@ -160,6 +164,8 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
     clusters = assignment.clusters[:, column]
     stream = plan_stream(rows, assignment.ids, config.data, clusters, grows)
     say("stream", stream.reason)
+    if stream.mode == "anew" and config.clusters.group > 1:
+        _warn_apart(clusters, config.train.batch_size)
     if stream.faults:
         listed = add_faults(run, list(stream.faults))
         say("faults", f"{listed} unreadable images are left out, see {run.uri}/faults.jsonl")
@@ -169,6 +175,19 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
             f"read, fewer than train.batch-size {config.train.batch_size}"
         )
     return stream
+
+
+def _warn_apart(clusters: np.ndarray, batch: int) -> None:
+    """Say so when clusters are too small for images read in the order of their files."""
+    window = window_of(batch)
+    share = compose.apart(clusters, window)
+    if share > APART:
+        warn(
+            f"images that are read anew are composed among {window:,} at a time; {share:.0%} of "
+            "those with a partner will meet none there, unless the files are sorted by cluster: "
+            "make the clusters coarser, or let the images be kept (data.keep; more memory, smaller "
+            "data.image-size)"
+        )
 
 
 def _variant(
