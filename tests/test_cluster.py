@@ -89,6 +89,7 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert re.search(r"\ntime +\w+ ", clustered.stdout)
     assert (cluster.home / "clusters.parquet").exists()
     short = ["--train.epochs", "2", "--trials", "2", "--trial-epochs", "1", "--name", "search"]
+    short += ["--confirm", "0"]
     searched = cluster.submit("jobs/tune.py", *data, *short)
     assert searched.returncode == 0, searched.stdout
     assert re.search(r"\ntime +\w+ ", searched.stdout)

@@ -37,7 +37,11 @@ def leave(folder: Folder, **changes: Any) -> None:
     folder.write(SIGN, json.dumps(own | changes).encode())
 
 
-def test_held_while_it_lasts(folder: Folder) -> None:
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_held_while_it_lasts(folder: Folder, where: str, s3: str) -> None:
+    if where == "s3":
+        folder = Folder("s3://bugs/held/one", s3)
+        folder.write("config.json", b"{}")
     with Lease(folder, EVERY) as lease:
         first = sign(folder)
         assert first["pid"] == os.getpid()

@@ -104,7 +104,8 @@ def check_results(tmp_path: Path, name: str, trials: int) -> None:
     assert scores
     assert all(0 <= score <= 1 for score in scores)
     best = parse(["--config", str(folder / "best.yaml")])
-    rows = [row for row in table.to_pylist() if row["score"] == max(scores)]
+    confirmed = (folder / "confirm").exists()  # then any of the best may win
+    rows = [row for row in table.to_pylist() if confirmed or row["score"] == max(scores)]
     assert best.loss.temperature in [row["loss.temperature"] for row in rows]
     assert best.train.epochs == 8
     assert "<svg" in (folder / "report.html").read_text()
@@ -139,6 +140,15 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
     assert len(list(folder.glob("trials/*/config.json"))) == 5
     assert not list(folder.glob("trials/*/rounds/*/train/*"))  # checkpoints of trials go at the end
     check_results(tmp_path, "one", 5)
+    full = json.loads((folder / "confirm/trials.json").read_text())["trials"]
+    assert 1 <= len(full) <= 2  # the best settings, at full length
+    assert all(max(map(int, row["evaluations"])) == 8 for row in full.values())
+    tried = [row["values"] for row in trials.values()]
+    assert all(row["values"] in tried for row in full.values())
+    assert "at full length" in text
+    top = max(full.values(), key=lambda row: row["evaluations"]["8"]["knn"])
+    assert f"temperature: {top['values']['loss.temperature']}" in (folder / "best.yaml").read_text()
+    assert not list(folder.glob("confirm/trials/*/rounds/*/train/*"))
 
     again = subprocess.run(
         job(tmp_path, *given, "--resume", script="tune.py"),
@@ -165,6 +175,7 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
 def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
     given = words(tmp_path, "killed", "--trials", "3", "--scheduler", "none", "--sampler", "random")
     given += ["--evaluate.every", "1", "--train.checkpoint-steps", "2", "--concurrent", "2"]
+    given += ["--confirm", "0"]
     folder = tmp_path / "runs/killed"
     search = Search(tmp_path, *given)
 
@@ -219,7 +230,7 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
         "--trial-epochs", "2", "--train.rounds", "2", "--sampler", "grid", "--trials", "4",
         "--scheduler", "median", "--search.clusters.k", "4,12", "--search.loss.temperature",
         "0.1", "--concurrent", "2", "--scale.workers", "2", "--storage",
-        str(tmp_path / "runs"), "--name", "grid",
+        str(tmp_path / "runs"), "--name", "grid", "--confirm", "0",
     ]  # fmt: skip
     search = Search(tmp_path, *given)
     text = search.finish()

@@ -18,7 +18,8 @@ import torch
 from pictures import write_parquet
 
 from wcl_ray.cli import parse
-from wcl_ray.config import ClustersConfig, DataConfig
+from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
+from wcl_ray.search.confirm import in_words, to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome, Trial
@@ -218,7 +219,7 @@ def news(folder: Path, publish: Callable[[], None] = lambda: None) -> tuple[News
         config=config, folder=place, dimensions=(dimension,), granularity=None, quality={}
     )
     trial = SimpleNamespace(trial_id="t1", config={"loss.temperature": 0})
-    return News(setup, record, publish, None), record, trial
+    return News(setup, record, publish, None, "trial"), record, trial
 
 
 def test_a_trial_stopped_after_a_retry_has_not_failed(tmp_path: Path) -> None:
@@ -249,3 +250,50 @@ def test_a_trial_that_dies_before_its_start(
     assert record.trials["t1"]["error"] == "its process died"
     printed = capsys.readouterr().out
     assert "cannot be written: no space left" in printed
+
+
+def test_what_is_trained_at_full_length() -> None:
+    config = SearchConfig(data=DataConfig(path="x"), train=TrainConfig(epochs=20), trial_epochs=8)
+    space = (
+        parse_space("loss.temperature", "loguniform:0.03:0.5"),
+        parse_space("clusters.top-k", "5,20,5+20"),
+    )
+    twenty = space[1].encode((20,))
+    points = to_confirm(config, space, outcome())
+    assert [point["loss.temperature"] for point in points] == [0.3, 0.1, 0.2]  # to compare with
+    assert all(point["clusters.top-k"] == twenty for point in points)
+    own = points[2]
+    few = to_confirm(replace(config, confirm=1), space, outcome())
+    assert few == [points[0], own]
+    # a setting that was tried twice is trained once, and the default is not trained again
+    trial = outcome().trials[0]
+    default = {"loss.temperature": 0.2, "clusters.top-k": (20,)}
+    twice = replace(
+        outcome(),
+        trials=(
+            trial,
+            replace(trial, number=1, score=0.4),
+            replace(trial, number=2, score=0.3, values=default),
+        ),
+    )
+    assert to_confirm(config, space, twice) == [points[1], own]
+    assert to_confirm(replace(config, confirm=0), space, outcome()) == []
+    assert to_confirm(replace(config, trial_epochs=20), space, outcome()) == []
+    none = replace(outcome(), trials=outcome().trials[2:3])
+    assert to_confirm(config, space, none) == []
+
+
+def test_the_best_of_full_runs_is_named() -> None:
+    config = SearchConfig(data=DataConfig(path="x"), train=TrainConfig(epochs=20), trial_epochs=8)
+    values = {"loss.temperature": 0.2, "clusters.top-k": (20,)}
+    trial = Trial(0, "e", "finished", values, 20, 0.6, {"knn": 0.6}, default=True)
+    worse = replace(trial, number=1, id="f", score=0.5, values={**values, "loss.temperature": 0.3})
+    full = replace(outcome(), name="confirm", epochs=20, trials=(worse, trial))
+    text = best_yaml(config, outcome(), full)
+    assert text is not None
+    assert "temperature: 0.2" in text
+    assert "Best of 2 settings that 4 trials of search it left: knn 60.0%" in text
+    assert "after 20 epochs" in text
+    broken = replace(full, trials=(replace(trial, score=None, status="failed"),))
+    assert "temperature: 0.3" in str(best_yaml(config, outcome(), broken))  # of the trials
+    assert in_words(full).startswith("temperature 0.2, top-k 20 (the default): 60.0%; ")

@@ -49,6 +49,9 @@ class SearchConfig(Config):
     the trials."""
     retries: int = 2
     """How often a trial that failed is started again from its last checkpoint."""
+    confirm: int = 2
+    """How many of the best settings are trained at full length (train.epochs), beside the
+    configuration as it is, and measured on the validation images before one is named; 0: none."""
     prune: bool = True
     """Leave out granularities whose clusters cannot help: nearly all images alone, no positives
     to expect in a batch, one cluster only, the same clusters as another."""
@@ -68,6 +71,7 @@ class SearchConfig(Config):
         _require(self.reduction >= 2, "reduction starts at 2")
         _require(self.concurrent >= 0, "concurrent is negative")
         _require(self.retries >= 0, "retries is negative")
+        _require(self.confirm >= 0, "confirm is negative")
         labelled = self.metric in ("knn", "probe")
         _require(
             not labelled or self.data.label is not None, f"metric {self.metric} needs --data.label"

@@ -129,8 +129,18 @@ def _column(values: Sequence[Any]) -> pa.Array:
     return pa.array(single)
 
 
-def best_yaml(config: SearchConfig, outcome: Outcome) -> str | None:
-    """The best setting as a file for ``jobs/pretrain.py --config``; None without any score."""
+def best_yaml(
+    config: SearchConfig, outcome: Outcome, confirmed: Outcome | None = None
+) -> str | None:
+    """The best setting as a file for ``jobs/pretrain.py --config``; None without any score.
+
+    Args:
+        confirmed: settings that were trained at full length, of which the best is taken.
+    """
+    of = f"{len(outcome.trials)} trials of search {outcome.name}"
+    if confirmed is not None and confirmed.best() is not None:
+        of = f"{len(confirmed.trials)} settings that {of} left"
+        outcome = confirmed
     best = outcome.best()
     if best is None:
         return None
@@ -138,7 +148,7 @@ def best_yaml(config: SearchConfig, outcome: Outcome) -> str | None:
     text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
     where = f" of {outcome.validation:,} validation images" if outcome.validation else ""
     comment = (
-        f"Best of {len(outcome.trials)} trials of search {outcome.name}: {outcome.metric} {text}"
+        f"Best of {of}: {outcome.metric} {text}"
         f"{where} after {best.epoch} epochs.\n"
         "The best of several measured scores is optimistic; the test images have not been read.\n"
         "python jobs/pretrain.py --config best.yaml"

@@ -20,6 +20,7 @@ from wcl_ray.data.source import ID
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder
+from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import judged, read_attributes
 from wcl_ray.search.options import SearchConfig
@@ -63,7 +64,7 @@ def search(config: SearchConfig) -> Outcome:
     if folder.exists(BEST):
         outcome = Record(folder, config, _granularity(config, given)).outcome()
         print(f"{folder.uri} is finished")
-        show(folder, outcome)
+        show(folder, outcome, look_up(folder, config, _granularity(config, given)))
         return outcome
     for d in default_dimensions(given):  # what cannot be trained is found at once
         for point in d.points(2):
@@ -76,9 +77,10 @@ def search(config: SearchConfig) -> Outcome:
             outcome = _search(found, folder, given, usage, lease)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
-    usage.report(training([folder / f"trials/{trial.id}" for trial in outcome.trials]))
+    runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
+    usage.report(training([where / name for where in runs for name in where.names()]))
     say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
-    show(folder, outcome)
+    show(folder, outcome, look_up(folder, config, outcome.granularity))
     return outcome
 
 
@@ -127,20 +129,33 @@ def _search(
     record.validation = measured if config.objective in ("knn", "probe", "metadata") else 0
     record.facts = _facts(config, images, setup, prepared)
     say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
-    with usage.stage("trials"):
-        interrupted = run_trials(setup, record, lambda: _write(folder, record.outcome()))
-    if interrupted:
-        raise KeyboardInterrupt
+    if not folder.exists(f"{CONFIRM}/{CHOSEN}"):  # else all trials have ended before
+        with usage.stage("trials"):
+            if run_trials(setup, record, lambda: _write(folder, record.outcome())):
+                raise KeyboardInterrupt
     outcome = record.outcome()
-    _write(folder, outcome)
-    best = best_yaml(found, outcome)
-    if best is None:
+    if outcome.best() is None:
+        _write(folder, outcome)
         first = next((t.error for t in outcome.trials if t.error), "no trial was evaluated")
         raise UserError(f"every trial failed: {first}")
-    for trial in outcome.trials:  # their encoders stay
-        rounds = folder / f"trials/{trial.id}/rounds"
-        for name in rounds.names():
-            (rounds / f"{name}/train").remove()
+    confirmed = None
+    if config.confirm and config.epochs < config.train.epochs:
+        with usage.stage("confirm"):
+            confirmed, interrupted = run_confirm(setup, record, _write)
+        if interrupted:
+            raise KeyboardInterrupt
+    if confirmed is not None:
+        record.facts["at full length"] = in_words(confirmed)
+        record.write()
+        outcome = record.outcome()
+    _write(folder, outcome)
+    for where, of_search in ((folder, outcome), (folder / CONFIRM, confirmed)):
+        for trial in of_search.trials if of_search else ():  # their encoders stay
+            rounds = where / f"trials/{trial.id}/rounds"
+            for name in rounds.names():
+                (rounds / f"{name}/train").remove()
+    best = best_yaml(found, outcome, confirmed)
+    assert best is not None
     folder.write(BEST, best.encode())
     return outcome
 
@@ -280,17 +295,22 @@ def _write(folder: Folder, outcome: Outcome) -> None:
     folder.write(PAGE, page(outcome).encode())
 
 
-def show(folder: Folder, outcome: Outcome) -> None:
-    """Print the trials and where everything is."""
+def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> None:
+    """Print the trials, those at full length, and where everything is."""
     print(f"\n{results_table(outcome)}\n")
     for key, rho in outcome.correlations.items():
         say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
+    if confirmed is not None and confirmed.best() is not None:
+        print(f"\nat full length\n{results_table(confirmed)}\n")
+        outcome = replace(confirmed, seconds=outcome.seconds)
     best = outcome.best()
     if best is None:
         warn("no trial was evaluated")
         return
     error = outcome.standard_error()
     text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
-    say("best", f"trial {best.number}: {outcome.metric} {text}")
+    say(
+        "best", f"{'trial' if confirmed is None else 'full'} {best.number}: {outcome.metric} {text}"
+    )
     say("search", f"{folder.uri} ({outcome.seconds:.0f} s), see {folder.uri}/{PAGE}")
     say("next", f"python jobs/pretrain.py --config {folder.uri}/{BEST}")

@@ -29,11 +29,17 @@ NAME = "tune"
 SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses what came since
 
 
-def run_trials(setup: Setup, record: Record, publish: Callable[[], None]) -> bool:
+def run_trials(
+    setup: Setup,
+    record: Record,
+    publish: Callable[[], None],
+    points: list[dict[str, Any]] | None = None,
+) -> bool:
     """Run all trials, or those that are left of a search that was stopped.
 
     Args:
         publish: called when a trial has ended.
+        points: the ones to try; by default the sampler proposes them.
 
     Returns:
         Whether it was interrupted.
@@ -44,9 +50,13 @@ def run_trials(setup: Setup, record: Record, publish: Callable[[], None]) -> boo
     _environment()
     check_dashboard()
     config, folder = setup.config, setup.folder
-    points, count = _first_points(config, setup.dimensions)
+    word = "trial" if points is None else "full"  # length
+    if points is None:
+        points, count = _first_points(config, setup.dimensions)
+    else:
+        count = len(points)
     default = encode(setup.dimensions, config.plain())
-    news = _NEWS[:] = [News(setup, record, publish, default)]
+    news = _NEWS[:] = [News(setup, record, publish, default, word)]
     trainable = tune.with_resources(tune.with_parameters(run_trial, setup=setup), {"CPU": DRIVER})
     state = folder / NAME
     if tune.Tuner.can_restore(state.path, storage_filesystem=folder.fs):
@@ -166,9 +176,10 @@ class News(tune.Callback):
         record: Record,
         publish: Callable[[], None],
         default: dict[str, Any] | None,
+        word: str,
     ) -> None:
         self._setup, self._record, self._publish = setup, record, publish
-        self._default = default
+        self._default, self._word = default, word
         self._looked = False
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -249,7 +260,7 @@ class News(tune.Callback):
 
     def _say(self, trial: Any, text: str) -> None:
         self._meet(trial)
-        say(f"trial {self._record.trials[trial.trial_id]['number']}", text)
+        say(f"{self._word} {self._record.trials[trial.trial_id]['number']}", text)
 
 
 def _figures() -> tuple[str, ...]:
