@@ -28,19 +28,19 @@ CONFIRM, CHOSEN = "confirm", "chosen.json"
 def to_confirm(
     config: SearchConfig, dimensions: tuple[Dimension, ...], outcome: Outcome
 ) -> list[dict[str, Any]]:
-    """Points of the ``confirm`` best settings and of the configuration as it is, each once; none
-    where trials are as long as the run."""
+    """Points of the ``confirm`` best settings, each once, and of the configuration as it is where it
+    lies in the space; none where trials are as long as the run."""
     if not config.confirm or config.epochs >= config.train.epochs:
         return []
     scored = [t for t in ranked(outcome) if t.score is not None and t.status != "failed"]
+    own = encode(dimensions, config.plain())
     points: list[dict[str, Any]] = []
     for trial in scored:
         point = encode(dimensions, config.best(trial.values))
-        if point is not None and point not in points:
+        if point is not None and point != own and point not in points:
             points.append(point)
-    own = encode(dimensions, config.plain())
     chosen = points[: config.confirm]
-    return chosen + ([own] if chosen and own is not None and own not in chosen else [])
+    return [*chosen, own] if chosen and own is not None else chosen
 
 
 def run_confirm(
