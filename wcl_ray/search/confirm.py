@@ -28,8 +28,8 @@ CONFIRM, CHOSEN = "confirm", "chosen.json"
 def to_confirm(
     config: SearchConfig, dimensions: tuple[Dimension, ...], outcome: Outcome
 ) -> list[dict[str, Any]]:
-    """Points of the ``confirm`` best settings, each once, and of the configuration as it is where it
-    lies in the space; none where trials are as long as the run."""
+    """Points of the ``confirm`` best settings, each once, and of the configuration as it is where
+    it lies in the space; none where trials are as long as the run."""
     if not config.confirm or config.epochs >= config.train.epochs:
         return []
     scored = [t for t in ranked(outcome) if t.score is not None and t.status != "failed"]
