@@ -61,9 +61,7 @@ def evaluate_encoder(
     of_embed = cpus or max(1.0, ray.cluster_resources().get("CPU", 1) // 2)
     options: dict[str, Any] = {"store_size": store_size, "columns": columns, "gpu": gpu}
     rows = _marked(train, False, cpus)
-    if (
-        test is not None
-    ):  # one pass: on a GPU each starts an actor, which takes longer than it works
+    if test is not None:  # one pass: on a GPU every pass waits for the start of an actor
         rows = rows.union(_marked(test, True, cpus))
     features = embed(rows, weights, cpus=of_embed, views=True, **options)
     refs = features.to_arrow_refs()
