@@ -17,10 +17,12 @@ from wcl_ray.clusters.crew import Crew
 from wcl_ray.clusters.kmeans import KMeans
 from wcl_ray.clusters.placement import find_homes
 from wcl_ray.clusters.vectors import open_vectors
-from wcl_ray.config import DataConfig
+from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data.source import open_source
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.run import evaluate_encoder
+from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.storage import Folder
 from wcl_ray.train.nodes import check_shared
 
@@ -81,6 +83,22 @@ def shared(folder: str) -> dict[str, Any]:
         check_shared(Folder(folder))
     except UserError as error:
         found["error"] = str(error)
+    return found
+
+
+def evaluated(folder: str) -> dict[str, Any]:
+    """Figures by tasks on CPUs, and by an actor that holds a GPU."""
+    data = DataConfig(path=folder, image_size=16)
+    model = ModelConfig()
+    weights = save_export(build_encoder(model, 16), model, 16)
+    found = {}
+    for name, gpu in (("cpu", False), ("gpu", True)):
+        rows = open_source(data).images(("species",))
+        figures = evaluate_encoder(
+            weights, rows, rows, label="species", store_size=16, config=EvaluateConfig(), seed=0,
+            gpu=gpu,
+        )  # fmt: skip
+        found[name] = figures["test_images"]
     return found
 
 

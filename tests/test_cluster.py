@@ -61,12 +61,14 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     cluster.until(lambda: list(run.glob("rounds/000/train/checkpoint_*/state.pt")), 60)
     assert shown(cluster, "wcl_ray_images_per_second") > 0
     assert shown(cluster, "wcl_ray_loss") > 0
+    assert json.loads((run / ".alive").read_text())["job"] == "first"
     assert cluster.ray("job", "stop", "first").returncode == 0
     assert cluster.status("first") == "STOPPED"
     logs = cluster.logs("first")
     assert "goes on from the last checkpoint" in logs
     assert re.search(r"ray +2 node\(s\), 2 CPUs, 0 GPUs; dashboard http", logs)
     assert not (run / "results.json").exists()
+    assert not (run / ".alive").exists()
 
     second = cluster.submit("jobs/pretrain.py", *again)
     assert second.returncode == 0, second.stdout
@@ -113,7 +115,8 @@ def shown(cluster: RayCluster, name: str) -> float:
 def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
     for more in ((), ("--num-gpus=1",)):
         cluster.add_node(2, *more)
-    assert cluster.driver("decoding", write_parquet(tmp_path / "data", N)) == {"gpu": 0}
+    data = write_parquet(tmp_path / "data", N)
+    assert cluster.driver("decoding", data) == {"gpu": 0}
     found = cluster.driver("shards")
     assert found["nodes"] == 2
     assert found["local"] == 1.0
@@ -122,6 +125,8 @@ def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
     assert found["left"] == []
     assert "is not seen by 2 of 3 nodes" in found["error"]
     assert "s3://" in found["error"]
+    cluster.add_node(2)  # no node has half of the cluster's CPUs
+    assert cluster.driver("evaluated", data) == {"cpu": N, "gpu": N}
 
 
 @pytest.mark.slow

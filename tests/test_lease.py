@@ -20,6 +20,14 @@ from wcl_ray.train.lease import SIGN, Lease
 EVERY = 0.2
 
 
+def test_the_job_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_2"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
+    assert Lease(Folder(str(tmp_path))).own["job"] == "raysubmit_2"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert Lease(Folder(str(tmp_path))).own["job"] is None
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     found = Folder(str(tmp_path / "one"))
@@ -51,13 +59,28 @@ def test_held_while_it_lasts(folder: Folder, where: str, s3: str) -> None:
     assert not folder.exists(SIGN)
 
 
-def test_a_new_run_is_held_once_it_is_made(tmp_path: Path) -> None:
+def test_a_new_run_is_held_before_it_is_made(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "new"))
     with Lease(folder, EVERY) as lease:
         assert not (tmp_path / "new").exists()
-        folder.write("config.json", b"{}")
         lease.take()
         assert folder.exists(SIGN)
+    assert not (tmp_path / "new").exists()  # nothing came of it
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff"])
+def test_something_else_in_its_place(folder: Folder, content: bytes) -> None:
+    folder.write(SIGN, content)
+    with Lease(folder, EVERY):
+        assert sign(folder)["pid"] == os.getpid()
+
+
+def test_two_at_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one whose sign is there a moment later goes on."""
+    lease = Lease(folder, EVERY)
+    monkeypatch.setattr(lease, "_write", lambda: leave(folder, machine="other", pid=8))
+    with pytest.raises(UserError, match="in the works: process 8 on far"):
+        lease.take()
 
 
 def test_another_at_work(folder: Folder) -> None:
@@ -116,4 +139,4 @@ def test_a_process_that_was_given_up_stops(
         assert sign(folder)["token"] == "other"  # it is not taken away
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "process 9 on far has taken over" in capsys.readouterr().out
+    assert "process 9 on far has taken " in capsys.readouterr().out

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ import pytest
 import torchvision
 from pictures import png, write_parquet
 
+import wcl_ray.train.fit
+import wcl_ray.train.run
 from wcl_ray.config import (
     ClustersConfig,
     Config,
@@ -33,6 +36,9 @@ from wcl_ray.config import (
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.job import evaluate_run
 from wcl_ray.model.encoder import load_exported
+from wcl_ray.train.capacity import Capacity
+from wcl_ray.train.images import build_clusters
+from wcl_ray.train.nodes import check_address
 from wcl_ray.train.run import pretrain
 
 ROOT = Path(__file__).parent.parent
@@ -350,6 +356,47 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "with --resume goes on from the last checkpoint" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_that_another_job_has_made_meanwhile(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clusters are not touched."""
+    run = tmp_path / "runs/one"
+
+    def slow(*given: Any) -> Any:
+        found = build_clusters(*given)
+        (run / "rounds/000").mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        (run / "rounds/000/assignment.parquet").write_text("theirs")
+        return found
+
+    monkeypatch.setattr(wcl_ray.train.run, "build_clusters", slow)
+    with pytest.raises(UserError, match="holds a run already; choose another --name"):
+        pretrain(config)
+    assert (run / "rounds/000/assignment.parquet").read_text() == "theirs"
+    assert not (run / ".alive").exists()
+
+
+@pytest.mark.parametrize(("workers", "warned"), [("1", False), ("8", True)])
+def test_partners_out_of_reach_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: str, warned: bool
+) -> None:
+    """Composed by every worker among its own images."""
+    there = Capacity(((64.0, 0, 1),))
+    monkeypatch.setattr(wcl_ray.train.fit, "capacity", lambda scale: there)
+    config = Config(train=TrainConfig(batch_size=4096), scale=ScaleConfig(workers=workers))
+    wcl_ray.train.run._warn_apart(config, np.arange(200_000) // 20)
+    assert ("read anew are composed among" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_nobody_at_the_address(address: str) -> None:
+    with pytest.raises(UserError, match=f"no Ray cluster can be joined at {address}"):
+        check_address(address)
+    for other in (None, "auto", "local", ""):
+        check_address(other)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-DEVICE_ROWS = 1 << 18  # rows that are in float64 on the device at a time
+DEVICE_BYTES = 1 << 28  # of rows that are in float64 on the device at a time
 GATHER = 1 << 16  # rows that are copied at once while a cluster is summed
 BITS = 23  # of the grid; float64 has 53, so 2^29 rows of one cluster are summed exactly
 
@@ -160,8 +160,9 @@ def device_sums(x: Any, rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndar
     import torch
 
     sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
-    for start in range(0, len(rows), DEVICE_ROWS):
-        part = slice(start, start + DEVICE_ROWS)
+    step = max(1, DEVICE_BYTES // (8 * x.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
         chosen = torch.from_numpy(rows[part]).to(x.device)
         index = torch.from_numpy(labels[part].astype(np.int64)).to(x.device)
         sums.index_add_(0, index, x[chosen].double())

@@ -7,7 +7,7 @@ each pass; :func:`taken` adds them up by what the pass was for.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.data import Dataset
@@ -41,13 +41,19 @@ class Pass:
 _NOTED: dict[str, Pass] = {}
 
 
-def note(what: str, executed: Dataset) -> None:
-    """Take down what a data set that was executed has cost."""
+def note(what: str, executed: Dataset, rows: int | None = None) -> None:
+    """Take down what a data set that was executed has cost.
+
+    Args:
+        rows: images, where the rows of the data set are something else.
+    """
     try:
         found = _pass(executed._get_stats_summary())
     except Exception as error:  # private to Ray, and figures only
         LOG.debug("no statistics of %s: %s", what, error)
         return
+    if rows is not None:
+        found = replace(found, rows=rows)
     _NOTED[what] = _NOTED.get(what, Pass()) + found
 
 

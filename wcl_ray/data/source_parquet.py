@@ -19,8 +19,9 @@ from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, READING, Files, Source, i
 from wcl_ray.data.source_files import OPEN, read_files
 from wcl_ray.errors import UserError
 
-TASK_BYTES = 4_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
+TASK_BYTES = 2_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
 OUTSIDE = 50_000  # bytes taken for an image that the table only names
+SHORT = 200  # bytes of a row below which it is a name: an image has more, and a path less
 ROWS = 1024  # of a table handed on, at most; keeps blocks small
 CHUNK = 16 * 2**20  # bytes of a table handed on, about
 LOOK = 16  # files whose column types are compared when there are more than MANY
@@ -48,7 +49,7 @@ class ParquetSource(Source):
         return self._read(columns, images=True)
 
     def _read(self, columns: Sequence[str], images: bool) -> Dataset:
-        pieces, schemas, size = _pieces(self.files, OUTSIDE if self.layout == "path" else 0)
+        pieces, schemas, size = _pieces(self.files, self.image_column)
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         types = _types(schemas, columns, self.uri)
@@ -118,11 +119,11 @@ def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str,
 
 
 def _pieces(
-    files: Files, outside: int = 0
+    files: Files, image: str
 ) -> tuple[list[dict[str, int]], list[tuple[str, pa.Schema]], int]:
     """(file, row group, number of its first row), the schemas of the files looked into, and about
-    how many bytes there are, ``outside`` a row beside the tables; whole files (group -1) when there
-    are many."""
+    how many bytes there are, images that are only named included; whole files (group -1) when
+    there are many."""
     count = len(files.paths)
     many = count > MANY
 
@@ -134,8 +135,8 @@ def _pieces(
             if facts.num_rows:
                 found.append({"file": index, "group": group, "first": first})
             first += facts.num_rows
-            size += facts.total_byte_size
-        return found, (files.paths[index], file.schema_arrow), size + outside * first
+            size += facts.total_byte_size + OUTSIDE * _named(facts, image)
+        return found, (files.paths[index], file.schema_arrow), size
 
     with ThreadPoolExecutor(8) as pool:
         looked = list(pool.map(one, range(0, count, -(-count // LOOK)) if many else range(count)))
@@ -147,6 +148,17 @@ def _pieces(
     if not pieces:
         raise UserError(f"data.path {files.uri}: the Parquet files hold no rows")
     return pieces, schemas, size
+
+
+def _named(group: pq.RowGroupMetaData, image: str) -> int:
+    """Rows of a row group that hold the name of an image, not its bytes."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    held = sum(
+        c.total_uncompressed_size
+        for c in columns
+        if c.physical_type == "BYTE_ARRAY" and c.path_in_schema in (image, f"{image}.bytes")
+    )
+    return int(group.num_rows) if held < SHORT * group.num_rows else 0
 
 
 def _types(

@@ -106,7 +106,7 @@ def plan_stream(
         return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     least = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
-    shared = len(nodes) == 1 or kept < REPLICATED * least
+    shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * least
     rows = images.map_batches(
         _keep_raw if mode == "raw" else _keep_encoded,
         batch_format="pyarrow",
@@ -114,11 +114,9 @@ def plan_stream(
         fn_kwargs={"ids": ids_ref, "size": size},  # many images: one task would read them all
     )
     if not shared:
-        rows, why = _spread(rows, clusters, ids_ref, len(nodes), kept)
+        rows, why = _spread(rows, clusters, ids_ref, max(2, len(nodes)), kept)
         reason += f"; {why}"
-    else:  # all that is made is kept, so there is nothing to hold back for; it would idle a CPU
-        rows.context.op_resource_reservation_enabled = False
-    blocks = _materialise(rows)
+    blocks = _materialise(rows, all_kept=shared)
     location, offsets, faults = _locate(blocks, ids)
     check_faults(faults, len(ids), data.max_bad)
     return Stream(
@@ -272,8 +270,19 @@ def _spread(
     return rows.repartition(count, keys=["bucket"]), why
 
 
-def _materialise(rows: Dataset) -> list[Any]:
-    kept = rows.materialize()
+def _materialise(rows: Dataset, all_kept: bool) -> list[Any]:
+    """Blocks of the rows.
+
+    Args:
+        all_kept: all that is made is kept, so there is nothing for which Ray Data should hold
+            resources back; it would leave a CPU idle.
+    """
+    own, before = rows.context, rows.context.op_resource_reservation_enabled
+    own.op_resource_reservation_enabled = before and not all_kept
+    try:
+        kept = rows.materialize()
+    finally:
+        own.op_resource_reservation_enabled = before  # the caller's data set has the same context
     note("images kept", kept)
     return [ref for bundle in kept.iter_internal_ref_bundles() for ref in bundle.block_refs]
 

@@ -71,31 +71,33 @@ def embed_run(
     _check_folder(folder, facts)
     connect(Config(scale=scale))
     check_shared(folder)
-    images = open_images(data, trained.config.storage, trained.config.seed)
-    source = images.train
-    source.check_columns(columns, "--columns")
-    say("images", source.describe())
-    parts = [name for name in folder.names() if name.endswith(".parquet")]
-    refs = source.metadata().to_arrow_refs()
-    plan = _plan.remote(refs, folder, parts)
-    total, todo, _ = ray.get(plan)
-    if todo < total:
-        say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
-    folder.write(FACTS, json.dumps(facts, indent=2).encode())
-    rows = source.images(columns)
-    if todo < total:
-        rows = rows.map_batches(
-            _missing, batch_format="pyarrow", batch_size=None, fn_kwargs={"plan": plan}
+    with Usage() as usage:
+        with usage.stage("plan"):
+            images = open_images(data, trained.config.storage, trained.config.seed)
+            source = images.train
+            source.check_columns(columns, "--columns")
+            say("images", source.describe())
+            parts = [name for name in folder.names() if name.endswith(".parquet")]
+            refs = source.metadata().to_arrow_refs()
+            plan = _plan.remote(refs, folder, parts)
+            total, todo, _ = ray.get(plan)
+        if todo < total:
+            say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
+        folder.write(FACTS, json.dumps(facts, indent=2).encode())
+        rows = source.images(columns)
+        if todo < total:
+            rows = rows.map_batches(
+                _missing, batch_format="pyarrow", batch_size=None, fn_kwargs={"plan": plan}
+            )
+        made = trained.embed(rows, features, scale, columns).map_batches(
+            _write,
+            batch_format="pyarrow",
+            batch_size=ROWS,
+            num_cpus=0.5,
+            fn_kwargs={"folder": folder, "columns": columns},
         )
-    made = trained.embed(rows, features, scale, columns).map_batches(
-        _write,
-        batch_format="pyarrow",
-        batch_size=ROWS,
-        num_cpus=0.5,
-        fn_kwargs={"folder": folder, "columns": columns},
-    )
-    with Usage() as usage, usage.stage("embed"):
-        written, faults = _follow(made, folder, facts, total, todo, data.max_bad)
+        with usage.stage("embed"):
+            written, faults = _follow(made, folder, facts, total, todo, data.max_bad)
     facts |= {"rows": total - todo + written, "faults": faults}
     folder.write(FACTS, json.dumps(facts, indent=2).encode())
     if faults:
@@ -122,7 +124,7 @@ def _follow(
             left = clock((todo - written - len(faults)) / speed)
             live.show(f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left")
         if todo:
-            note("embedded", made)
+            note("embedded", made, written + len(faults))
     finally:
         live.close()
         add_faults(folder, faults, FAULTS)

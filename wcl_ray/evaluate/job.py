@@ -38,23 +38,25 @@ def evaluate_run(
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(given)
     connect(config)
-    images = open_images(data, config.storage, config.seed)
-    say("images", images.train.describe())
-    rows, test = images.train_images(), images.test_images()
-    total = images.metadata().count()
-    if test is not None:
-        test = subset(test, evaluate.max_images, images.test_count(), config.seed)
-    with Usage() as usage, usage.stage("evaluate"):
-        figures = evaluate_encoder(
-            trained.weights,
-            subset(rows, evaluate.max_images, total, config.seed),
-            test,
-            label=images.label,
-            store_size=config.data.stored_size,
-            config=evaluate,
-            seed=config.seed,
-            gpu=gpus(scale) > 0,
-        )
+    with Usage() as usage:
+        with usage.stage("images"):
+            images = open_images(data, config.storage, config.seed)
+            say("images", images.train.describe())
+            rows, test = images.train_images(), images.test_images()
+            total = images.metadata().count()
+            if test is not None:
+                test = subset(test, evaluate.max_images, images.test_count(), config.seed)
+        with usage.stage("evaluate"):
+            figures = evaluate_encoder(
+                trained.weights,
+                subset(rows, evaluate.max_images, total, config.seed),
+                test,
+                label=images.label,
+                store_size=config.data.stored_size,
+                config=evaluate,
+                seed=config.seed,
+                gpu=gpus(scale) > 0,
+            )
     print(f"\n{results_table({config.clusters.kind: figures})}\n")
     usage.report()
     if out is not None:

@@ -17,7 +17,7 @@ from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import TEST, embed
+from wcl_ray.evaluate.embed import TEST, embed, resources
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.terminal import table
 
@@ -46,7 +46,7 @@ def evaluate_encoder(
         test: the same of images the encoder never saw; None: only label-free figures.
         label: name of the label column, or None.
         gpu: embed on a GPU.
-        cpus: of each task; half of the cluster's where it has the cluster to itself.
+        cpus: of each task; None: what one node can always give, the cluster is ours.
         probe: also the linear probe.
         more: further figures from the embedded training and test images.
 
@@ -58,12 +58,11 @@ def evaluate_encoder(
     """
     started = time.monotonic()
     columns = (TEST, label) if label is not None else (TEST,)
-    of_embed = cpus or max(1.0, ray.cluster_resources().get("CPU", 1) // 2)
-    options: dict[str, Any] = {"store_size": store_size, "columns": columns, "gpu": gpu}
-    rows = _marked(train, False, cpus)
+    part = resources(int(gpu)) if cpus is None else {"cpus": cpus, "gpu": gpu}
+    rows = _marked(train, False, label, cpus)
     if test is not None:  # one pass: on a GPU every pass waits for the start of an actor
-        rows = rows.union(_marked(test, True, cpus))
-    features = embed(rows, weights, cpus=of_embed, views=True, **options)
+        rows = rows.union(_marked(test, True, label, cpus))
+    features = embed(rows, weights, store_size=store_size, columns=columns, views=True, **part)
     refs = features.to_arrow_refs()
     note("embedded", features)
     # a task, since the driver never holds the features; outside of the driver's placement group,
@@ -98,10 +97,17 @@ def _measure(
     return figures | counts
 
 
-def _marked(rows: Dataset, test: bool, cpus: float | None) -> Dataset:
-    """With a column that tells test images from the others."""
+def _marked(rows: Dataset, test: bool, label: str | None, cpus: float | None) -> Dataset:
+    """With a column that tells test images from the others, and labels as text: the two may hold
+    theirs in different types."""
 
     def mark(part: pa.Table) -> pa.Table:
+        if label is not None:
+            values = part[label].combine_chunks()
+            if isinstance(values, pa.DictionaryArray):
+                values = values.dictionary_decode()
+            place = part.column_names.index(label)
+            part = part.set_column(place, label, values.cast(pa.string()))
         return part.append_column(TEST, pa.array(np.full(len(part), test)))
 
     return rows.map_batches(mark, batch_format="pyarrow", batch_size=None, num_cpus=cpus or 1)

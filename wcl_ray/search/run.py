@@ -40,6 +40,7 @@ from wcl_ray.search.trial import Setup
 from wcl_ray.search.tuner import run_trials
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
+from wcl_ray.train.capacity import capacity
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, open_images
 from wcl_ray.train.lease import Lease
@@ -112,11 +113,13 @@ def _search(
         say("search", f"{d.key}: {d.describe()}")
     if config.sampler == "grid":  # too many cells are an error before any work
         say("grid", f"{len(grid(dimensions, config.trials))} cells")
+    lease.take()
+    if folder.exists("config.json") and not config.resume:  # another job has made it since
+        raise UserError(f"{folder.uri} holds a search already; choose another --name")
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
     claim(folder, found)
-    lease.take()
     space = json.dumps([asdict(d) for d in dimensions], indent=1).encode()
     if folder.exists(SPACE) and folder.read(SPACE) != space:
         raise UserError(
@@ -182,11 +185,12 @@ def _prepare(
             hint = "change --validation or lower train.batch-size" if side else "raise --validation"
             raise UserError(f"there are {len(ids[side])} {name} images, fewer than {least}; {hint}")
     rows = images.whole().train.images(label)
-    train = plan_stream(rows, ids[True], config.data)
+    grows = capacity(config.scale).grows
+    train = plan_stream(rows, ids[True], config.data, grows=grows)
     say("stream", train.reason)
     kept: tuple[Stream, Stream] | None = None
     if train.mode != "anew":
-        kept = (train, plan_stream(rows, ids[False], config.data))
+        kept = (train, plan_stream(rows, ids[False], config.data, grows=grows))
         faults = [*train.faults, *kept[1].faults]
         if faults:
             add_faults(folder, faults)

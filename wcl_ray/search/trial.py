@@ -24,6 +24,7 @@ from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.board import MetricsLog, Row
+from wcl_ray.train.capacity import capacity
 from wcl_ray.train.folder import claim
 from wcl_ray.train.images import Images, build_clusters
 from wcl_ray.train.nodes import connect
@@ -176,7 +177,8 @@ def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
     """The kept images; dealt anew where they lie on several nodes, by the trial's clusters."""
     if setup.kept is not None and setup.kept[0].shared:
         return setup.kept[0]
-    return plan_stream(setup.images.train.images(), base.ids, config.data, base.clusters[:, 0])
+    rows, grows = setup.images.train.images(), capacity(config.scale).grows
+    return plan_stream(rows, base.ids, config.data, base.clusters[:, 0], grows)
 
 
 def _more(setup: Setup) -> Any:

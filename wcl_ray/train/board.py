@@ -61,7 +61,7 @@ class MetricsLog:
         self._every = upload_seconds
         self.rows = self._load()
         self._last_upload = 0.0
-        self._events = Path(folder.path) if folder.local else Path(tempfile.mkdtemp())
+        self._events = Path(folder.path)
         self._writer: Any = None
 
     def _load(self) -> list[Row]:
@@ -98,6 +98,8 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         if self._writer is None:
+            if not self._folder.local:
+                self._events = Path(tempfile.mkdtemp())
             self._writer = SummaryWriter(str(self._events), flush_secs=10)
         for key, value in row.items():
             if isinstance(value, (int, float)) and key not in ("step", "images", "time"):

@@ -1,12 +1,14 @@
 """One process at a time on a run: a sign of life in its folder, renewed while the run lasts.
 
-Schedulers start a command again that they take for dead, and people submit it twice. Object stores
-have no locks, so a process that finds the sign of another watches it for a while: a sign that is
-renewed means that the run is in good hands, one that is not is taken over.
+Schedulers start a command again that they take for dead, and people submit it twice. A process that
+finds the sign of another watches it for a while: one that is renewed means that the run is in good
+hands, one that is not is taken over. This is no lock: a process that is cut off from the storage
+for longer than another watches may train beside it until it sees the storage again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +32,7 @@ SIGN = ".alive"
 class Lease:
     """Holds a run folder while the context lasts, from :meth:`take` on.
 
-    Entering takes a folder that holds a run already; a new one is taken once it is made.
+    Entering takes a folder that holds a run already; a new one is taken before it is made.
 
     Args:
         every: seconds between two signs of life.
@@ -39,7 +41,7 @@ class Lease:
     def __init__(self, folder: Folder, every: float = EVERY) -> None:
         self.folder, self.every = folder, every
         self.own = {"token": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
-        self.own |= {"host": socket.gethostname(), "job": os.environ.get("RAY_JOB_SUBMISSION_ID")}
+        self.own |= {"host": socket.gethostname(), "job": _job()}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -59,6 +61,9 @@ class Lease:
                 self.folder.delete(SIGN)
         except OSError as error:  # it grows old by itself
             warn(f"{self.folder.uri}/{SIGN} cannot be deleted: {error}")
+        if self.folder.local:
+            with contextlib.suppress(OSError):  # there is a run in it
+                os.rmdir(self.folder.path)
 
     def take(self) -> None:
         """Hold the folder; nothing happens when it is held already.
@@ -72,6 +77,10 @@ class Lease:
         if sign is not None and self._alive(sign):
             self._watch(sign)
         self._write()
+        time.sleep(self.every / 40)
+        seen = self._read()
+        if seen is not None and seen["token"] != self.own["token"]:  # both at once: the later one
+            raise UserError(self._busy(seen))
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
@@ -83,9 +92,8 @@ class Lease:
 
     def _watch(self, sign: dict[str, Any]) -> None:
         patience = MISSED * self.every
-        job = f", job {sign['job']}" if sign["job"] else ""
-        who = f"process {sign['pid']} on {sign['host']}{job}"
-        say("waiting", f"{who} was at work on {self.folder.uri}; {patience:.0f} s for a sign of it")
+        text = f"{_who(sign)} was at work on {self.folder.uri}"
+        say("waiting", f"{text}; {patience:.0f} s for a sign of it")
         end = time.monotonic() + patience
         while time.monotonic() < end:
             time.sleep(min(1.0, self.every / 4))
@@ -93,16 +101,19 @@ class Lease:
             if seen is None:  # it has ended
                 return
             if seen != sign:
-                raise UserError(
-                    f"{self.folder.uri} is in the works: {who}; stop it first, or choose another "
-                    "--name"
-                )
+                raise UserError(self._busy(seen))
+
+    def _busy(self, sign: dict[str, Any]) -> str:
+        text = f"{self.folder.uri} is in the works: {_who(sign)}; stop it first"
+        return f"{text}, or choose another --name"
 
     def _read(self) -> dict[str, Any] | None:
+        """The sign that is there; None without any, or where it is something else."""
         try:
-            return dict(json.loads(self.folder.read(SIGN)))
-        except (FileNotFoundError, json.JSONDecodeError):
+            found = json.loads(self.folder.read(SIGN))
+        except (FileNotFoundError, ValueError):
             return None
+        return found if isinstance(found, dict) and found.keys() >= self.own.keys() else None
 
     def _write(self) -> None:
         self.folder.write(SIGN, json.dumps(self.own | {"time": time.time()}).encode())
@@ -112,12 +123,26 @@ class Lease:
             try:
                 sign = self._read()
                 if sign is not None and sign["token"] != self.own["token"]:
-                    warn(f"process {sign['pid']} on {sign['host']} has taken over; this one stops")
+                    warn(f"{_who(sign)} has taken {self.folder.uri} over; this one stops")
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self._write()
             except OSError as error:
                 warn(f"no sign of life can be left in {self.folder.uri}: {error}")
+
+
+def _who(sign: dict[str, Any]) -> str:
+    job = f", job {sign['job']}" if sign["job"] else ""
+    return f"process {sign['pid']} on {sign['host']}{job}"
+
+
+def _job() -> str | None:
+    """Id of the submitted job that this process is of."""
+    try:
+        given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return str(given["metadata"]["job_submission_id"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _machine() -> str:

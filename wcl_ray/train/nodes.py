@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import uuid
 import warnings
 from typing import Any
@@ -42,6 +43,8 @@ def connect(config: Config) -> None:
     """
     quiet_ray()
     if not ray.is_initialized():
+        where = config.scale.address or os.environ.get("RAY_ADDRESS")
+        check_address(where)
         try:
             context = ray.init(
                 address=config.scale.address,
@@ -49,13 +52,29 @@ def connect(config: Config) -> None:
                 log_to_driver=False,
                 configure_logging=True,
             )
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(
+                f"the Ray cluster {where or 'that was found'} wants its token; set "
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN where ~/.ray/auth_token does not hold it: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
         except (ConnectionError, ValueError) as error:
-            where = config.scale.address or os.environ.get("RAY_ADDRESS")
             raise UserError(f"no Ray cluster can be joined at {where}: {error}") from None
         say("ray", describe(ray.nodes(), context.dashboard_url))
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False
     data.print_on_execution_start = False
+
+
+def check_address(address: str | None) -> None:
+    """Raise a UserError where nobody listens: Ray itself would try for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster can be joined at {address}: {error}") from None
 
 
 def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:

@@ -24,6 +24,7 @@ from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.board import MetricsLog, Row, start_board
+from wcl_ray.train.capacity import capacity
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.fit import Scale, fit
 from wcl_ray.train.images import Images
@@ -171,7 +172,8 @@ def _placed(variant: Variant, r: int, assignment: Assignment) -> Stream:
     if variant.stream.shared:
         return variant.stream
     rows, data = variant.images.train.images(), variant.config.data
-    return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column])
+    grows = capacity(variant.config.scale).grows
+    return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column], grows)
 
 
 def say_batches(config: Config, assignment: Assignment) -> int:

@@ -52,11 +52,11 @@ def pretrain(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     config, run = find_run(config)
     if run.exists("results.json"):
-        stored: dict[str, Any] = json.loads(run.read("results.json"))
-        print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
-        return stored
+        return _finished(run)
     build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
     with Lease(run) as lease:
+        if run.exists("results.json"):  # while this process watched another
+            return _finished(run)
         connect(config)
         check_shared(Folder(config.storage, config.data.endpoint))
         with Usage() as usage:
@@ -72,13 +72,18 @@ def pretrain(config: Config) -> dict[str, Any]:
     return results
 
 
+def _finished(run: Folder) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(run.read("results.json"))
+    print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
+    return stored
+
+
 def _variants(config: Config, run: Folder, usage: Usage, lease: Lease) -> dict[str, dict[str, Any]]:
     """Clusters, stream, and the training and evaluation of each kind of clusters."""
     with usage.stage("clusters"):
         images = open_images(config.data, config.storage, config.seed)
         say("images", images.train.describe())
-        assignment = _clusters(config, images, run)
-        lease.take()
+        assignment = _clusters(config, images, run, lease)
     with usage.stage("stream"):
         stream = _stream(config, images, assignment, run)
     variants: dict[str, tuple[Config, Folder, Assignment]] = {
@@ -122,7 +127,7 @@ def alone(assignment: Assignment) -> Assignment:
     return Assignment(assignment.ids, clusters, ("instance",), assignment.keys)
 
 
-def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
+def _clusters(config: Config, images: Images, run: Folder, lease: Lease) -> Assignment:
     """Stage 1, or its result from the run folder; claims the run's name once the input is good."""
     folder = run / "rounds/000"
     if config.clusters.from_features and not config.train.warmup_rounds:
@@ -142,6 +147,9 @@ def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
         wanted, ks = to_cluster(config, clustering.assignment)
         if not ks:
             warn(f"clusters.missing: {wanted.sum()} images have no metadata, too few for k-means")
+    lease.take()
+    if run.exists("config.json") and not config.resume:  # another job has made it since
+        raise UserError(f"{run.uri} holds a run already; choose another --name")
     claim(run, config)
     folder.write("clusters.json", json.dumps(_facts(clustering, quality), indent=2).encode())
     folder.write(CLUSTERED, clustering.assignment.to_parquet())
@@ -165,7 +173,7 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
     stream = plan_stream(rows, assignment.ids, config.data, clusters, grows)
     say("stream", stream.reason)
     if stream.mode == "anew" and config.clusters.group > 1:
-        _warn_apart(clusters, config.train.batch_size)
+        _warn_apart(config, clusters)
     if stream.faults:
         listed = add_faults(run, list(stream.faults))
         say("faults", f"{listed} unreadable images are left out, see {run.uri}/faults.jsonl")
@@ -177,9 +185,10 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
     return stream
 
 
-def _warn_apart(clusters: np.ndarray, batch: int) -> None:
+def _warn_apart(config: Config, clusters: np.ndarray) -> None:
     """Say so when clusters are too small for images read in the order of their files."""
-    window = window_of(batch)
+    workers = plan_scale(config, streamed=True).most
+    window = window_of(config.train.batch_size // workers)
     share = compose.apart(clusters, window)
     if share > APART:
         warn(

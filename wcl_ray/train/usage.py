@@ -91,19 +91,14 @@ class Usage:
             "data": {name: asdict(found) for name, found in self.passes.items()},
         }
 
-    def report(self, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    def report(self, more: dict[str, Any] | None = None) -> None:
         """Print the end-of-run lines.
 
         Args:
             more: figures of the workers, see :func:`summary`.
-
-        Returns:
-            All figures, for a file.
         """
-        figures = self.to_dict() | (more or {})
-        for what, text in summary(figures):
+        for what, text in summary(self.to_dict() | (more or {})):
             say(what, text)
-        return figures
 
 
 def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
