@@ -13,6 +13,7 @@ import pytest
 import ray
 from blobs import as_table, blobs, digest, small, write_parquet
 
+from wcl_ray.clusters import crew
 from wcl_ray.clusters.kmeans import KMeans
 from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.errors import UserError, find_user_error
@@ -88,12 +89,13 @@ def test_magnitudes() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_ids(tmp_path: Path) -> None:
+def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "PARTS", 2)  # fewer than actors
     ids = np.arange(400) * 7 - 1000
     ids[[50, 350, 51]] = ids[0]
     table = as_table(X).set_column(0, "id", pa.array(ids))
     words = "1 ids occur more than once (-1000); every row needs its own"
-    for actors in (1, 2):
+    for actors in (1, 2, 3):
         refused(words, ray.data.from_arrow(table), actors=actors)
     keys = pa.array([f"image-{i}" for i in range(400)])
     named = as_table(X).append_column("file", keys)

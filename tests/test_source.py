@@ -107,6 +107,26 @@ def test_hugging_face_struct_and_paths(tmp_path: Path) -> None:
     assert rows[2][FAULT] == "file not found: no"
 
 
+@pytest.mark.parametrize("layout", ["path", "struct", "bytes"])
+def test_names_of_images_are_shared_out(tmp_path: Path, layout: str) -> None:
+    """A table of names is small, but not what it names."""
+    names = [f"pixels/{i}.png" for i in range(1000)]
+    column: Any = pa.array(names)
+    if layout == "struct":
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        column = pa.array([{"bytes": None, "path": name} for name in names], kind)
+    if layout == "bytes":
+        column = pa.array([png(i) for i in range(1000)], pa.binary())
+    table = pa.table({"id": range(1000), "image": column})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    found = open_source(DataConfig(path=str(tmp_path / "a.parquet"), image="image"))
+    assert isinstance(found, source_parquet.ParquetSource)
+    pieces, _, size = source_parquet._pieces(found.files, "image")
+    assert len(pieces) == 20
+    assert (size > 1000 * source_parquet.OUTSIDE) == (layout != "bytes")
+    assert size > 1000 * len(png(0)) / 2
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_folder_with_metadata(tmp_path: Path, kind: str) -> None:
     (tmp_path / "sub").mkdir()

@@ -240,6 +240,8 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
         found = plan_stream(rows, ids, forced, grows=True)
         assert found.mode == keep
         assert "new nodes" in found.reason
+        assert not found.shared  # the workers will not all pull all of it
+        assert len(found.blocks) > 1
     assert "--data.keep raw or encoded" in plan_stream(rows, ids, data, grows=True).reason
 
 
@@ -280,7 +282,7 @@ def test_spread_puts_small_clusters_together(data: DataConfig) -> None:
     clusters = (np.arange(N) // 2).astype(np.int32)  # pairs: a partner is easily lost
     spread, why = stream._spread(rows, clusters, ids, nodes=4, kept=1e6)
     assert "whole clusters" in why
-    blocks = stream._materialise(spread)
+    blocks = stream._materialise(spread, all_kept=False)
     location, offsets, _ = stream._locate(blocks, np.arange(N))
     assert sorted(location.tolist()) == list(range(N))
     block = np.searchsorted(offsets, location, side="right") - 1
