@@ -99,7 +99,7 @@ def agree() -> dict[str, float]:
         "loss": float((loss - m).abs()),
         "gradient": float((gradient - h).norm() / gradient.norm()),
     }
-    print("CPU against GPU  " + "  ".join(f"{k} {x:.1e}" for k, x in gap.items()), flush=True)
+    print(f"CPU against {DEVICE.type}  " + "  ".join(f"{k} {x:.1e}" for k, x in gap.items()), flush=True)
     return gap
 
 
@@ -187,7 +187,7 @@ def kmeans(n: int, d: int, k: int) -> dict[str, object]:
     labels = device(rows)
     part = x[: n // 10]
     host = faiss_nearest(centroids, spherical=False, threads=os.cpu_count() or 1)
-    theirs = 10 * once(lambda: host(part))
+    theirs = 10 * once(lambda: host(part))  # as if for all rows
     stats, squares = Stats.zeros(k, d), np.einsum("ij,ij->i", x, x).astype(np.float64)
     sums = once(lambda: stats.add_rows(x, squares, np.arange(n), labels, 1))
     other = Stats.zeros(k, d)
