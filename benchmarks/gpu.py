@@ -99,7 +99,8 @@ def agree() -> dict[str, float]:
         "loss": float((loss - m).abs()),
         "gradient": float((gradient - h).norm() / gradient.norm()),
     }
-    print(f"CPU against {DEVICE.type}  " + "  ".join(f"{k} {x:.1e}" for k, x in gap.items()), flush=True)
+    text = "  ".join(f"{key} {value:.1e}" for key, value in gap.items())
+    print(f"CPU against {DEVICE.type}  {text}", flush=True)
     return gap
 
 
