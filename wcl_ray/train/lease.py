@@ -87,7 +87,7 @@ class Lease:
     def _alive(self, sign: dict[str, Any]) -> bool:
         """Whether the process that left a sign may still be there."""
         if sign["machine"] == self.own["machine"]:
-            return sign["pid"] != os.getpid() and Path(f"/proc/{sign['pid']}").exists()
+            return sign["pid"] != os.getpid() and _running(int(sign["pid"]))
         return abs(time.time() - float(sign["time"])) < OLD
 
     def _watch(self, sign: dict[str, Any]) -> None:
@@ -147,8 +147,18 @@ def _job() -> str | None:
 
 def _machine() -> str:
     """What processes that see each other's numbers have in common."""
+    boot, space = socket.gethostname(), ""
+    with contextlib.suppress(OSError):  # no Linux
+        boot += "/" + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    return f"{boot}/{space}"
+
+
+def _running(pid: int) -> bool:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
-        return f"{socket.gethostname()}/{uuid.uuid4().hex}"
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
