@@ -6,12 +6,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import RayCluster, fetch
+from clusters import ROOT, RayCluster, fetch
 from pictures import write_parquet
 from test_run import N, check_exactly_once, descendants
 
@@ -47,6 +49,15 @@ def rows(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.timeout(1200)
 def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     cluster.add_node(2)
+    bare = {key: value for key, value in cluster.env.items() if key != "RAY_AUTH_TOKEN"}
+    address = ["--scale.address", f"127.0.0.1:{cluster.port}"]
+    refused = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/pretrain.py"), *address, "--storage", str(tmp_path)],
+        env=bare, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "wants its token; set RAY_AUTH_MODE=token" in refused.stderr
+    assert "Traceback" not in refused.stderr
     data = ["--data.path", write_parquet(tmp_path / "data", N), *SMALL]
     wrong = cluster.submit("jobs/pretrain.py", "--data.path", "/no/where")
     assert wrong.returncode != 0

@@ -59,13 +59,14 @@ def test_many_tasks_read_and_decode(
     assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
     passes.taken()
-    s = plan(data, np.arange(N), keep)
+    rows = open_source(data).images()
+    s = plan_stream(rows, np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
     work = passes.taken()["images kept"]
     assert (work.rows, work.tasks, work.nodes) == (N, 12, 1)
     assert work.cpu_seconds > 0
     assert len(s.blocks) == 12  # row groups of ten and of two
     assert sum(block.num_rows for block in ray.get(list(s.blocks))) == N
-    assert ray.data.DataContext.get_current().op_resource_reservation_enabled
+    assert rows.context.op_resource_reservation_enabled  # as it was
 
 
 def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,7 +304,9 @@ def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> 
     print(f"\n{results_table(outcome)}\n")
     for key, rho in outcome.correlations.items():
         say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
+    which = "trial"
     if confirmed is not None and confirmed.best() is not None:
+        which = "full"
         print(f"\nat full length\n{results_table(confirmed)}\n")
         outcome = replace(confirmed, seconds=outcome.seconds)
     best = outcome.best()
@@ -313,8 +315,6 @@ def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> 
         return
     error = outcome.standard_error()
     text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
-    say(
-        "best", f"{'trial' if confirmed is None else 'full'} {best.number}: {outcome.metric} {text}"
-    )
+    say("best", f"{which} {best.number}: {outcome.metric} {text}")
     say("search", f"{folder.uri} ({outcome.seconds:.0f} s), see {folder.uri}/{PAGE}")
     say("next", f"python jobs/pretrain.py --config {folder.uri}/{BEST}")

@@ -56,10 +56,11 @@ def connect(config: Config) -> None:
             raise UserError(
                 f"the Ray cluster {where or 'that was found'} wants its token; set "
                 "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN where ~/.ray/auth_token does not hold it: "
-                f"{str(error).splitlines()[0]}"
+                f"{str(error).partition('. ')[0]}"
             ) from None
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"no Ray cluster can be joined at {where}: {error}") from None
+            hint = "; where it wants a token, set RAY_AUTH_MODE=token and the right one"
+            raise UserError(f"no Ray cluster can be joined at {where}: {error}{hint}") from None
         say("ray", describe(ray.nodes(), context.dashboard_url))
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False
