@@ -32,6 +32,7 @@ from wcl_ray.search.results import (
     spearman,
     to_parquet,
 )
+from wcl_ray.search.run import show
 from wcl_ray.search.space import parse_space
 from wcl_ray.search.trial import FAILURE
 from wcl_ray.search.tuner import News
@@ -297,3 +298,14 @@ def test_the_best_of_full_runs_is_named() -> None:
     broken = replace(full, trials=(replace(trial, score=None, status="failed"),))
     assert "temperature: 0.3" in str(best_yaml(config, outcome(), broken))  # of the trials
     assert in_words(full).startswith("temperature 0.2, top-k 20 (the default): 60.0%; ")
+
+
+def test_what_metadata_is_judged_by_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Folder("x"), replace(outcome(), metric="metadata"))
+    assert "by the attributes that the clusters are made of" in capsys.readouterr().out
+    show(Folder("x"), outcome())
+    assert "made of" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse(["--help"], SearchConfig)
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "attributes that the clusters are made of" in words
