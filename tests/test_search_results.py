@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,23 @@ def test_a_trial_stopped_after_a_retry_has_not_failed(tmp_path: Path) -> None:
     assert record.trials["t1"]["status"] == "stopped"
     assert record.trials["t1"]["restarts"] == 1
     assert record.outcome().best() is not None
+
+
+def test_the_traceback_of_a_trial_is_printed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, record, trial = news(tmp_path)
+    failure = tmp_path / "it/trials/t1" / FAILURE
+    failure.parent.mkdir(parents=True)
+    content = {"error": "worker 1 failed: OSError: no", "traceback": "Traceback (…)\nOSError: no"}
+    for end in (told.on_trial_recover, told.on_trial_error):
+        told.on_trial_start(0, [], trial)
+        failure.write_text(json.dumps(content))
+        end(0, [], trial)
+    printed = capsys.readouterr().out
+    assert printed.count("Traceback (…)\nOSError: no") == 1
+    assert "is started again from its last checkpoint: worker 1 failed: OSError: no" in printed
+    assert record.trials["t1"]["error"] == "worker 1 failed: OSError: no"
 
 
 def test_a_trial_that_dies_before_its_start(
