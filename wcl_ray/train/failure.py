@@ -62,7 +62,9 @@ class EndOnUserError(UserCallback):
 
 
 def in_short(failures: dict[int, Exception]) -> str:
-    """One line on failed workers, by rank."""
+    """One line on failed workers, by rank; where processes died, the others only lost them."""
+    dead = {rank: f for rank, f in failures.items() if hasattr(f, "health_check_failure")}
+    failures = dead or failures
     return "; ".join(
         f"{_workers(ranks)} failed: {text.splitlines()[0]}"
         for text, ranks in _by_text(failures).items()
