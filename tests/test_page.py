@@ -43,6 +43,7 @@ def trial(n: int, tau: Any = None, k: Any = None, **more: Any) -> Trial:
         "quality": {
             "clusters": 10 + n % 5,
             "i_zt": 1 + n % 5 * 0.5,
+            "i_zt_adjusted": 0.9 + n % 5 * 0.4,
             "h_z_t": 1.0 + n % 5,
             "h_t": 4,
         },
@@ -246,7 +247,7 @@ def test_low_is_bright_where_low_is_good() -> None:
 
 
 def test_why_there_is_no_information_plane() -> None:
-    unlabelled = {"clusters": 5, "i_zt": None, "h_z_t": None, "h_t": None}
+    unlabelled = {"clusters": 5, "i_zt": None, "i_zt_adjusted": None, "h_z_t": None, "h_t": None}
     plot = figure(
         page(search([trial(n, quality=unlabelled) for n in range(3)])), "Information plane"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from wcl_ray.search.results import (
     spearman,
     to_parquet,
 )
+from wcl_ray.search.run import show
 from wcl_ray.search.space import parse_space
 from wcl_ray.search.trial import FAILURE
 from wcl_ray.search.tuner import News
@@ -237,6 +239,23 @@ def test_a_trial_stopped_after_a_retry_has_not_failed(tmp_path: Path) -> None:
     assert record.outcome().best() is not None
 
 
+def test_the_traceback_of_a_trial_is_printed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, record, trial = news(tmp_path)
+    failure = tmp_path / "it/trials/t1" / FAILURE
+    failure.parent.mkdir(parents=True)
+    content = {"error": "worker 1 failed: OSError: no", "traceback": "Traceback (…)\nOSError: no"}
+    for end in (told.on_trial_recover, told.on_trial_error):
+        told.on_trial_start(0, [], trial)
+        failure.write_text(json.dumps(content))
+        end(0, [], trial)
+    printed = capsys.readouterr().out
+    assert printed.count("Traceback (…)\nOSError: no") == 1
+    assert "is started again from its last checkpoint: worker 1 failed: OSError: no" in printed
+    assert record.trials["t1"]["error"] == "worker 1 failed: OSError: no"
+
+
 def test_a_trial_that_dies_before_its_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,3 +316,14 @@ def test_the_best_of_full_runs_is_named() -> None:
     broken = replace(full, trials=(replace(trial, score=None, status="failed"),))
     assert "temperature: 0.3" in str(best_yaml(config, outcome(), broken))  # of the trials
     assert in_words(full).startswith("temperature 0.2, top-k 20 (the default): 60.0%; ")
+
+
+def test_what_metadata_is_judged_by_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Folder("x"), replace(outcome(), metric="metadata"))
+    assert "by the attributes that the clusters are made of" in capsys.readouterr().out
+    show(Folder("x"), outcome())
+    assert "made of" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse(["--help"], SearchConfig)
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "attributes that the clusters are made of" in words

@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from wcl_ray.config import Config
-from wcl_ray.errors import find_user_error
+from wcl_ray.errors import TrainingError, find_user_error
 
 T = TypeVar("T")
 RUN_KEYS = (
@@ -85,7 +85,8 @@ def run_job(
         fail(f"stopped; {again}", 128 + signal.SIGTERM)
     except Exception as error:
         found = find_user_error(error)
-        if found is None and not isinstance(error, (FileNotFoundError, PermissionError)):
+        told = (FileNotFoundError, PermissionError, TrainingError)
+        if found is None and not isinstance(error, told):
             raise
         fail(str(found or error), 1)
 

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class TrainingError(RuntimeError):
+    """Workers have failed for good: the message holds their tracebacks. Jobs print it as it is."""
+
+
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The UserError inside the wrappers that Ray puts around what a task raised."""
     seen: set[int] = set()
@@ -26,4 +30,6 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         if isinstance(cause, BaseException):
             waiting.append(cause)
         waiting += [one.__cause__, one.__context__]
+        waiting.append(getattr(one, "controller_failure", None))  # of Ray Train
+        waiting += getattr(one, "worker_failures", {}).values()
     return None

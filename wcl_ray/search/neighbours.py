@@ -19,6 +19,10 @@ from wcl_ray.evaluate.knn import TEMPERATURE
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.train.images import Images
 
+CAVEAT = (
+    "judged by the attributes that the clusters are made of: it tells how well an encoder has "
+    "learned them, not whether they matter"
+)
 MOST = 64  # attributes that are compared, those of the highest entropy: 8 bytes an image
 FEW = 5  # test images with, and without, an attribute that are needed to judge by it
 
@@ -36,7 +40,8 @@ def attribute_gap(
     An image's nearest training images vote on each attribute as in the kNN classifier. The gap is
     the mean vote at the test images that have the attribute minus that at those that have not; the
     figure is the mean gap over attributes. It judges every encoder by the same attributes,
-    whichever clusters it was trained on: 0 is chance, 1 the best.
+    whichever clusters it was trained on: 0 is chance, 1 the best. None are held out, since that
+    would make the clusters worse; they are those that the clusters are made of.
 
     Args:
         train_x: float (N, F). train_a: bool (N, A).

@@ -30,7 +30,8 @@ class SearchConfig(Config):
     train.epochs, but at least 8 (or train.epochs)."""
     metric: Metric = "auto"
     """What is best. knn, probe: accuracy on the validation images. metadata: how far neighbours
-    share attributes (kNN votes on them where they are true, minus where they are not). rank_me,
+    share attributes (kNN votes on them where they are true, minus where they are not), the very
+    attributes that the clusters are made of, so it cannot tell whether they matter. rank_me,
     uniformity, alignment: label-free figures of the features. auto: knn with a label, else
     metadata, else rank_me."""
     validation: float = 0.2

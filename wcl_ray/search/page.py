@@ -179,6 +179,8 @@ def _table(view: View) -> str:
     optional = [("knn", "kNN", ".1%", "nearest neighbours"), ("probe", "probe", ".1%", "linear")]
     optional += [("clusters", "K", ",.0f", "clusters")]
     optional += [("i_zt", "I(Z;T)", ".2f", "bits"), ("h_z_t", "H(Z|T)", ".2f", "bits")]
+    chance = "I(Z;T) less what shuffled clusters of these sizes would know, bits"
+    optional.insert(-1, ("i_zt_adjusted", "above chance", ".2f", chance))
     for key, head, form, title in optional:
         text = figure(key, form)
         if key != o.metric and any(text(t) != "–" for t in view.trials):

@@ -78,11 +78,12 @@ def _missing(n: int, what: str) -> str:
 
 
 def plane(view: View) -> str:
-    """I(Z;T) against H(Z|T)."""
+    """I(Z;T) above chance against H(Z|T): single images would reach H(T) without it."""
     title = "Information plane"
     places = []
     for trial in view.trials:
-        noise, told = number(trial.quality.get("h_z_t")), number(trial.quality.get("i_zt"))
+        noise = number(trial.quality.get("h_z_t"))
+        told = number(trial.quality.get("i_zt_adjusted"))
         if noise is not None and told is not None:
             places.append((trial, noise, told))
     if not places:
@@ -95,7 +96,7 @@ def plane(view: View) -> str:
         "H(Z|T), bits: what else the clusters know", [0, *(p[1] for p in places)], BESIDE_BAR
     )
     highest = [0, *(p[2] for p in places), *tops]
-    y = Axis.over("I(Z;T), bits: what they know of the label", highest, BELOW_NAME)
+    y = Axis.over("I(Z;T) above chance, bits: what they know of the label", highest, BELOW_NAME)
     # measures of neighbouring granularities lie close together
     radius = 0.7 * view.radius
     marks = [replace(view.mark(t, x.at(a), y.at(b)), inside="") for t, a, b in places]
@@ -114,8 +115,13 @@ def plane(view: View) -> str:
     body = behind + plots.draw(marks, radius, named=False) + plots.labels(named, marks, x, y)
     if any(m.share is not None for m in marks):
         body += surface.colour_bar("plane-bar", view.metric, view.scale, view.outcome.mode == "min")
-    plot = plots.frame(x, y, body, f"I(Z;T) against H(Z|T) of the clusters of {len(marks)} trials")
-    caption = "Z is the cluster, T the label. Good clusters lie up and to the left"
+    plot = plots.frame(
+        x, y, body, f"I(Z;T) above chance against H(Z|T) of the clusters of {len(marks)} trials"
+    )
+    caption = (
+        "Z is the cluster, T the label; above chance is I(Z;T) less what shuffled clusters of the "
+        "same sizes would know. Good clusters lie up and to the left"
+    )
     caption += "; none is above H(T), the entropy of the label. " if tops else ". "
     caption += f"Numbers are {escape(view.name(key))}; t" if texts and key else "T"
     caption += "rials of the same clusters are packed around one point, the best in the middle."

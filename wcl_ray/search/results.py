@@ -16,8 +16,8 @@ from wcl_ray.search.space import show
 from wcl_ray.terminal import clock, table
 
 QUALITY = (
-    "clusters", "h_z", "h_t", "i_zt", "h_z_t", "h_t_z", "purity", "singles",
-    "composed_positives", "composed_lonely",
+    "clusters", "h_z", "h_t", "i_zt", "i_zt_adjusted", "h_z_t", "h_t_z", "pair_precision",
+    "singles", "composed_positives", "composed_lonely",
 )  # fmt: skip
 LABEL_FREE = ("metadata", "rank_me", "uniformity", "alignment", "spread")
 PERCENT = ("knn", "probe", "metadata")
@@ -48,7 +48,7 @@ def results_table(outcome: Outcome) -> str:
     keys = list(dict.fromkeys(key for trial in outcome.trials for key in trial.values))
     others = [f for f in ("knn", "probe") if f != outcome.metric and _any(outcome, f)]
     head = ["trial", *(key.rpartition(".")[2] for key in keys), outcome.metric, *others]
-    head += ["epochs", "K", "I(Z;T)", "H(Z|T)", "time", ""]
+    head += ["epochs", "K", "I(Z;T)", "above chance", "H(Z|T)", "time", ""]
     body = []
     for trial in ranked(outcome)[:SHOWN]:
         status = "" if trial.status == "finished" else trial.status
@@ -62,6 +62,7 @@ def results_table(outcome: Outcome) -> str:
                 f"{trial.epoch}/{outcome.epochs}",
                 _figure(trial, "clusters", ",.0f"),
                 _figure(trial, "i_zt", ".2f"),
+                _figure(trial, "i_zt_adjusted", ".2f"),
                 _figure(trial, "h_z_t", ".2f"),
                 clock(trial.seconds),
                 " ".join(filter(None, words)),

@@ -22,7 +22,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
-from wcl_ray.search.neighbours import judged, read_attributes
+from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
 from wcl_ray.search.page import page
@@ -101,6 +101,8 @@ def _search(
         config = replace(config, cache=place.path if place.local else place.uri)
     if config.metric == "auto" and config.objective == "rank_me":
         warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
+    if config.objective == "metadata":
+        warn(f"trials are compared by metadata, {CAVEAT}")
     for d in given.values():
         _check_columns(config, images, d)
     with usage.stage("clusters"):
@@ -289,6 +291,8 @@ def _facts(
         "seed": str(config.seed),
     }
     facts |= {f"search {d.key}": d.describe() for d in setup.dimensions}
+    if setup.metadata is not None:
+        facts["metadata agreement"] = CAVEAT
     if config.data.label:
         facts["label"] = config.data.label
     return facts
@@ -304,6 +308,8 @@ def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> 
     print(f"\n{results_table(outcome)}\n")
     for key, rho in outcome.correlations.items():
         say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
+    if outcome.metric == "metadata" or "metadata" in outcome.correlations:
+        say("metadata", CAVEAT)
     which = "trial"
     if confirmed is not None and confirmed.best() is not None:
         which = "full"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+import traceback
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray import tune
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config
 from wcl_ray.data.stream import Stream, plan_stream
-from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.errors import TrainingError, UserError, find_user_error
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
 from wcl_ray.search.options import SearchConfig
@@ -80,11 +81,20 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
     try:
         _train(decode(setup.dimensions, points), setup, name, folder)
     except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback
-        found = find_user_error(error) or error
-        text = str(found) if isinstance(found, UserError) else f"{type(found).__name__}: {found}"
-        folder.write(FAILURE, json.dumps({"error": text}).encode())
-        if not isinstance(found, UserError):  # the same again would fail the same way
+        found = find_user_error(error)
+        folder.write(FAILURE, json.dumps(_in_words(found or error)).encode())
+        if found is None:  # else the same again would fail the same way
             raise
+
+
+def _in_words(error: Exception) -> dict[str, str]:
+    """One line on a failure and, where the user cannot mend it, the traceback."""
+    if isinstance(error, UserError):
+        return {"error": str(error)}
+    if isinstance(error, TrainingError):
+        return {"error": str(error).splitlines()[0], "traceback": str(error)}
+    first = f"{type(error).__name__}: {error}".splitlines()[0]
+    return {"error": first, "traceback": traceback.format_exc().strip()}
 
 
 def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> None:

@@ -181,6 +181,7 @@ class News(tune.Callback):
         self._setup, self._record, self._publish = setup, record, publish
         self._default, self._word = default, word
         self._looked = False
+        self._tracebacks: set[str] = set()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if not self._looked:
@@ -229,8 +230,9 @@ class News(tune.Callback):
         self._end(trial, status, error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = self._error(trial) or "its process died"
         trial_folder(self._setup.folder, trial.trial_id).delete(FAILURE)
-        self._say(trial, "failed and is started again from its last checkpoint")
+        self._say(trial, f"failed and is started again from its last checkpoint: {error}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", self._error(trial) or "its process died")
@@ -253,10 +255,16 @@ class News(tune.Callback):
             warn(f"the results so far cannot be written: {problem}")
 
     def _error(self, trial: Any) -> str:
+        """Why a trial failed; its traceback is printed once."""
         folder: Folder = trial_folder(self._setup.folder, trial.trial_id)
         if not folder.exists(FAILURE):
             return ""
-        return str(json.loads(folder.read(FAILURE))["error"])
+        failure = json.loads(folder.read(FAILURE))
+        text = failure.get("traceback", "")
+        if text and text not in self._tracebacks:  # which trials often share
+            self._tracebacks.add(text)
+            print(text, flush=True)
+        return str(failure["error"])
 
     def _say(self, trial: Any, text: str) -> None:
         self._meet(trial)

@@ -7,6 +7,7 @@ fire and forget: a driver that is gone never holds training up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import threading
@@ -135,7 +136,7 @@ class Follower:
 
     Row kinds: ``train`` rows go to the log and the live line, ``resume`` rows tell where training
     started (again), ``evaluation`` rows hold the figures of a checkpoint, ``fault`` rows are images
-    that could not be decoded, an ``error`` row ends the run with its text.
+    that could not be decoded, ``warning`` rows are printed, an ``error`` row has ended the run.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Follower:
         self._live = Live(title)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._reading = threading.Lock()
         self.faults: list[Row] = []
         self.error = ""
         self._warned = False
@@ -171,14 +173,15 @@ class Follower:
     def _follow(self) -> None:
         while True:
             last = self._stop.wait(0.5)
-            try:
-                for row in ray.get(self._board.take.remote()):
-                    self._try(row)
-            except Exception:  # the board is started again where its process died
-                if last:
-                    return
+            self.read()
             if last:
                 return
+
+    def read(self) -> None:
+        """Handle what is on the board now."""
+        with self._reading, contextlib.suppress(Exception):  # it is started again
+            for row in ray.get(self._board.take.remote()):
+                self._try(row)
 
     def _try(self, row: Row) -> None:
         """Handle a row; the first thing that goes wrong is kept for the driver."""
@@ -215,5 +218,8 @@ class Follower:
             print(f"after epoch {row['epoch']}: {text}", flush=True)
             if self._on_evaluation is not None:
                 self._on_evaluation(row)
+        elif kind == "warning":
+            self._live.close()
+            warn(row["text"])
         elif kind == "error":
             self.error = row["text"]

@@ -13,11 +13,12 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from wcl_ray.config import Config, ScaleConfig
-from wcl_ray.errors import UserError
+from wcl_ray.errors import TrainingError, UserError, find_user_error
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import warn
 from wcl_ray.train.board import Follower, MetricsLog, Row
 from wcl_ray.train.capacity import Capacity, capacity
+from wcl_ray.train.failure import EndOnUserError, explain
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.gauges import Gauges
 from wcl_ray.train.worker import Task, train_worker
@@ -163,7 +164,8 @@ def fit(
     Raises:
         KeyboardInterrupt: Ctrl-C.
         UserError: what a worker found wrong with the input.
-        ray.train.TrainingFailedError: a worker failed more often than ``scale.max_failures``.
+        TrainingError: workers failed more often than ``scale.max_failures``.
+        ray.train.TrainingFailedError: the workers could not be started.
     """
     log = MetricsLog(folder)
     follower = Follower(task.board, log, title, on_evaluation, Gauges(folder.uri))
@@ -175,10 +177,20 @@ def fit(
                     result = trainer.fit()
                     break
                 except ray.exceptions.ActorDiedError:  # the controller's own node or process
+                    follower.read()
+                    if follower.error:
+                        raise UserError(follower.error) from None
                     if attempt == CONTROLLER_RESTARTS:
                         raise
                     time.sleep(2)
                     trainer = _trainer(task, scale, round_folder, validation)
+    except ray.train.TrainingFailedError as error:
+        wrong = find_user_error(error)
+        if wrong is not None:
+            raise wrong from None
+        if isinstance(error, ray.train.WorkerGroupError):
+            raise TrainingError(explain(error)) from None
+        raise
     except SystemExit as end:  # how Ray Train ends fit() after Ctrl-C
         if end.code == signal.SIGTERM:
             raise
@@ -191,8 +203,6 @@ def fit(
             log.close()
         except OSError as error:
             warn(f"metrics cannot be written: {error}")
-    if follower.error:
-        raise UserError(follower.error)
     if follower.failure is not None:
         raise follower.failure
     if result.checkpoint is None:
@@ -224,5 +234,6 @@ def _trainer(
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig("WARNING"),
+            callbacks=[EndOnUserError(task.board, validation is not None)],
         ),
     )

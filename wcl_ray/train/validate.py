@@ -14,6 +14,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import Config
 from wcl_ray.data.stream import Stream
+from wcl_ray.errors import find_user_error
 from wcl_ray.evaluate.run import More, evaluate_encoder, subset
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.train.checkpoint import load_model
@@ -89,11 +90,17 @@ def validate(
     Returns:
         The figures of SHOWN.
     """
-    encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-    with checkpoint.as_directory() as folder:
-        load_model(folder, encoder)
-    weights = save_export(encoder, config.model, config.data.image_size)
-    found = shown(look.measure(weights, config, gpu=False))
+    try:
+        encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
+        with checkpoint.as_directory() as folder:
+            load_model(folder, encoder)
+        weights = save_export(encoder, config.model, config.data.image_size)
+        found = shown(look.measure(weights, config, gpu=False))
+    except Exception as error:  # training goes on, and Ray Train only logs it
+        why = str(find_user_error(error) or f"{type(error).__name__}: {error}")
+        text = f"no evaluation after epoch {epoch}: {why.splitlines()[0]}"
+        board.push.remote({"kind": "warning", "text": text})
+        raise
     board.push.remote({"kind": "evaluation", "epoch": epoch, "step": step, **found})
     return found
 

@@ -29,7 +29,7 @@ from wcl_ray.data import compose
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
-from wcl_ray.errors import UserError
+from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult, cl_infonce
@@ -37,6 +37,7 @@ from wcl_ray.model.optim import build_optimizer, learning_rate
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.failure import WorkerFailure
 from wcl_ray.train.meter import Meter
 from wcl_ray.train.nodes import NOT_SEEN
 
@@ -75,8 +76,10 @@ def train_worker(options: dict[str, Any]) -> None:
     task: Task = options["task"]
     try:
         Worker(task).run()
-    except UserError as error:  # every rank raises it: Ray Train should not try again
-        task.board.push.remote({"kind": "error", "text": str(error)})
+    except ray.exceptions.RayActorError:  # tells Ray Train whether a node was preempted
+        raise
+    except Exception as error:
+        raise find_user_error(error) or WorkerFailure.of(error) from None
 
 
 class Worker:
@@ -254,8 +257,9 @@ class Worker:
         minutes = self.config.train.checkpoint_minutes
         overdue = minutes > 0 and time.monotonic() - self.last_checkpoint > 60 * minutes
         faults = self.reader.take_faults()
-        for key, reason in faults:
-            self._push("fault", key=key, reason=reason)
+        told = [self._push("fault", key=key, reason=reason) for key, reason in faults]
+        if told:  # another rank may end the run after this exchange
+            ray.wait(told, num_returns=len(told), timeout=5)
         asked = float(overdue and self.rank == 0)
         means, (due, bad, wait) = self.meter.exchange(asked, len(faults), self.waited)
         self.bad_images += int(bad)
@@ -294,8 +298,8 @@ class Worker:
             time=time.time(),
         )
 
-    def _push(self, kind: str, **row: Any) -> None:
-        self.task.board.push.remote({"kind": kind, **row})
+    def _push(self, kind: str, **row: Any) -> Any:
+        return self.task.board.push.remote({"kind": kind, **row})
 
     def _merge_consumed(self) -> None:
         """Bring every worker's new images into everybody's set of consumed images.
