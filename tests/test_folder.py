@@ -149,14 +149,14 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
     consumed = np.array([7, 0, 128], np.uint8)
-    position = Position(epoch=2, step=11, images=704, consumed=consumed, dropped=3)
+    position = Position(epoch=2, step=11, images=704, consumed=consumed)
     assert checkpoint.plain(torch.compile(torch.nn.ReLU())).__class__ is torch.nn.ReLU  # no len()
     checkpoint.save(tmp_path, torch.compile(model), optimizer, position, {"assignment": "abc"})
 
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
     found = checkpoint.load(tmp_path, other, fresh, {"assignment": "abc"})
-    assert (found.epoch, found.step, found.images, found.dropped) == (2, 11, 704, 3)
+    assert (found.epoch, found.step, found.images) == (2, 11, 704)
     assert found.consumed is not None
     assert found.consumed.tolist() == consumed.tolist()
     found.consumed[0] = 1  # writable, not the mapped file

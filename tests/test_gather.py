@@ -1,9 +1,12 @@
-"""Invariant: W workers with b images give the gradient of one process with W·b (real gloo)."""
+"""Invariant: W workers with b images give the gradient of one process with W·b (real gloo).
+
+On CPUs, so without batch norm, which :func:`test_batch_norm_on_cpus_is_of_each_worker` shows.
+"""
 
 from __future__ import annotations
 
 import socket
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,71 +15,129 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wcl_ray.model.gather import gather
-from wcl_ray.model.loss import cl_infonce
+from wcl_ray.config import LossConfig, ModelConfig, TrainConfig
+from wcl_ray.model.encoder import build_encoder
+from wcl_ray.model.gather import gather, synchronised
+from wcl_ray.model.loss import LossResult, cl_infonce
+from wcl_ray.train.step import batch_loss
 
 B = 12
+BROKEN = [1, 2, 10]  # not as many on each of two or three workers
+SETTINGS: dict[str, tuple[LossConfig, bool, list[int]]] = {  # loss, batch norm, broken images
+    "supcon": (LossConfig(), False, []),
+    "paper": (LossConfig(estimator="paper"), False, []),
+    "dual": (LossConfig(dual=True), False, []),
+    "broken": (LossConfig(), False, BROKEN),
+    "broken, paper, dual": (LossConfig(estimator="paper", dual=True), False, BROKEN),
+    "batch norm": (LossConfig(), True, []),
+}
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
+def data(broken: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two views of B images; two granularities of each and whether it is valid."""
     generator = torch.Generator().manual_seed(3)
     views = torch.randn(2, B, 6, generator=generator)
     clusters = torch.tensor([0, 1, 0, 2, 1, 2, 2, -1, 3, 3, -1, 0])
-    return views, torch.stack([clusters, clusters.clamp(max=1)], dim=1)
+    valid = torch.ones(B, dtype=torch.long)
+    valid[broken] = 0
+    return views, torch.stack([clusters, clusters.clamp(max=1), valid], dim=1)
 
 
-def network() -> nn.Module:
+def network(norm: bool) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8))
+    middle = nn.BatchNorm1d(10) if norm else nn.Identity()
+    return nn.Sequential(nn.Linear(6, 10), middle, nn.ReLU(), nn.Linear(10, 8))
 
 
-def loss_of(model: nn.Module, rank: int, world: int, estimator: str, dual: bool) -> torch.Tensor:
-    views, clusters = data()
-    b = B // world
-    mine = slice(rank * b, (rank + 1) * b)
-    z = model(torch.cat([views[0, mine], views[1, mine]]))
-    local, everyone = clusters[mine], gather(clusters[mine])
-    total = torch.zeros(())
-    for head, (one, many) in enumerate(
-        [(local, everyone), (torch.full_like(local, -1), torch.full_like(everyone, -1))][: 1 + dual]
-    ):
-        z1, z2 = z[:, head * 4 : head * 4 + 4].chunk(2)
-        result = cl_infonce(z1, z2, gather(z1), gather(z2), one, many, rank * b, 0.2, estimator)
-        total = total + result.loss
-    return total
+def loss_of(
+    model: nn.Module, setting: str, rank: int, world: int, without: list[int] | None = None
+) -> LossResult:
+    """Of the images of a rank, or of those that are not ``without``."""
+    loss, _, broken = SETTINGS[setting]
+    views, rows = data(broken)
+    if without is None:
+        mine = list(range(rank * B // world, (rank + 1) * B // world))
+    else:
+        mine = [i for i in range(B) if i not in without]
+    heads = model(views[:, mine].flatten(0, 1)).chunk(2, dim=1)
+    return batch_loss(heads, rows[mine], rank, loss, cl_infonce)
 
 
 def gradients(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def work(rank: int, world: int, port: int, estimator: str, dual: bool, out: str) -> None:
+def work(rank: int, world: int, port: int, out: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=world, rank=rank)
-    model = DistributedDataParallel(network())
-    loss_of(model, rank, world, estimator, dual).backward()
-    torch.save(gradients(model), f"{out}/{rank}.pt")
+    found: dict[str, Any] = {}
+    for setting, (_, norm, _) in SETTINGS.items():
+        model = DistributedDataParallel(network(norm))
+        result = loss_of(model, setting, rank, world)
+        result.loss.backward()
+        found[setting] = gradients(model), torch.stack([x.detach() for x in result])
+    torch.save(found, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize(
-    ("estimator", "dual"), [("supcon", False), ("paper", False), ("supcon", True)]
-)
-def test_gradient_does_not_depend_on_workers(
-    world: int, estimator: str, dual: bool, tmp_path: Path
-) -> None:
-    model = network()
-    loss_of(model, 0, 1, estimator, dual).backward()
-    expected = gradients(model)
+@pytest.fixture(scope="module", params=[2, 3])
+def of_workers(request: pytest.FixtureRequest, tmp_path_factory: Any) -> list[dict[str, Any]]:
+    """Setting → gradient and figures, of each worker."""
+    world, out = request.param, tmp_path_factory.mktemp("workers")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, (world, port, estimator, dual, str(tmp_path)), nprocs=world)
-    for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
+    mp.spawn(work, (world, port, str(out)), nprocs=world)
+    return [torch.load(out / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "batch norm"])
+def test_gradient_does_not_depend_on_workers(
+    of_workers: list[dict[str, Any]], setting: str
+) -> None:
+    """And is that of the batch without its broken images, the metrics too."""
+    model = network(norm=False)
+    result = loss_of(model, setting, 0, 1, without=SETTINGS[setting][2])
+    result.loss.backward()
+    expected = gradients(model)
     assert expected.abs().max() > 1e-3  # the comparison is not of zeros
+    for found in of_workers:
+        torch.testing.assert_close(found[setting][0], expected, rtol=1e-5, atol=1e-7)
+    figures = torch.stack([found[setting][1] for found in of_workers]).mean(0)
+    torch.testing.assert_close(figures, torch.stack([x.detach() for x in result]))
+
+
+@pytest.mark.slow
+def test_batch_norm_on_cpus_is_of_each_worker(of_workers: list[dict[str, Any]]) -> None:
+    """As documented: torch has no synchronised batch norm there."""
+    model = network(norm=True)
+    loss_of(model, "batch norm", 0, 1).loss.backward()
+    for found in of_workers:
+        difference = found["batch norm"][0] - gradients(model)
+        assert difference.norm() > 0.05 * gradients(model).norm()
+
+
+@pytest.mark.parametrize("backbone", ["small", "timm:mobilenetv3_small_050"])
+def test_batch_norm_is_synchronised_between_gpus(backbone: str) -> None:
+    settings = ModelConfig(backbone=backbone, projector=(16, 8), projector_norm=True)
+    gpu, images = torch.device("cuda", 0), torch.randn(4, 3, 32, 32)
+
+    def norms(model: nn.Module) -> set[bool]:
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+        return {isinstance(m, nn.SyncBatchNorm) for m in model.modules() if isinstance(m, kinds)}
+
+    encoder = build_encoder(settings, 32)
+    for device, world, wanted in ((torch.device("cpu"), 2, True), (gpu, 1, True), (gpu, 2, False)):
+        assert norms(synchronised(encoder, device, world, wanted)) == {False}
+    before, state = encoder.eval()(images)[0], encoder.state_dict()
+    weights = {id(p) for p in encoder.parameters()}
+    converted = synchronised(encoder, gpu, 2, TrainConfig().sync_bn)
+    assert norms(converted) == {True}
+    # nothing is lost, such as the activations in timm's layers
+    torch.testing.assert_close(converted.eval()(images)[0], before)
+    assert {id(p) for p in converted.parameters()} == weights
+    build_encoder(settings, 32).load_state_dict(converted.state_dict())  # strict, both ways
+    synchronised(build_encoder(settings, 32), gpu, 2, True).load_state_dict(state)
 
 
 def test_gather_alone_is_the_identity() -> None:

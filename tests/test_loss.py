@@ -163,11 +163,40 @@ def test_counts_of_positives() -> None:
     assert float(result.lonely) == pytest.approx(2 / 5)
 
 
-def test_bound_is_at_most_log_candidates() -> None:
-    z1, _ = embeddings(8)
-    c = torch.full((8, 1), -1)
-    result = cl_infonce(z1, z1, z1, z1, c, c, 0, 0.01, "paper")
-    assert float(result.bound) == pytest.approx(math.log(8), abs=1e-3)
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 1), st.booleans()), min_size=1),
+    workers=st.integers(1, 3),
+    tau=st.sampled_from([0.01, 0.2, 1.0]),
+)
+def test_broken_images_are_no_part_of_the_loss(
+    estimator: str, rows: list[tuple[int, int, bool]], workers: int, tau: float
+) -> None:
+    """Loss, metrics and gradient are those of the batch without them, whatever the workers."""
+    rows = [*rows, (0, 0, True)]
+    rows += [(0, 0, False)] * (-len(rows) % workers)
+    z = torch.stack(embeddings(len(rows)))
+    clusters = torch.tensor([row[:2] for row in rows])
+    valid = torch.tensor([row[2] for row in rows])
+    z[:, ~valid] = z[:, valid.nonzero()[0]]  # pixels are copied: the views would be near twins
+    whole, kept = z.clone().requires_grad_(), z[:, valid].clone().requires_grad_()
+    groups = clusters[valid]
+    expected = cl_infonce(*kept, *kept, groups, groups, 0, tau, estimator)
+    b = len(rows) // workers
+    parts = [
+        cl_infonce(*whole[:, o : o + b], *whole, clusters[o : o + b], clusters, o, tau, estimator,
+                   valid)
+        for o in range(0, len(rows), b)
+    ]  # fmt: skip
+    for found, right in zip(zip(*parts, strict=True), expected, strict=True):
+        assert float(torch.stack(found).mean()) == pytest.approx(float(right), rel=1e-9, abs=1e-12)
+    torch.stack([part.loss for part in parts]).mean().backward()
+    expected.loss.backward()
+    assert whole.grad is not None
+    assert kept.grad is not None
+    torch.testing.assert_close(whole.grad[:, valid], kept.grad, rtol=1e-8, atol=1e-10)
+    assert (whole.grad[:, ~valid] == 0).all()
 
 
 def test_unknown_estimator() -> None:
@@ -179,11 +208,11 @@ def test_unknown_estimator() -> None:
 @pytest.mark.parametrize("estimator", ["supcon", "paper"])
 def test_compiles_without_graph_breaks(estimator: str) -> None:
     compiled = torch.compile(cl_infonce, backend="aot_eager", fullgraph=True)
-    clusters = (torch.arange(6) // 2)[:, None]
+    clusters, valid = (torch.arange(6) // 2)[:, None], torch.arange(6) != 3
     gradients, losses = [], []
     for work in (cl_infonce, compiled):
         z1, z2 = (z.float().requires_grad_() for z in embeddings(6))
-        result = work(z1, z2, z1, z2, clusters, clusters, 0, 0.2, estimator)
+        result = work(z1, z2, z1, z2, clusters, clusters, 0, 0.2, estimator, valid)
         result[0].backward()
         losses.append(result[0].detach())
         gradients.append(z1.grad)

@@ -12,7 +12,7 @@ import torchvision
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder, load_exported, save_export
-from wcl_ray.model.optim import LARS, build_optimizer, learning_rate
+from wcl_ray.model.optim import LARS, build_optimizer, clip_gradients, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,27 @@ def test_a_foreign_file_is_no_export() -> None:
 
 def test_schedule() -> None:
     train = TrainConfig(lr=2.0, warmup=0.25)
-    assert learning_rate(0, 100, train) == pytest.approx(0.02)
-    assert learning_rate(12.5, 100, train) == pytest.approx(1.0)
-    assert learning_rate(25, 100, train) == pytest.approx(2.0)
-    middle = 25 + 75 / 2
-    assert learning_rate(middle, 100, train) == pytest.approx(1.0)
-    assert learning_rate(100, 100, train) == pytest.approx(0.0)
-    assert learning_rate(130, 100, train) == pytest.approx(0.0)
+    assert learning_rate(0, train) == pytest.approx(0.02)
+    assert learning_rate(0.125, train) == pytest.approx(1.0)
+    assert learning_rate(0.25, train) == pytest.approx(2.0)
+    middle = 0.25 + 0.75 / 2
+    assert learning_rate(middle, train) == pytest.approx(1.0)
+    assert learning_rate(1, train) == pytest.approx(0.0)
     flat = TrainConfig(lr=2.0, warmup=0)
-    assert learning_rate(0, 100, flat) == 2.0
-    assert learning_rate(50, 100, flat) == pytest.approx(1 + math.cos(math.pi / 2))
+    assert learning_rate(0, flat) == 2.0
+    assert learning_rate(0.5, flat) == pytest.approx(1 + math.cos(math.pi / 2))
+
+
+def test_without_clip_gradients_stay_as_they_are() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert float(clip_gradients(model, 0)) == pytest.approx(5)
+    assert model.weight.grad.tolist() == [[3, 4]]
+    assert float(clip_gradients(model, 2.5)) == pytest.approx(5)
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[1.5, 2.0]]))
+    model.weight.grad = torch.tensor([[3e38, 3e38]])  # whose norm is beyond float32
+    assert math.isinf(clip_gradients(model, 0))
+    assert model.weight.grad.tolist() == [[pytest.approx(3e38)] * 2]  # were 0 or not a number
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])

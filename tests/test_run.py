@@ -36,6 +36,7 @@ from wcl_ray.config import (
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.job import evaluate_run
 from wcl_ray.model.encoder import load_exported
+from wcl_ray.model.optim import learning_rate
 from wcl_ray.train.capacity import Capacity
 from wcl_ray.train.images import build_clusters
 from wcl_ray.train.nodes import check_address
@@ -177,6 +178,31 @@ def test_two_workers_see_each_image_once(config: Config, tmp_path: Path, keep: s
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["workers"] == 2
     assert rows[-1]["positives"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_dropped_and_unreadable_images_do_not_hold_up_the_learning_rate(
+    config: Config, tmp_path: Path
+) -> None:
+    n = 99
+    images = [b"text" if i in (3, 50) else png(i)[:150] if i == 70 else png(i) for i in range(n)]
+    source = write_parquet(tmp_path / "broken", n, image=pa.array(images, pa.binary()))
+    config = replace(
+        config,
+        data=replace(config.data, path=source, label=None, keep="encoded", max_bad=0.05),
+        train=replace(config.train, batch_size=41),
+        scale=ScaleConfig(workers="2", cpus_per_worker=0.5),
+    )
+    pretrain(config)
+    run = tmp_path / "runs/one"
+    check_exactly_once(run, n - 2, 40, 2)  # two steps an epoch, 17 images are left over
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["share"] for row in rows] == [1, 1]
+    assert rows[-1]["left_seconds"] == 0
+    assert rows[0]["left_seconds"] == pytest.approx(80 / rows[0]["images_per_second"])
+    assert rows[-1]["lr"] == pytest.approx(learning_rate(3 / 4, config.train))
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
 from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.train.step import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 N = 96
@@ -116,9 +117,12 @@ def test_order_is_a_function_of_seed_and_epoch(data: DataConfig, keep: str) -> N
     assert list(np.concatenate(parts, axis=1).flatten()) == order(0)  # whatever the workers
 
 
-def fake(rng: np.random.Generator, n: int, blocks: int, shared: bool) -> Stream:
+def fake(
+    rng: np.random.Generator, n: int, blocks: int, shared: bool, unreadable: int = 0
+) -> Stream:
     """A kept stream without pixels, to test who reads what."""
     location = rng.permutation(n)
+    location[:unreadable] = -1
     cuts = np.sort(rng.integers(0, n + 1, blocks - 1))
     offsets = np.concatenate([[0], cuts, [n]])
     return Stream(
@@ -161,6 +165,61 @@ def test_exactly_once_over_a_restart_with_other_workers(
     assert n - len(seen) < local * worlds[1] + worlds[1]
 
 
+def shares_of(
+    s: Stream, n: int, readable: np.ndarray, batch: int, worlds: tuple[int, int], epochs: int,
+    stop: int,
+) -> tuple[list[float], float]:  # fmt: skip
+    """Share of the training that is done at each step, restarted with other workers after some.
+
+    Returns:
+        The shares, and the part of an epoch that a step is (the largest).
+    """
+    clusters, consumed = np.full((n, 1), -1, np.int32), compose.empty_bits(n)
+    epoch, part = 0, 0.0
+    shares: list[float] = []
+    for world, until in zip(worlds, (stop, -1), strict=True):
+        whole = batch - batch % world
+        one = Reader(s, clusters, rank=0, world=world, batch_size=whole, seed=0, group=2)
+        while epoch < epochs and len(shares) != until:
+            one.epoch(epoch, consumed, lambda: iter(()))
+            progress = Progress(epochs, epoch, compose.count_bits(consumed), one.steps * whole)
+            for _ in range(one.steps):
+                if len(shares) == until:
+                    break
+                shares.append(progress.share)
+                part = max(part, whole / (progress.done + progress.left))
+                left = np.intersect1d(compose.unset_positions(consumed, n), readable)
+                compose.set_bits(consumed, left[:whole])
+                progress.add(whole)
+            if progress.left == 0:
+                assert progress.images_left == (epochs - epoch - 1) * progress.done
+                epoch, consumed = epoch + 1, compose.empty_bits(n)
+    return shares, part
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    n=st.integers(20, 90), unreadable=st.integers(0, 9), mode=st.sampled_from(["raw", "anew"]),
+    shared=st.booleans(), batch=st.integers(4, 9), epochs=st.integers(1, 4),
+    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)), stop=st.integers(0, 40),
+)  # fmt: skip
+def test_the_learning_rate_falls_until_the_last_step(
+    n: int, unreadable: int, mode: str, shared: bool, batch: int, epochs: int,
+    worlds: tuple[int, int], stop: int,
+) -> None:  # fmt: skip
+    """Whatever the batches drop and cannot be read, and with whom it goes on."""
+    s = replace(fake(np.random.default_rng(0), n, 3, shared, unreadable), mode=mode)
+    readable = np.arange(n)[ray.get(s.location) >= 0] if mode == "raw" else np.arange(n)
+    shares, part = shares_of(s, n, readable, batch, worlds, epochs, stop)
+    assert shares[0] == 0
+    assert shares == sorted(shares)  # after the restart, too
+    assert max(np.diff([*shares, 1.0])) <= 2 * part / epochs + 1e-9
+    first, second = (batch - batch % world for world in worlds)
+    if first == second:
+        steps = len(readable) // first * epochs
+        np.testing.assert_allclose(shares, np.arange(steps) / steps)
+
+
 @pytest.mark.parametrize("keep", ["raw", "encoded", "anew"])
 def test_consumed_images_do_not_come_back(data: DataConfig, keep: str) -> None:
     ids = np.arange(N)
@@ -170,6 +229,7 @@ def test_consumed_images_do_not_come_back(data: DataConfig, keep: str) -> None:
     compose.set_bits(consumed, np.arange(0, N, 2))
     found = [b.ids.numpy() for b in one.epoch(0, consumed, tables(s, consumed))]
     assert sorted(np.concatenate(found).tolist()) == list(range(1, N, 2))
+    assert one.steps == len(found)
 
 
 def broken(data: DataConfig, tmp_path: Path, bad: dict[int, bytes | None]) -> DataConfig:
@@ -192,7 +252,7 @@ def test_corrupt_images_are_left_out_and_listed(data: DataConfig, tmp_path: Path
 
 
 @pytest.mark.parametrize("keep", ["encoded", "anew"])
-def test_images_found_corrupt_later_are_replaced(
+def test_images_found_corrupt_later_are_not_valid(
     data: DataConfig, tmp_path: Path, keep: str
 ) -> None:
     from pictures import png
@@ -201,13 +261,14 @@ def test_images_found_corrupt_later_are_replaced(
     s = plan(config, np.arange(N), keep)
     one = reader(s, np.zeros((N, 1), np.int32))
     batches: list[Batch] = list(one.epoch(0, None, tables(s)))
-    ids = np.concatenate([b.ids.numpy() for b in batches])
-    assert set(ids.tolist()) == set(range(N)) - {70, 71}
-    assert len(ids) == N
-    assert sorted(np.concatenate([b.positions.numpy() for b in batches]).tolist()) == list(range(N))
+    assert sorted(np.concatenate([b.ids.numpy() for b in batches]).tolist()) == list(range(N))
     for batch in batches:
-        numbers = [number_of(image) for image in batch.images.numpy()]
-        assert numbers == batch.ids.tolist()
+        assert batch.positions.tolist() == batch.ids.tolist()
+        numbers = np.array([number_of(image) for image in batch.images.numpy()])
+        bad = np.isin(batch.ids.numpy(), [70, 71])
+        assert batch.valid.tolist() == (~bad).tolist()
+        assert numbers[~bad].tolist() == batch.ids[batch.valid].tolist()
+        assert set(numbers[bad]) <= set(numbers[~bad])  # their pixels are those of others
     assert {key for key, _ in one.take_faults()} == {"70", "71"}
     assert one.take_faults() == []
 

@@ -177,6 +177,11 @@ def set_bits(bits: np.ndarray, positions: np.ndarray) -> None:
     np.bitwise_or.at(bits, positions >> 3, (1 << (positions & 7)).astype(np.uint8))
 
 
+def count_bits(bits: np.ndarray | None) -> int:
+    """Number of positions that are set; 0 for None."""
+    return 0 if bits is None else int(np.unpackbits(bits).sum())
+
+
 def has_bits(bits: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """bool like positions: which of them are set."""
     return ((bits[positions >> 3] >> (positions & 7).astype(np.uint8)) & 1).astype(bool)

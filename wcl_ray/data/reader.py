@@ -40,6 +40,8 @@ class Batch:
         ids: int64 (b,).
         positions: int64 (b,), to be marked as consumed.
         clusters: int64 (b, G); -1 = alone.
+        valid: bool (b,), false for images that cannot be decoded: they have the pixels of another
+            image of the batch and are to be left out of the loss.
     """
 
     images: torch.Tensor
@@ -47,6 +49,7 @@ class Batch:
     ids: torch.Tensor
     positions: torch.Tensor
     clusters: torch.Tensor
+    valid: torch.Tensor
 
 
 def window_of(local: int) -> int:
@@ -66,6 +69,7 @@ class Reader:
         window: images among which a batch is composed in mode anew.
 
     Attributes:
+        steps: whole global batches of the epoch that was begun last, without those consumed before.
         dropped: images of the last epoch that did not fill a global batch, over all workers.
     """
 
@@ -92,7 +96,7 @@ class Reader:
         self.window = window or window_of(self.local)
         self.column, _ = compose.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
-        self.dropped = 0
+        self.steps = self.dropped = 0
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._faults: list[tuple[str, str]] = []
@@ -117,6 +121,7 @@ class Reader:
         """
         if self.stream.mode == "anew":
             assert tables is not None
+            self._left(consumed)
             return ahead(self._parallel(self._anew(epoch, tables)), AHEAD)
         order = self.order(epoch, consumed)
         if self.stream.mode == "raw":
@@ -125,8 +130,7 @@ class Reader:
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
-        left = compose.unset_positions(consumed, len(self.ids))
-        left = left[self.location[left] >= 0]
+        left = self._left(consumed)
         if self.stream.shared:
             rng = np.random.default_rng([self.seed, epoch])
             order = left[compose.epoch_order(self._column(left), self.group, self.batch, rng)]
@@ -135,6 +139,15 @@ class Reader:
             mine = order[: steps * self.batch].reshape(steps, self.world, self.local)
             return mine[:, self.rank]
         return self._dealt(left, epoch)
+
+    def _left(self, consumed: np.ndarray | None) -> np.ndarray:
+        """int64: positions that are not consumed and, where that is known, readable."""
+        left = compose.unset_positions(consumed, len(self.ids))
+        if self.stream.mode != "anew":
+            left = left[self.location[left] >= 0]
+        # also of equal parts: n // W images a worker make n // W // b = n // B batches
+        self.steps = len(left) // self.batch
+        return left
 
     def _dealt(self, left: np.ndarray, epoch: int) -> np.ndarray:
         """Blocks in random order, cut into equal parts; each worker composes within its own."""
@@ -243,15 +256,18 @@ class Reader:
         return batch
 
     def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
-        """Put other images of the batch in place of broken ones: all workers keep equal sizes."""
+        """Put pixels of other images of the batch in place of broken ones, which are not valid.
+
+        All workers keep equal sizes, and batch norm sees images as they are.
+        """
         good = [row for row in range(len(batch.ids)) if row not in faults]
         if not good:
             reason = next(iter(faults.values()))
             raise UserError(f"none of {len(faults)} images of a batch can be decoded: {reason}")
         for i, row in enumerate(faults):
             other = good[i % len(good)]
-            for tensor in (batch.images, batch.aspect, batch.ids, batch.clusters):
-                tensor[row] = tensor[other]
+            batch.images[row], batch.aspect[row] = batch.images[other], batch.aspect[other]
+            batch.valid[row] = False
 
     def _batch(self, positions: np.ndarray, images: torch.Tensor, aspect: torch.Tensor) -> Batch:
         return Batch(
@@ -260,6 +276,7 @@ class Reader:
             ids=torch.from_numpy(self.ids[positions]),
             positions=torch.from_numpy(positions.astype(np.int64)),
             clusters=torch.from_numpy(self.clusters[positions].astype(np.int64)),
+            valid=torch.ones(len(positions), dtype=torch.bool),
         )
 
     def _anew(self, epoch: int, tables: Tables) -> Iterator[Callable[[], Batch]]:

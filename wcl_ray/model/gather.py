@@ -1,17 +1,27 @@
-"""Collect a tensor from all workers without losing its gradient.
+"""What makes the gradient of W workers with b images each that of one process with W·b images.
 
-The gradient of a contrastive loss over W workers with b images each equals that of one process
-with W·b images only if the candidates of other workers pass gradients back: the backward of the
-gather must add up (not average, not cut out) what every worker's loss says about a tensor.
-DistributedDataParallel then averages over workers, and a loss that is the mean over local anchors
-comes out as the mean over all anchors.
+The candidates of other workers have to pass gradients back: the backward of the gather must add up
+(not average, not cut out) what every worker's loss says about a tensor. DistributedDataParallel
+then averages over workers, and the local parts of a loss (see
+:class:`wcl_ray.model.loss.LossResult`) come out as the mean over all valid anchors.
+
+Batch norm has to see the whole batch, too. On GPUs :func:`synchronised` makes it do so. On CPUs
+torch has no synchronised batch norm: each worker normalises by its own b images, and the gradient
+is that of one process only for networks without batch norm (ConvNeXt, ViT, Swin). Dropout and
+stochastic depth draw other masks on every worker, so with them it is equal in distribution only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.nn.functional import all_gather
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:
@@ -31,3 +41,19 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def synchronised(model: M, device: torch.device, world: int, wanted: bool) -> M:
+    """The model with batch norm over all workers; itself on one worker, on CPUs or if not wanted.
+
+    Parameters and buffers stay what they are under their names, so that checkpoints fit both ways.
+    To be called before the model is compiled or wrapped.
+    """
+    if not wanted or world == 1 or device.type != "cuda":
+        return model
+    convert: Callable[[M], M] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+        from timm.layers import convert_sync_batchnorm
+
+        convert = convert_sync_batchnorm  # torch's own would drop the activations of timm's layers
+    return convert(model)

@@ -1,7 +1,7 @@
 """Cl-InfoNCE, both estimators, as pure functions; the gather is the caller's.
 
 Source: Tsai et al., "Learning Weakly-supervised Contrastive Representations", ICLR 2022.
-Shapes: b local images, B images of the global batch, D dimensions, G granularities.
+Shapes: b local images, B images of the global batch, D dimensions, G granularities; W = B / b.
 
 Local anchors meet the candidates of the whole batch, so memory and work are b × 2B, not (2B)².
 Clusters are integers; -1 stands for "alone": an image that shares its cluster with nobody. With
@@ -21,19 +21,18 @@ import torch.nn.functional as F
 
 
 class LossResult(NamedTuple):
-    """Means over the local anchors, float32 scalars on the device.
+    """float32 scalars on the device, whose averages over the W workers are the means over all valid
+    anchors of the global batch: sums over the local ones, times W, divided by the number of all.
 
     Attributes:
         loss: to be minimised, in nats.
         positives: other images of the anchor's cluster in the global batch (first granularity).
         lonely: share of anchors without any (they only have their own second view).
-        bound: Cl-InfoNCE as a lower bound of information, log(candidates) - loss, in nats.
     """
 
     loss: torch.Tensor
     positives: torch.Tensor
     lonely: torch.Tensor
-    bound: torch.Tensor
 
 
 def cl_infonce(
@@ -46,6 +45,7 @@ def cl_infonce(
     offset: int,
     temperature: float,
     estimator: str = "supcon",
+    all_valid: torch.Tensor | None = None,
 ) -> LossResult:
     """Cl-InfoNCE of the local anchors against the global batch, mean over granularities.
 
@@ -58,6 +58,9 @@ def cl_infonce(
     ``supcon`` takes every view of the cluster's images in the batch, and the image's own other
     view, as positives: mean over them of -log p, the denominator over all other 2B - 1 views.
 
+    Images that are not valid are neither anchors, positives nor candidates of either estimator: the
+    loss is that of the batch without them, and their embeddings get no gradient.
+
     Args:
         z1, z2: (b, D) embeddings of the two views, any float dtype; normalised here.
         all_z1, all_z2: (B, D) the same of all workers, in order of rank.
@@ -66,25 +69,33 @@ def cl_infonce(
         offset: index of the first local image in the global batch.
         temperature: τ > 0, dividing cosine similarities.
         estimator: "supcon" or "paper".
+        all_valid: bool (B,), at least one of them true; None: all are.
 
     Raises:
         ValueError: an unknown estimator.
     """
     if estimator not in ("supcon", "paper"):
         raise ValueError(f"estimator is 'supcon' or 'paper', not {estimator!r}")
+    if all_valid is None:
+        all_valid = torch.ones(len(all_z1), dtype=torch.bool, device=z1.device)
+    valid = all_valid[offset : offset + len(z1)]
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2, all_z1, all_z2 = (_unit(z) for z in (z1, z2, all_z1, all_z2))
+        clusters = clusters.masked_fill(~valid[:, None], -1)
+        all_clusters = all_clusters.masked_fill(~all_valid[:, None], -1)
         same = _same_cluster(clusters, all_clusters, offset)
         if estimator == "supcon":
-            loss = _supcon(z1, z2, all_z1, all_z2, same, offset, temperature)
-            candidates = 2 * len(all_z1) - 1
+            losses = _supcon(z1, z2, all_z1, all_z2, same, all_valid, offset, temperature)
         else:
-            loss = _paper(z1, z2, all_z1, all_z2, all_clusters, offset, temperature)
-            candidates = len(all_z1)
+            views = z1, z2, all_z1, all_z2
+            losses = _paper(*views, all_clusters, all_valid, offset, temperature)
         others = same[0].sum(1, dtype=z1.dtype)
-        bound = torch.log(torch.tensor(float(candidates), device=loss.device)) - loss.detach()
-        lonely = (others == 0).to(z1.dtype).mean()
-    return LossResult(loss, others.mean(), lonely, bound)
+        scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype)
+
+        def mean(rows: torch.Tensor) -> torch.Tensor:
+            return torch.where(valid, rows, 0.0).sum() * scale
+
+        return LossResult(mean(losses), mean(others), mean((others == 0).to(z1.dtype)))
 
 
 def _unit(z: torch.Tensor) -> torch.Tensor:
@@ -106,25 +117,28 @@ def _supcon(
     all_z1: torch.Tensor,
     all_z2: torch.Tensor,
     same: torch.Tensor,
+    all_valid: torch.Tensor,
     offset: int,
     temperature: float,
 ) -> torch.Tensor:
+    """(b,) losses of the local images, means over their two views; any number where not valid."""
     b, total = len(z1), len(all_z1)
     rows = torch.arange(b, device=z1.device)
     own = rows + offset
     eye = own[:, None] == torch.arange(total, device=z1.device)  # (b, B)
+    left_out = torch.cat([eye | ~all_valid, (~all_valid).expand(b, total)], dim=1)
     losses = []
     for anchor, first, second in ((z1, all_z1, all_z2), (z2, all_z2, all_z1)):
         # first: the anchor's own view, where it must not meet itself; second: the other view
         logits = torch.cat([anchor @ first.T, anchor @ second.T], dim=1) / temperature
-        logits = torch.cat([logits[:, :total].masked_fill(eye, -torch.inf), logits[:, total:]], 1)
+        # not -inf, whose product with a mask of zeros is not a number
+        logits = logits.masked_fill(left_out, torch.finfo(logits.dtype).min)
         log_all = torch.logsumexp(logits, dim=1)
-        safe = torch.cat([logits[:, :total].masked_fill(eye, 0.0), logits[:, total:]], 1)
         for others in same:
             positive = torch.cat([others, others | eye], dim=1)
             count = positive.sum(1, dtype=logits.dtype)
-            losses.append((log_all - (safe * positive).sum(1) / count).mean())
-    return torch.stack(losses).mean()
+            losses.append(log_all - (logits * positive).sum(1) / count)
+    return torch.stack(losses).mean(0)
 
 
 def partners(clusters: torch.Tensor) -> torch.Tensor:
@@ -158,15 +172,21 @@ def _paper(
     all_z1: torch.Tensor,
     all_z2: torch.Tensor,
     all_clusters: torch.Tensor,
+    all_valid: torch.Tensor,
     offset: int,
     temperature: float,
 ) -> torch.Tensor:
-    forward, backward = z1 @ all_z2.T / temperature, z2 @ all_z1.T / temperature
+    """(b,) losses of the local images, means over both ways; any number where not valid."""
+    least = torch.finfo(z1.dtype).min
+    forward, backward = (
+        (anchors @ candidates.T / temperature).masked_fill(~all_valid, least)
+        for anchors, candidates in ((z1, all_z2), (z2, all_z1))
+    )
     local = slice(offset, offset + len(z1))
     losses = []
     for column in all_clusters.T:
         partner = partners(column)
         inverse = torch.argsort(partner)
-        losses.append(F.cross_entropy(forward, partner[local]))
-        losses.append(F.cross_entropy(backward, inverse[local]))
-    return torch.stack(losses).mean()
+        losses.append(F.cross_entropy(forward, partner[local], reduction="none"))
+        losses.append(F.cross_entropy(backward, inverse[local], reduction="none"))
+    return torch.stack(losses).mean(0)

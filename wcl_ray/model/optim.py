@@ -13,19 +13,33 @@ from torch.optim import Optimizer
 from wcl_ray.config import TrainConfig
 
 
-def learning_rate(done: float, total: float, train: TrainConfig) -> float:
+def learning_rate(share: float, train: TrainConfig) -> float:
     """Linear warm-up over the first share of the training, then a cosine to zero.
 
     Args:
-        done: images (or steps) trained on so far.
-        total: images (or steps) of the whole training.
+        share: of the training that is done, in [0, 1].
     """
-    share = min(1.0, done / total)
     if share < train.warmup:
         # the first step is not at zero: it would be lost
         return train.lr * max(share / train.warmup, 1e-2)
     rest = (share - train.warmup) / (1 - train.warmup)
     return train.lr * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
+    """Norm of all gradients, which are scaled down to ``clip`` where it is larger.
+
+    Args:
+        clip: largest norm; 0 leaves the gradients as they are.
+
+    Returns:
+        The norm before scaling, a scalar on the device.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if clip:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    return norm
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:

@@ -1,7 +1,7 @@
 """What a checkpoint holds: weights, optimiser and the exact position in the data.
 
 One file, full (unsharded) state, fixed name: any number of workers can load it. There is no random
-state to keep, since every random choice is a function of (seed, epoch, image).
+state to keep: every random choice is a function of (seed, epoch, image) or of (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ class Position:
         images: images that entered a step since the start.
         consumed: packed bits over positions, uint8 (ceil(N / 8),): the images of this epoch that
             entered a step; empty at the start of an epoch.
-        dropped: images left over in incomplete last batches since the start.
     """
 
     epoch: int = 0
     step: int = 0
     images: int = 0
     consumed: np.ndarray | None = None
-    dropped: int = 0
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -72,7 +70,6 @@ def save(
             "epoch": position.epoch,
             "step": position.step,
             "images": position.images,
-            "dropped": position.dropped,
             "consumed": consumed,
         },
         "facts": facts,
@@ -110,7 +107,6 @@ def load(
         epoch=position["epoch"],
         step=position["step"],
         images=position["images"],
-        dropped=position["dropped"],
         consumed=None if consumed is None else consumed.numpy().copy(),
     )
 

@@ -2,7 +2,8 @@
 
 Per step: a composed uint8 batch of this worker → device → two views → embeddings → gather →
 Cl-InfoNCE → one optimiser step. The batch is global: every worker has an equal part of it and the
-gradient is that of one process with the whole batch (see :mod:`wcl_ray.model.gather`).
+gradient is that of one process with the whole batch, but for batch norm on CPUs and the masks of
+dropout (see :mod:`wcl_ray.model.gather`).
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.model.encoder import build_encoder
-from wcl_ray.model.gather import gather
-from wcl_ray.model.loss import LossResult, cl_infonce
-from wcl_ray.model.optim import build_optimizer, learning_rate
+from wcl_ray.model.gather import synchronised
+from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.optim import build_optimizer, clip_gradients, learning_rate
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import Position
 from wcl_ray.train.failure import WorkerFailure
 from wcl_ray.train.meter import Meter
 from wcl_ray.train.nodes import NOT_SEEN
+from wcl_ray.train.step import Progress, batch_loss, seed_step
 
 SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint decisions
 
@@ -117,8 +119,7 @@ class Worker:
     def _build(self) -> None:
         config = self.config
         encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-        if config.train.sync_bn and self.world > 1 and self.device.type == "cuda":
-            encoder = torch.nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        encoder = synchronised(encoder, self.device, self.world, config.train.sync_bn)
         encoder = encoder.to(self.device)
         if config.train.channels_last:
             encoder = encoder.to(memory_format=torch.channels_last)
@@ -155,7 +156,6 @@ class Worker:
                 raise UserError(
                     f"an epoch has no whole batch of train.batch-size {self.batch}; lower it"
                 )
-            self.position.dropped += self.reader.dropped
             self.position.epoch, self.position.consumed = epoch + 1, None
             every, look = self.config.train.checkpoint_epochs, self.config.evaluate.every
             final = epoch + 1 == epochs  # the finished encoder is evaluated by the driver
@@ -175,6 +175,9 @@ class Worker:
         self.bad_images = 0  # a broken image comes back every epoch
         tables = self._tables() if self.task.stream.mode == "anew" else None
         batches = iter(self.reader.epoch(epoch, self.position.consumed, tables))
+        done = compose.count_bits(self.position.consumed)
+        ahead = self.reader.steps * self.batch
+        self.progress = Progress(self.config.train.epochs, epoch, done, ahead)
         self.model.train()
         while True:
             before = time.monotonic()
@@ -202,46 +205,29 @@ class Worker:
         images = batch.images.to(self.device, non_blocking=True)
         aspect = batch.aspect.to(self.device, non_blocking=True)
         ids = batch.ids.to(self.device, non_blocking=True)
-        clusters = batch.clusters.to(self.device, non_blocking=True)
-        rate = learning_rate(
-            self.position.images, self.task.images * self.config.train.epochs, self.config.train
-        )
+        rows = torch.column_stack([batch.clusters, batch.valid])  # copied and gathered at once
+        rows = rows.to(self.device, non_blocking=True)
+        rate = learning_rate(self.progress.share, self.config.train)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        seed_step(self.config.seed, self.position.step, self.rank)
         views = self.augment.two_views(images, aspect, ids, epoch)
         if self.config.train.channels_last:
             views = views.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             heads = self.model(views)
-        result = self._loss(heads, clusters)
+        result = batch_loss(heads, rows, self.rank, self.config.loss, self.cl_infonce)
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
-        clip = self.config.train.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        norm = clip_gradients(self.model, self.config.train.clip)
         self.optimizer.step()
         self.meter.add(result, norm)
         self._advance(batch, epoch)
 
-    def _loss(self, heads: tuple[torch.Tensor, ...], clusters: torch.Tensor) -> LossResult:
-        loss, offset = self.config.loss, self.rank * len(clusters)
-        everyone = gather(clusters)
-
-        def one(head: torch.Tensor, local: torch.Tensor, whole: torch.Tensor) -> LossResult:
-            z1, z2 = head.float().chunk(2)
-            views = z1, z2, gather(z1), gather(z2)
-            settings = offset, loss.temperature, loss.estimator
-            return LossResult(*self.cl_infonce(*views, local, whole, *settings))
-
-        result = one(heads[0], clusters, everyone)
-        if not loss.dual:
-            return result
-        alone = torch.full_like(everyone[:, :1], -1)
-        instance = one(heads[1], alone[: len(clusters)], alone)
-        return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
-
     def _advance(self, batch: Batch, epoch: int) -> None:
         self.position.step += 1
         self.position.images += self.batch
+        self.progress.add(self.batch)
         self.counted += self.batch
         compose.set_bits(self.fresh, batch.positions.numpy())
         if self.task.audit is not None:
@@ -280,20 +266,19 @@ class Worker:
 
     def _log(self, epoch: int, means: dict[str, float], wait: float) -> None:
         seconds, position = time.monotonic() - self.started, self.position
-        epochs, images = self.config.train.epochs, self.task.images
         speed = self.counted / seconds
         self._push(
             "train",
             epoch=epoch,
-            epochs=epochs,
-            share=min(1.0, (position.images + position.dropped) / images - epoch),
+            epochs=self.progress.epochs,
+            share=self.progress.of_epoch,
             step=position.step,
             images=position.images,
             **means,
             lr=self.optimizer.param_groups[0]["lr"],
             images_per_second=speed,
             wait=min(1.0, wait / seconds),
-            left_seconds=max(0, epochs * images - position.images) / speed,
+            left_seconds=self.progress.images_left / speed,
             workers=self.world,
             time=time.time(),
         )
