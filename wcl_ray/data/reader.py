@@ -2,7 +2,9 @@
 
 The order is a pure function of (seed, epoch, consumed images, batch size): for kept blocks that
 every worker may read it does not even depend on the number of workers, each of which takes its
-slice of every global batch. A thread reads and decodes ahead.
+slice of every global batch. Blocks that are dealt to workers are read a few at a time and let go,
+so that their node's object store may drop its copies of other nodes' blocks; there the order hangs
+on the nodes of blocks and workers as well. A thread reads and decodes ahead.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch
 
 from wcl_ray.data import compose
 from wcl_ray.data.ahead import ahead
+from wcl_ray.data.compose import window_of
+from wcl_ray.data.deal import Piece, Places, deal, nowhere, windows
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, kept_pixels, positions_of
@@ -49,11 +53,6 @@ class Batch:
     clusters: torch.Tensor
 
 
-def window_of(local: int) -> int:
-    """Images among which batches of ``local`` images are composed in mode anew."""
-    return max(8 * local, 4096)
-
-
 class Reader:
     """Batches of one worker.
 
@@ -63,7 +62,9 @@ class Reader:
         group: m, images of one cluster that stand together.
         threads: decoding threads.
         pin: pin batches in memory for the copy to a GPU.
-        window: images among which a batch is composed in mode anew.
+        window: images among which a batch is composed in mode anew and where blocks are dealt
+            (there at least a block, and no more blocks than ``places.most``).
+        places: where dealt blocks lie; the same on all workers but for ``most``.
 
     Attributes:
         dropped: images of the last epoch that did not fill a global batch, over all workers.
@@ -82,6 +83,7 @@ class Reader:
         threads: int = 1,
         pin: bool = False,
         window: int | None = None,
+        places: Places | None = None,
     ) -> None:
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} is no multiple of {world} workers")
@@ -96,7 +98,8 @@ class Reader:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._faults: list[tuple[str, str]] = []
-        self._blocks: list[Any] = [None] * len(stream.blocks)
+        self._blocks: dict[int, Any] = {}
+        self.places = places or nowhere(len(stream.blocks), world)
         if stream.mode != "anew":
             self.location: np.ndarray = ray.get(stream.location)
 
@@ -137,20 +140,46 @@ class Reader:
         return self._dealt(left, epoch)
 
     def _dealt(self, left: np.ndarray, epoch: int) -> np.ndarray:
-        """Blocks in random order, cut into equal parts; each worker composes within its own."""
-        assert self.stream.offsets is not None
+        """Blocks cut into equal parts; each worker composes within windows of its own blocks."""
+        block = self._block_of(self.location[left])
+        counts = np.bincount(block, minlength=len(self.stream.blocks))
         rng = np.random.default_rng([self.seed, epoch])
-        turn = rng.permutation(len(self.stream.blocks))
-        rows = self.location[left]
-        block = np.searchsorted(self.stream.offsets, rows, side="right") - 1
-        left = left[np.lexsort((rows, turn[block]))]
-        share = len(left) // self.world
-        steps = share // self.local
+        pieces = deal(counts, self.places, rng)[self.rank]
+        steps = len(left) // self.world // self.local
         self.dropped = len(left) - steps * self.batch
-        mine = left[self.rank * share : (self.rank + 1) * share]
-        own = np.random.default_rng([self.seed, epoch, self.rank])
-        mine = mine[compose.epoch_order(self._column(mine), self.group, self.local, own)]
-        return mine[: steps * self.local].reshape(steps, self.local)
+        own = np.random.default_rng([self.seed, epoch, 1, self.rank])
+        own.shuffle(pieces)  # type: ignore[arg-type]
+        mine = self._line(left, block, pieces, epoch)
+        order = np.empty(steps * self.local, np.int64)
+        begin = 0
+        for end in windows(pieces, self.window, self.local, self.places.most):
+            part = mine[begin:end]
+            within = compose.epoch_order(self._column(part), self.group, self.local, own)
+            order[begin:end] = part[within]
+            begin = end
+        return order.reshape(steps, self.local)
+
+    def _line(
+        self, left: np.ndarray, block: np.ndarray, pieces: list[Piece], epoch: int
+    ) -> np.ndarray:
+        """Positions of pieces one after the other. Inside a block groups of a cluster stand
+        together, so that a cut tears one at most."""
+        wanted = np.zeros(len(self.stream.blocks), bool)
+        wanted[[number for number, _, _ in pieces]] = True
+        left, block = left[wanted[block]], block[wanted[block]]
+        by_block = np.argsort(block, kind="stable")
+        left, block = left[by_block], block[by_block]
+        line = [left[:0]]
+        for number, start, stop in pieces:
+            first, end = np.searchsorted(block, [number, number + 1])
+            inside = left[first:end]
+            rng = np.random.default_rng([self.seed, epoch, 2, number])  # as on other workers
+            line.append(inside[compose.compose(self._column(inside), self.group, rng)[start:stop]])
+        return np.concatenate(line)
+
+    def _block_of(self, rows: np.ndarray) -> np.ndarray:
+        assert self.stream.offsets is not None
+        return np.searchsorted(self.stream.offsets, rows, side="right") - 1
 
     def _column(self, positions: np.ndarray) -> np.ndarray:
         return self.clusters[positions, self.column]
@@ -166,21 +195,56 @@ class Reader:
             yield waiting.popleft().result()
 
     def _raw_batches(self, order: np.ndarray) -> Iterator[Batch]:
-        for positions in order:
+        for positions in self._steps(order):
             yield self._raw(positions, self.location[positions])
 
     def _encoded(self, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
-        def job(positions: np.ndarray) -> Batch:
-            rows = self.location[positions]
-            return self._decode(positions, self._files(rows), partial(self._name, rows))
+        """The files are copied before a thread decodes them, and hold no block."""
+        for positions in self._steps(order):
+            files, names = self._files(self.location[positions])
+            yield partial(self._decode, positions, files, names.__getitem__)
 
-        for positions in order:
-            yield partial(job, positions)
+    def _steps(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """The positions of each batch. Dealt blocks are let go after the last batch that needs
+        them, and those that come next are asked for, one more with every batch."""
+        if self.stream.shared:
+            yield from order
+            return
+        blocks = self._block_of(self.location[order])
+        step_of = np.broadcast_to(np.arange(len(order))[:, None], order.shape)
+        first = np.full(len(self.stream.blocks), len(order))
+        last = np.full(len(self.stream.blocks), -1)
+        np.minimum.at(first, blocks, step_of)
+        np.maximum.at(last, blocks, step_of)
+        turn = np.argsort(first, kind="stable")[: int((last >= 0).sum())]
+        opened = asked = 0
+        try:
+            for step, positions in enumerate(order):
+                opened += self._open(np.unique(blocks[step]))
+                yield positions
+                for number in [n for n in self._blocks if last[n] <= step]:
+                    del self._blocks[number]
+                asked = max(asked, opened)
+                if asked < min(len(turn), opened + self.places.most):
+                    ref = self.stream.blocks[turn[asked]]
+                    ray.wait(
+                        [ref], timeout=0, fetch_local=True
+                    )  # starts to fetch it, holds nothing
+                    asked += 1
+        finally:
+            self._blocks.clear()
+
+    def _open(self, numbers: np.ndarray) -> int:
+        """Fetch what is not open yet, all at once; returns how many these were."""
+        missing = [int(number) for number in numbers if int(number) not in self._blocks]
+        tables = ray.get([self.stream.blocks[number] for number in missing])
+        self._blocks.update(zip(missing, map(self._view, tables), strict=True))
+        return len(missing)
 
     def _block(self, number: int) -> Any:
         """A block, opened when it is first needed; without a copy where it is on this node."""
-        if self._blocks[number] is None:
-            self._blocks[number] = self._view(ray.get(self.stream.blocks[number]))
+        if number not in self._blocks:
+            self._open(np.array([number]))
         return self._blocks[number]
 
     def _view(self, table: pa.Table) -> Any:
@@ -194,7 +258,7 @@ class Reader:
     def _groups(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(block, places in the batch, rows in the block)."""
         assert self.stream.offsets is not None
-        block = np.searchsorted(self.stream.offsets, rows, side="right") - 1
+        block = self._block_of(rows)
         by_block = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[by_block])) + 1
         for places in np.split(by_block, cuts):
@@ -212,17 +276,15 @@ class Reader:
             aspect[places] = aspects[inside]
         return self._batch(positions, images, torch.from_numpy(aspect))
 
-    def _name(self, rows: np.ndarray, place: int) -> str | None:
-        ((number, _, inside),) = self._groups(rows[place : place + 1])
-        return self._block(number)[KEY][int(inside[0])].as_py()  # type: ignore[no-any-return]
-
-    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+    def _files(self, rows: np.ndarray) -> tuple[list[bytes | None], list[str | None]]:
+        """Image files and the user's own names of rows."""
         files: list[bytes | None] = [None] * len(rows)
+        names: list[str | None] = [None] * len(rows)
         for number, places, inside in self._groups(rows):
-            found = self._block(number)[IMAGE].take(pa.array(inside)).to_pylist()
-            for place, content in zip(places, found, strict=True):
-                files[place] = content
-        return files
+            part = self._block(number).select([IMAGE, KEY]).take(pa.array(inside))
+            for place, file, name in zip(places, *part.to_pydict().values(), strict=True):
+                files[place], names[place] = file, name
+        return files, names
 
     def _decode(
         self,

@@ -29,6 +29,7 @@ from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
 AT_ONCE = 512  # images decoded into one table
+BLOCK = 64e6  # bytes of a dealt block
 REPLICATED = 0.25  # of the smallest node's store: less is simply read from everywhere
 
 
@@ -243,17 +244,14 @@ def _spread(
 ) -> tuple[Dataset, str]:
     """Deal rows to blocks by a hash: of the id, or of the cluster where clusters are small.
 
-    A worker composes within its own blocks. Where a cluster has so few images that most of its
-    partners would be on other nodes, the whole cluster goes into one block.
+    A worker composes within a few of its own blocks. Where a cluster has so few images that most of
+    its partners would be in other blocks, the whole cluster goes into one.
     """
-    count = max(4 * nodes, int(kept / 64e6))
+    count = max(4 * nodes, int(kept / BLOCK))
     together = False
     if clusters is not None:
-        sizes = np.bincount(clusters[clusters >= 0])
-        with_partner = sizes[sizes > 1]
-        if len(with_partner):
-            apart = 1 - (1 - 1 / nodes) ** (with_partner - 1)  # a partner is on the same node
-            together = float((apart * with_partner).sum() / with_partner.sum()) < 0.9
+        window = min(max(compose.window_of(0), len(clusters) // count), len(clusters) // nodes)
+        together = compose.apart(clusters, window) > 0.1
     key = ray.put(clusters) if together else None
 
     def bucket(table: pa.Table) -> pa.Table:
@@ -261,8 +259,7 @@ def _spread(
         if key is not None:
             cluster = ray.get(key)[positions_of(ray.get(ids), values)]
             values = np.where(cluster >= 0, cluster, values)
-        mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)
-        return table.append_column("bucket", pa.array((mixed % count).astype(np.int64)))
+        return table.append_column("bucket", pa.array(values, pa.int64()))
 
     rows = rows.map_batches(bucket, batch_format="pyarrow", batch_size=None)
     how = "whole clusters" if together else "single images"
