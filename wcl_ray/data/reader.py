@@ -23,9 +23,10 @@ import torch
 
 from wcl_ray.data import compose
 from wcl_ray.data.ahead import ahead
+from wcl_ray.data.augment import Augment
 from wcl_ray.data.compose import window_of
 from wcl_ray.data.deal import Piece, Places, deal, nowhere, windows
-from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, kept_pixels, positions_of
 from wcl_ray.errors import UserError
@@ -39,7 +40,8 @@ class Batch:
     """This worker's part of a global batch: b images.
 
     Attributes:
-        images: uint8 (b, 3, S, S), squashed to a square.
+        images: uint8 (b, 3, S, S), squashed to a square; or (b, 2, 3, s, s), the crops of both
+            views.
         aspect: float32 (b,), width / height of the originals.
         ids: int64 (b,).
         positions: int64 (b,), to be marked as consumed.
@@ -65,6 +67,7 @@ class Reader:
         window: images among which a batch is composed in mode anew and where blocks are dealt
             (there at least a block, and no more blocks than ``places.most``).
         places: where dealt blocks lie; the same on all workers but for ``most``.
+        augment: in modes encoded and anew, cut what its views show out of the files.
 
     Attributes:
         dropped: images of the last epoch that did not fill a global batch, over all workers.
@@ -84,6 +87,7 @@ class Reader:
         pin: bool = False,
         window: int | None = None,
         places: Places | None = None,
+        augment: Augment | None = None,
     ) -> None:
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} is no multiple of {world} workers")
@@ -92,6 +96,7 @@ class Reader:
         self.local = batch_size // world
         self.seed, self.group, self.pin = seed, group, pin
         self.window = window or window_of(self.local)
+        self.augment = augment
         self.column, _ = compose.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.dropped = 0
@@ -124,7 +129,7 @@ class Reader:
         order = self.order(epoch, consumed)
         if self.stream.mode == "raw":
             return ahead(self._raw_batches(order), AHEAD)
-        return ahead(self._parallel(self._encoded(order)), AHEAD)
+        return ahead(self._parallel(self._encoded(epoch, order)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
@@ -198,11 +203,11 @@ class Reader:
         for positions in self._steps(order):
             yield self._raw(positions, self.location[positions])
 
-    def _encoded(self, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
+    def _encoded(self, epoch: int, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
         """The files are copied before a thread decodes them, and hold no block."""
         for positions in self._steps(order):
             files, names = self._files(self.location[positions])
-            yield partial(self._decode, positions, files, names.__getitem__)
+            yield partial(self._decode, epoch, positions, files, names.__getitem__)
 
     def _steps(self, order: np.ndarray) -> Iterator[np.ndarray]:
         """The positions of each batch. Dealt blocks are let go after the last batch that needs
@@ -288,13 +293,14 @@ class Reader:
 
     def _decode(
         self,
+        epoch: int,
         positions: np.ndarray,
         files: list[bytes | None],
         name: Callable[[int], str | None],
         known: dict[int, str] | None = None,
     ) -> Batch:
         """``name`` gives the user's own name of a row, ``known`` the faults found before."""
-        decoded = decode_batch(files, self.stream.size)
+        decoded = self._pixels(epoch, self.ids[positions], files)
         faults = decoded.faults | (known or {})
         images = decoded.images.pin_memory() if self.pin else decoded.images
         batch = self._batch(positions, images, decoded.aspect)
@@ -303,6 +309,17 @@ class Reader:
                 self._faults.append((name(row) or str(int(batch.ids[row])), reason))
             self._replace(batch, faults)
         return batch
+
+    def _pixels(self, epoch: int, ids: np.ndarray, files: list[bytes | None]) -> Decoded:
+        augment = self.augment
+        if augment is None:
+            return decode_batch(files, self.stream.size)
+        numbers = torch.from_numpy(ids)
+
+        def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
+            return augment.boxes(numbers[rows], aspect, epoch)
+
+        return decode_crops(files, boxes, 2, augment.size)
 
     def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
         """Put other images of the batch in place of broken ones: all workers keep equal sizes."""
@@ -333,15 +350,15 @@ class Reader:
             held.append(table.select([ID, KEY, IMAGE, FAULT]))
             rows += table.num_rows
             if rows >= self.window:
-                rest = yield from self._window(pa.concat_tables(held), rng)
+                rest = yield from self._window(epoch, pa.concat_tables(held), rng)
                 held, rows = [rest], rest.num_rows
         if held:
-            rest = yield from self._window(pa.concat_tables(held), rng)
+            rest = yield from self._window(epoch, pa.concat_tables(held), rng)
             rows = rest.num_rows
         self.dropped = rows * self.world
 
     def _window(
-        self, table: pa.Table, rng: np.random.Generator
+        self, epoch: int, table: pa.Table, rng: np.random.Generator
     ) -> Any:  # a generator that returns the rows left over
         positions = positions_of(self.ids, table[ID].to_numpy())
         order = compose.epoch_order(self._column(positions), self.group, self.local, rng)
@@ -352,5 +369,6 @@ class Reader:
             known = {i: fault for i, fault in enumerate(part[FAULT].to_pylist()) if fault}
             names = part[KEY].to_pylist()
             files = part[IMAGE].to_pylist()
-            yield partial(self._decode, positions[rows], files, names.__getitem__, known)
+            name = names.__getitem__
+            yield partial(self._decode, epoch, positions[rows], files, name, known)
         return table.take(pa.array(order[whole:]))

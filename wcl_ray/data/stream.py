@@ -2,7 +2,8 @@
 
 Ray Data reads the source once. What fits in the object store stays there as blocks of rows, which
 the workers read without a copy epoch after epoch: decoded and squashed pixels (``raw``), else
-image files (``encoded``). What does not fit is read ``anew`` each epoch.
+image files (``encoded``); above 64 pixels first the files, out of which crops are sharper. What
+does not fit is read ``anew`` each epoch.
 
 A training image is addressed by its position, the row of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
@@ -101,7 +102,7 @@ def plan_stream(
             that does not fit.
     """
     size = data.stored_size
-    mode, reason, kept = _choose(images, len(ids), size, data.keep, grows)
+    mode, reason, kept = _choose(images, len(ids), data, grows)
     ids_ref = ray.put(ids)
     if mode == "anew":
         return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
@@ -155,10 +156,9 @@ def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:
         )
 
 
-def _choose(
-    images: Dataset, n: int, size: int, keep: str, grows: bool = False
-) -> tuple[str, str, float]:
+def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str, str, float]:
     """Mode, reason, and bytes that are kept."""
+    size, keep = data.stored_size, data.keep
     alive = [node for node in ray.nodes() if node["Alive"]]
     store = sum(node["Resources"].get("object_store_memory", 0) for node in alive)
     room = SHARE * store
@@ -166,8 +166,8 @@ def _choose(
     offer = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
     if keep == "anew":
         return "anew", "anew: chosen by data.keep", 0.0
-    if keep in ("auto", "raw") and raw <= room:
-        text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+    text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+    if raw <= room and (keep == "raw" or (keep == "auto" and not data.crops_files)):
         return "raw", text, raw
     later = f"{offer} may be used so far, the rest has to come with new nodes"
     if keep == "raw" and grows:
@@ -187,6 +187,9 @@ def _choose(
         return "encoded", f"encoded: {bytes_text(encoded)} by data.keep; {later}", encoded
     if keep == "encoded":
         raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
+    if raw <= room:
+        text += f"; the files, which crops would be sharper from, take {bytes_text(encoded)}"
+        return "raw", text, raw
     both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
     text = f"anew: neither {both} fit into {offer}"
     if grows:

@@ -110,6 +110,7 @@ class Worker:
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
             places=self._places(),
+            augment=self.augment if self.config.data.crops_files else None,
         )
         self.meter = Meter(self.device, self.world)
         self.last_checkpoint = time.monotonic()
