@@ -114,8 +114,9 @@ def decode_crops(
             own = boxes[at[row]]
             pixels = _enough(opened.pop(row), own, size)
             height, width = pixels.shape[1:]
-            for view, box in enumerate((own * torch.tensor([width, height] * 2)).round().int()):
-                left, top, right, bottom = box.tolist()
+            for view, box in enumerate(own.tolist()):
+                sides = zip(box, (width, height) * 2, strict=True)
+                left, top, right, bottom = (round(share * side) for share, side in sides)
                 left, top = min(left, width - 1), min(top, height - 1)
                 part = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
                 out[row, view] = F.resize(part, [size, size], antialias=True)
@@ -173,7 +174,8 @@ def _enough(source: Image.Image | torch.Tensor, boxes: torch.Tensor, size: int) 
     part = max((k for k in (1, 2, 4, 8) if k * size <= float(sides.min())), default=1)
     source.draft(None, (stored[0] // part, stored[1] // part))
     with source:
-        return _pixels(source)
+        pixels = np.array(ImageOps.exif_transpose(source).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def decode_one(content: bytes) -> torch.Tensor:
@@ -215,20 +217,16 @@ def _decode_pillow(content: bytes) -> torch.Tensor:
     formats = ["PNG"] if content.startswith(b"\x89PNG") else None
     with Image.open(io.BytesIO(content), formats=formats) as picture:
         _check_size(picture.width, picture.height)
-        return _pixels(picture)
-
-
-def _pixels(picture: Image.Image) -> torch.Tensor:
-    picture.load()  # PNGs may tell their rotation after the pixels
-    plain = picture.format == "PNG" and not _TURNED & picture.info.keys()
-    whole = picture if plain else ImageOps.exif_transpose(picture)
-    if whole.mode.startswith("I"):
-        values = np.asarray(whole).astype(np.int64)
-        # 32-bit files hold 8 or 16 bits, only their values tell
-        shift = 8 if whole.mode != "I" or values.max(initial=0) > 255 else 0
-        return _flatten(torch.from_numpy((values >> shift).clip(0, 255).astype(np.uint8))[None])
-    alpha = whole.mode in ("RGBA", "LA", "PA") or "transparency" in whole.info
-    pixels = np.array(whole.convert("RGBA" if alpha else "RGB"))
+        picture.load()  # PNGs may tell their rotation after the pixels
+        plain = picture.format == "PNG" and not _TURNED & picture.info.keys()
+        whole = picture if plain else ImageOps.exif_transpose(picture)
+        if whole.mode.startswith("I"):
+            values = np.asarray(whole).astype(np.int64)
+            # 32-bit files hold 8 or 16 bits, only their values tell
+            shift = 8 if whole.mode != "I" or values.max(initial=0) > 255 else 0
+            return _flatten(torch.from_numpy((values >> shift).clip(0, 255).astype(np.uint8))[None])
+        alpha = whole.mode in ("RGBA", "LA", "PA") or "transparency" in whole.info
+        pixels = np.array(whole.convert("RGBA" if alpha else "RGB"))
     return _flatten(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
