@@ -33,7 +33,7 @@ def photograph(number: int, width: int, height: int, turned: int = 1) -> bytes:
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(60, 190, (6, 8, 3)).astype(np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    stripes = 25 * np.sin(np.arange(width) * 2 * np.pi / 5)
+    stripes = 25 * np.sin(np.arange(width) * 2 * np.pi * 30 / width)
     pixels = pixels + stripes[None, :, None]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = turned
@@ -82,7 +82,7 @@ def test_crops_keep_the_resolution_of_the_file(shape: tuple[int, int], turned: i
             old = resized_crop(squashed.images[row, None].float(), wanted[row, view, None], SIZE)
             before += detail(old) / 12
     if shape == (150, 110):  # fine stripes, which the squashed image has lost
-        assert detail(found.images) > 1.5 * before
+        assert detail(found.images) > 1.3 * before
 
 
 def test_jpegs_are_decoded_no_larger_than_their_crops_need() -> None:
