@@ -78,7 +78,9 @@ def test_crops_keep_the_resolution_of_the_file(shape: tuple[int, int], turned: i
             assert content is not None
             expected = reference(content, wanted[row, view]).float()
             crop = found.images[row, view].float()
-            assert (crop - expected).abs().mean() < 3  # a JPEG decoded at a part of its size
+            # decoded at a part of its size, where borders fall on other pixels
+            assert (crop - expected).abs().mean() < 8
+            assert detail(crop) == pytest.approx(detail(expected), rel=0.2)
             old = resized_crop(squashed.images[row, None].float(), wanted[row, view, None], SIZE)
             before += detail(old) / 12
     if shape == (150, 110):  # fine stripes, which the squashed image has lost
@@ -87,12 +89,12 @@ def test_crops_keep_the_resolution_of_the_file(shape: tuple[int, int], turned: i
 
 def test_jpegs_are_decoded_no_larger_than_their_crops_need() -> None:
     content = photograph(0, 900, 700, turned=6)
-    for side, least in ((0.95, 160), (0.5, 160), (0.24, 160)):
-        box = torch.tensor([[0.0, 0.0, side, side], [0.1, 0.1, 1.0, 1.0]])
+    for side in (0.95, 0.5, 0.24):
+        box = torch.tensor([[0.0, 0.0, side, side], [0.0, 0.0, 1.0, 1.0]])
         pixels = _enough(_open(content, SIZE), box, SIZE)
         height, width = pixels.shape[1:]
         assert height > width  # turned
-        assert SIZE <= side * width < 2 * least + 20
+        assert SIZE <= side * width <= 2 * SIZE
     assert isinstance(_open(photograph(0, 150, 110), SIZE), torch.Tensor)
 
 
