@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from clusters import RayCluster
 from hypothesis import given
 from hypothesis import strategies as st
 from on_nodes import BLOCKS, IN_BLOCK
+from test_run import check_exactly_once, config  # noqa: F401
 
+from wcl_ray.config import Config
+from wcl_ray.data import stream
 from wcl_ray.data.deal import Places, deal, rows_of, windows
+from wcl_ray.train.run import pretrain
 
 
 @given(
@@ -77,3 +84,27 @@ def test_a_worker_holds_few_dealt_blocks(keep: str) -> None:
         assert worker["met"] >= 1  # a partner, inside of the window
     assert first["local"] == 1
     assert second["local"] == pytest.approx(BLOCKS[1] / (sum(BLOCKS) / 2), abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_on_dealt_crops(
+    config: Config,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two workers deal the blocks among themselves, and cut their views out of the files."""
+    monkeypatch.setattr(stream, "REPLICATED", 0.0)
+    config = replace(
+        config,
+        data=replace(config.data, image_size=72),
+        train=replace(config.train, precision="float32"),
+        scale=replace(config.scale, workers="2", cpus_per_worker=0.5, grows="yes", gpu="no"),
+    )
+    results = pretrain(config)
+    text = capsys.readouterr().out
+    assert "stream" in text
+    assert "encoded: " in text
+    assert "dealt to 8 blocks" in text
+    images = results["variants"]["attributes"]["train_images"]
+    check_exactly_once(Path(config.storage) / "one", images, 24, 2)
