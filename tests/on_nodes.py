@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from test_run import N
 
@@ -18,13 +20,17 @@ from wcl_ray.clusters.kmeans import KMeans
 from wcl_ray.clusters.placement import find_homes
 from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
-from wcl_ray.data.source import open_source
-from wcl_ray.data.stream import plan_stream
+from wcl_ray.data import compose
+from wcl_ray.data.homes import number_homes, places_of
+from wcl_ray.data.reader import Reader
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.stream import Stream, _locate, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import evaluate_encoder
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.storage import Folder
 from wcl_ray.train.nodes import check_shared
+from wcl_ray.train.usage import store_stats
 
 ROWS, PARTS = 6000, 12
 
@@ -110,6 +116,91 @@ def decoding(folder: str) -> dict[str, Any]:
     blocks = [plan_stream(images, np.arange(N), data).blocks for _ in range(6)]
     where = ray.experimental.get_object_locations([one for (one,) in blocks])
     return {"gpu": sum(graphics[row["node_ids"][0]] > 0 for row in where.values())}
+
+
+BLOCKS, IN_BLOCK, SIDE = (13, 9), 40, 256  # 173 MB of pixels: 102 and 71 on the two nodes
+
+
+def block(number: int, keep: str) -> pa.Table:
+    """Pictures of one colour, which tells their number."""
+    ids = np.arange(number, sum(BLOCKS) * IN_BLOCK, sum(BLOCKS))
+    colours = np.stack([ids // 256, ids % 256, 0 * ids], 1).astype(np.uint8)
+    first = {ID: ids, KEY: ids.astype(str), FAULT: pa.nulls(len(ids), pa.string())}
+    if keep == "raw":
+        flat = np.repeat(colours, SIDE * SIDE, 1).tobytes()
+        buffers = [None, pa.py_buffer(flat)]
+        kind = pa.binary(3 * SIDE * SIDE)
+        pixels = pa.FixedSizeBinaryArray.from_buffers(kind, len(ids), buffers)
+        return pa.table(first | {"pixels": pixels, "aspect": np.ones(len(ids), np.float32)})
+    files = []
+    for colour in colours:
+        sink = io.BytesIO()
+        Image.new("RGB", (SIDE, SIDE), tuple(colour.tolist())).save(sink, "BMP")
+        files.append(sink.getvalue())
+    return pa.table(first | {IMAGE: pa.array(files, pa.large_binary())})
+
+
+class Counting(Reader):
+    """Counts the blocks that are open."""
+
+    held = 0
+
+    def _open(self, numbers: np.ndarray) -> int:
+        fetched = super()._open(numbers)
+        self.held = max(self.held, len(self._blocks))
+        return fetched
+
+
+@ray.remote(num_cpus=1)
+def read(stream: Stream, blocks: np.ndarray, rank: int, largest: int) -> dict[str, Any]:
+    """Three epochs of one of two workers, and what it held."""
+    places = places_of(blocks, np.arange(2), rank, largest)
+    clusters = (np.arange(stream.rows) % 30).astype(np.int32)[:, None]
+    reader = Counting(
+        stream, clusters, rank=rank, world=2, batch_size=16, seed=0, group=2, window=80,
+        places=places,
+    )  # fmt: skip
+    seen, local, met = [], 0.0, 0.0
+    for epoch in range(3):
+        order = reader.order(epoch, None)
+        local += float((blocks[reader._block_of(reader.location[order])] == rank).mean()) / 3
+        met += compose.meeting(clusters[order, 0])[0] / 3
+        ids = []
+        for batch in reader.epoch(epoch, None):
+            colours = batch.images[:, :2, 0, 0].numpy().astype(int)
+            assert (colours[:, 0] * 256 + colours[:, 1]).tolist() == batch.ids.tolist()
+            ids += batch.ids.tolist()
+        seen.append(ids)
+    held = {"most": places.most, "held": reader.held, "left": len(reader._blocks)}
+    return {"seen": seen, "local": local, "met": met, **held}
+
+
+def dealt(keep: str) -> dict[str, Any]:
+    """Blocks of two nodes, which neither could hold, read by a worker on each."""
+    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    pinned = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    homes = [0] * BLOCKS[0] + [1] * BLOCKS[1]
+    make = ray.remote(block)
+    refs = [
+        make.options(scheduling_strategy=pinned[home]).remote(number, keep)
+        for number, home in enumerate(homes)
+    ]
+    ids = np.arange(len(refs) * IN_BLOCK)
+    ray.wait(refs, num_returns=len(refs), fetch_local=False)
+    location, offsets, _ = _locate(refs, ids)
+    size = SIDE if keep == "raw" else 16
+    kept: dict[str, Any] = {"mode": keep, "reason": "", "size": size, "rows": len(ids)}
+    kept |= {"ids": ray.put(ids), "location": ray.put(location), "offsets": offsets}
+    stream = Stream(shared=False, blocks=tuple(refs), **kept)
+    numbers, largest = number_homes(stream, nodes)
+    before = store_stats().spilled_bytes_total
+    work = [
+        read.options(scheduling_strategy=pinned[rank]).remote(stream, numbers, rank, largest)
+        for rank in range(2)
+    ]
+    found = ray.get(work)
+    spilled = store_stats().spilled_bytes_total - before
+    return {"homes": numbers.tolist(), "spilled": spilled, "before": before, "workers": found}
 
 
 if __name__ == "__main__":

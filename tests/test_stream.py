@@ -18,6 +18,7 @@ from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
 from wcl_ray.data import compose, passes, source_parquet, stream
+from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.source import open_source
 from wcl_ray.data.stream import Stream, plan_stream
@@ -148,10 +149,14 @@ def test_exactly_once_over_a_restart_with_other_workers(
     seen: list[int] = []
     for world, steps in zip(worlds, (stop, None), strict=True):
         batch = local * world
+        places = Places(rng.integers(-1, 2, blocks), rng.integers(0, 2, world), most=2)
         parts = [
-            Reader(s, clusters, rank=r, world=world, batch_size=batch, seed=seed, group=group)
+            Reader(
+                s, clusters, rank=r, world=world, batch_size=batch, seed=seed, group=group,
+                window=10, places=places,
+            )
             for r in range(world)
-        ]
+        ]  # fmt: skip
         orders = [part.order(4, consumed) for part in parts]
         assert len({order.shape for order in orders}) == 1
         left = n - len(seen)

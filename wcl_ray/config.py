@@ -43,11 +43,12 @@ class DataConfig:
     image_size: int = 32
     """Side of the training images, in pixels."""
     store_size: int = 0
-    """Side at which images are kept before the random crop, in pixels. 0: image-size up to 64,
-    8/7 of it above."""
+    """Side at which images are kept before the random crop, in pixels; above an image-size of 64
+    only with data.keep raw. 0: image-size up to 64, 8/7 of it above."""
     keep: Literal["auto", "raw", "encoded", "anew"] = "auto"
     """Keep decoded pixels (raw) or image files (encoded) in Ray's object store, or read the source
-    anew each epoch. auto: the first that fits."""
+    anew each epoch. auto: the first that fits; above an image-size of 64, where only raw cuts its
+    crops out of shrunk images, encoded before raw."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run stops. Below it they are skipped and listed
     in faults.jsonl."""
@@ -67,6 +68,11 @@ class DataConfig:
         _require(0 <= self.max_bad <= 1, f"data.max-bad is a share in [0, 1], not {self.max_bad}")
         _require(0 < self.holdout < 1, f"data.holdout is a share in (0, 1), not {self.holdout}")
         _require(self.demo_images >= 64, "data.demo-images: the demo needs at least 64")
+
+    @property
+    def crops_files(self) -> bool:
+        """Whether crops of images that are not kept decoded come from the files' own pixels."""
+        return self.image_size > 64
 
     @property
     def stored_size(self) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import ray
-import ray.experimental
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray.clusters.vectors import Piece, Vectors
+from wcl_ray.data.homes import homes_of
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,9 @@ def find_homes(vectors: Vectors, resource: str = "CPU", each: float = 1.0) -> Ho
     refs = list({piece.ref.hex(): piece.ref for piece in vectors.pieces if piece.ref}.values())
     if len(refs) < 2:
         return Homes({})
-    found = ray.experimental.get_object_locations(refs)
-    nodes = _choose({ref.hex(): sorted(where["node_ids"]) for ref, where in found.items()})
+    nodes = homes_of(refs).nodes
     if len(set(nodes.values())) < 2:
         return Homes({})
     free = ray._private.state.available_resources_per_node()
     room = {node: int(have.get(resource, 0.0) / max(each, 0.01)) for node, have in free.items()}
     return Homes(nodes, room)
-
-
-def _choose(copies: dict[str, list[str]]) -> dict[str, str]:
-    """One node for each object: of several copies that on the node with the fewest objects."""
-    count: Counter[str] = Counter()
-    chosen: dict[str, str] = {}
-    for ref, nodes in sorted(copies.items(), key=lambda item: len(item[1])):
-        if nodes:
-            chosen[ref] = min(nodes, key=lambda node: (count[node], node))
-            count[chosen[ref]] += 1
-    return chosen

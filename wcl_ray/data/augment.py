@@ -201,19 +201,38 @@ class Augment:
         self.config, self.size, self.seed = config, image_size, seed
         self._apply = torch.compile(self.apply) if compile else self.apply
 
+    def boxes(self, ids: torch.Tensor, aspect: torch.Tensor, epoch: int) -> torch.Tensor:
+        """float (B, 2, 4): what the two views of images show, see :func:`crop_boxes`."""
+        draws = [uniforms(ids, self.seed, epoch, view, 2 * TRIES + 2) for view in (0, 1)]
+        return torch.stack([crop_boxes(u, aspect, self.config.crop_min) for u in draws], dim=1)
+
     def view(
-        self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int, view: int
+        self,
+        images: torch.Tensor,
+        aspect: torch.Tensor | None,
+        ids: torch.Tensor,
+        epoch: int,
+        view: int,
     ) -> torch.Tensor:
-        """One view: uint8 (B, 3, S, S), aspect (B,), int64 ids (B,) → normalised (B, 3, s, s)."""
+        """One view: uint8 (B, 3, S, S), aspect (B,), int64 ids (B,) → normalised (B, 3, s, s).
+
+        Without an aspect the images are what the view shows already, cut out by :meth:`boxes`.
+        """
         u = uniforms(ids, self.seed, epoch, view, DRAWS)
         return self._apply(images, aspect, u)
 
-    def apply(self, images: torch.Tensor, aspect: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self, images: torch.Tensor, aspect: torch.Tensor | None, u: torch.Tensor
+    ) -> torch.Tensor:
         """The view that the uniforms u (B, DRAWS) stand for; see :meth:`view`."""
         c = self.config
-        boxes = crop_boxes(u[:, : 2 * TRIES + 2], aspect, c.crop_min)
         v = u[:, 2 * TRIES + 2 :]
-        x = resized_crop(images.to(torch.float32) / 255, boxes, self.size, v[:, 0] < c.flip)
+        x, flip = images.to(torch.float32) / 255, v[:, 0] < c.flip
+        if aspect is None:
+            x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        else:
+            boxes = crop_boxes(u[:, : 2 * TRIES + 2], aspect, c.crop_min)
+            x = resized_crop(x, boxes, self.size, flip)
         if c.jitter > 0:
             x = self._jitter(x, v)
         if c.grey > 0:
@@ -246,19 +265,35 @@ class Augment:
     def two_views(
         self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int
     ) -> torch.Tensor:
-        """Both views, stacked: (2B, 3, s, s), the first B are view 1."""
+        """Both views, stacked: (2B, 3, s, s), the first B are view 1.
+
+        Args:
+            images: uint8 (B, 3, S, S), or (B, 2, 3, s, s): what each view shows.
+        """
+        cut = images.ndim == 5
+        shown = None if cut else aspect
+        parts = images.unbind(1) if cut else (images, images)
         if not images.is_cuda:  # two halves stay in the cache
-            return torch.cat([self.view(images, aspect, ids, epoch, view) for view in (0, 1)])
+            return torch.cat([self.view(parts[v], shown, ids, epoch, v) for v in (0, 1)])
         draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
-        twice = images.repeat(2, 1, 1, 1)  # in one pass, which starts half as many kernels
-        return self._apply(twice, aspect.repeat(2), torch.cat(draws))
+        twice = torch.cat(parts)  # in one pass, which starts half as many kernels
+        return self._apply(twice, None if cut else aspect.repeat(2), torch.cat(draws))
+
+
+def centre_boxes(aspect: torch.Tensor, size: int) -> torch.Tensor:
+    """float (B, 4): the centre crop of the evaluation, see :func:`crop_boxes`.
+
+    Above 64 pixels the short side would be 8/7 of ``size`` before the crop, as usual; smaller
+    images keep their whole short side.
+    """
+    keep = 1.0 if size <= 64 else 7 / 8
+    w = keep * (1 / aspect).clamp(max=1)
+    h = keep * aspect.clamp(max=1)
+    return torch.stack([0.5 - w / 2, 0.5 - h / 2, 0.5 + w / 2, 0.5 + h / 2], dim=1)
 
 
 def centre(images: torch.Tensor, aspect: torch.Tensor, size: int) -> torch.Tensor:
     """The evaluation view: a centre crop of the original, resized and normalised.
-
-    Above 64 pixels the short side is resized to 8/7 of ``size`` before the crop, as usual;
-    smaller images keep their whole short side.
 
     Args:
         images: uint8 (B, 3, S, S), squashed; aspect: float (B,).
@@ -266,8 +301,5 @@ def centre(images: torch.Tensor, aspect: torch.Tensor, size: int) -> torch.Tenso
     Returns:
         float (B, 3, size, size).
     """
-    keep = 1.0 if size <= 64 else 7 / 8
-    w = keep * (1 / aspect).clamp(max=1)
-    h = keep * aspect.clamp(max=1)
-    boxes = torch.stack([0.5 - w / 2, 0.5 - h / 2, 0.5 + w / 2, 0.5 + h / 2], dim=1)
+    boxes = centre_boxes(aspect, size)
     return normalise(resized_crop(images.to(torch.float32) / 255, boxes, size).clamp(0, 1))

@@ -137,6 +137,11 @@ def composing_column(clusters: np.ndarray) -> tuple[int, str]:
     return best, f"{count[best]:,} clusters, {share[best]:.0%} of the images have a partner"
 
 
+def window_of(local: int) -> int:
+    """Images among which batches of ``local`` images are composed where not all are at hand."""
+    return max(8 * local, 4096)
+
+
 def apart(clusters: np.ndarray, window: int) -> float:
     """Share of the images with a partner that would meet none in a random window of images.
 

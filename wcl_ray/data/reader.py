@@ -2,7 +2,9 @@
 
 The order is a pure function of (seed, epoch, consumed images, batch size): for kept blocks that
 every worker may read it does not even depend on the number of workers, each of which takes its
-slice of every global batch. A thread reads and decodes ahead.
+slice of every global batch. Blocks that are dealt to workers are read a few at a time and let go,
+so that their node's object store may drop its copies of other nodes' blocks; there the order hangs
+on the nodes of blocks and workers as well. A thread reads and decodes ahead.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ import torch
 
 from wcl_ray.data import compose
 from wcl_ray.data.ahead import ahead
-from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.augment import Augment
+from wcl_ray.data.compose import window_of
+from wcl_ray.data.deal import Piece, Places, deal, nowhere, windows
+from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, kept_pixels, positions_of
 from wcl_ray.errors import UserError
@@ -35,7 +40,8 @@ class Batch:
     """This worker's part of a global batch: b images.
 
     Attributes:
-        images: uint8 (b, 3, S, S), squashed to a square.
+        images: uint8 (b, 3, S, S), squashed to a square; or (b, 2, 3, s, s), the crops of both
+            views.
         aspect: float32 (b,), width / height of the originals.
         ids: int64 (b,).
         positions: int64 (b,), to be marked as consumed.
@@ -52,11 +58,6 @@ class Batch:
     valid: torch.Tensor
 
 
-def window_of(local: int) -> int:
-    """Images among which batches of ``local`` images are composed in mode anew."""
-    return max(8 * local, 4096)
-
-
 class Reader:
     """Batches of one worker.
 
@@ -66,7 +67,10 @@ class Reader:
         group: m, images of one cluster that stand together.
         threads: decoding threads.
         pin: pin batches in memory for the copy to a GPU.
-        window: images among which a batch is composed in mode anew.
+        window: images among which a batch is composed in mode anew and where blocks are dealt
+            (there at least a block, and no more blocks than ``places.most``).
+        places: where dealt blocks lie; the same on all workers but for ``most``.
+        augment: in modes encoded and anew, cut what its views show out of the files.
 
     Attributes:
         steps: whole global batches of the epoch that was begun last, without those consumed before.
@@ -86,6 +90,8 @@ class Reader:
         threads: int = 1,
         pin: bool = False,
         window: int | None = None,
+        places: Places | None = None,
+        augment: Augment | None = None,
     ) -> None:
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} is no multiple of {world} workers")
@@ -94,13 +100,15 @@ class Reader:
         self.local = batch_size // world
         self.seed, self.group, self.pin = seed, group, pin
         self.window = window or window_of(self.local)
+        self.augment = augment
         self.column, _ = compose.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.steps = self.dropped = 0
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._faults: list[tuple[str, str]] = []
-        self._blocks: list[Any] = [None] * len(stream.blocks)
+        self._blocks: dict[int, Any] = {}
+        self.places = places or nowhere(len(stream.blocks), world)
         if stream.mode != "anew":
             self.location: np.ndarray = ray.get(stream.location)
 
@@ -126,7 +134,7 @@ class Reader:
         order = self.order(epoch, consumed)
         if self.stream.mode == "raw":
             return ahead(self._raw_batches(order), AHEAD)
-        return ahead(self._parallel(self._encoded(order)), AHEAD)
+        return ahead(self._parallel(self._encoded(epoch, order)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
@@ -150,20 +158,46 @@ class Reader:
         return left
 
     def _dealt(self, left: np.ndarray, epoch: int) -> np.ndarray:
-        """Blocks in random order, cut into equal parts; each worker composes within its own."""
-        assert self.stream.offsets is not None
+        """Blocks cut into equal parts; each worker composes within windows of its own blocks."""
+        block = self._block_of(self.location[left])
+        counts = np.bincount(block, minlength=len(self.stream.blocks))
         rng = np.random.default_rng([self.seed, epoch])
-        turn = rng.permutation(len(self.stream.blocks))
-        rows = self.location[left]
-        block = np.searchsorted(self.stream.offsets, rows, side="right") - 1
-        left = left[np.lexsort((rows, turn[block]))]
-        share = len(left) // self.world
-        steps = share // self.local
+        pieces = deal(counts, self.places, rng)[self.rank]
+        steps = len(left) // self.world // self.local
         self.dropped = len(left) - steps * self.batch
-        mine = left[self.rank * share : (self.rank + 1) * share]
-        own = np.random.default_rng([self.seed, epoch, self.rank])
-        mine = mine[compose.epoch_order(self._column(mine), self.group, self.local, own)]
-        return mine[: steps * self.local].reshape(steps, self.local)
+        own = np.random.default_rng([self.seed, epoch, 1, self.rank])
+        own.shuffle(pieces)  # type: ignore[arg-type]
+        mine = self._line(left, block, pieces, epoch)
+        order = np.empty(steps * self.local, np.int64)
+        begin = 0
+        for end in windows(pieces, self.window, self.local, self.places.most):
+            part = mine[begin:end]
+            within = compose.epoch_order(self._column(part), self.group, self.local, own)
+            order[begin:end] = part[within]
+            begin = end
+        return order.reshape(steps, self.local)
+
+    def _line(
+        self, left: np.ndarray, block: np.ndarray, pieces: list[Piece], epoch: int
+    ) -> np.ndarray:
+        """Positions of pieces one after the other. Inside a block groups of a cluster stand
+        together, so that a cut tears one at most."""
+        wanted = np.zeros(len(self.stream.blocks), bool)
+        wanted[[number for number, _, _ in pieces]] = True
+        left, block = left[wanted[block]], block[wanted[block]]
+        by_block = np.argsort(block, kind="stable")
+        left, block = left[by_block], block[by_block]
+        line = [left[:0]]
+        for number, start, stop in pieces:
+            first, end = np.searchsorted(block, [number, number + 1])
+            inside = left[first:end]
+            rng = np.random.default_rng([self.seed, epoch, 2, number])  # as on other workers
+            line.append(inside[compose.compose(self._column(inside), self.group, rng)[start:stop]])
+        return np.concatenate(line)
+
+    def _block_of(self, rows: np.ndarray) -> np.ndarray:
+        assert self.stream.offsets is not None
+        return np.searchsorted(self.stream.offsets, rows, side="right") - 1
 
     def _column(self, positions: np.ndarray) -> np.ndarray:
         return self.clusters[positions, self.column]
@@ -179,21 +213,56 @@ class Reader:
             yield waiting.popleft().result()
 
     def _raw_batches(self, order: np.ndarray) -> Iterator[Batch]:
-        for positions in order:
+        for positions in self._steps(order):
             yield self._raw(positions, self.location[positions])
 
-    def _encoded(self, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
-        def job(positions: np.ndarray) -> Batch:
-            rows = self.location[positions]
-            return self._decode(positions, self._files(rows), partial(self._name, rows))
+    def _encoded(self, epoch: int, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
+        """The files are copied before a thread decodes them, and hold no block."""
+        for positions in self._steps(order):
+            files, names = self._files(self.location[positions])
+            yield partial(self._decode, epoch, positions, files, names.__getitem__)
 
-        for positions in order:
-            yield partial(job, positions)
+    def _steps(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """The positions of each batch. Dealt blocks are let go after the last batch that needs
+        them, and those that come next are asked for, one more with every batch."""
+        if self.stream.shared:
+            yield from order
+            return
+        blocks = self._block_of(self.location[order])
+        step_of = np.broadcast_to(np.arange(len(order))[:, None], order.shape)
+        first = np.full(len(self.stream.blocks), len(order))
+        last = np.full(len(self.stream.blocks), -1)
+        np.minimum.at(first, blocks, step_of)
+        np.maximum.at(last, blocks, step_of)
+        turn = np.argsort(first, kind="stable")[: int((last >= 0).sum())]
+        opened = asked = 0
+        try:
+            for step, positions in enumerate(order):
+                opened += self._open(np.unique(blocks[step]))
+                yield positions
+                for number in [n for n in self._blocks if last[n] <= step]:
+                    del self._blocks[number]
+                asked = max(asked, opened)
+                if asked < min(len(turn), opened + self.places.most):
+                    ref = self.stream.blocks[turn[asked]]
+                    ray.wait(
+                        [ref], timeout=0, fetch_local=True
+                    )  # starts to fetch it, holds nothing
+                    asked += 1
+        finally:
+            self._blocks.clear()
+
+    def _open(self, numbers: np.ndarray) -> int:
+        """Fetch what is not open yet, all at once; returns how many these were."""
+        missing = [int(number) for number in numbers if int(number) not in self._blocks]
+        tables = ray.get([self.stream.blocks[number] for number in missing])
+        self._blocks.update(zip(missing, map(self._view, tables), strict=True))
+        return len(missing)
 
     def _block(self, number: int) -> Any:
         """A block, opened when it is first needed; without a copy where it is on this node."""
-        if self._blocks[number] is None:
-            self._blocks[number] = self._view(ray.get(self.stream.blocks[number]))
+        if number not in self._blocks:
+            self._open(np.array([number]))
         return self._blocks[number]
 
     def _view(self, table: pa.Table) -> Any:
@@ -207,7 +276,7 @@ class Reader:
     def _groups(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(block, places in the batch, rows in the block)."""
         assert self.stream.offsets is not None
-        block = np.searchsorted(self.stream.offsets, rows, side="right") - 1
+        block = self._block_of(rows)
         by_block = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[by_block])) + 1
         for places in np.split(by_block, cuts):
@@ -225,27 +294,26 @@ class Reader:
             aspect[places] = aspects[inside]
         return self._batch(positions, images, torch.from_numpy(aspect))
 
-    def _name(self, rows: np.ndarray, place: int) -> str | None:
-        ((number, _, inside),) = self._groups(rows[place : place + 1])
-        return self._block(number)[KEY][int(inside[0])].as_py()  # type: ignore[no-any-return]
-
-    def _files(self, rows: np.ndarray) -> list[bytes | None]:
+    def _files(self, rows: np.ndarray) -> tuple[list[bytes | None], list[str | None]]:
+        """Image files and the user's own names of rows."""
         files: list[bytes | None] = [None] * len(rows)
+        names: list[str | None] = [None] * len(rows)
         for number, places, inside in self._groups(rows):
-            found = self._block(number)[IMAGE].take(pa.array(inside)).to_pylist()
-            for place, content in zip(places, found, strict=True):
-                files[place] = content
-        return files
+            part = self._block(number).select([IMAGE, KEY]).take(pa.array(inside))
+            for place, file, name in zip(places, *part.to_pydict().values(), strict=True):
+                files[place], names[place] = file, name
+        return files, names
 
     def _decode(
         self,
+        epoch: int,
         positions: np.ndarray,
         files: list[bytes | None],
         name: Callable[[int], str | None],
         known: dict[int, str] | None = None,
     ) -> Batch:
         """``name`` gives the user's own name of a row, ``known`` the faults found before."""
-        decoded = decode_batch(files, self.stream.size)
+        decoded = self._pixels(epoch, self.ids[positions], files)
         faults = decoded.faults | (known or {})
         images = decoded.images.pin_memory() if self.pin else decoded.images
         batch = self._batch(positions, images, decoded.aspect)
@@ -254,6 +322,17 @@ class Reader:
                 self._faults.append((name(row) or str(int(batch.ids[row])), reason))
             self._replace(batch, faults)
         return batch
+
+    def _pixels(self, epoch: int, ids: np.ndarray, files: list[bytes | None]) -> Decoded:
+        augment = self.augment
+        if augment is None:
+            return decode_batch(files, self.stream.size)
+        numbers = torch.from_numpy(ids)
+
+        def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
+            return augment.boxes(numbers[rows], aspect, epoch)
+
+        return decode_crops(files, boxes, 2, augment.size)
 
     def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
         """Put pixels of other images of the batch in place of broken ones, which are not valid.
@@ -288,15 +367,15 @@ class Reader:
             held.append(table.select([ID, KEY, IMAGE, FAULT]))
             rows += table.num_rows
             if rows >= self.window:
-                rest = yield from self._window(pa.concat_tables(held), rng)
+                rest = yield from self._window(epoch, pa.concat_tables(held), rng)
                 held, rows = [rest], rest.num_rows
         if held:
-            rest = yield from self._window(pa.concat_tables(held), rng)
+            rest = yield from self._window(epoch, pa.concat_tables(held), rng)
             rows = rest.num_rows
         self.dropped = rows * self.world
 
     def _window(
-        self, table: pa.Table, rng: np.random.Generator
+        self, epoch: int, table: pa.Table, rng: np.random.Generator
     ) -> Any:  # a generator that returns the rows left over
         positions = positions_of(self.ids, table[ID].to_numpy())
         order = compose.epoch_order(self._column(positions), self.group, self.local, rng)
@@ -307,5 +386,6 @@ class Reader:
             known = {i: fault for i, fault in enumerate(part[FAULT].to_pylist()) if fault}
             names = part[KEY].to_pylist()
             files = part[IMAGE].to_pylist()
-            yield partial(self._decode, positions[rows], files, names.__getitem__, known)
+            name = names.__getitem__
+            yield partial(self._decode, epoch, positions[rows], files, name, known)
         return table.take(pa.array(order[whole:]))

@@ -2,7 +2,8 @@
 
 Ray Data reads the source once. What fits in the object store stays there as blocks of rows, which
 the workers read without a copy epoch after epoch: decoded and squashed pixels (``raw``), else
-image files (``encoded``). What does not fit is read ``anew`` each epoch.
+image files (``encoded``); above 64 pixels first the files, out of which crops are sharper. What
+does not fit is read ``anew`` each epoch.
 
 A training image is addressed by its position, the row of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
@@ -29,6 +30,7 @@ from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
 AT_ONCE = 512  # images decoded into one table
+BLOCK = 64e6  # bytes of a dealt block
 REPLICATED = 0.25  # of the smallest node's store: less is simply read from everywhere
 
 
@@ -100,7 +102,7 @@ def plan_stream(
             that does not fit.
     """
     size = data.stored_size
-    mode, reason, kept = _choose(images, len(ids), size, data.keep, grows)
+    mode, reason, kept = _choose(images, len(ids), data, grows)
     ids_ref = ray.put(ids)
     if mode == "anew":
         return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
@@ -154,10 +156,9 @@ def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:
         )
 
 
-def _choose(
-    images: Dataset, n: int, size: int, keep: str, grows: bool = False
-) -> tuple[str, str, float]:
+def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str, str, float]:
     """Mode, reason, and bytes that are kept."""
+    size, keep = data.stored_size, data.keep
     alive = [node for node in ray.nodes() if node["Alive"]]
     store = sum(node["Resources"].get("object_store_memory", 0) for node in alive)
     room = SHARE * store
@@ -165,8 +166,8 @@ def _choose(
     offer = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
     if keep == "anew":
         return "anew", "anew: chosen by data.keep", 0.0
-    if keep in ("auto", "raw") and raw <= room:
-        text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+    text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+    if raw <= room and (keep == "raw" or (keep == "auto" and not data.crops_files)):
         return "raw", text, raw
     later = f"{offer} may be used so far, the rest has to come with new nodes"
     if keep == "raw" and grows:
@@ -186,6 +187,9 @@ def _choose(
         return "encoded", f"encoded: {bytes_text(encoded)} by data.keep; {later}", encoded
     if keep == "encoded":
         raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
+    if raw <= room:
+        text += f"; the files, which crops would be sharper from, take {bytes_text(encoded)}"
+        return "raw", text, raw
     both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
     text = f"anew: neither {both} fit into {offer}"
     if grows:
@@ -243,17 +247,14 @@ def _spread(
 ) -> tuple[Dataset, str]:
     """Deal rows to blocks by a hash: of the id, or of the cluster where clusters are small.
 
-    A worker composes within its own blocks. Where a cluster has so few images that most of its
-    partners would be on other nodes, the whole cluster goes into one block.
+    A worker composes within a few of its own blocks. Where a cluster has so few images that most of
+    its partners would be in other blocks, the whole cluster goes into one.
     """
-    count = max(4 * nodes, int(kept / 64e6))
+    count = max(4 * nodes, int(kept / BLOCK))
     together = False
     if clusters is not None:
-        sizes = np.bincount(clusters[clusters >= 0])
-        with_partner = sizes[sizes > 1]
-        if len(with_partner):
-            apart = 1 - (1 - 1 / nodes) ** (with_partner - 1)  # a partner is on the same node
-            together = float((apart * with_partner).sum() / with_partner.sum()) < 0.9
+        window = min(max(compose.window_of(0), len(clusters) // count), len(clusters) // nodes)
+        together = compose.apart(clusters, window) > 0.1
     key = ray.put(clusters) if together else None
 
     def bucket(table: pa.Table) -> pa.Table:
@@ -261,8 +262,7 @@ def _spread(
         if key is not None:
             cluster = ray.get(key)[positions_of(ray.get(ids), values)]
             values = np.where(cluster >= 0, cluster, values)
-        mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)
-        return table.append_column("bucket", pa.array((mixed % count).astype(np.int64)))
+        return table.append_column("bucket", pa.array(values, pa.int64()))
 
     rows = rows.map_batches(bucket, batch_format="pyarrow", batch_size=None)
     how = "whole clusters" if together else "single images"

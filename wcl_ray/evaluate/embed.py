@@ -13,8 +13,8 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 
 from wcl_ray.config import AugmentConfig
-from wcl_ray.data.augment import Augment, centre
-from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
+from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
 from wcl_ray.model.encoder import load_exported, load_projector
@@ -41,7 +41,8 @@ def embed(
         rows: of :meth:`wcl_ray.data.source.Source.images`, or of
             :meth:`wcl_ray.data.stream.Stream.images`.
         weights: content of ``encoder.safetensors``.
-        store_size: side to which images are decoded, in pixels.
+        store_size: side of kept pixels, and side to which files are decoded for encoders of at most
+            64 pixels. For larger ones the crops are cut out of the files.
         columns: metadata columns to hand on.
         cpus: of each task or actor.
         gpu: embed on ``actors`` actors with a GPU each.
@@ -118,29 +119,51 @@ class _Embedder:
         if self.backbone is None:
             self._load(weights)
         faults = table[FAULT].to_pylist()
+        aspect: torch.Tensor | None = None
         if "pixels" in table.column_names:  # kept decoded
             pixels, aspects = kept_pixels(table, self.size)
             images = torch.from_numpy(pixels.copy()).to(self.device)
             aspect = torch.from_numpy(aspects.copy()).to(self.device)
         else:
-            decoded = decode_batch(table[IMAGE].to_pylist(), self.size, self.pool)
+            decoded = self._decode(table)
             faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
-            images, aspect = decoded.images.to(self.device), decoded.aspect.to(self.device)
+            images = decoded.images.to(self.device)
+            if images.ndim == 4:
+                aspect = decoded.aspect.to(self.device)
         found = {name: table[name] for name in (ID, KEY, *self.columns)}
         found[FAULT] = pa.array(faults, pa.string())
         bad = np.array([fault is not None for fault in faults], dtype=bool)
-        crops = centre(images, aspect, self.image_size)
+        if aspect is None:  # cut out of the files
+            crops, images = normalise(images[:, 0].to(torch.float32) / 255), images[:, -1]
+        else:
+            crops = centre(images, aspect, self.image_size)
         found["feature"] = _column(self._features(crops), bad)
         if self.views:
             width = found["feature"].type.list_size
             found["view"] = self._views(table, images, aspect, bad, width)
         return pa.table(found)
 
+    def _decode(self, table: pa.Table) -> Decoded:
+        """The whole images; above 64 pixels their centre crops, and what a random view shows, out
+        of the files."""
+        files = table[IMAGE].to_pylist()
+        if self.image_size <= 64:
+            return decode_batch(files, self.size, self.pool)
+        ids = torch.from_numpy(table[ID].to_numpy().copy())
+
+        def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
+            shown = [centre_boxes(aspect, self.image_size)]
+            if self.views:
+                shown.append(self.augment.boxes(ids[rows], aspect, 0)[:, 0])
+            return torch.stack(shown, 1)
+
+        return decode_crops(files, boxes, 1 + self.views, self.image_size, self.pool)
+
     def _views(
         self,
         table: pa.Table,
         images: torch.Tensor,
-        aspect: torch.Tensor,
+        aspect: torch.Tensor | None,
         bad: np.ndarray,
         width: int,
     ) -> pa.Array:
@@ -151,7 +174,8 @@ class _Embedder:
         ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
         features = np.zeros((len(bad), width), np.float32)
         if len(wanted):
-            view = self.augment.view(images[wanted], aspect[wanted], ids[wanted], 0, 0)
+            shown = None if aspect is None else aspect[wanted]
+            view = self.augment.view(images[wanted], shown, ids[wanted], 0, 0)
             features[~left_out] = self._features(view)
         return _column(features, left_out)
 

@@ -146,6 +146,8 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
         "size": trained.config.data.stored_size,
         "gpu": gpu,
     }
+    if trained.config.data.crops_files:
+        made_of["crops"] = "files"
     name = digest(made_of)
     made = load_features(cache, name)
     if made is None:

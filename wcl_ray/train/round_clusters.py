@@ -158,6 +158,8 @@ def _cached(
         "size": config.data.stored_size,
         "gpu": scale.gpu,
     }
+    if config.data.crops_files and stream.mode != "raw":
+        made_of["crops"] = "files"
     options = kmeans_facts(config.clusters) | {"k": ks, "seed": config.seed}
     start = {"before": array_digest(before), "positions": array_digest(base.ids)}
     name = f"kmeans/{digest(made_of | options | start)}.parquet"

@@ -18,7 +18,6 @@ from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import Config
 from wcl_ray.data import compose
-from wcl_ray.data.reader import window_of
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import results_table
@@ -188,7 +187,7 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
 def _warn_apart(config: Config, clusters: np.ndarray) -> None:
     """Say so when clusters are too small for images read in the order of their files."""
     workers = plan_scale(config, streamed=True).most
-    window = window_of(config.train.batch_size // workers)
+    window = compose.window_of(config.train.batch_size // workers)
     share = compose.apart(clusters, window)
     if share > APART:
         warn(

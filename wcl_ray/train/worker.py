@@ -28,6 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from wcl_ray.config import Config
 from wcl_ray.data import compose
 from wcl_ray.data.augment import Augment
+from wcl_ray.data.deal import Places
+from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError, find_user_error
@@ -112,9 +114,27 @@ class Worker:
             group=self.config.clusters.group,
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
+            places=self._places(),
+            augment=self.augment if self.config.data.crops_files else None,
         )
         self.meter = Meter(self.device, self.world)
         self.last_checkpoint = time.monotonic()
+
+    def _places(self) -> Places | None:
+        """Where dealt blocks and the workers are at this start, the same on all of them."""
+        if self.task.stream.shared:
+            return None
+        here = bytes.fromhex(ray.get_runtime_context().get_node_id())
+        everyone = gather(torch.tensor([list(here)], dtype=torch.uint8, device=self.device))
+        names, ranks = np.unique(everyone.cpu().numpy(), axis=0, return_inverse=True)
+        found = torch.empty(len(self.task.stream.blocks) + 1, dtype=torch.int64, device=self.device)
+        if self.rank == 0:
+            numbers, largest = number_homes(self.task.stream, [n.tobytes().hex() for n in names])
+            found.copy_(torch.from_numpy(np.append(numbers, largest)))
+        if self.world > 1:
+            dist.broadcast(found, 0)
+        *blocks, largest = found.tolist()
+        return places_of(np.array(blocks), ranks.reshape(-1), self.rank, largest)
 
     def _build(self) -> None:
         config = self.config
