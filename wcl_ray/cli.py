@@ -141,7 +141,7 @@ _Text.yaml_implicit_resolvers = {
     letter: [(tag, test) for tag, test in tests if tag.endswith((":null", ":merge"))]
     for letter, tests in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _tag in ("bool", "int", "float", "timestamp", "null"):  # also written out, such as !!int
+for _tag in ("bool", "int", "float", "timestamp", "null", "merge"):  # also written out: !!int
     _Text.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
 
 

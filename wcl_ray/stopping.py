@@ -47,9 +47,7 @@ def received() -> int:
 @contextmanager
 def prompt_stop() -> Iterator[None]:
     """Within the context SIGINT and SIGTERM end the process within PATIENCE; a second one at once.
-
-    Nothing happens in a thread, or with a signal handler of others for SIGINT.
-    """
+    In another thread than the main one nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,6 +60,7 @@ def prompt_stop() -> Iterator[None]:
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     atexit.register(_leave)  # before Ray is imported, so that it comes last
     _State.active = True
+    signal.signal(signal.SIGINT, _raise)
     take_sigterm()
     try:
         yield
@@ -79,7 +78,7 @@ def take_sigterm() -> None:
     """Have SIGTERM raise SystemExit. Where a process joins a cluster, Ray puts a handler in front
     of it that prints a stack and aborts the process three seconds later."""
     if _State.active and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit)
+        signal.signal(signal.SIGTERM, _raise)
 
 
 def report(number: int) -> None:
@@ -90,17 +89,23 @@ def report(number: int) -> None:
         os.write(2, line.encode())  # no lock of a stream that the main thread may hold
 
 
-def _exit(number: int, frame: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
+    _State.received = number
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(number)
 
 
 def _watch(reader: socket.socket) -> None:
+    """In a thread: the bytes that the interpreter writes for signals."""
+    seen = False
     while data := reader.recv(1):
         if data[0] not in (signal.SIGINT, signal.SIGTERM):
             continue
-        if _State.received:
-            _end()
         _State.received = data[0]
+        if seen:
+            _end()
+        seen = True
         timer = threading.Timer(PATIENCE, _end)
         timer.daemon = True
         timer.start()
