@@ -249,7 +249,7 @@ def test_spaces_of_a_search_in_yaml(tmp_path: Path) -> None:
     words += ["--search.loss.temperature", "0.10,1e-1", "--search.clusters.top-k", "5+20,010"]
     config = parse(["--config", str(file)], cls=SearchConfig)
     assert config == parse(words, cls=SearchConfig)
-    assert given_dimensions(config.search)["train.compile"].values == (False, True)
+    assert given_dimensions(config.search)["train.compile"].values == (True, False)
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps({"version": "0", "created": 1.0, "config": config.to_dict()}))
     assert parse(["--config", str(stored)], cls=SearchConfig) == config

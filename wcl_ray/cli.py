@@ -1,14 +1,14 @@
 """Command line and YAML files to :class:`wcl_ray.config.Config`.
 
-A YAML file is turned into the flags it stands for and put in front of the command line, so both
-are checked by the same parser and flags win. Errors end the program with status 2 and one message.
+A YAML file is turned into the flags it stands for, its values as texts, and put in front of the
+command line, so both are checked by the same parser and flags win. Errors end the program with
+status 2 and one message.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ from wcl_ray import stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import find_user_error
 from wcl_ray.terminal import warn
+from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -123,28 +124,6 @@ def _expand(words: list[str], cls: type) -> list[str]:
     return [flag for name in files for flag in _read_yaml(name, cls)] + rest
 
 
-class _Empty(str):
-    """The text of a plain ``null``, ``~`` or nothing: no value for options that may have none."""
-
-
-class _Text(yaml.SafeLoader):
-    """YAML whose scalars are texts, since the option says what they are: ``1:4`` is not 64, ``no``
-    is not false and ``1.10`` keeps its last digit."""
-
-
-def _scalar(loader: Any, node: Any) -> str:
-    text = loader.construct_scalar(node)
-    return _Empty(text) if node.tag.endswith(":null") else str(text)
-
-
-_Text.yaml_implicit_resolvers = {
-    letter: [(tag, test) for tag, test in tests if tag.endswith((":null", ":merge"))]
-    for letter, tests in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag in ("bool", "int", "float", "timestamp", "null", "merge"):  # also written out: !!int
-    _Text.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
-
-
 def _read_yaml(name: str, cls: type) -> list[str]:
     from wcl_ray.storage import found  # only here: --help stays fast
 
@@ -153,10 +132,10 @@ def _read_yaml(name: str, cls: type) -> list[str]:
     except OSError as error:
         raise ValueError(f"--config {name}: {error.strerror or error}") from None
     try:
-        tree = _load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = load_texts(content)
+    except yaml.YAMLError as error:
         raise ValueError(f"--config {name} is not valid YAML: {error}") from None
-    if isinstance(tree, _Empty) or tree is None:
+    if isinstance(tree, Empty) or tree is None:
         return []
     if not isinstance(tree, dict):
         kind = "list" if isinstance(tree, list) else "text"
@@ -170,23 +149,6 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         flags = {key: value for key, value in flags.items() if key not in ignored}
         return [word for key, value in flags.items() for word in _flag(key, value, cls, name)]
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
-
-
-def _load(content: bytes) -> Any:
-    """YAML, or JSON, which is nearly YAML, with texts for all scalars."""
-    try:
-        words = {True: "true", False: "false", None: _Empty("null")}
-        return _texts(json.loads(content, parse_int=str, parse_float=str), words)
-    except ValueError:
-        return yaml.load(content, _Text)
-
-
-def _texts(value: Any, words: dict[Any, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _texts(inner, words) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_texts(inner, words) for inner in value]
-    return value if isinstance(value, str) else words[value]
 
 
 def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,7 +177,7 @@ def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
     if isinstance(value, list):
         texts = [str(item) for item in value]
         return [f"--{key}", ",".join(texts)] if opened else [f"--{key}", *texts]
-    if isinstance(value, _Empty):
+    if isinstance(value, Empty):
         if "None" in kind:
             return [f"--{key}=None"]
         if kind != "str" or value != "~":
