@@ -28,11 +28,10 @@ from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import Position
 from wcl_ray.train.folder import claim, find_run
 from wcl_ray.train.images import open_images
-from wcl_ray.train.moved import TRAIN, check_moves, facts_of, test_facts
+from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.train.run import pretrain
 from wcl_ray.train.stored import read_stored
 
-test_facts.__test__ = False  # type: ignore[attr-defined]
 # A run of version 0.1.0 that was killed after its clusters, and a search after its first trial
 STORED = Path(__file__).parent / "stored"
 
@@ -192,7 +191,7 @@ def test_ids_survive_a_move(
     images = open_images(data, "runs", 0)
     ids = np.sort([row["__id"] for row in images.metadata().take_all()])
     run = find_run(config)[1]
-    claim(run, config, {TRAIN: facts_of(ids)} | test_facts(images))
+    claim(run, config, {TRAIN: facts_of(ids)} | facts_of_tests(images))
     shutil.move("train", "elsewhere")
     shutil.move("test", "exam")
     moved = replace(data, path=str(tmp_path / "elsewhere"), eval_path="exam")

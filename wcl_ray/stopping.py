@@ -99,16 +99,17 @@ def _raise(number: int, frame: FrameType | None) -> None:
 def _watch(reader: socket.socket) -> None:
     """In a thread: the bytes that the interpreter writes for signals."""
     seen = False
-    while data := reader.recv(1):
-        if data[0] not in (signal.SIGINT, signal.SIGTERM):
-            continue
-        _State.received = data[0]
-        if seen:
-            _end()
-        seen = True
-        timer = threading.Timer(PATIENCE, _end)
-        timer.daemon = True
-        timer.start()
+    with reader:
+        while data := reader.recv(1):
+            if data[0] not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            _State.received = data[0]
+            if seen:
+                _end()
+            seen = True
+            timer = threading.Timer(PATIENCE, _end)
+            timer.daemon = True
+            timer.start()
 
 
 def _end() -> None:

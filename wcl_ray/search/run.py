@@ -44,7 +44,7 @@ from wcl_ray.train.capacity import capacity
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, open_images
 from wcl_ray.train.lease import Lease
-from wcl_ray.train.moved import TRAIN, check_moves, facts_of, test_facts
+from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.run import training
 from wcl_ray.train.usage import Usage
@@ -120,7 +120,7 @@ def _search(
     setup = prepared.setup
     if folder.exists("config.json"):
         check_moves(folder, found, images)
-    claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | test_facts(images))
+    claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | facts_of_tests(images))
     space = [asdict(d) for d in dimensions]
     if folder.exists(SPACE) and not _same_space(json.loads(folder.read(SPACE)), space):
         raise UserError(

@@ -30,7 +30,7 @@ def facts_of(ids: np.ndarray) -> dict[str, Any]:
     return {"count": len(ids), "ids": array_digest(ids)}
 
 
-def test_facts(images: Images) -> dict[str, Any]:
+def facts_of_tests(images: Images) -> dict[str, Any]:
     """The same of test images that have a source of their own, by side."""
     if images.test is None or images.label is None or images.validation:
         return {}
@@ -67,7 +67,7 @@ def check_moves(
             "are the same; put them there, or choose another --name"
         )
     _compare("data.path", config.data.path, "training", train, _facts(images.metadata()))
-    now = test_facts(images).get(TEST)
+    now = facts_of_tests(images).get(TEST)
     if now is not None and TEST in known:
         _compare("data.eval-path", config.data.eval_path, "test", known[TEST], now)
     elif now is not None and "data.eval_path" in found:

@@ -31,7 +31,7 @@ from wcl_ray.train.fit import plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
 from wcl_ray.train.lease import Lease
-from wcl_ray.train.moved import TRAIN, check_moves, facts_of, moves, test_facts
+from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests, moves
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
@@ -156,7 +156,7 @@ def _clusters(config: Config, images: Images, run: Folder, lease: Lease) -> Assi
         raise UserError(f"{run.uri} holds a run already; choose another --name")
     if run.exists("config.json"):  # it was stopped right after that
         check_moves(run, config, images, facts_of(clustering.assignment.ids))
-    claim(run, config, {TRAIN: facts_of(clustering.assignment.ids)} | test_facts(images))
+    claim(run, config, {TRAIN: facts_of(clustering.assignment.ids)} | facts_of_tests(images))
     folder.write("clusters.json", json.dumps(_facts(clustering, quality), indent=2).encode())
     folder.write(CLUSTERED, clustering.assignment.to_parquet())
     return clustering.assignment
