@@ -54,7 +54,7 @@ def main() -> None:
             checkpoint=config.checkpoint,
         )
 
-    run_job(body, again="with --checkpoint the same command goes on")
+    run_job(body)
 
 
 def demo_flags(words: list[str]) -> list[str]:

@@ -66,7 +66,7 @@ def main() -> None:
             scale=job.scale,
         )
 
-    run_job(body, again="the same command goes on")
+    run_job(body)
 
 
 if __name__ == "__main__":

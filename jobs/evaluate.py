@@ -54,7 +54,7 @@ def main() -> None:
 
         evaluate_run(job.run, asdict(job.data), job.evaluate, job.scale, job.data.endpoint, job.out)
 
-    run_job(body, again="the same command starts anew")
+    run_job(body)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
 
         search(config)
 
-    run_job(body, again="the same command with --resume goes on with the trials")
+    run_job(body)
 
 
 def demo_flags(words: list[str]) -> list[str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from wcl_ray.cli import keys, parse
-from wcl_ray.config import Config, from_dict
+from wcl_ray.cli import _read_yaml, keys, open_sections, parse
+from wcl_ray.config import ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.search.options import SearchConfig, to_yaml
+from wcl_ray.search.space import given_dimensions
 
 # Fixed by the users of the jobs: removing or renaming one breaks their scripts.
 FROZEN = [
@@ -135,3 +140,133 @@ def test_help_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None
     missing = [key for key in keys(Config) if f"--{key}" not in text]
     assert not missing
     assert "helptext" not in text
+
+
+# Texts that YAML 1.1 takes for something else
+ODD = (
+    "1:4", "no", "Off", "yes", "true", "2020-01-01", "1e-3", "010", "0x1F", "1_000", "1.10", "007",
+    ".5", "-1", "12", "nan", ".inf", "=", "<<", "é", "a b", "1,2",
+)  # fmt: skip
+QUOTED = ("null", "~", "", "a: b", "#x", "[a]", "--x", "{", "\t", "'", "*a", "%", "\U0001f426")
+JOBS = ("pretrain", "tune", "cluster", "embed", "evaluate")
+
+
+def job_class(script: str) -> tuple[Any, tuple[str, ...]]:
+    """The configuration class of a script in ``jobs/``, and the options that it demands."""
+    path = Path(__file__).parent.parent / "jobs" / f"{script}.py"
+    spec = importlib.util.spec_from_file_location(f"job_{script}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[f"job_{script}"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = {"tune": "SearchConfig", "cluster": "ClusterJob", "embed": "EmbedJob"}
+    names |= {"evaluate": "EvaluateJob", "pretrain": "Config"}
+    cls = getattr(module, names[script])
+    needed = {"embed": ("run", "out"), "evaluate": ("run",)}.get(script, ())
+    return cls, needed
+
+
+def words_of(key: str, kind: str, text: str) -> list[str] | None:
+    """The command line for a value; None where there is none."""
+    head, dot, last = key.rpartition(".")
+    if kind == "bool":
+        flags = {"true": f"--{key}", "yes": f"--{key}"}
+        flags |= dict.fromkeys(("no", "Off"), f"--{head}{dot}no-{last}")
+        return [flags[text]] if text in flags else None
+    return [f"--{key}", text] if kind.startswith("tuple") else [f"--{key}={text}"]
+
+
+def in_yaml(values: dict[str, str], kinds: dict[str, str]) -> str:
+    """Options in nested sections; lists of one, over several lines."""
+    tree: dict[str, dict[str, str]] = {}
+    for key, spelling in values.items():
+        head, _, last = key.rpartition(".")
+        listed = f"\n    - {spelling}" if kinds[key].startswith("tuple") else f" {spelling}"
+        tree.setdefault(head, {})[last] = listed
+    lines = []
+    for head, inner in tree.items():
+        lines += [f"{head}:"] if head else []
+        lines += [f"{'  ' if head else ''}{last}:{text}" for last, text in inner.items()]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("script", JOBS)
+def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> None:
+    """Quoted or not, a value is the text that the command line would take."""
+    cls, needed = job_class(script)
+    kinds = {key: kind for key, kind in keys(cls).items() if key not in open_sections(cls)}
+    if script in ("tune", "cluster"):  # what they share with the others is tried once
+        kinds = {key: kind for key, kind in kinds.items() if key not in keys(Config)}
+    file = tmp_path / "run.yaml"
+    valued = {key: kind for key, kind in kinds.items() if kind != "bool"}
+    for text in (*ODD, *QUOTED):
+        quoted = json.dumps(text, ensure_ascii=False)
+        for spelling in {quoted, text if text in ODD else quoted}:
+            file.write_text(in_yaml(dict.fromkeys(valued, spelling), kinds))
+            wanted = [w for key, kind in valued.items() for w in words_of(key, kind, text) or []]
+            assert sorted(_read_yaml(str(file), cls)) == sorted(wanted)
+        for key in kinds.keys() - valued.keys():
+            file.write_text(in_yaml({key: text if text in ODD else quoted}, kinds))
+            if (words := words_of(key, "bool", text)) is not None:
+                assert _read_yaml(str(file), cls) == words
+            else:
+                with pytest.raises(ValueError, match="is true or false, not"):
+                    _read_yaml(str(file), cls)
+        if text not in ("1:4", "no", "1.10", "007", "2020-01-01", "null", "a: b"):
+            continue
+        # all that take any text, through the parser
+        free = [key for key, kind in valued.items() if "str" in kind and key != "scale.workers"]
+        flags = [word for key in free for word in words_of(key, kinds[key], text) or []]
+        file.write_text(in_yaml(dict.fromkeys(free, text if text in ODD else quoted), kinds))
+        base = [f"--{key}=x" for key in needed if key not in free]
+        config = parse([*base, "--config", str(file)], cls=cls)
+        assert config == parse([*base, *flags], cls=cls)
+
+
+def test_no_value_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options that may have none take it, the others say so."""
+    file = tmp_path / "run.yaml"
+    for text in ("null", "~", "", "Null"):
+        file.write_text(f"data: {{label: species}}\nname: {text}\n")
+        assert parse(["--config", str(file)]) == parse(["--data.label", "species"])
+        file.write_text(f"train:\n  epochs: {text}\n")
+        assert "train.epochs has no value" in fails(["--config", str(file)], capsys)
+    file.write_text("train: {compile: maybe}")
+    assert "train.compile is true or false, not 'maybe'" in fails(["--config", str(file)], capsys)
+    file.write_text("both: &both {lr: 1e-2}\ntrain: {<<: *both, epochs: 3}\n")
+    assert "unknown key 'both.lr'" in fails(["--config", str(file)], capsys)
+    file.write_bytes(b"name: caf\xe9\n")
+    assert f"--config {file} is not valid YAML" in fails(["--config", str(file)], capsys)
+
+
+def test_spaces_of_a_search_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "search:\n  train.lr: loguniform:1e-4:1e-2\n  train.compile: [on, no]\n"
+        "  loss: {temperature: [0.10, 1e-1]}\n  clusters.top-k: 5+20,010\n"
+    )
+    words = ["--search.train.lr", "loguniform:1e-4:1e-2", "--search.train.compile", "on,no"]
+    words += ["--search.loss.temperature", "0.10,1e-1", "--search.clusters.top-k", "5+20,010"]
+    config = parse(["--config", str(file)], cls=SearchConfig)
+    assert config == parse(words, cls=SearchConfig)
+    assert given_dimensions(config.search)["train.compile"].values == (True, False)
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps({"version": "0", "created": 1.0, "config": config.to_dict()}))
+    assert parse(["--config", str(stored)], cls=SearchConfig) == config
+
+
+@pytest.mark.parametrize("text", [*ODD, "null", "~", "a: b", "#x", "[a]", "\U0001f426", "'"])
+def test_best_of_a_search_is_read_as_it_was_written(text: str, tmp_path: Path) -> None:
+    config = Config(
+        data=DataConfig(path=text, label=text, id=text),
+        clusters=ClustersConfig(separator=text, columns=(text, "b")),
+        train=TrainConfig(lr=1e-05, compile=True, channels_last=False),
+        storage=text,
+        cache=text,
+    )
+    for name, content in (
+        ("best.yaml", to_yaml(config, always=("data.eval-path", "loss.temperature", "compare"))),
+        ("config.json", json.dumps({"version": "0", "config": config.to_dict()})),
+    ):
+        (tmp_path / name).write_text(content)
+        assert parse(["--config", str(tmp_path / name)]) == config

@@ -17,7 +17,8 @@ from wcl_ray.storage import Folder, filesystem
 from wcl_ray.train import checkpoint
 from wcl_ray.train.board import MetricsLog, format_row
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.folder import add_faults, claim, differences, find_run
+from wcl_ray.train.folder import add_faults, claim, find_run
+from wcl_ray.train.stored import differences
 
 
 def test_write_is_atomic_and_leaves_nothing_behind(tmp_path: Path) -> None:

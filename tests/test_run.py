@@ -361,29 +361,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(config: Config) -> None:
         pretrain(replace(config, train=train, data=replace(config.data, label=None)))
 
 
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    data = write_parquet(tmp_path / "data", N)
-    words = [
-        "--data.path", data, "--data.image-size", "16", "--clusters.columns", "colour", "marks",
-        "--clusters.top-k", "4", "--train.batch-size", "8", "--train.epochs", "500",
-        "--train.audit", "--storage", str(tmp_path / "runs"), "--name", "stopped",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        job(tmp_path, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    limit = time.monotonic() + 120
-    while not list((tmp_path / "runs").glob("stopped/audit/0001/*")):
-        assert process.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 130
-    assert "with --resume goes on from the last checkpoint" in errors
-    assert "Traceback" not in errors
-
-
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_another_job_has_made_meanwhile(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
 """Command line and YAML files to :class:`wcl_ray.config.Config`.
 
-A YAML file is turned into the flags it stands for and put in front of the command line, so both
-are checked by the same parser and flags win. Errors end the program with status 2 and one message.
+A YAML file is turned into the flags it stands for, its values as texts, and put in front of the
+command line, so both are checked by the same parser and flags win. Errors end the program with
+status 2 and one message.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
+from wcl_ray import stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import TrainingError, find_user_error
+from wcl_ray.terminal import warn
+from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 RUN_KEYS = (
     "name",
     "resume",
@@ -63,32 +68,37 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-def run_job(
-    body: Callable[[], Any],
-    again: str = "the same command with --resume goes on from the last checkpoint",
-) -> None:
+def run_job(body: Callable[[], Any]) -> None:
     """Run the body of a job: what the user can mend becomes one line, the rest a traceback.
 
     A run that was interrupted ends with status 130, one that was stopped by SIGTERM with 143, so
-    that schedulers see it.
-
-    Args:
-        again: what to say of an interrupted run.
+    that schedulers see it, within seconds and with what was promised last (see
+    :mod:`wcl_ray.stopping`).
     """
-    try:
-        body()
-    except KeyboardInterrupt:
-        fail(f"interrupted; {again}", 130)
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:  # what Ray makes of it: `ray job stop`, a scheduler
-            raise
-        fail(f"stopped; {again}", 128 + signal.SIGTERM)
-    except Exception as error:
-        found = find_user_error(error)
-        told = (FileNotFoundError, PermissionError, TrainingError)
-        if found is None and not isinstance(error, told):
-            raise
-        fail(str(found or error), 1)
+    with stopping.prompt_stop():
+        try:
+            body()
+        except BaseException as error:
+            stopped = stopping.received() or _signal_of(error)
+            if stopped:
+                stopping.report(stopped)
+                raise SystemExit(128 + stopped) from None
+            if not isinstance(error, Exception):
+                raise
+            found = find_user_error(error)
+            told = (FileNotFoundError, PermissionError, TrainingError)
+            if found is None and not isinstance(error, told):
+                raise
+            fail(str(found or error), 1)
+
+
+def _signal_of(error: BaseException) -> int:
+    """The signal that an exception stands for, 0 for others."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT
+    # `ray job stop`, a scheduler
+    stopped = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+    return signal.SIGTERM if stopped else 0
 
 
 def _description(cls: type) -> str:
@@ -119,21 +129,26 @@ def _read_yaml(name: str, cls: type) -> list[str]:
     from wcl_ray.storage import found  # only here: --help stays fast
 
     try:
-        text = Path(found(name)).read_text()
+        content = Path(found(name)).read_bytes()
     except OSError as error:
         raise ValueError(f"--config {name}: {error.strerror or error}") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = load_texts(content)
     except yaml.YAMLError as error:
         raise ValueError(f"--config {name} is not valid YAML: {error}") from None
-    if tree is None:
+    if isinstance(tree, Empty) or tree is None:
         return []
     if not isinstance(tree, dict):
-        raise ValueError(
-            f"--config {name}: expected keys and values, found a {type(tree).__name__}"
-        )
+        kind = "list" if isinstance(tree, list) else "text"
+        raise ValueError(f"--config {name}: expected keys and values, found a {kind}")
     if isinstance(tree.get("config"), dict) and "version" in tree:  # config.json of a run folder
-        tree = {key: value for key, value in tree["config"].items() if key not in RUN_KEYS}
+        options = {key: value for key, value in tree["config"].items() if key not in RUN_KEYS}
+        flags = dict(_flatten(options, name))
+        ignored = [key for key in flags if key not in keys(cls) and key not in open_sections(cls)]
+        if ignored:  # of another version, or of a search
+            warn(f"{name} is of version {tree['version']}; left out: {', '.join(ignored)}")
+        flags = {key: value for key, value in flags.items() if key not in ignored}
+        return [word for key, value in flags.items() for word in _flag(key, value, cls, name)]
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
 
 
@@ -147,17 +162,36 @@ def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tupl
 
 
 def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
+    """The words of the command line that a key of a file stands for.
+
+    Args:
+        value: a text, or a list of them.
+    """
     types = keys(cls)
-    if key.split(".")[0] in open_sections(cls):
-        return [f"--{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    if key not in types:
+    if key in open_sections(cls):  # as config.json keeps it: KEY=SPACE
+        pairs = [str(text).partition("=") for text in (value if isinstance(value, list) else [])]
+        return [word for inner, _, space in pairs for word in (f"--{key}.{inner}", space)]
+    opened = key.split(".")[0] in open_sections(cls)
+    if key not in types and not opened:
         raise ValueError(f"{name}: unknown key {key!r}{_nearest(key, types)}")
-    if isinstance(value, bool) and "bool" in types[key] and "None" not in types[key]:
-        head, _, last = key.rpartition(".")
-        return [f"--{key}"] if value else [f"--{head + '.' if head else ''}no-{last}"]
+    kind = types.get(key, "")
     if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}", str(value)]
+        texts = [str(item) for item in value]
+        return [f"--{key}", ",".join(texts)] if opened else [f"--{key}", *texts]
+    if isinstance(value, Empty):
+        if "None" in kind:
+            return [f"--{key}=None"]
+        if kind != "str" or value != "~":
+            raise ValueError(f"{name}: {key} has no value; leave it out for the default")
+    if kind == "bool":
+        head, _, last = key.rpartition(".")
+        given = BOOLEANS.get(value.lower())
+        if given is None:
+            raise ValueError(f"{name}: {key} is true or false, not {value!r}")
+        return [f"--{key}"] if given else [f"--{head + '.' if head else ''}no-{last}"]
+    if kind.startswith("tuple"):  # one of several
+        return [f"--{key}", value]
+    return [f"--{key}={value}"]
 
 
 def keys(cls: type, prefix: str = "") -> dict[str, str]:

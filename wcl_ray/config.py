@@ -2,7 +2,9 @@
 
 This is the only place with defaults. The command line, YAML files and ``config.json`` of a run
 folder are three spellings of the same tree: ``--clusters.top-k 10``, ``clusters: {top-k: 10}`` and
-``{"clusters": {"top_k": 10}}``. Reading them is the job of :mod:`wcl_ray.cli`.
+``{"clusters": {"top_k": 10}}``. Reading them is the job of :mod:`wcl_ray.cli`; what a stored one of
+another version means is said in :mod:`wcl_ray.train.stored`. Whoever changes a default raises
+``wcl_ray.__version__``, so that runs that were started before keep theirs.
 """
 
 from __future__ import annotations
@@ -389,7 +391,8 @@ class Config:
     """Also train SimCLR (instance clusters) with the same budget and print both (implied by the
     demo data)."""
     resume: bool = False
-    """Continue the run of this name, or the newest one with this configuration."""
+    """Continue the run of this name, or the newest one with this configuration. A named run may be
+    told another data.path where the same images are now."""
     start_or_resume: bool = False
     """Continue the run of this name if there is one, else start it: for schedulers that start the
     same command again. Needs --name."""

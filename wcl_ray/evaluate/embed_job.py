@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 
+from wcl_ray import stopping
 from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID, KEY
@@ -84,6 +85,7 @@ def embed_run(
         if todo < total:
             say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
         folder.write(FACTS, json.dumps(facts, indent=2).encode())
+        stopping.promise("the same command goes on")
         rows = source.images(columns)
         if todo < total:
             rows = rows.map_batches(
@@ -160,11 +162,10 @@ def _check_folder(folder: Folder, facts: dict[str, Any]) -> None:
         return
     stored = json.loads(folder.read(FACTS))
     facts.setdefault("dimensions", stored.get("dimensions"))
-    other = [
-        key for key in facts if key not in ("run", "dimensions") and stored.get(key) != facts[key]
-    ]
+    both = facts.keys() & stored.keys() - {"run", "dimensions"}  # another version has other facts
+    other = [key for key in facts if key in both and stored[key] != facts[key]]
     if other:
-        text = "; ".join(f"{key} was {stored.get(key)}, now {facts[key]}" for key in other)
+        text = "; ".join(f"{key} was {stored[key]}, now {facts[key]}" for key in other)
         raise UserError(f"--out {folder.uri} holds other features ({text}); use another folder")
 
 

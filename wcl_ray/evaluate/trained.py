@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from ray.data import Dataset
 
-from wcl_ray.config import Config, DataConfig, ScaleConfig, from_dict
+from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, resources
 from wcl_ray.storage import Folder
 from wcl_ray.train.fit import gpus
-from wcl_ray.train.folder import read_config
 from wcl_ray.train.rounds import ENCODER, PROJECTOR
+from wcl_ray.train.stored import read_stored
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Trained:
             UserError: no run, or no trained encoder yet.
         """
         folder = Folder(run.rstrip("/"), endpoint)
-        config: Config = from_dict(read_config(folder))
+        stored = read_stored(folder)
         if not folder.exists(ENCODER):
             raise UserError(f"{run} has no {ENCODER} yet: finish it with pretrain.py … --resume")
-        return Trained(folder, config, folder.read(ENCODER))
+        return Trained(folder, stored.config(Config), folder.read(ENCODER))
 
     def projector(self) -> bytes:
         """Content of ``projector.safetensors``.

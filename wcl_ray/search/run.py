@@ -44,6 +44,7 @@ from wcl_ray.train.capacity import capacity
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, open_images
 from wcl_ray.train.lease import Lease
+from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.run import training
 from wcl_ray.train.usage import Usage
@@ -58,10 +59,8 @@ def search(config: SearchConfig) -> Outcome:
         UserError: wrong input or options, before any trial; or every trial failed.
         KeyboardInterrupt: Ctrl-C; the search can be continued.
     """
+    config, folder = find_run(config)
     given = given_dimensions(config.search)
-    found, folder = find_run(config)
-    assert isinstance(found, SearchConfig)
-    config = found
     if folder.exists(BEST):
         outcome = Record(folder, config, _granularity(config, given)).outcome()
         print(f"{folder.uri} is finished")
@@ -75,7 +74,7 @@ def search(config: SearchConfig) -> Outcome:
         connect(config)
         check_shared(Folder(config.storage, config.data.endpoint))
         with Usage() as usage:
-            outcome = _search(found, folder, given, usage, lease)
+            outcome = _search(config, folder, given, usage, lease)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
@@ -121,14 +120,16 @@ def _search(
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
-    claim(folder, found)
-    space = json.dumps([asdict(d) for d in dimensions], indent=1).encode()
-    if folder.exists(SPACE) and folder.read(SPACE) != space:
+    if folder.exists("config.json"):
+        check_moves(folder, found, images)
+    claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | facts_of_tests(images))
+    space = [asdict(d) for d in dimensions]
+    if folder.exists(SPACE) and not _same_space(json.loads(folder.read(SPACE)), space):
         raise UserError(
             f"the space that is searched is no longer that of {folder.uri}/{SPACE}; have the data "
             "changed? Start a new search under another --name"
         )
-    folder.write(SPACE, space)
+    folder.write(SPACE, json.dumps(space, indent=1).encode())
     record = Record(folder, config, setup.granularity)
     measured = min(setup.counts[1], config.evaluate.max_images)
     record.validation = measured if config.objective in ("knn", "probe", "metadata") else 0
@@ -231,6 +232,15 @@ def _largest_batch(config: SearchConfig, dimensions: tuple[Dimension, ...]) -> i
     """The largest global batch of any trial."""
     sizes = [d.decode(p) for d in dimensions if d.key == "train.batch-size" for p in d.points(2)]
     return max(sizes or [config.train.batch_size])
+
+
+def _same_space(stored: list[dict[str, Any]], space: list[dict[str, Any]]) -> bool:
+    """Whether a stored space, perhaps of a version with other fields, is this one."""
+    now = json.loads(json.dumps(space))
+    both = zip(stored, now, strict=False)
+    return len(stored) == len(now) and all(
+        old[field] == new[field] for old, new in both for field in old.keys() & new.keys()
+    )
 
 
 def _ids(rows: Dataset) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wcl_ray.cli import keys
+from wcl_ray.cli import BOOLEANS, keys
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.search.options import with_value
@@ -268,7 +268,7 @@ def _one(key: str, kind: Any, text: str) -> Any:
         return text
     try:
         if kind is bool:
-            return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
+            return BOOLEANS[text.lower()]
         if kind in (int, float):
             return kind(text)
     except (ValueError, KeyError):

@@ -7,7 +7,7 @@ state to keep: every random choice is a function of (seed, epoch, image) or of (
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +92,21 @@ def load(
         UserError: the checkpoint was made for other images, clusters or another model.
     """
     state = torch.load(Path(folder) / FILE, map_location="cpu", mmap=True, weights_only=True)
+    made_with = state["facts"]
     for key, value in (facts or {}).items():
-        if state["facts"].get(key) != value:
+        if made_with.get(key, value) != value:  # an older version wrote fewer facts
             raise UserError(
-                f"the checkpoint in {folder} was made with {key} = {state['facts'].get(key)}, "
-                f"this run has {value}; use another --name"
+                f"the checkpoint in {folder} was made with {key} = {made_with[key]}, this run has "
+                f"{value}; use another --name"
             )
     plain(model).load_state_dict(state["model"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
-    position = state["position"]
+    names = {field.name for field in fields(Position)}  # other versions have fewer or more
+    position = {key: value for key, value in state["position"].items() if key in names}
     consumed = position["consumed"]
     return Position(
-        epoch=position["epoch"],
-        step=position["step"],
-        images=position["images"],
-        consumed=None if consumed is None else consumed.numpy().copy(),
+        **position | {"consumed": None if consumed is None else consumed.numpy().copy()}
     )
 
 

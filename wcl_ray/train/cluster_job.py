@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.cache import array_digest, digest
 from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
@@ -74,6 +75,8 @@ def cluster(
                 raise UserError(f"--{name} goes with --clusters.kind kmeans and features")
     elif run is None:
         vectors = _vectors(data, column)
+        if checkpoint is None:
+            stopping.promise(f"{stopping.ANEW}; with --checkpoint FOLDER k-means goes on")
     elif column is not None or checkpoint is not None:
         raise UserError(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from wcl_ray import stopping
 from wcl_ray.config import Config, ScaleConfig
 from wcl_ray.errors import TrainingError, UserError, find_user_error
 from wcl_ray.storage import Folder
@@ -24,6 +23,7 @@ from wcl_ray.train.gauges import Gauges
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # of Ray Train; it is there with a first checkpoint
 
 
 @dataclass(frozen=True)
@@ -191,13 +191,11 @@ def fit(
         if isinstance(error, ray.train.WorkerGroupError):
             raise TrainingError(explain(error)) from None
         raise
-    except SystemExit as end:  # how Ray Train ends fit() after Ctrl-C
-        if end.code == signal.SIGTERM:
-            raise
-        raise KeyboardInterrupt from None
+    except (KeyboardInterrupt, SystemExit):
+        if task.start is not None or (round_folder / "train").exists(SNAPSHOT):
+            stopping.promise(f"{stopping.promised()} from the last checkpoint")
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
         add_faults(folder, follower.faults)
         try:
             log.close()
@@ -210,12 +208,18 @@ def fit(
     return result.checkpoint
 
 
+class _Trainer(TorchTrainer):
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Ray Train's own handler asks the controller to abort, which waits up to twelve seconds
+        for its cleaner before it stops the workers. They end with the driver."""
+
+
 def _trainer(
     task: Task, scale: Scale, folder: Folder, validation: ray.train.ValidationConfig | None
 ) -> TorchTrainer:
     workers = scale.least if scale.least == scale.most else (scale.least, scale.most)
     resources = {"CPU": scale.cpus} | ({"GPU": 1} if scale.gpu else {})
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config={"task": task},
         validation_config=validation,

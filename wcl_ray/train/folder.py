@@ -23,23 +23,22 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from wcl_ray import __version__
+from wcl_ray import __version__, stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-
-# Options that may differ between the start of a run and its continuation.
-_FREE = (
-    "name", "resume", "start_or_resume", "storage", "cache", "compare", "scale.", "evaluate.every",
-    "train.checkpoint_", "concurrent", "retries",
-)  # fmt: skip
+from wcl_ray.train.stored import FILE, PLACES, C, read_stored
 
 
-def find_run(config: Config) -> tuple[Config, Folder]:
+def find_run(config: C) -> tuple[C, Folder]:
     """The run folder of a configuration, still to be made (:func:`claim`) or found again.
 
+    A run of an older version goes on as :mod:`wcl_ray.train.stored` says. Where its images lie
+    (``data.path``, ``data.eval_path``) may have changed when the run is named; whether they are the
+    same is for :func:`wcl_ray.train.moved.check_moves`.
+
     Returns:
-        The configuration with its name filled in, and the folder.
+        The configuration with its name filled in and the stored values that hold, and the folder.
 
     Raises:
         UserError: the name is taken and ``resume`` is off; ``resume`` finds nothing to continue or
@@ -47,21 +46,24 @@ def find_run(config: Config) -> tuple[Config, Folder]:
     """
     storage = Folder(config.storage, config.data.endpoint)
     if config.start_or_resume:
-        there = (storage / str(config.name)).exists("config.json")
+        there = (storage / str(config.name)).exists(FILE)
         config = replace(config, resume=there)
     if config.resume:
         name = config.name or _newest(storage, config)
         config = replace(config, name=name)
-        folder = storage / name  # type: ignore[operator]
-        if not folder.exists("config.json"):
+        folder = storage / name
+        if not folder.exists(FILE):
             raise UserError(
                 f"--resume: there is no run {name!r} in {config.storage}{_runs(storage)}"
             )
-        _check_same(json.loads(folder.read("config.json"))["config"], config, str(name))
-        return config, folder
+        stored = read_stored(folder, type(config))
+        held, other = stored.compare(config)
+        _check_same(other, name)
+        stopping.promise("the same command goes on")
+        return stored.held_by(config, held), folder
     name = config.name or _fresh_name(config)
     folder = storage / name
-    if folder.exists("config.json"):
+    if folder.exists(FILE):
         raise UserError(
             f"{folder.uri} holds a run already; add --resume to continue it, or choose another "
             "--name"
@@ -69,22 +71,18 @@ def find_run(config: Config) -> tuple[Config, Folder]:
     return replace(config, name=name), folder
 
 
-def claim(folder: Folder, config: Config) -> None:
-    """Make the run folder, once the input has been found good."""
-    if not folder.exists("config.json"):
-        content = {"version": __version__, "created": time.time(), "config": config.to_dict()}
-        folder.write("config.json", json.dumps(content, indent=2).encode())
+def claim(folder: Folder, config: Config, images: dict[str, Any] | None = None) -> None:
+    """Make the run folder, once the input has been found good.
 
-
-def read_config(folder: Folder) -> dict[str, Any]:
-    """Stored configuration of a run, as nested dicts.
-
-    Raises:
-        UserError: the folder is no run.
+    Args:
+        images: what tells the images from others, by side (see :mod:`wcl_ray.train.moved`).
     """
-    if not folder.exists("config.json"):
-        raise UserError(f"{folder.uri} is no run folder: it has no config.json")
-    return dict(json.loads(folder.read("config.json"))["config"])
+    if not folder.exists(FILE):
+        content = {"version": __version__, "created": time.time(), "images": images or {}}
+        content["config"] = config.to_dict()
+        folder.write(FILE, json.dumps(content, indent=2).encode())
+    again = "" if config.resume or config.start_or_resume else " with --resume"
+    stopping.promise(f"the same command{again} goes on")
 
 
 def _fresh_name(config: Config) -> str:
@@ -93,52 +91,37 @@ def _fresh_name(config: Config) -> str:
     return f"{words[-1].split('.')[0]}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found
-
-
-def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options that must agree but do not: dotted name → (stored, wanted)."""
-    old, new = flat(stored), flat(wanted)
-    names = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(_FREE)]
-    return {k: (old.get(k), new.get(k)) for k in names if old.get(k) != new.get(k)}
-
-
-def _check_same(stored: dict[str, Any], config: Config, name: str) -> None:
-    found = differences(stored, config.to_dict())
-    if found:
-        text = "; ".join(
-            f"{k.replace('_', '-')} was {a!r}, now {b!r}" for k, (a, b) in found.items()
-        )
+def _check_same(found: dict[str, tuple[Any, Any]], name: str) -> None:
+    text = "; ".join(
+        f"{k.replace('_', '-')} was {a!r}, now {b!r}"
+        for k, (a, b) in found.items()
+        if k not in PLACES
+    )
+    if text:
         raise UserError(f"--resume: run {name!r} was started with other options: {text}")
 
 
 def _newest(storage: Folder, config: Config) -> str:
-    best: tuple[float, str] | None = None
+    best: tuple[int, float, str] | None = None  # few values that it has to hold, then the newest
     for name in storage.names():
         folder = storage / name
-        if not folder.exists("config.json"):
+        if not folder.exists(FILE):
             continue
-        content = json.loads(folder.read("config.json"))
-        if not differences(content["config"], config.to_dict()):
-            best = max(best or (0.0, ""), (content["created"], name))
+        stored = read_stored(folder, type(config))
+        held, other = stored.compare(config)
+        if not other and not held.keys() & set(PLACES):
+            row = (-len(held), stored.created, name)
+            best = max(best or row, row)
     if best is None:
         raise UserError(
             f"--resume: no run in {config.storage} has this configuration; give its --name"
             f"{_runs(storage)}"
         )
-    return best[1]
+    return best[2]
 
 
 def _runs(storage: Folder) -> str:
-    runs = [n for n in storage.names() if (storage / n).exists("config.json")]
+    runs = [n for n in storage.names() if (storage / n).exists(FILE)]
     return f" (runs there: {', '.join(runs[-8:])})" if runs else " (there are no runs there)"
 
 

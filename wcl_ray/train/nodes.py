@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from wcl_ray import stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
@@ -61,6 +62,7 @@ def connect(config: Config) -> None:
         except (ConnectionError, ValueError) as error:
             hint = "; where it wants a token, set RAY_AUTH_MODE=token and the right one"
             raise UserError(f"no Ray cluster can be joined at {where}: {error}{hint}") from None
+        stopping.take_sigterm()
         say("ray", describe(ray.nodes(), context.dashboard_url))
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False

@@ -30,6 +30,7 @@ from wcl_ray.train.fit import plan_scale
 from wcl_ray.train.folder import add_faults, claim, find_run
 from wcl_ray.train.images import Images, build_clusters, open_images
 from wcl_ray.train.lease import Lease
+from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests, moves
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
@@ -51,11 +52,11 @@ def pretrain(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     config, run = find_run(config)
     if run.exists("results.json"):
-        return _finished(run)
+        return _finished(run, config)
     build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
     with Lease(run) as lease:
         if run.exists("results.json"):  # while this process watched another
-            return _finished(run)
+            return _finished(run, config)
         connect(config)
         check_shared(Folder(config.storage, config.data.endpoint))
         with Usage() as usage:
@@ -71,7 +72,9 @@ def pretrain(config: Config) -> dict[str, Any]:
     return results
 
 
-def _finished(run: Folder) -> dict[str, Any]:
+def _finished(run: Folder, config: Config) -> dict[str, Any]:
+    for name, (old, new) in moves(run, config).items():
+        warn(f"{name.replace('_', '-')} was {old}; {new} is not looked at")
     stored: dict[str, Any] = json.loads(run.read("results.json"))
     print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
     return stored
@@ -134,6 +137,7 @@ def _clusters(config: Config, images: Images, run: Folder, lease: Lease) -> Assi
     if folder.exists(CLUSTERED):
         assignment = Assignment.from_parquet(folder.read(CLUSTERED))
         say("clusters", f"{', '.join(assignment.names)}, as before")
+        check_moves(run, config, images, facts_of(assignment.ids))
         return assignment
     clustering, quality = build_clusters(config, images)
     count = len(clustering.assignment.ids)
@@ -149,7 +153,9 @@ def _clusters(config: Config, images: Images, run: Folder, lease: Lease) -> Assi
     lease.take()
     if run.exists("config.json") and not config.resume:  # another job has made it since
         raise UserError(f"{run.uri} holds a run already; choose another --name")
-    claim(run, config)
+    if run.exists("config.json"):  # it was stopped right after that
+        check_moves(run, config, images, facts_of(clustering.assignment.ids))
+    claim(run, config, {TRAIN: facts_of(clustering.assignment.ids)} | facts_of_tests(images))
     folder.write("clusters.json", json.dumps(_facts(clustering, quality), indent=2).encode())
     folder.write(CLUSTERED, clustering.assignment.to_parquet())
     return clustering.assignment
