@@ -18,8 +18,11 @@ Layout::
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +30,7 @@ from wcl_ray import __version__
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
+from wcl_ray.train.lease import Lease
 
 # Options that may differ between the start of a run and its continuation.
 _FREE = (
@@ -35,38 +39,72 @@ _FREE = (
 )  # fmt: skip
 
 
-def find_run(config: Config) -> tuple[Config, Folder]:
-    """The run folder of a configuration, still to be made (:func:`claim`) or found again.
+@contextmanager
+def open_run(config: Config, final: str) -> Iterator[tuple[Config, Folder]]:
+    """The run folder of a configuration, held by this process while the context lasts, still to
+    be made (:func:`claim`) or found again.
 
-    Returns:
-        The configuration with its name filled in, and the folder.
+    What is in the folder decides what is done, so that it is read while no other process can
+    change it. A finished run does not change any more, and is only read.
+
+    Args:
+        final: file that is written last.
+
+    Yields:
+        The configuration with its name filled in and ``resume`` settled, and the folder.
 
     Raises:
         UserError: the name is taken and ``resume`` is off; ``resume`` finds nothing to continue or
-            a run with other options.
+            a run with other options; another process is at work on it.
+        StorageError: the folder cannot be used.
     """
     storage = Folder(config.storage, config.data.endpoint)
+    with ExitStack() as stack:
+        if config.name is None and not config.resume:
+            config, folder = _fresh(config, storage, stack)
+        else:
+            config = replace(config, name=config.name or _newest(storage, config))
+            folder = storage / str(config.name)
+            if not folder.exists(final):
+                stack.enter_context(Lease(folder))
+        config = _settled(config, storage, folder)
+        if not folder.exists(final):
+            folder.check()
+        yield config, folder
+
+
+def _fresh(config: Config, storage: Folder, stack: ExitStack) -> tuple[Config, Folder]:
+    """A new run under a name of its own, also beside others that start in the same second."""
+    base = _fresh_name(config)
+    for number in itertools.count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        folder = storage / name
+        lease = Lease(folder)
+        if lease.take():
+            stack.push(lease)
+            if not folder.exists("config.json"):
+                break
+    return replace(config, name=name), folder
+
+
+def _settled(config: Config, storage: Folder, folder: Folder) -> Config:
+    """The configuration with ``resume`` as the folder has it, once both agree."""
+    there = folder.exists("config.json")
     if config.start_or_resume:
-        there = (storage / str(config.name)).exists("config.json")
         config = replace(config, resume=there)
-    if config.resume:
-        name = config.name or _newest(storage, config)
-        config = replace(config, name=name)
-        folder = storage / name  # type: ignore[operator]
-        if not folder.exists("config.json"):
-            raise UserError(
-                f"--resume: there is no run {name!r} in {config.storage}{_runs(storage)}"
-            )
-        _check_same(json.loads(folder.read("config.json"))["config"], config, str(name))
-        return config, folder
-    name = config.name or _fresh_name(config)
-    folder = storage / name
-    if folder.exists("config.json"):
+    if there and not config.resume:
         raise UserError(
             f"{folder.uri} holds a run already; add --resume to continue it, or choose another "
             "--name"
         )
-    return replace(config, name=name), folder
+    if config.resume and not there:
+        raise UserError(
+            f"--resume: there is no run {config.name!r} in {config.storage}{_runs(storage)}"
+        )
+    if there:
+        stored = json.loads(folder.read("config.json"))["config"]
+        _check_same(stored, config, str(config.name))
+    return config
 
 
 def claim(folder: Folder, config: Config) -> None:
