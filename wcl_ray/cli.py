@@ -19,6 +19,7 @@ import yaml
 
 from wcl_ray.config import Config
 from wcl_ray.errors import find_user_error
+from wcl_ray.terminal import any_script
 
 T = TypeVar("T")
 RUN_KEYS = (
@@ -75,6 +76,7 @@ def run_job(
     Args:
         again: what to say of an interrupted run.
     """
+    any_script()
     try:
         body()
     except KeyboardInterrupt:
@@ -118,7 +120,7 @@ def _read_yaml(name: str, cls: type) -> list[str]:
     from wcl_ray.storage import found  # only here: --help stays fast
 
     try:
-        text = Path(found(name)).read_text()
+        text = Path(found(name)).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--config {name}: {error.strerror or error}") from None
     try:

@@ -43,6 +43,6 @@ def causes(error: BaseException | None) -> list[BaseException]:
             continue
         found.append(one)
         waiting += dict(getattr(one, "worker_failures", {})).values()  # of Ray Train
-        waiting += [getattr(one, "controller_failure", None), getattr(one, "cause", None)]
+        waiting += [getattr(one, key, None) for key in ("controller_failure", "_base_exc", "cause")]
         waiting += [one.__context__, one.__cause__]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 import time
@@ -13,13 +14,14 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from wcl_ray.config import Config, ScaleConfig
-from wcl_ray.errors import UserError
-from wcl_ray.storage import Folder
+from wcl_ray.errors import StorageError, UserError, causes, find_user_error
+from wcl_ray.storage import LASTING, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.board import Follower, MetricsLog, Row
 from wcl_ray.train.capacity import Capacity, capacity
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.gauges import Gauges
+from wcl_ray.train.snapshot import mend_snapshot
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
@@ -162,14 +164,16 @@ def fit(
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
-        UserError: what a worker found wrong with the input.
+        UserError: what a worker found wrong with the input. StorageError: the storage is full, or
+            cannot be used.
         ray.train.TrainingFailedError: a worker failed more often than ``scale.max_failures``.
     """
     log = MetricsLog(folder)
     follower = Follower(task.board, log, title, on_evaluation, Gauges(folder.uri))
-    trainer = _trainer(task, scale, round_folder, validation)
+    mend_snapshot(round_folder / "train")
     try:
         with follower:
+            trainer = _trainer(task, scale, round_folder, validation)
             for attempt in range(CONTROLLER_RESTARTS + 1):
                 try:
                     result = trainer.fit()
@@ -179,6 +183,13 @@ def fit(
                         raise
                     time.sleep(2)
                     trainer = _trainer(task, scale, round_folder, validation)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
+        if follower.error:
+            raise UserError(follower.error) from error
+        refused = _refused(error, round_folder)
+        if refused is None:
+            raise
+        raise refused from error
     except SystemExit as end:  # how Ray Train ends fit() after Ctrl-C
         if end.code == signal.SIGTERM:
             raise
@@ -186,11 +197,11 @@ def fit(
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
-        add_faults(folder, follower.faults)
-        try:
-            log.close()
-        except OSError as error:
-            warn(f"metrics cannot be written: {error}")
+        for close in (functools.partial(add_faults, folder, follower.faults), log.close):
+            try:
+                close()
+            except OSError as error:
+                warn(f"metrics cannot be written: {error}")
     if follower.error:
         raise UserError(follower.error)
     if follower.failure is not None:
@@ -198,6 +209,17 @@ def fit(
     if result.checkpoint is None:
         raise RuntimeError("training ended without a checkpoint")
     return result.checkpoint
+
+
+def _refused(error: BaseException, folder: Folder) -> StorageError | None:
+    """What the storage refused Ray Train itself; None where it was something else."""
+    found = [e for e in causes(error) if isinstance(e, OSError)]
+    if not found or find_user_error(error) is not None:
+        return None
+    at_storage = isinstance(error, (ray.train.ControllerError, OSError))
+    if not at_storage and found[0].errno not in LASTING:
+        return None
+    return storage_error(str(found[0].filename or folder.path), found[0])
 
 
 def _trainer(

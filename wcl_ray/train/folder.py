@@ -128,7 +128,9 @@ def read_config(folder: Folder) -> dict[str, Any]:
 def _fresh_name(config: Config) -> str:
     source = (config.data.path or "demo").rstrip("/").split("://")[-1].split("/")
     words = [w for w in source if w and not set(w) & set("*?[")] or ["data"]  # no glob
-    return f"{words[-1].split('.')[0]}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    text = "".join(c for c in words[-1].split(".")[0] if c.isprintable())
+    word = text.encode()[:100].decode(errors="ignore").strip() or "data"
+    return f"{word}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import results_table
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 from wcl_ray.train.board import MetricsLog
 from wcl_ray.train.capacity import capacity
 from wcl_ray.train.fit import plan_scale
@@ -63,7 +63,7 @@ def pretrain(config: Config) -> dict[str, Any]:
         seconds = round(time.monotonic() - started, 1)
         results = {"variants": found, "seconds": seconds, "usage": used}
         run.write(RESULTS, json.dumps(results, indent=2).encode())
-    print(f"\n{results_table(found)}\n")
+    put(f"\n{results_table(found)}\n")
     usage.report(workers)
     say("run", f"{run.uri} ({seconds:.0f} s)")
     return results
@@ -71,7 +71,7 @@ def pretrain(config: Config) -> dict[str, Any]:
 
 def _finished(run: Folder) -> dict[str, Any]:
     stored: dict[str, Any] = json.loads(run.read(RESULTS))
-    print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
+    put(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
     return stored
 
 

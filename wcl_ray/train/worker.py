@@ -7,12 +7,17 @@ gradient is that of one process with the whole batch (see :mod:`wcl_ray.model.ga
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +34,12 @@ from wcl_ray.data import compose
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
-from wcl_ray.errors import UserError
+from wcl_ray.errors import StorageError, UserError
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult, cl_infonce
 from wcl_ray.model.optim import build_optimizer, learning_rate
-from wcl_ray.storage import Folder
+from wcl_ray.storage import Folder, storage_error, told
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import Position
 from wcl_ray.train.meter import Meter
@@ -73,10 +78,40 @@ def train_worker(options: dict[str, Any]) -> None:
     """Entry point of Ray Train; ``options["task"]`` is a :class:`Task`."""
     logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     task: Task = options["task"]
+    if ray.get(task.board.ended.remote()):  # by the storage, for every rank
+        return
     try:
         Worker(task).run()
+    except StorageError as error:
+        refused(task.board, error)
+        raise
     except UserError as error:  # every rank raises it: Ray Train should not try again
         task.board.push.remote({"kind": "error", "text": str(error)})
+
+
+def refused(board: Any, error: StorageError) -> None:
+    """Tell the driver of storage that will refuse the same again; Ray Train starts the workers once
+    more, which then end."""
+    if error.lasting:
+        ray.get(board.end.remote(f"{error}; then --resume goes on from the last checkpoint"))
+
+
+def upload(
+    storage: Any, board: Any, checkpoint: ray.train.Checkpoint, name: str
+) -> ray.train.Checkpoint:
+    """Ray Train's upload, in a thread; what it leaves of a failed one takes no room."""
+    try:
+        kept: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
+        return kept
+    except OSError as error:
+        size = sum(file.stat().st_size for file in Path(checkpoint.path).glob("*"))
+        path = storage.build_checkpoint_path_from_name(name)
+        with contextlib.suppress(OSError):
+            storage.storage_filesystem.delete_dir(path)
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+        found = storage_error(path, error, size)
+        refused(board, found)
+        raise found from error
 
 
 class Worker:
@@ -314,9 +349,8 @@ class Worker:
         self._merge_consumed()
         saved = None
         if self.rank == 0:
-            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
-            store.save(folder, self.model, self.optimizer, self.position, self.facts)
-            saved = ray.train.Checkpoint.from_directory(folder)
+            saved = self._save()
+        storage = ray.train.get_context().get_storage()
         where = {"epoch": self.position.epoch, "step": self.position.step}
         task = ray.train.ValidationTaskConfig(fn_kwargs=where) if validate else False
         ray.train.report(
@@ -324,5 +358,16 @@ class Worker:
             checkpoint=saved,
             validation=task if saved is not None else False,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=functools.partial(upload, storage, self.task.board),
         )
         self.last_checkpoint = time.monotonic()
+
+    def _save(self) -> ray.train.Checkpoint:
+        with told(os.environ.get("TMPDIR", "/tmp")):
+            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
+        try:
+            store.save(folder, self.model, self.optimizer, self.position, self.facts)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return ray.train.Checkpoint.from_directory(folder)
