@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ def storage_error(path: str, error: BaseException, needed: int | None = None) ->
         return error
     number = getattr(error, "errno", None)
     cause = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    if told_by_aws := re.search(r"AWS Error (\w+) [^:]*: (.*?)( \(Request ID.*)?$", cause):
+        cause = f"{told_by_aws[2]} ({told_by_aws[1]})"
     lasting = number in LASTING or any(word in cause for word in DENIED)
     if number not in FULL:
         return StorageError(f"{path} cannot be used: {cause}", lasting)
