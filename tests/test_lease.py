@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate import embed_job
 from wcl_ray.storage import Folder
+from wcl_ray.train import cluster_job
 from wcl_ray.train.lease import SIGN, Lease
 
 EVERY = 0.2
@@ -198,3 +203,36 @@ def test_a_process_that_was_given_up_stops(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "process 9 on far has taken " in capsys.readouterr().out
+
+
+def test_two_jobs_that_embed_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would write images that the other has not written yet, so that they are there twice."""
+    trained = SimpleNamespace(
+        weights=b"", folder=Folder(str(tmp_path)), data=lambda given: DataConfig(path="x")
+    )
+    monkeypatch.setattr(embed_job.Trained, "open", lambda run, endpoint: trained)
+    monkeypatch.setattr(embed_job, "Lease", functools.partial(Lease, every=EVERY))
+    out = Folder(f"{tmp_path}/out")
+    with Lease(out, EVERY) as other:
+        other.own["pid"] = os.getppid()  # a process that is there
+        other._write()
+        with pytest.raises(UserError, match=r"in the works: .* or use another --out"):
+            embed_job.embed_run("run", out.uri, {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_jobs_with_one_checkpoint_of_kmeans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_job, "Lease", functools.partial(Lease, every=EVERY))
+    monkeypatch.setattr(cluster_job, "connect", lambda config: None)
+    monkeypatch.setattr(cluster_job, "_vectors", lambda data, column: None)
+    config = Config(clusters=ClustersConfig(kind="kmeans", k=(2,)))
+    folder = Folder(f"{tmp_path}/state")
+    with Lease(folder, EVERY) as other:
+        other.own["pid"] = os.getppid()
+        other._write()
+        with pytest.raises(UserError, match=r"in the works: .* or use another --checkpoint"):
+            cluster_job.cluster(config, checkpoint=folder.uri)
