@@ -155,11 +155,12 @@ class MetricsLog:
     def add(self, row: Row) -> None:
         self._show(row)
         self.rows.append(row)
-        if not self._folder.local or not self._whole:
-            if not self._folder.local and time.monotonic() - self._last_upload <= self._every:
-                return
+        if self._folder.local and self._whole:
+            self._append(row)
+        elif self._folder.local or time.monotonic() - self._last_upload > self._every:
             self._upload()
-            return
+
+    def _append(self, row: Row) -> None:
         path = self._folder.file(self.FILE)
         with told(path):
             os.makedirs(self._folder.path, exist_ok=True)

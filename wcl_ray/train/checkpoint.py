@@ -88,7 +88,10 @@ def save(
             with open(partial, "wb") as stream:
                 torch.save(state, stream)
         except RuntimeError as error:  # torch's own, with that of the disk inside
-            raise next((e for e in causes(error) if isinstance(e, OSError)), error) from error
+            refused = next((e for e in causes(error) if isinstance(e, OSError)), None)
+            if refused is None:
+                raise
+            raise refused from None
         os.replace(partial, target)
 
 

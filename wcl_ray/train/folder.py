@@ -84,6 +84,7 @@ def _fresh(config: Config, storage: Folder, stack: ExitStack) -> tuple[Config, F
             stack.push(lease)
             if not folder.exists("config.json"):
                 break
+            stack.close()
     return replace(config, name=name), folder
 
 

@@ -93,7 +93,8 @@ def refused(board: Any, error: StorageError) -> None:
     """Tell the driver of storage that will refuse the same again; Ray Train starts the workers once
     more, which then end."""
     if error.lasting:
-        ray.get(board.end.remote(f"{error}; then --resume goes on from the last checkpoint"))
+        hint = "once that is mended, --resume goes on from the last checkpoint"
+        ray.get(board.end.remote(f"{error}; {hint}"))
 
 
 def upload(
