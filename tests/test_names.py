@@ -173,6 +173,7 @@ def test_options_in_any_script_come_back_from_yaml(tmp_path: Path) -> None:
 NAME, COLOUR, MARKS, KIND = "my run é 甲虫 100%", "größe 100% 🪲", "标记 #?[1]", 'it\'s a "kind"'
 
 
+@pytest.mark.slow
 def test_three_that_start_a_run_of_one_name(tmp_path: Path) -> None:
     """Two at once, and one with other options three seconds later: what is there in the end is of
     one of them. The run, its storage, its data and columns have names in several scripts."""

@@ -11,7 +11,7 @@ from shutil import get_terminal_size
 
 def put(text: str = "", end: str = "\n") -> None:
     """Print; a terminal, pipe or log that cannot take it never ends a run."""
-    with suppress(OSError):
+    with suppress(OSError, UnicodeError):
         print(text, end=end, flush=True)
 
 
