@@ -107,7 +107,7 @@ def train(kind: Kind, files: list[bytes], epochs: int, seed: int) -> Encoder:
             ids = torch.from_numpy(rows)
             images = kind.read([files[row] for row in rows], ids, epoch)
             for part in optimizer.param_groups:
-                part["lr"] = learning_rate(done, total, options)
+                part["lr"] = learning_rate(done / total, options)
             views = kind.augment.two_views(images, one, ids, epoch)
             z1, z2 = encoder(views.to(memory_format=torch.channels_last))[0].chunk(2)
             loss = cl_infonce(z1, z2, z1, z2, alone, alone, 0, 0.2)[0]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import wcl_ray.train.lease
 from wcl_ray.config import Config, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder, filesystem
 from wcl_ray.train import checkpoint
 from wcl_ray.train.board import MetricsLog, format_row
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.folder import add_faults, claim, find_run
+from wcl_ray.train.folder import add_faults, claim, open_run
 from wcl_ray.train.stored import differences
 
 
@@ -56,47 +60,94 @@ def config(tmp_path: Path) -> Config:
     return Config(storage=str(tmp_path / "runs"))
 
 
+def settle(config: Config) -> tuple[Config, Folder]:
+    """The run as it is found, held for a moment only."""
+    with open_run(config, "results.json") as found:
+        return found
+
+
+def start(config: Config) -> None:
+    """What a run leaves that was stopped."""
+    with open_run(config, "results.json") as (resolved, folder):
+        claim(folder, resolved)
+
+
 def test_used_name_needs_resume(config: Config) -> None:
     config = replace(config, name="one")
-    resolved, folder = find_run(config)
-    claim(folder, resolved)
+    start(config)
     with pytest.raises(UserError, match="add --resume"):
-        find_run(config)
-    again, same = find_run(replace(config, resume=True))
-    assert same.uri == folder.uri
+        settle(config)
+    again, same = settle(replace(config, resume=True))
+    assert same.uri == f"{config.storage}/one"
     assert again.name == "one"
+    assert same.names() == ["config.json"]
 
 
 def test_default_names_say_what_is_inside(config: Config) -> None:
-    resolved, _ = find_run(config)
+    resolved, _ = settle(config)
     assert resolved.name is not None
     assert resolved.name.startswith("demo-attributes-")
     data = replace(config.data, path="s3://bucket/birds/train-*.parquet")
-    named, _ = find_run(replace(config, data=data))
+    named, _ = settle(replace(config, data=data))
     assert named.name is not None
     assert named.name.startswith("birds-")
 
 
+def test_runs_without_a_name_that_start_in_the_same_second(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    monkeypatch.setattr(wcl_ray.train.lease, "_running", lambda pid: True)
+    names = []
+    with ExitStack() as stack:
+        for pid in range(3):
+            monkeypatch.setattr(os, "getpid", lambda pid=pid: 10_000_000 + pid)
+            names.append(stack.enter_context(open_run(config, "results.json"))[0].name)
+    assert names == ["demo-attributes-now", "demo-attributes-now-2", "demo-attributes-now-3"]
+    assert not Path(config.storage).exists()  # nothing came of them
+
+
+def test_what_a_run_is_decides_itself_while_it_is_held(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job makes and leaves the run after this one has started, before it is held."""
+    config = replace(config, name="one")
+    plain = wcl_ray.train.lease.Lease.__enter__
+
+    def late(lease: Any) -> Any:
+        lease.folder.write("config.json", json.dumps({"config": config.to_dict()}).encode())
+        return plain(lease)
+
+    monkeypatch.setattr(wcl_ray.train.lease.Lease, "__enter__", late)
+    with pytest.raises(UserError, match="holds a run already"):
+        settle(config)
+    other = replace(config, train=TrainConfig(lr=0.5))
+    for flags in ({"resume": True}, {"start_or_resume": True}):
+        with pytest.raises(UserError, match=r"train.lr was 0.001, now 0.5"):
+            settle(replace(other, **flags))  # type: ignore[arg-type]
+        assert settle(replace(config, **flags))[0].resume  # type: ignore[arg-type]
+
+
 def test_resume_finds_the_newest_with_the_same_options(config: Config) -> None:
     for name, epochs in [("a", 3), ("b", 4), ("c", 3)]:
-        one = replace(config, name=name, train=TrainConfig(epochs=epochs))
-        claim(find_run(one)[1], one)
+        start(replace(config, name=name, train=TrainConfig(epochs=epochs)))
     wanted = replace(config, resume=True, train=TrainConfig(epochs=3))
-    assert find_run(wanted)[0].name == "c"
+    assert settle(wanted)[0].name == "c"
     with pytest.raises(UserError, match=r"no run in .* \(runs there: a, b, c\)"):
-        find_run(replace(config, resume=True, train=TrainConfig(epochs=9)))
+        settle(replace(config, resume=True, train=TrainConfig(epochs=9)))
     with pytest.raises(UserError, match="no run 'd'"):
-        find_run(replace(wanted, name="d"))
+        settle(replace(wanted, name="d"))
+    assert Folder(config.storage).names() == ["a", "b", "c"]
 
 
 def test_resume_with_other_options_names_them(config: Config) -> None:
     one = replace(config, name="one")
-    claim(find_run(one)[1], one)
+    start(one)
     other = replace(one, resume=True, train=TrainConfig(lr=0.5))
     with pytest.raises(UserError, match=r"train.lr was 0.001, now 0.5"):
-        find_run(other)
+        settle(other)
     free = replace(one, resume=True, scale=replace(one.scale, workers="2"))
-    assert find_run(free)[0].name == "one"
+    assert settle(free)[0].name == "one"
 
 
 def test_differences_ignore_what_may_change() -> None:

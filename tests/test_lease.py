@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate import embed_job
 from wcl_ray.storage import Folder
+from wcl_ray.train import cluster_job
 from wcl_ray.train.lease import SIGN, Lease
 
 EVERY = 0.2
@@ -50,22 +55,19 @@ def test_held_while_it_lasts(folder: Folder, where: str, s3: str) -> None:
     if where == "s3":
         folder = Folder("s3://bugs/held/one", s3)
         folder.write("config.json", b"{}")
-    with Lease(folder, EVERY) as lease:
+    with Lease(folder, EVERY):
         first = sign(folder)
         assert first["pid"] == os.getpid()
         time.sleep(3 * EVERY)
         assert sign(folder)["time"] > first["time"]  # renewed
-        lease.take()  # again: nothing happens
     assert not folder.exists(SIGN)
 
 
-def test_a_new_run_is_held_before_it_is_made(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "new"))
-    with Lease(folder, EVERY) as lease:
-        assert not (tmp_path / "new").exists()
-        lease.take()
-        assert folder.exists(SIGN)
-    assert not (tmp_path / "new").exists()  # nothing came of it
+def test_a_new_folder_is_held_before_anything_is_in_it(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "runs/new"))
+    with Lease(folder, EVERY):
+        assert folder.names() == [SIGN]
+    assert not (tmp_path / "runs").exists()  # nothing came of it
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff"])
@@ -75,12 +77,73 @@ def test_something_else_in_its_place(folder: Folder, content: bytes) -> None:
         assert sign(folder)["pid"] == os.getpid()
 
 
-def test_two_at_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_on_an_object_store(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one whose sign is there a moment later goes on."""
+    folder = Folder("s3://bugs/both/one", s3)
     lease = Lease(folder, EVERY)
     monkeypatch.setattr(lease, "_write", lambda: leave(folder, machine="other", pid=8))
-    with pytest.raises(UserError, match="in the works: process 8 on far"):
-        lease.take()
+    assert not lease.take()
+
+
+STARTERS = """
+import random, sys, time
+from pathlib import Path
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.train.lease import Lease
+
+which, uri, endpoint, marks, times, every = sys.argv[1:]
+every, marks = float(every), Path(marks)
+chance = random.Random(int(which))
+for name in ("_read", "_write"):  # delays of a slow storage, up to what the protocol allows for
+    def slow(self, *given, plain=getattr(Lease, name)):
+        time.sleep(chance.random() * every / 20)
+        return plain(self, *given)
+    setattr(Lease, name, slow)
+for number in range(int(times)):
+    while not (marks / f"go-{number}").exists():
+        time.sleep(0.001)
+    lease = Lease(Folder(uri.format(number=number), endpoint or None), every)
+    held = lease.take()
+    (marks / f"{number}-{which}-{'held' if held else 'busy'}").touch()
+    while not (marks / f"end-{number}").exists():
+        time.sleep(0.001)
+    lease.__exit__()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "times", "stale"), [("disk", 50, False), ("disk", 50, True), ("s3", 2, False)]
+)
+def test_one_of_four_that_start_at_once(
+    tmp_path: Path, s3: str, where: str, times: int, stale: bool
+) -> None:
+    """Also where all find the sign of a process that is gone."""
+    uri = f"{tmp_path}/runs/{{number}}" if where == "disk" else "s3://bugs/starters/{number}"
+    endpoint = "" if where == "disk" else s3
+    if stale:
+        for number in range(times):
+            folder = Folder(uri.format(number=number))
+            leave(folder, machine="other", time=0)
+    words = [uri, endpoint, str(tmp_path), str(times), "0.1" if where == "disk" else "1.5"]
+    starters = [
+        subprocess.Popen([sys.executable, "-c", STARTERS, str(which), *words]) for which in range(4)
+    ]
+    try:
+        for number in range(times):
+            (tmp_path / f"go-{number}").touch()
+            limit = time.monotonic() + 60
+            while len(told := list(tmp_path.glob(f"{number}-*"))) < 4:
+                assert time.monotonic() < limit
+                time.sleep(0.002)
+            assert sum(mark.name.endswith("held") for mark in told) == 1, told
+            (tmp_path / f"end-{number}").touch()
+        assert [starter.wait(timeout=30) for starter in starters] == [0] * 4
+    finally:
+        for starter in starters:
+            starter.kill()
+    if where == "disk":
+        assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
 def test_another_at_work(folder: Folder) -> None:
@@ -97,7 +160,7 @@ with Lease(Folder({folder.path!r}), {EVERY}):
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"in the works: process {other.pid} on .*stop it"):
-            Lease(folder, EVERY).take()
+            Lease(folder, EVERY).__enter__()
         other.send_signal(signal.SIGKILL)
         other.wait()
         started = time.monotonic()
@@ -140,3 +203,36 @@ def test_a_process_that_was_given_up_stops(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "process 9 on far has taken " in capsys.readouterr().out
+
+
+def test_two_jobs_that_embed_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would write images that the other has not written yet, so that they are there twice."""
+    trained = SimpleNamespace(
+        weights=b"", folder=Folder(str(tmp_path)), data=lambda given: DataConfig(path="x")
+    )
+    monkeypatch.setattr(embed_job.Trained, "open", lambda run, endpoint: trained)
+    monkeypatch.setattr(embed_job, "Lease", functools.partial(Lease, every=EVERY))
+    out = Folder(f"{tmp_path}/out")
+    with Lease(out, EVERY) as other:
+        other.own["pid"] = os.getppid()  # a process that is there
+        other._write()
+        with pytest.raises(UserError, match=r"in the works: .* or use another --out"):
+            embed_job.embed_run("run", out.uri, {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_jobs_with_one_checkpoint_of_kmeans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_job, "Lease", functools.partial(Lease, every=EVERY))
+    monkeypatch.setattr(cluster_job, "connect", lambda config: None)
+    monkeypatch.setattr(cluster_job, "_vectors", lambda data, column: None)
+    config = Config(clusters=ClustersConfig(kind="kmeans", k=(2,)))
+    folder = Folder(f"{tmp_path}/state")
+    with Lease(folder, EVERY) as other:
+        other.own["pid"] = os.getppid()
+        other._write()
+        with pytest.raises(UserError, match=r"in the works: .* or use another --checkpoint"):
+            cluster_job.cluster(config, checkpoint=folder.uri)

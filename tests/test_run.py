@@ -485,10 +485,10 @@ def test_run_folder_on_s3(
         config,
         data=replace(config.data, path=data, endpoint=s3, label=None),
         train=replace(config.train, epochs=2, audit=False),
-        storage="s3://bugs/runs",
+        storage="s3://bugs/rüns #1 100%",  # keys in any script
     )
     results = pretrain(config)
-    run = Folder("s3://bugs/runs/one", s3)
+    run = Folder("s3://bugs/rüns #1 100%/one", s3)
     names = ("config.json", "metrics.jsonl", "encoder.safetensors", "results.json", "faults.jsonl")
     for name in names:
         assert run.exists(name), name

@@ -21,7 +21,7 @@ import yaml
 from wcl_ray import stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import TrainingError, find_user_error
-from wcl_ray.terminal import warn
+from wcl_ray.terminal import any_script, warn
 from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ def run_job(body: Callable[[], Any]) -> None:
     that schedulers see it, within seconds and with what was promised last (see
     :mod:`wcl_ray.stopping`).
     """
+    any_script()
     with stopping.prompt_stop():
         try:
             body()

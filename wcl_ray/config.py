@@ -10,6 +10,7 @@ another version means is said in :mod:`wcl_ray.train.stored`. Whoever changes a 
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -366,6 +367,20 @@ class EvaluateConfig:
         _require(self.probe_epochs >= 1, "evaluate.probe-epochs starts at 1")
 
 
+def _check_name(name: str, cache: bool) -> None:
+    """Whether a name can be that of a folder on any storage."""
+    _require("/" not in name, "name may not hold a slash")
+    _require(name.strip() not in ("", ".", ".."), f"name {name!r} is no name of a folder")
+    _require(name == name.strip(), f"name {name!r} begins or ends with a space")
+    _require(
+        not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),
+        f"name {name!r} holds a line break, a control character, or bytes that are no text",
+    )
+    length = len(name.encode())
+    _require(length <= 200, f"name is {length} bytes long, more than the 200 of a folder's name")
+    _require(not cache or name != "cache", "name cache is the folder of the cache")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Train an image encoder from images and their metadata (Cl-InfoNCE on Ray)."""
@@ -398,7 +413,8 @@ class Config:
     same command again. Needs --name."""
 
     def __post_init__(self) -> None:
-        _require(self.name is None or "/" not in self.name, "name may not hold a slash")
+        if self.name is not None:
+            _check_name(self.name, cache=self.cache is None)
         _require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
         _require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds

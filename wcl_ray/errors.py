@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exceptions for what a user can mend."""
 
 from __future__ import annotations
 
@@ -14,22 +14,39 @@ class TrainingError(RuntimeError):
     """Workers have failed for good: the message holds their tracebacks. Jobs print it as it is."""
 
 
+class StorageError(OSError):
+    """The storage refused something: the message names the path, the cause and what to do.
+
+    Jobs print it as they print a UserError.
+
+    Attributes:
+        lasting: the same again would fail the same way, until somebody mends it.
+    """
+
+    def __init__(self, text: str, lasting: bool = False) -> None:
+        super().__init__(text)
+        self.lasting = lasting
+
+
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError inside the wrappers that Ray puts around what a task raised."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        cause = getattr(one, "cause", None)
-        if type(one) is UserError:
+    """The UserError or StorageError inside the wrappers that Ray puts around what a task raised."""
+    for one in causes(error):
+        if type(one) in (UserError, StorageError):  # Ray makes subclasses with longer messages
             # Ray Data adds advice on retries to what a task raised
             return UserError(str(one).split("\nFailed to apply UDF transform")[0])
-        if isinstance(cause, BaseException):
-            waiting.append(cause)
-        waiting += [one.__cause__, one.__context__]
-        waiting.append(getattr(one, "controller_failure", None))  # of Ray Train
-        waiting += getattr(one, "worker_failures", {}).values()
     return None
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """An exception and all that are inside it, each once."""
+    found: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, BaseException) or any(one is other for other in found):
+            continue
+        found.append(one)
+        waiting += dict(getattr(one, "worker_failures", {})).values()  # of Ray Train
+        waiting += [getattr(one, key, None) for key in ("controller_failure", "_base_exc", "cause")]
+        waiting += [one.__context__, one.__cause__]
+    return found

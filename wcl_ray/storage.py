@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from wcl_ray.errors import UserError
+from wcl_ray.errors import StorageError, UserError
+from wcl_ray.terminal import bytes_text
 
 WORKING_DIRS = "working_dir_files"  # Ray's folder of the working directories of jobs
+FULL = {errno.ENOSPC, errno.EDQUOT}
+LASTING = FULL | {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.EFBIG,
+}  # fmt: skip
+DENIED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
+
+
+def storage_error(path: str, error: BaseException, needed: int | None = None) -> StorageError:
+    """What the storage refused, as one line.
+
+    Args:
+        path: of the file or folder, absolute where it is local.
+        needed: bytes that were to be written.
+    """
+    if isinstance(error, StorageError):
+        return error
+    number = getattr(error, "errno", None)
+    cause = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    if told_by_aws := re.search(r"AWS Error (\w+) [^:]*: (.*?)( \(Request ID.*)?$", cause):
+        cause = f"{told_by_aws[2]} ({told_by_aws[1]})"
+    lasting = number in LASTING or any(word in cause for word in DENIED)
+    if number not in FULL:
+        return StorageError(f"{path} cannot be used: {cause}", lasting)
+    room = ""
+    with suppress(OSError):
+        room = f", {bytes_text(shutil.disk_usage(_existing(path)).free)} are free"
+        room += f" and {bytes_text(needed)} needed" if needed else ""
+    return StorageError(f"{path} cannot be written: no space left{room}; make room there", True)
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest folder above it that is there."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+@contextmanager
+def told(path: str, needed: int | None = None, reading: bool = False) -> Iterator[None]:
+    """Make a StorageError of any OSError inside, but for a missing file where one is read."""
+    try:
+        yield
+    except OSError as error:
+        if reading and isinstance(error, FileNotFoundError):
+            raise
+        raise storage_error(path, error, needed) from error
 
 
 def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, str]:
@@ -26,7 +79,7 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
     Raises:
         UserError: a scheme that is not supported.
     """
-    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     if scheme in ("", "file"):
         path = uri[len("file://") :] if scheme else uri
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
@@ -91,30 +144,44 @@ class Folder:
         return f"{self.path}/{name}"
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.get_file_info(self.file(name)).type != pafs.FileType.NotFound)
+        with told(self._shown(name)):
+            return bool(self.fs.get_file_info(self.file(name)).type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
         """Names directly below this folder; none when there is no such folder."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        with told(self._shown()):
+            return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
-        with self.fs.open_input_stream(self.file(name)) as stream:
+        with (
+            told(self._shown(name), reading=True),
+            self.fs.open_input_stream(self.file(name)) as stream,
+        ):
             return bytes(stream.read())
 
     def delete(self, name: str) -> None:
         """Delete a file; nothing happens when there is none."""
         if self.exists(name):
-            self.fs.delete_file(self.file(name))
+            with told(self._shown(name), reading=True):
+                self.fs.delete_file(self.file(name))
 
     def remove(self) -> None:
         """Delete the folder with all it holds; nothing happens when there is none."""
         if self.names():
-            self.fs.delete_dir(self.path)
+            with told(self._shown()):
+                self.fs.delete_dir(self.path)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file atomically: readers see the old content or the new, never a part."""
-        target = self.file(name)
+        """Write a file atomically: readers see the old content or the new, never a part.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with told(self._shown(name), len(content)):
+            self._write(self.file(name), content)
+
+    def _write(self, target: str, content: bytes) -> None:
         if not self.local:  # an object appears when its upload is complete
             with self.fs.open_output_stream(target) as stream:
                 stream.write(content)
@@ -128,20 +195,73 @@ class Folder:
                 os.fsync(stream.fileno())
             os.replace(partial, target)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(partial).unlink()
+
+    def _shown(self, name: str = "") -> str:
+        """The path of a file as messages name it."""
+        path = self.path if self.local else self.uri.rstrip("/")
+        return f"{path}/{name}" if name else path
+
+    def check(self) -> None:
+        """Write, read, rename and delete a file, so that storage that is of no use is found before
+        any work; folders that are made for it are removed again.
+
+        Raises:
+            StorageError: one of them failed.
+        """
+        path, made = self.file(f".try-{uuid.uuid4().hex[:8]}"), self.missing()
+        content = uuid.uuid4().bytes
+        try:
+            with told(self._shown()):
+                self._write(path, content)  # renames where it is local
+                with self.fs.open_input_stream(path) as stream:
+                    same = stream.read() == content
+                self.fs.delete_file(path)
+                if not same:
+                    raise OSError("what is read is not what was written")
+        finally:
+            self.prune(made)
+
+    def missing(self) -> list[str]:
+        """This folder and those above it that are not there yet, the innermost first."""
+        found, path = [], self.path
+        while self.local and not os.path.lexists(path):
+            found.append(path)
+            path = os.path.dirname(path)
+        return found
+
+    def prune(self, folders: list[str]) -> None:
+        """Remove local folders that are empty."""
+        with suppress(OSError):  # there is something in it
+            for path in folders:
+                os.rmdir(path)
 
 
 def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
-    """Raise a UserError when no file can be written there: it is a folder, or inside a file."""
+    """Find out whether a file can be written there.
+
+    Raises:
+        UserError: it is a folder, or inside a file. StorageError: the storage refuses it.
+    """
     fs, path = filesystem(lasting(uri), endpoint)
     parent = path.rpartition("/")[0] or "/"
-    if uri.endswith("/") or fs.get_file_info(path).type == pafs.FileType.Directory:
+    with told(uri):
+        kinds = [info.type for info in fs.get_file_info([path, parent])]
+    if uri.endswith("/") or kinds[0] == pafs.FileType.Directory:
         raise UserError(f"{option} {uri} is a folder; give the name of a file")
-    if fs.get_file_info(parent).type == pafs.FileType.File:
+    if kinds[1] == pafs.FileType.File:
         raise UserError(f"{option} {uri}: {parent} is a file, not a folder")
+    _split(uri, endpoint)[0].check()
 
 
 def write_file(uri: str, content: bytes, endpoint: str | None = None) -> None:
     """Write one file by its path or URI, atomically."""
+    folder, name = _split(uri, endpoint)
+    folder.write(name, content)
+
+
+def _split(uri: str, endpoint: str | None) -> tuple[Folder, str]:
+    """Folder and name of a file."""
     folder, _, name = lasting(uri).rpartition("/")
-    Folder(folder or ("/" if uri.startswith("/") else "."), endpoint).write(name, content)
+    return Folder(folder or ("/" if uri.startswith("/") else "."), endpoint), name

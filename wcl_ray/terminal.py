@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
+from contextlib import suppress
 from shutil import get_terminal_size
+
+
+def put(text: str = "", end: str = "\n") -> None:
+    """Print; a terminal, pipe or log that cannot take it never ends a run."""
+    with suppress(OSError, UnicodeError):
+        print(text, end=end, flush=True)
 
 
 def say(what: str, text: str) -> None:
     """One line of the story: what it is about, and the news."""
-    print(f"{what:<10}{text}", flush=True)
+    put(f"{what:<10}{text}")
 
 
 def warn(text: str) -> None:
     """A warning, on a line of its own."""
-    print(f"warning: {text}", flush=True)
+    put(f"warning: {text}")
+
+
+def any_script() -> None:
+    """Print what the terminal's encoding cannot show with its number: names are in any script, and
+    file names need not even be text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def table(head: list[str], body: list[list[str]]) -> str:
@@ -44,9 +60,9 @@ class Live:
         line = f"{self._title}  {text}"
         if self._tty:
             width = get_terminal_size().columns - 1
-            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+            put(f"\r\x1b[K{line[:width]}", end="")
         elif time.monotonic() - self._printed > self._every:
-            print(line, flush=True)
+            put(line)
             self._printed = time.monotonic()
             line = ""
         self._line = line
@@ -54,9 +70,9 @@ class Live:
     def close(self) -> None:
         """Leave the last line standing."""
         if self._tty and self._line:
-            print(flush=True)
+            put()
         elif self._line:
-            print(self._line, flush=True)
+            put(self._line)
         self._line = ""
 
 

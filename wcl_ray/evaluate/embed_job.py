@@ -32,6 +32,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import Live, clock, say
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.images import open_images
+from wcl_ray.train.lease import LOCK, SIGN, Lease
 from wcl_ray.train.nodes import NOT_SEEN, check_shared, connect
 from wcl_ray.train.usage import Usage
 
@@ -67,9 +68,19 @@ def embed_run(
     scale = scale or ScaleConfig()
     trained = Trained.open(run, given.get("endpoint"))
     data = replace(trained.data(given), label=None, group=None)  # they are not looked at
-    folder = Folder(out.rstrip("/"), data.endpoint)
+    folder = Folder(out.rstrip("/") or "/", data.endpoint)
     facts = _facts(trained, data, features, columns)
-    _check_folder(folder, facts)
+    with Lease(folder, instead="use another --out"):
+        _check_folder(folder, facts)
+        folder.check()
+        return _embed(trained, data, folder, facts, scale)
+
+
+def _embed(
+    trained: Trained, data: DataConfig, folder: Folder, facts: dict[str, Any], scale: ScaleConfig
+) -> dict[str, Any]:
+    """Embed what is missing into a folder that no other process writes to."""
+    columns, features = tuple(facts["columns"]), facts["features"]
     connect(Config(scale=scale))
     check_shared(folder)
     with Usage() as usage:
@@ -157,7 +168,7 @@ def _check_folder(folder: Folder, facts: dict[str, Any]) -> None:
     if taken:
         raise UserError(f"--columns {taken[0]!r} is a name that the output uses itself")
     if not folder.exists(FACTS):
-        if folder.names():
+        if set(folder.names()) - {SIGN, LOCK}:
             raise UserError(f"--out {folder.uri} is not empty and holds no features; use another")
         return
     stored = json.loads(folder.read(FACTS))

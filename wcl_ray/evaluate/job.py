@@ -9,7 +9,7 @@ from typing import Any
 from wcl_ray.config import EvaluateConfig, ScaleConfig
 from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
 from wcl_ray.evaluate.trained import Trained
-from wcl_ray.storage import write_file
+from wcl_ray.storage import check_target, write_file
 from wcl_ray.terminal import say
 from wcl_ray.train.fit import gpus
 from wcl_ray.train.images import open_images
@@ -34,6 +34,8 @@ def evaluate_run(
     Raises:
         UserError: no run, no trained encoder yet, or wrong data options.
     """
+    if out is not None:
+        check_target(out, "--out", endpoint)
     trained = Trained.open(run, endpoint)
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(given)

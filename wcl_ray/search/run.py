@@ -41,9 +41,8 @@ from wcl_ray.search.tuner import run_trials
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.capacity import capacity
-from wcl_ray.train.folder import add_faults, claim, find_run
+from wcl_ray.train.folder import add_faults, claim, open_run
 from wcl_ray.train.images import Images, open_images
-from wcl_ray.train.lease import Lease
 from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.run import training
@@ -59,22 +58,21 @@ def search(config: SearchConfig) -> Outcome:
         UserError: wrong input or options, before any trial; or every trial failed.
         KeyboardInterrupt: Ctrl-C; the search can be continued.
     """
-    config, folder = find_run(config)
-    given = given_dimensions(config.search)
-    if folder.exists(BEST):
-        outcome = Record(folder, config, _granularity(config, given)).outcome()
-        print(f"{folder.uri} is finished")
-        show(folder, outcome, look_up(folder, config, _granularity(config, given)))
-        return outcome
-    for d in default_dimensions(given):  # what cannot be trained is found at once
-        for point in d.points(2):
-            _check(config, d, point)
-    build_encoder(config.model, config.data.image_size)
-    with Lease(folder) as lease:
+    with open_run(config, BEST) as (config, folder):
+        given = given_dimensions(config.search)
+        if folder.exists(BEST):
+            outcome = Record(folder, config, _granularity(config, given)).outcome()
+            print(f"{folder.uri} is finished")
+            show(folder, outcome, look_up(folder, config, _granularity(config, given)))
+            return outcome
+        for d in default_dimensions(given):  # what cannot be trained is found at once
+            for point in d.points(2):
+                _check(config, d, point)
+        build_encoder(config.model, config.data.image_size)
         connect(config)
-        check_shared(Folder(config.storage, config.data.endpoint))
+        check_shared(folder)
         with Usage() as usage:
-            outcome = _search(config, folder, given, usage, lease)
+            outcome = _search(config, folder, given, usage)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
@@ -89,7 +87,6 @@ def _search(
     folder: Folder,
     given: dict[str, Dimension],
     usage: Usage,
-    lease: Lease,
 ) -> Outcome:
     """The search itself, on a cluster that is joined."""
     config = found
@@ -114,8 +111,7 @@ def _search(
         say("search", f"{d.key}: {d.describe()}")
     if config.sampler == "grid":  # too many cells are an error before any work
         say("grid", f"{len(grid(dimensions, config.trials))} cells")
-    lease.take()
-    if folder.exists("config.json") and not config.resume:  # another job has made it since
+    if folder.exists("config.json") and not config.resume:  # by a job that took this one for lost
         raise UserError(f"{folder.uri} holds a search already; choose another --name")
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import tempfile
 import threading
 import time
@@ -19,11 +21,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wcl_ray.storage import Folder
-from wcl_ray.terminal import Live, clock, warn
+from wcl_ray.storage import Folder, told
+from wcl_ray.terminal import Live, clock, put, warn
 from wcl_ray.train.gauges import Gauges
 
 Row = dict[str, Any]
+FLUSH = 10.0  # seconds between two looks of TensorBoard at the events
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -47,6 +50,60 @@ def start_board() -> Any:
     return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
+def guarded(what: str, show: Callable[..., None]) -> Callable[..., None]:
+    """A function that only shows something: when it fails that is told once, and it rests."""
+    failed = False
+
+    def call(*given: Any) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            show(*given)
+        except Exception as error:
+            failed = True
+            warn(f"{what} cannot be written, the run goes on without: {error}")
+
+    return call
+
+
+class Events:
+    """TensorBoard's file of a run folder, written by this thread: the queue of tensorboardX's own
+    writer blocks for ever once its thread has met a full disk."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        self._flushed = 0.0
+
+    def add(self, row: Row) -> None:
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+
+        if self._writer is None:
+            self._place = Path(self._folder.path if self._folder.local else tempfile.mkdtemp())
+            self._place.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(self._place / "events"))
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key not in ("step", "images", "time"):
+                event = Event(wall_time=time.time(), step=row.get("step", 0))
+                event.summary.CopyFrom(summary.scalar(key, value))
+                self._writer.write_event(event)
+        if time.monotonic() - self._flushed > FLUSH:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        if not self._folder.local:
+            for path in self._place.glob("events.*"):
+                self._folder.write(path.name, path.read_bytes())
+            shutil.rmtree(self._place, ignore_errors=True)
+
+
 class MetricsLog:
     """``metrics.jsonl`` and TensorBoard events of a run folder, one row a call.
 
@@ -60,10 +117,12 @@ class MetricsLog:
     def __init__(self, folder: Folder, upload_seconds: float = 60.0) -> None:
         self._folder = folder
         self._every = upload_seconds
-        self.rows = self._load()
+        self._whole = True  # the file holds the rows and nothing else
         self._last_upload = 0.0
-        self._events = Path(folder.path)
-        self._writer: Any = None
+        self.rows = self._load()
+        events = Events(folder)
+        self._show = guarded("TensorBoard events", events.add)
+        self._close = guarded("TensorBoard events", events.close)
 
     def _load(self) -> list[Row]:
         if not self._folder.exists(self.FILE):
@@ -74,50 +133,45 @@ class MetricsLog:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:  # the last line of a killed run
+                self._whole = False
                 break
         return rows
 
     def rewind(self, images: int) -> None:
         """Drop the training rows beyond a position (images seen so far)."""
         kept = [row for row in self.rows if row.get("images", 0) <= images]
-        if len(kept) != len(self.rows) or images == 0:
+        if len(kept) != len(self.rows) or images == 0 or not self._whole:
             self.rows = kept
             self._upload()
 
     def add(self, row: Row) -> None:
+        self._show(row)
         self.rows.append(row)
-        if self._folder.local:
-            path = Path(self._folder.file(self.FILE))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-        elif time.monotonic() - self._last_upload > self._every:
+        if self._folder.local and self._whole:
+            self._append(row)
+        elif self._folder.local or time.monotonic() - self._last_upload > self._every:
             self._upload()
-        self._tensorboard(row)
 
-    def _tensorboard(self, row: Row) -> None:
-        from tensorboardX import SummaryWriter
-
-        if self._writer is None:
-            if not self._folder.local:
-                self._events = Path(tempfile.mkdtemp())
-            self._writer = SummaryWriter(str(self._events), flush_secs=10)
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("step", "images", "time"):
-                self._writer.add_scalar(key, value, row.get("step", 0))
+    def _append(self, row: Row) -> None:
+        path = self._folder.file(self.FILE)
+        with told(path):
+            os.makedirs(self._folder.path, exist_ok=True)
+            try:
+                with open(path, "a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+            except OSError:  # perhaps a part of the line
+                self._whole = False
+                raise
 
     def _upload(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         self._folder.write(self.FILE, text.encode())
-        self._last_upload = time.monotonic()
+        self._last_upload, self._whole = time.monotonic(), True
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if not self._folder.local:
+        if not self._folder.local or not self._whole:
             self._upload()
-            for path in self._events.glob("events.*"):
-                self._folder.write(path.name, path.read_bytes())
+        self._close()
 
 
 def format_row(row: Row) -> str:
@@ -149,7 +203,7 @@ class Follower:
     ) -> None:
         self._board = board
         self._on_evaluation = on_evaluation
-        self._gauges = gauges
+        self._gauges = guarded("gauges", gauges.set) if gauges is not None else None
         self._restarts = max((row.get("restarts", 0) for row in log.rows), default=0)
         self._log = log
         self._live = Live(title)
@@ -201,13 +255,13 @@ class Follower:
             self._log.add(row)
             self._live.show(format_row(row))
             if self._gauges is not None:
-                self._gauges.set(row)
+                self._gauges(row)
         elif kind == "resume":
             self._log.rewind(row["images"])
             if row["text"]:
                 self._restarts += 1
                 self._live.close()
-                print(row["text"], flush=True)
+                put(row["text"])
         elif kind == "fault":
             self.faults.append(row)
         elif kind == "evaluation":
@@ -215,7 +269,7 @@ class Follower:
             figures = {k: v for k, v in row.items() if k not in ("epoch", "step")}
             text = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
             self._live.close()
-            print(f"after epoch {row['epoch']}: {text}", flush=True)
+            put(f"after epoch {row['epoch']}: {text}")
             if self._on_evaluation is not None:
                 self._on_evaluation(row)
         elif kind == "warning":

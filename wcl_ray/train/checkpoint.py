@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wcl_ray.errors import UserError
+from wcl_ray.errors import UserError, causes
+from wcl_ray.storage import told
 
 FILE = "state.pt"
 
@@ -61,6 +62,9 @@ def save(
 
     Args:
         facts: what has to be equal for a checkpoint to fit (compared by :func:`load`).
+
+    Raises:
+        StorageError: the folder is full or cannot be written.
     """
     consumed = None if position.consumed is None else torch.from_numpy(position.consumed.copy())
     state = {
@@ -76,8 +80,24 @@ def save(
     }
     target = Path(folder) / FILE
     partial = target.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, target)
+    with told(str(folder), _size(state)):
+        try:
+            with open(partial, "wb") as stream:
+                torch.save(state, stream)
+        except RuntimeError as error:  # torch's own, with that of the disk inside
+            refused = next((e for e in causes(error) if isinstance(e, OSError)), None)
+            if refused is None:
+                raise
+            raise refused from None
+        os.replace(partial, target)
+
+
+def _size(tree: Any) -> int:
+    """Bytes of the tensors in nested dicts and lists."""
+    if isinstance(tree, torch.Tensor):
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return sum(_size(part) for part in parts)
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ from wcl_ray.train.images import (
     qualities,
     show_quality,
 )
+from wcl_ray.train.lease import Lease
 from wcl_ray.train.nodes import connect
 from wcl_ray.train.usage import Usage
 
@@ -82,8 +84,12 @@ def cluster(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
             "makes vectors of images"
         )
+    held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if checkpoint is not None:
+        folder = Folder(checkpoint, data.endpoint)
+        held = Lease(folder, instead="use another --checkpoint")
     connect(config)
-    with Usage() as usage, usage.stage("clusters"):
+    with Usage() as usage, held, usage.stage("clusters"):
         if not of_features:
             images = open_images(data, config.storage, config.seed)
             say("images", images.train.describe())

@@ -1,4 +1,5 @@
-"""What becomes of a worker's exception: a UserError ends the run at once, others are explained."""
+"""What becomes of a worker's exception: what the user has to mend ends the run at once, others are
+explained."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback, WorkerGroupError
 
-from wcl_ray.errors import find_user_error
+from wcl_ray.errors import StorageError, UserError, causes, find_user_error
 
 PATIENCE = 5.0  # seconds for the board to take an error
 
@@ -40,7 +41,7 @@ class EndOnUserError(UserCallback):
         self._board, self._evaluates = board, evaluates
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        error = next(filter(None, map(find_user_error, worker_exceptions.values())), None)
+        error = next(filter(None, map(final, worker_exceptions.values())), None)
         if error is None:
             self._board.push.remote({"kind": "warning", "text": in_short(worker_exceptions)})
             return
@@ -59,6 +60,16 @@ class EndOnUserError(UserCallback):
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             return False
         return True
+
+
+def final(failure: BaseException) -> UserError | None:
+    """What makes it useless to try again: a UserError, or storage that would refuse the same again;
+    None where there is no such thing."""
+    refused = next((e for e in causes(failure) if type(e) is StorageError), None)
+    if refused is None:
+        return find_user_error(failure)
+    hint = "once that is mended, --resume goes on from the last checkpoint"
+    return UserError(f"{refused}; {hint}") if refused.lasting else None
 
 
 def in_short(failures: dict[int, Exception]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ from ray.train.torch import TorchTrainer
 
 from wcl_ray import stopping
 from wcl_ray.config import Config, ScaleConfig
-from wcl_ray.errors import TrainingError, UserError, find_user_error
-from wcl_ray.storage import Folder
+from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_user_error
+from wcl_ray.storage import LASTING, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.board import Follower, MetricsLog, Row
 from wcl_ray.train.capacity import Capacity, capacity
 from wcl_ray.train.failure import EndOnUserError, explain
 from wcl_ray.train.folder import add_faults
 from wcl_ray.train.gauges import Gauges
+from wcl_ray.train.snapshot import mend_snapshot
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
@@ -163,15 +165,17 @@ def fit(
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
-        UserError: what a worker found wrong with the input.
+        UserError: what a worker found wrong with the input. StorageError: the storage is full, or
+            cannot be used.
         TrainingError: workers failed more often than ``scale.max_failures``.
         ray.train.TrainingFailedError: the workers could not be started.
     """
     log = MetricsLog(folder)
     follower = Follower(task.board, log, title, on_evaluation, Gauges(folder.uri))
-    trainer = _trainer(task, scale, round_folder, validation)
+    mend_snapshot(round_folder / "train")
     try:
         with follower:
+            trainer = _trainer(task, scale, round_folder, validation)
             for attempt in range(CONTROLLER_RESTARTS + 1):
                 try:
                     result = trainer.fit()
@@ -184,10 +188,13 @@ def fit(
                         raise
                     time.sleep(2)
                     trainer = _trainer(task, scale, round_folder, validation)
-    except ray.train.TrainingFailedError as error:
-        wrong = find_user_error(error)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
+        wrong = UserError(follower.error) if follower.error else find_user_error(error)
         if wrong is not None:
             raise wrong from None
+        refused = _refused(error, round_folder)
+        if refused is not None:
+            raise refused from error
         if isinstance(error, ray.train.WorkerGroupError):
             raise TrainingError(explain(error)) from None
         raise
@@ -196,16 +203,27 @@ def fit(
             stopping.promise(f"{stopping.promised()} from the last checkpoint")
         raise
     finally:
-        add_faults(folder, follower.faults)
-        try:
-            log.close()
-        except OSError as error:
-            warn(f"metrics cannot be written: {error}")
+        for close in (functools.partial(add_faults, folder, follower.faults), log.close):
+            try:
+                close()
+            except OSError as error:
+                warn(f"metrics cannot be written: {error}")
     if follower.failure is not None:
         raise follower.failure
     if result.checkpoint is None:
         raise RuntimeError("training ended without a checkpoint")
     return result.checkpoint
+
+
+def _refused(error: BaseException, folder: Folder) -> StorageError | None:
+    """What the storage refused Ray Train itself; None where it was something else."""
+    found = [e for e in causes(error) if isinstance(e, OSError)]
+    if not found:
+        return None
+    at_storage = isinstance(error, (ray.train.ControllerError, OSError))
+    if not at_storage and found[0].errno not in LASTING:
+        return None
+    return storage_error(str(found[0].filename or folder.path), found[0])
 
 
 class _Trainer(TorchTrainer):

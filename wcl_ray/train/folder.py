@@ -18,8 +18,11 @@ Layout::
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,48 +30,84 @@ from wcl_ray import __version__, stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
+from wcl_ray.train.lease import Lease
 from wcl_ray.train.stored import FILE, PLACES, C, read_stored
 
 
-def find_run(config: C) -> tuple[C, Folder]:
-    """The run folder of a configuration, still to be made (:func:`claim`) or found again.
+@contextmanager
+def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:
+    """The run folder of a configuration, held by this process while the context lasts, still to
+    be made (:func:`claim`) or found again.
 
-    A run of an older version goes on as :mod:`wcl_ray.train.stored` says. Where its images lie
-    (``data.path``, ``data.eval_path``) may have changed when the run is named; whether they are the
-    same is for :func:`wcl_ray.train.moved.check_moves`.
+    What is in the folder decides what is done, so that it is read while no other process can
+    change it. A finished run does not change any more, and is only read. A run of an older version
+    goes on as :mod:`wcl_ray.train.stored` says. Where its images lie (``data.path``,
+    ``data.eval_path``) may have changed when the run is named; whether they are the same is for
+    :func:`wcl_ray.train.moved.check_moves`.
 
-    Returns:
-        The configuration with its name filled in and the stored values that hold, and the folder.
+    Args:
+        final: file that is written last.
+
+    Yields:
+        The configuration with its name filled in, ``resume`` settled and the stored values that
+        hold, and the folder.
 
     Raises:
         UserError: the name is taken and ``resume`` is off; ``resume`` finds nothing to continue or
-            a run with other options.
+            a run with other options; another process is at work on it.
+        StorageError: the folder cannot be used.
     """
     storage = Folder(config.storage, config.data.endpoint)
-    if config.start_or_resume:
-        there = (storage / str(config.name)).exists(FILE)
-        config = replace(config, resume=there)
-    if config.resume:
-        name = config.name or _newest(storage, config)
-        config = replace(config, name=name)
+    with ExitStack() as stack:
+        if config.name is None and not config.resume:
+            config, folder = _fresh(config, storage, stack)
+        else:
+            config = replace(config, name=config.name or _newest(storage, config))
+            folder = storage / str(config.name)
+            if not folder.exists(final):
+                stack.enter_context(Lease(folder))
+        config = _settled(config, storage, folder)
+        if not folder.exists(final):
+            folder.check()
+        yield config, folder
+
+
+def _fresh(config: C, storage: Folder, stack: ExitStack) -> tuple[C, Folder]:
+    """A new run under a name of its own, also beside others that start in the same second."""
+    base = _fresh_name(config)
+    for number in itertools.count(1):
+        name = base if number == 1 else f"{base}-{number}"
         folder = storage / name
-        if not folder.exists(FILE):
-            raise UserError(
-                f"--resume: there is no run {name!r} in {config.storage}{_runs(storage)}"
-            )
-        stored = read_stored(folder, type(config))
-        held, other = stored.compare(config)
-        _check_same(other, name)
-        stopping.promise("the same command goes on")
-        return stored.held_by(config, held), folder
-    name = config.name or _fresh_name(config)
-    folder = storage / name
-    if folder.exists(FILE):
+        lease = Lease(folder)
+        if lease.take():
+            stack.push(lease)
+            if not folder.exists(FILE):
+                break
+            stack.close()
+    return replace(config, name=name), folder
+
+
+def _settled(config: C, storage: Folder, folder: Folder) -> C:
+    """The configuration with ``resume`` as the folder has it, once both agree."""
+    there = folder.exists(FILE)
+    if config.start_or_resume:
+        config = replace(config, resume=there)
+    if there and not config.resume:
         raise UserError(
             f"{folder.uri} holds a run already; add --resume to continue it, or choose another "
             "--name"
         )
-    return replace(config, name=name), folder
+    if config.resume and not there:
+        raise UserError(
+            f"--resume: there is no run {config.name!r} in {config.storage}{_runs(storage)}"
+        )
+    if not there:
+        return config
+    stored = read_stored(folder, type(config))
+    held, other = stored.compare(config)
+    _check_same(other, str(config.name))
+    stopping.promise("the same command goes on")
+    return stored.held_by(config, held)
 
 
 def claim(folder: Folder, config: Config, images: dict[str, Any] | None = None) -> None:
@@ -88,7 +127,9 @@ def claim(folder: Folder, config: Config, images: dict[str, Any] | None = None) 
 def _fresh_name(config: Config) -> str:
     source = (config.data.path or "demo").rstrip("/").split("://")[-1].split("/")
     words = [w for w in source if w and not set(w) & set("*?[")] or ["data"]  # no glob
-    return f"{words[-1].split('.')[0]}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    text = "".join(c for c in words[-1].split(".")[0] if c.isprintable())
+    word = text.encode()[:100].decode(errors="ignore").strip() or "data"
+    return f"{word}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _check_same(found: dict[str, tuple[Any, Any]], name: str) -> None:

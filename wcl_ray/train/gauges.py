@@ -24,7 +24,8 @@ class Gauges:
             key: Gauge(name, description=text, tag_keys=("run",))
             for key, (name, text) in GAUGES.items()
         }
-        self._tags = {"run": run}
+        # Ray takes ASCII only
+        self._tags = {"run": run.encode("ascii", "backslashreplace").decode()}
 
     def set(self, row: dict[str, Any]) -> None:
         """Show the values of a row."""

@@ -92,11 +92,11 @@ def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:
 
 
 def check_shared(folder: Folder) -> None:
-    """Whether all nodes that are there see the folder: each looks for a file that this process
-    writes. Nodes that come later look for themselves.
+    """Whether all nodes that are there see the folder and can use it: each looks for a file that
+    this process writes, and tries one of its own. Nodes that come later look for themselves.
 
     Raises:
-        UserError: a node does not.
+        UserError: a node does not see it. StorageError: it cannot be used there.
     """
     here = ray.get_runtime_context().get_node_id()
     others = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
@@ -118,7 +118,7 @@ def check_shared(folder: Folder) -> None:
         warn(f"not all nodes have looked at {folder.uri} within {PATIENCE:.0f} s")
         return
     finally:
-        folder.fs.delete_file(folder.file(name))
+        folder.delete(name)
     if blind:
         raise UserError(
             f"storage {folder.path} is not seen by {len(blind)} of {len(others) + 1} nodes "
@@ -128,4 +128,7 @@ def check_shared(folder: Folder) -> None:
 
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT", max_retries=3)
 def _sees(folder: Folder, name: str) -> bool:
-    return folder.exists(name)
+    if not folder.exists(name):
+        return False
+    folder.check()
+    return True

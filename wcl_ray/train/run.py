@@ -23,13 +23,12 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import results_table
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 from wcl_ray.train.board import MetricsLog
 from wcl_ray.train.capacity import capacity
 from wcl_ray.train.fit import plan_scale
-from wcl_ray.train.folder import add_faults, claim, find_run
+from wcl_ray.train.folder import add_faults, claim, open_run
 from wcl_ray.train.images import Images, build_clusters, open_images
-from wcl_ray.train.lease import Lease
 from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests, moves
 from wcl_ray.train.nodes import check_shared, connect
 from wcl_ray.train.round_clusters import to_cluster
@@ -37,6 +36,7 @@ from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batch
 from wcl_ray.train.usage import Usage
 from wcl_ray.train.validate import Look
 
+RESULTS = "results.json"
 APART = 0.5  # share of images without a partner in reach above which a run warns
 
 
@@ -50,23 +50,20 @@ def pretrain(config: Config) -> dict[str, Any]:
         UserError: wrong input or options, before any training.
     """
     started = time.monotonic()
-    config, run = find_run(config)
-    if run.exists("results.json"):
-        return _finished(run, config)
-    build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
-    with Lease(run) as lease:
-        if run.exists("results.json"):  # while this process watched another
+    with open_run(config, RESULTS) as (config, run):
+        if run.exists(RESULTS):
             return _finished(run, config)
+        build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
         connect(config)
-        check_shared(Folder(config.storage, config.data.endpoint))
+        check_shared(run)
         with Usage() as usage:
-            found = _variants(config, run, usage, lease)
+            found = _variants(config, run, usage)
         workers = training([run, run / "baseline"])
         used = usage.to_dict() | workers
         seconds = round(time.monotonic() - started, 1)
         results = {"variants": found, "seconds": seconds, "usage": used}
-        run.write("results.json", json.dumps(results, indent=2).encode())
-    print(f"\n{results_table(found)}\n")
+        run.write(RESULTS, json.dumps(results, indent=2).encode())
+    put(f"\n{results_table(found)}\n")
     usage.report(workers)
     say("run", f"{run.uri} ({seconds:.0f} s)")
     return results
@@ -75,17 +72,17 @@ def pretrain(config: Config) -> dict[str, Any]:
 def _finished(run: Folder, config: Config) -> dict[str, Any]:
     for name, (old, new) in moves(run, config).items():
         warn(f"{name.replace('_', '-')} was {old}; {new} is not looked at")
-    stored: dict[str, Any] = json.loads(run.read("results.json"))
-    print(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
+    stored: dict[str, Any] = json.loads(run.read(RESULTS))
+    put(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
     return stored
 
 
-def _variants(config: Config, run: Folder, usage: Usage, lease: Lease) -> dict[str, dict[str, Any]]:
+def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, Any]]:
     """Clusters, stream, and the training and evaluation of each kind of clusters."""
     with usage.stage("clusters"):
         images = open_images(config.data, config.storage, config.seed)
         say("images", images.train.describe())
-        assignment = _clusters(config, images, run, lease)
+        assignment = _clusters(config, images, run)
     with usage.stage("stream"):
         stream = _stream(config, images, assignment, run)
     variants: dict[str, tuple[Config, Folder, Assignment]] = {
@@ -129,7 +126,7 @@ def alone(assignment: Assignment) -> Assignment:
     return Assignment(assignment.ids, clusters, ("instance",), assignment.keys)
 
 
-def _clusters(config: Config, images: Images, run: Folder, lease: Lease) -> Assignment:
+def _clusters(config: Config, images: Images, run: Folder) -> Assignment:
     """Stage 1, or its result from the run folder; claims the run's name once the input is good."""
     folder = run / "rounds/000"
     if config.clusters.from_features and not config.train.warmup_rounds:
@@ -150,8 +147,7 @@ def _clusters(config: Config, images: Images, run: Folder, lease: Lease) -> Assi
         wanted, ks = to_cluster(config, clustering.assignment)
         if not ks:
             warn(f"clusters.missing: {wanted.sum()} images have no metadata, too few for k-means")
-    lease.take()
-    if run.exists("config.json") and not config.resume:  # another job has made it since
+    if run.exists("config.json") and not config.resume:  # by a job that took this one for lost
         raise UserError(f"{run.uri} holds a run already; choose another --name")
     if run.exists("config.json"):  # it was stopped right after that
         check_moves(run, config, images, facts_of(clustering.assignment.ids))

@@ -8,12 +8,17 @@ dropout (see :mod:`wcl_ray.model.gather`).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,12 +37,12 @@ from wcl_ray.data.deal import Places
 from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
-from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.errors import StorageError, UserError, find_user_error
 from wcl_ray.model.encoder import build_encoder
-from wcl_ray.model.gather import synchronised
+from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer, clip_gradients, learning_rate
-from wcl_ray.storage import Folder
+from wcl_ray.storage import Folder, storage_error, told
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import Position
 from wcl_ray.train.failure import WorkerFailure
@@ -80,10 +85,24 @@ def train_worker(options: dict[str, Any]) -> None:
     task: Task = options["task"]
     try:
         Worker(task).run()
-    except ray.exceptions.RayActorError:  # tells Ray Train whether a node was preempted
-        raise
+    except (ray.exceptions.RayActorError, StorageError):
+        raise  # the first tells Ray Train whether a node was preempted, the second may pass
     except Exception as error:
         raise find_user_error(error) or WorkerFailure.of(error) from None
+
+
+def upload(storage: Any, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Ray Train's upload, in a thread; what it leaves of a failed one takes no room."""
+    try:
+        kept: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
+        return kept
+    except OSError as error:
+        size = sum(file.stat().st_size for file in Path(checkpoint.path).glob("*"))
+        path = storage.build_checkpoint_path_from_name(name)
+        with contextlib.suppress(OSError):
+            storage.storage_filesystem.delete_dir(path)
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+        raise storage_error(path, error, size) from error
 
 
 class Worker:
@@ -323,9 +342,8 @@ class Worker:
         self._merge_consumed()
         saved = None
         if self.rank == 0:
-            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
-            store.save(folder, self.model, self.optimizer, self.position, self.facts)
-            saved = ray.train.Checkpoint.from_directory(folder)
+            saved = self._save()
+        storage = ray.train.get_context().get_storage()
         where = {"epoch": self.position.epoch, "step": self.position.step}
         task = ray.train.ValidationTaskConfig(fn_kwargs=where) if validate else False
         ray.train.report(
@@ -333,5 +351,16 @@ class Worker:
             checkpoint=saved,
             validation=task if saved is not None else False,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=functools.partial(upload, storage),
         )
         self.last_checkpoint = time.monotonic()
+
+    def _save(self) -> ray.train.Checkpoint:
+        with told(os.environ.get("TMPDIR", "/tmp")):
+            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
+        try:
+            store.save(folder, self.model, self.optimizer, self.position, self.facts)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return ray.train.Checkpoint.from_directory(folder)
