@@ -6,12 +6,13 @@ import glob
 import os
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
 from wcl_ray.errors import UserError
 
+WILDCARDS = frozenset("*?[")
 WORKING_DIRS = "working_dir_files"  # Ray's folder of the working directories of jobs
 
 
@@ -26,10 +27,14 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
     Raises:
         UserError: a scheme that is not supported.
     """
-    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    scheme, separator, _ = uri.partition("://")
+    scheme = scheme.lower() if separator and scheme.isalnum() else ""
     if scheme in ("", "file"):
         path = uri[len("file://") :] if scheme else uri
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        path = os.path.abspath(os.path.expanduser(path))
+        if scheme and "%" in path and not os.path.lexists(path):  # as pathlib writes URIs
+            path = unquote(path)
+        return pafs.LocalFileSystem(), path
     if scheme == "s3":
         endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
         options: dict[str, object] = {}
@@ -64,7 +69,8 @@ def lasting(uri: str) -> str:
 def found(uri: str) -> str:
     """A path to read: a relative one of a job that is not in its working directory lies where
     the outputs of jobs do."""
-    return uri if glob.glob(os.path.expanduser(uri)) else lasting(uri)
+    path = os.path.expanduser(uri)
+    return uri if os.path.lexists(path) or glob.glob(path) else lasting(uri)
 
 
 class Folder:

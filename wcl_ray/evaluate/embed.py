@@ -118,7 +118,7 @@ class _Embedder:
         if self.backbone is None:
             self._load(weights)
         faults = table[FAULT].to_pylist()
-        if "pixels" in table.column_names:  # kept decoded
+        if "__pixels" in table.column_names:  # kept decoded
             pixels, aspects = kept_pixels(table, self.size)
             images = torch.from_numpy(pixels.copy()).to(self.device)
             aspect = torch.from_numpy(aspects.copy()).to(self.device)

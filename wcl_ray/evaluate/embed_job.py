@@ -146,6 +146,7 @@ def _facts(
         "format": data.format,
         "id": data.id,
         "image": data.image,
+        "encoding": data.encoding,
         "columns": list(columns),
     }
 

@@ -19,6 +19,7 @@ Layout::
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -89,8 +90,9 @@ def read_config(folder: Folder) -> dict[str, Any]:
 
 def _fresh_name(config: Config) -> str:
     source = (config.data.path or "demo").rstrip("/").split("://")[-1].split("/")
-    words = [w for w in source if w and not set(w) & set("*?[")] or ["data"]  # no glob
-    return f"{words[-1].split('.')[0]}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    words = [w for w in source if w and not set(w) & set("*?")] or ["data"]  # no glob
+    word = re.sub(r"[^\w-]+", "-", words[-1].split(".")[0]).strip("-") or "data"
+    return f"{word}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
