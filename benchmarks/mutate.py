@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,11 +38,12 @@ from wcl_ray.data.source import FAULT, IMAGE, Source, open_source
 from wcl_ray.errors import find_user_error
 from wcl_ray.terminal import table
 
+PRELOAD = ["wcl_ray.data.decode", "wcl_ray.data.source_folder", "wcl_ray.data.source_webdataset"]
 SECONDS = 20  # for one file
 MEMORY = 6 * 2**30  # address space of a worker
 ROWS = 12  # of a table or a shard
 SIDE = 24
-PICTURES = {
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {}),
     "progressive.jpg": ("JPEG", {"progressive": True}),
     "png": ("PNG", {}),
@@ -55,6 +57,8 @@ PICTURES = {
     "avif": ("AVIF", {}),
     "jp2": ("JPEG2000", {}),
 }
+PIECES = [*",;\t\"'{}[]:\n\r\\/-.09aé", "", "\r\n", "null", "NaN", "1e999", "9" * 30, "\\ud800"]
+PIECES += ["[" * 2000, '{"a":' * 300, "\ufeff", "\u2028", "\x00"]
 TABLES = ("csv", "jsonl", "parquet", "tar")
 
 
@@ -63,7 +67,7 @@ def formats() -> list[str]:
     return [name for name in PICTURES if name.split(".")[-1] in IMAGE_SUFFIXES] + list(TABLES)
 
 
-def picture(rng: np.random.Generator, kind: str = "PNG", **options: object) -> bytes:
+def picture(rng: np.random.Generator, kind: str = "PNG", **options: Any) -> bytes:
     """An encoded picture of smooth colours, so that compressed data are neither empty nor noise."""
     small = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
     sink = io.BytesIO()
@@ -73,44 +77,63 @@ def picture(rng: np.random.Generator, kind: str = "PNG", **options: object) -> b
     return sink.getvalue()
 
 
-def original(kind: str, rng: np.random.Generator) -> bytes:
-    """A whole file of a format."""
+def damaged(kind: str, rng: np.random.Generator) -> bytes:
+    """A file of a format with changes: in any of its bytes, or where they go deeper (in the text of
+    a table, the footer of Parquet, the members of a shard)."""
+    deep = rng.random() < 0.6
     if kind in PICTURES:
         name, options = PICTURES[kind]
-        return picture(rng, name, **options)
+        return mutated(picture(rng, name, **options), rng)
     names = [f"{i}.png" for i in range(ROWS)]
     legs, habitat = rng.integers(0, 9, ROWS).tolist(), rng.choice(["käse", "leaf"], ROWS).tolist()
     rows = list(zip(names, legs, habitat, strict=True))
-    if kind == "csv":
-        return "".join(
-            f"{n},{k},{h}\n" for n, k, h in [("file_name", "legs", "habitat"), *rows]
-        ).encode()
     trees = [{"file_name": n, "legs": k, "habitat": h} for n, k, h in rows]
-    if kind == "jsonl":
-        return "".join(json.dumps(tree, ensure_ascii=False) + "\n" for tree in trees).encode()
+    if kind in ("csv", "jsonl"):
+        lines = [json.dumps(tree, ensure_ascii=False) for tree in trees]
+        if kind == "csv":
+            lines = [f"{n},{k},{h}" for n, k, h in [("file_name", "legs", "habitat"), *rows]]
+        text = "".join(f"{line}\n" for line in lines)
+        return retyped(text, rng).encode() if deep else mutated(text.encode(), rng)
     sink = io.BytesIO()
     if kind == "parquet":
         content = {"id": range(ROWS), "image": [picture(rng) for _ in names]}
-        compression = str(rng.choice(["snappy", "zstd", "none"]))
         pq.write_table(
             pa.table(content | {"legs": legs, "habitat": habitat}),
             sink,
             row_group_size=5,
-            compression=compression,
+            compression=str(rng.choice(["snappy", "zstd", "none"])),
         )
-        return sink.getvalue()
+        whole = sink.getvalue()
+        cut = len(whole) - 2500 if deep else 0
+        return whole[:cut] + mutated(whole[cut:], rng)
     with tarfile.open(fileobj=sink, mode="w") as tar:
         for name, tree in zip(names, trees, strict=True):
-            members = [(name, picture(rng)), (name[:-3] + "json", json.dumps(tree).encode())]
-            for member, content in [*members, (name[:-3] + "cls", b"3")]:
-                info = tarfile.TarInfo(member)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return sink.getvalue()
+            stem = name.removesuffix("png")
+            members = {name: picture(rng), f"{stem}json": json.dumps(tree).encode()}
+            for member, content_ in (members | {f"{stem}cls": b"3"}).items():
+                info, inside = tarfile.TarInfo(member), content_
+                if deep and rng.random() < 0.1:
+                    if not member.endswith("png") and rng.random() < 0.7:
+                        inside = retyped(inside.decode(), rng).encode()
+                    else:
+                        inside = mutated(inside, rng)
+                info.size = len(inside)
+                tar.addfile(info, io.BytesIO(inside))
+    return sink.getvalue() if deep else mutated(sink.getvalue(), rng)
+
+
+def retyped(text: str, rng: np.random.Generator) -> str:
+    """The text with one to four characters or pieces changed."""
+    for _ in range(int(rng.integers(1, 5))):
+        at = int(rng.integers(len(text) + 1))
+        end = at + int(rng.integers(0, 3) if rng.random() < 0.8 else rng.integers(0, 60))
+        piece = str(rng.choice(PIECES))
+        text = text[:at] + piece * (int(rng.integers(1, 4))) + text[end:]
+    return text
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """The content with one to four changes."""
+    """The content with one to four changes of its bytes."""
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 5))):
         if not data:
@@ -192,7 +215,7 @@ def trial(root: Path, kind: str, seed: int) -> tuple[str, int, int, str]:
     rng = np.random.default_rng([seed, *kind.encode()])
     folder = root / kind
     folder.mkdir(exist_ok=True)
-    data = DataConfig(path=prepare(folder, kind, mutated(original(kind, rng), rng)))
+    data = DataConfig(path=prepare(folder, kind, damaged(kind, rng)))
     try:
         rows, faults = read(data)
     except Exception as error:
@@ -210,6 +233,7 @@ def _work(pipe: Connection, run: Callable[[Path, str, int], tuple[str, int, int,
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")  # Pillow's, of odd files
     with tempfile.TemporaryDirectory() as root:
+        pipe.send("ready")
         while True:
             kind, seed = pipe.recv()
             pipe.send(run(Path(root), kind, seed))
@@ -223,11 +247,15 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        context = mp.get_context("fork")
+        context = mp.get_context("forkserver")  # whose processes inherit no threads
+        context.set_forkserver_preload(PRELOAD)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.run), daemon=True)
         self.process.start()
         theirs.close()
+        if not self.pipe.poll(120):
+            raise TimeoutError("a worker does not start")
+        self.pipe.recv()
 
     def give(self, kind: str, seed: int, seconds: float) -> None:
         self.kind, self.seed, self.until = kind, seed, time.monotonic() + seconds

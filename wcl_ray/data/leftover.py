@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,7 +14,20 @@ from wcl_ray.storage import WILDCARDS
 TRAIN = ("train", "training")
 OTHERS = ("val", "valid", "validation", "dev", "test", "testing", "eval")
 # formats of images that neither Pillow nor torchvision reads, or only in some builds
-PICTURES = ("heic", "heif", "avif", "jxl", "jp2", "j2k", "svg", "psd", "ai", "eps", "pdf", "tga")
+PICTURES: tuple[str, ...] = (
+    "heic",
+    "heif",
+    "avif",
+    "jxl",
+    "jp2",
+    "j2k",
+    "svg",
+    "psd",
+    "ai",
+    "eps",
+    "pdf",
+    "tga",
+)
 PICTURES += ("ico", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw", "dcm")
 TABLES = ("csv", "tsv", "json", "jsonl", "xlsx", "xls", "ods", "parquet", "pq", "parq", "feather")
 PACKED = ("zip", "gz", "tgz", "zst", "bz2", "xz", "rar", "7z", "arrow")
@@ -27,7 +42,7 @@ def left_out(files: Files, kind: str, named: Iterable[str] | None = None) -> str
         named: paths of the images that metadata tables name.
     """
     wanted = {"parquet": ("parquet",), "webdataset": ("tar",)}.get(kind, ())
-    names = None if named is None else set(named)
+    names = None if named is None else set(map(_plain, named))
     parts: list[str] = []
     tables, others, pictures, unnamed = [], Counter[str](), Counter[str](), 0
     for path in files.paths:
@@ -35,7 +50,7 @@ def left_out(files: Files, kind: str, named: Iterable[str] | None = None) -> str
         if suffix in wanted or (kind == "folder" and base in METADATA_FILES):
             continue
         if is_image(path) and kind == "folder":
-            unnamed += names is not None and path not in names
+            unnamed += names is not None and _plain(path) not in names
         elif suffix in PICTURES:
             pictures[suffix] += 1
         elif suffix in TABLES and (kind == "folder" or suffix != "json"):
@@ -63,11 +78,14 @@ def left_out(files: Files, kind: str, named: Iterable[str] | None = None) -> str
     return f"not read in {files.uri}: {'; '.join(parts)}" if parts else None
 
 
+def _plain(path: str) -> str:
+    """A path in one spelling, see :mod:`wcl_ray.data.source_files`."""
+    return posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/")))
+
+
 def _counts(suffixes: Counter[str]) -> str:
-    found = [
-        f"{n} .{suffix}" if suffix else f"{n} without a suffix" for suffix, n in suffixes.items()
-    ]
-    return _some(sorted(found))
+    most = suffixes.most_common()
+    return _some([f"{n} .{suffix}" if suffix else f"{n} without a suffix" for suffix, n in most])
 
 
 def _some(names: list[str]) -> str:

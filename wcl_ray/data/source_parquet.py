@@ -149,12 +149,13 @@ def _pieces(
     def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema], int]:
         file = _open(files, files.paths[index])
         found, first, size = [], 0, 0
-        for group in range(file.metadata.num_row_groups):
-            facts = file.metadata.row_group(group)
-            if facts.num_rows:
-                found.append({"file": index, "group": group, "first": first})
-            first += facts.num_rows
-            size += facts.total_byte_size + OUTSIDE * _named(facts, image)
+        with reading(files.paths[index], "is not a readable Parquet file"):
+            for group in range(file.metadata.num_row_groups):
+                facts = file.metadata.row_group(group)
+                if facts.num_rows:
+                    found.append({"file": index, "group": group, "first": first})
+                first += facts.num_rows
+                size += facts.total_byte_size + OUTSIDE * _named(facts, image)
         return found, (files.paths[index], file.schema_arrow), size
 
     with ThreadPoolExecutor(8) as pool:
