@@ -230,7 +230,7 @@ TABLES = [
     Input(
         "csv of windows paths",
         with_table("file_name,x\n.\\1.png,1\n.\\no.png,2\n"),
-        Read(2, {".\\no.png": "file not found"}),
+        Read(2, {".\\no.png": "file not found"}, notes=("1 images that the metadata table",)),
     ),
     Input(
         "csv of accents as two characters",

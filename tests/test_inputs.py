@@ -7,12 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from inputs import INPUTS, Input, Read
 from pictures import png
 from PIL import Image
 
 from benchmarks.mutate import mutate, read_here, render
+from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.listing import list_files
@@ -160,6 +164,29 @@ def test_a_folder_that_may_not_be_read() -> None:
         finally:
             if root:
                 os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "damage", "text"),
+    [
+        ({}, lambda c: c[:4] + b"\xff" * 300 + c[304:], "a.PARQUET cannot be read"),
+        ({}, lambda c: c[:-40] + b"\xff" * 30 + c[-10:], "a.PARQUET cannot be read as Parquet"),
+        ({"key": [[1]] * 4}, None, "a.PARQUET: column 'key' cannot be read as names"),
+    ],
+)
+def test_odd_files_of_vectors(tmp_path: Path, columns: Any, damage: Any, text: str) -> None:
+    path = tmp_path / "a.PARQUET"
+    feature = np.random.default_rng(0).random((4, 100)).tolist()
+    pq.write_table(pa.table({"feature": feature} | columns), path)
+    path.write_bytes(damage(path.read_bytes()) if damage else path.read_bytes())
+
+    def load() -> None:
+        for piece in open_vectors(str(tmp_path)).pieces:
+            piece.load()
+            piece.side(None)
+
+    with pytest.raises(UserError, match=text):
+        load()
 
 
 def test_an_unknown_encoding_is_refused() -> None:
