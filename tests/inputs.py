@@ -396,6 +396,14 @@ PARQUET = [
         Read(8),
     ),
     Input(
+        "lists of categories and of text",
+        parquet(
+            {"x": pa.array([["a"]] * 4, pa.list_(pa.dictionary(pa.int8(), pa.string())))},
+            {"x": [["b"]] * 4},
+        ),
+        Read(8, values={"x": [["a"]] * 4 + [["b"]] * 4}),
+    ),
+    Input(
         "structs and text",
         parquet({"x": [{"a": 1}] * 4}, {"x": list("abcd")}),
         refused("1.parquet: column 'x'", "struct"),
