@@ -29,6 +29,8 @@ class Images:
     """Column with a unique id."""
     image: str | None = None
     """Column with the images."""
+    encoding: str | None = None
+    """Encoding of metadata tables and of text in shards. Default: UTF-8, or by their mark."""
     max_bad: float | None = None
     """Share of unreadable images above which the job stops. Default: that of the run."""
     endpoint: str | None = None

@@ -29,6 +29,8 @@ class OtherData:
     """Column with a unique id."""
     image: str | None = None
     """Column with the images."""
+    encoding: str | None = None
+    """Encoding of metadata tables and of text in shards. Default: UTF-8, or by their mark."""
     endpoint: str | None = None
     """URL of the S3 endpoint, for stores other than AWS."""
 

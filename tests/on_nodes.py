@@ -131,7 +131,7 @@ def block(number: int, keep: str) -> pa.Table:
         buffers = [None, pa.py_buffer(flat)]
         kind = pa.binary(3 * SIDE * SIDE)
         pixels = pa.FixedSizeBinaryArray.from_buffers(kind, len(ids), buffers)
-        return pa.table(first | {"pixels": pixels, "aspect": np.ones(len(ids), np.float32)})
+        return pa.table(first | {"__pixels": pixels, "__aspect": np.ones(len(ids), np.float32)})
     files = []
     for colour in colours:
         sink = io.BytesIO()

@@ -37,6 +37,9 @@ class DataConfig:
     image: str | None = None
     """Column with the images: bytes, a {bytes, path} struct, or paths/URIs. Default: found by
     name and type."""
+    encoding: str | None = None
+    """Encoding of metadata tables and of text in shards, such as cp1252. Default: by their byte
+    order mark, else UTF-8."""
     label: str | None = None
     """Column with the class to evaluate against. It never enters the clusters, except with
     --clusters.kind label."""
@@ -70,6 +73,13 @@ class DataConfig:
         )
         _require(0 <= self.max_bad <= 1, f"data.max-bad is a share in [0, 1], not {self.max_bad}")
         _require(0 < self.holdout < 1, f"data.holdout is a share in (0, 1), not {self.holdout}")
+        try:
+            "".encode(self.encoding or "utf-8")
+        except LookupError:
+            raise ValueError(
+                f"data.encoding {self.encoding!r} is not known; there are utf-8, cp1252, latin-1, "
+                "utf-16-le, shift_jis, gb18030 and Python's others"
+            ) from None
         _require(self.demo_images >= 64, "data.demo-images: the demo needs at least 64")
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Wrong input or options: the message names the file, column or value, and what to do.
@@ -26,6 +29,20 @@ class StorageError(OSError):
     def __init__(self, text: str, lasting: bool = False) -> None:
         super().__init__(text)
         self.lasting = lasting
+
+
+@contextmanager
+def reading(what: str, fault: str = "cannot be read") -> Iterator[None]:
+    """Around a call that parses a user's data: whatever a library raises becomes a UserError
+    ``what fault: why``. Parsers raise many types, from KeyError to MemoryError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        named = why if why and isinstance(error, (OSError, ValueError)) else repr(error)[:200]
+        raise UserError(f"{what} {fault}: {named}") from error
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

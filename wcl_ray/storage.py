@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
 from wcl_ray.errors import StorageError, UserError
 from wcl_ray.terminal import bytes_text
 
+WILDCARDS = frozenset("*?[")
 WORKING_DIRS = "working_dir_files"  # Ray's folder of the working directories of jobs
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LASTING = FULL | {
@@ -79,10 +80,14 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
     Raises:
         UserError: a scheme that is not supported.
     """
-    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
+    scheme, separator, _ = uri.partition("://")
+    scheme = scheme.lower() if separator and scheme.isalnum() else ""
     if scheme in ("", "file"):
         path = uri[len("file://") :] if scheme else uri
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        path = os.path.abspath(os.path.expanduser(path))
+        if scheme and "%" in path and not os.path.lexists(path):  # as pathlib writes URIs
+            path = unquote(path)
+        return pafs.LocalFileSystem(), path
     if scheme == "s3":
         endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
         options: dict[str, object] = {}
@@ -117,7 +122,8 @@ def lasting(uri: str) -> str:
 def found(uri: str) -> str:
     """A path to read: a relative one of a job that is not in its working directory lies where
     the outputs of jobs do."""
-    return uri if glob.glob(os.path.expanduser(uri)) else lasting(uri)
+    path = os.path.expanduser(uri)
+    return uri if os.path.lexists(path) or glob.glob(path) else lasting(uri)
 
 
 class Folder:

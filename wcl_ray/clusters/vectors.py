@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import ray
 
 from wcl_ray.data.ids import ids_of
-from wcl_ray.errors import UserError
+from wcl_ray.data.tables import check_names
+from wcl_ray.errors import UserError, reading
 from wcl_ray.storage import filesystem
 
 FEATURES = ("feature", "features", "embedding", "embeddings", "vector", "vectors")
@@ -65,8 +66,7 @@ class Piece:
     def side(self, label: str | None) -> pa.Table:
         """``__id``, ``__key`` and the label of the rows of a file."""
         fs = filesystem(self.uri, self.endpoint)[0]
-        with fs.open_input_file(self.path) as stream:
-            names = pq.read_schema(stream).names
+        names = _footer(fs, self.path)[0].names
         if label is not None and label not in names:
             raise UserError(
                 f"data.label {label!r} is not a column of {self.path}; the columns are: "
@@ -79,7 +79,10 @@ class Piece:
         keys = pa.nulls(self.stop - self.start, pa.string())
         if self.id_column is not None:
             rows, keys = ids_of(table[self.id_column], self.id_column, self.path, self.start)
-        found = {"__id": rows, "__key": keys if key is None else table[key].cast(pa.string())}
+        if key is not None:
+            with reading(f"{self.path}: column {key!r}", "cannot be read as names"):
+                keys = table[key].cast(pa.string())
+        found = {"__id": rows, "__key": keys}
         return pa.table(found | ({} if label is None else {label: table[label]}))
 
     def _table(self, columns: list[str]) -> pa.Table:
@@ -87,7 +90,7 @@ class Piece:
             table: pa.Table = ray.get(self.ref)
             return table.slice(self.start, self.stop - self.start)
         fs = filesystem(self.uri, self.endpoint)[0]
-        with fs.open_input_file(self.path) as stream:
+        with reading(self.path), fs.open_input_file(self.path) as stream:
             file = pq.ParquetFile(stream)
             groups: list[int] = []
             skipped = at = 0
@@ -98,6 +101,7 @@ class Piece:
                     groups.append(group)
                 at = end
             table = file.read_row_groups(groups, columns=columns)
+            table.validate(full=True)
         return table.slice(self.start - skipped, self.stop - self.start)
 
     def _rows(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +239,7 @@ def _open_parquet(
     from wcl_ray.data.source import list_files
 
     files = list_files(uri, endpoint)
-    paths = [path for path in files.paths if path.endswith(".parquet")]
+    paths = [path for path in files.paths if path.lower().endswith(".parquet")]
     if not paths:
         raise UserError(f"{uri} holds no Parquet file of vectors")
     fs, pieces, first = files.fs, [], 0
@@ -254,7 +258,7 @@ def has_vectors(uri: str, endpoint: str | None = None) -> bool:
     from wcl_ray.data.source import list_files
 
     files = list_files(uri, endpoint)
-    path = next((path for path in files.paths if path.endswith(".parquet")), None)
+    path = next((path for path in files.paths if path.lower().endswith(".parquet")), None)
     if path is None:
         return False
     return any(_is_vector(field.type) for field in _footer(files.fs, path)[0])
@@ -262,12 +266,10 @@ def has_vectors(uri: str, endpoint: str | None = None) -> bool:
 
 def _footer(fs: pafs.FileSystem, path: str) -> tuple[pa.Schema, int]:
     """Schema and rows of a Parquet file."""
-    try:
-        with fs.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            return file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {str(error)[:200]}") from error
+    with reading(path, "cannot be read as Parquet"), fs.open_input_file(path) as stream:
+        file = pq.ParquetFile(stream)
+        check_names(file.schema_arrow.names, path)
+        return file.schema_arrow, file.metadata.num_rows
 
 
 def side_columns(vectors: Vectors, label: str | None) -> Any:

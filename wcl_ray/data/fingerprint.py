@@ -40,6 +40,7 @@ def fingerprint(source: Source) -> str:
         source.image_column,
         getattr(source, "layout", None),
         getattr(source, "members", None),
+        source.files.encoding,
     )
     digest = hashlib.sha256(repr(kind).encode())
     for path, size, time in sorted(_own(source) + _elsewhere(source)):

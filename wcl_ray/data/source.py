@@ -8,49 +8,29 @@ where the format allows it) and ``images`` (the encoded files). Both carry ``__i
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import is_id_type
+from wcl_ray.data.listing import METADATA_FILES, Files, is_image, list_files, suffix_of
 from wcl_ray.errors import UserError
-from wcl_ray.storage import filesystem, found
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # columns of the rows that a source gives; the user's own names are never these
 ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
+OURS = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
 # How tasks that read are placed: with this strategy Ray passes over nodes with GPUs as long as
 # others have CPUs to spare; with Ray Data's own, SPREAD, it does not, and a label selector would
 # leave the CPUs of GPU nodes idle for good. Ray Data means to take no strategy from 2.64 on.
 READING: dict[str, Any] = {"batch_format": "pyarrow"}
 if "ray_remote_args" in inspect.signature(Dataset.map_batches).parameters:
     READING["scheduling_strategy"] = "DEFAULT"
-
-
-@dataclass(frozen=True)
-class Files:
-    """Files of a source: paths inside a file system, and the folder they are relative to."""
-
-    uri: str
-    endpoint: str | None
-    root: str
-    paths: tuple[str, ...]
-
-    @property
-    def fs(self) -> pafs.FileSystem:
-        return filesystem(self.uri, self.endpoint)[0]
-
-    def relative(self, path: str) -> str:
-        return path.removeprefix(self.root).lstrip("/")
 
 
 @dataclass(frozen=True)
@@ -61,12 +41,14 @@ class Source(ABC):
         columns: metadata columns, without the image and the id.
         image_column: name of the image column or member.
         id_column: the user's id column, or None for a hash of the path.
+        notes: warnings for people: what there is that is not read.
     """
 
     files: Files
     columns: tuple[str, ...]
     image_column: str
     id_column: str | None
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def uri(self) -> str:
@@ -106,11 +88,12 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
         UserError: nothing there, no images, an unclear mixture, a column that is missing.
     """
     from wcl_ray.data import source_folder, source_parquet, source_webdataset
+    from wcl_ray.data.leftover import left_out, split_note
 
     uri = path or data.path
     if not uri:
         raise UserError("data.path is not given")
-    files = list_files(uri, data.endpoint)
+    files = replace(list_files(uri, data.endpoint), encoding=data.encoding)
     kind = data.format if data.format != "auto" else _format(files)
     module = {
         "parquet": source_parquet,
@@ -120,7 +103,14 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
     source: Source = module.open_files(files, data)  # type: ignore[attr-defined]
     if data.id is not None and source.id_column is None:
         raise UserError(f"data.id {data.id!r}: {kind} data without metadata has no id column")
-    return source
+    named = source.table["__path"].to_pylist() if source.image_column == "file_name" else None  # type: ignore[attr-defined]
+    read = named or [path for path in source.files.paths if kind != "folder" or is_image(path)]
+    notes = [left_out(files, kind, named), split_note(files, read, kind), *source.notes]
+    taken = [name for name in source.columns if name in OURS]
+    if taken:
+        notes.append(f"left out: column {taken[0]!r}, a name that wcl_ray uses itself; rename it")
+    columns = tuple(name for name in source.columns if name not in OURS)
+    return replace(source, columns=columns, notes=tuple(filter(None, notes)))
 
 
 def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:
@@ -144,92 +134,23 @@ def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:
     return "id" if "id" in schema.names and is_id_type(schema.field("id").type) else None
 
 
-def list_files(uri: str, endpoint: str | None) -> Files:
-    """Names of the files of a path: one file, a glob, or a folder. Sub-folders are left out when
-    the folder itself holds Parquet files, shards or a metadata table; hidden files always are.
-
-    Raises:
-        UserError: nothing there, or the store cannot be reached.
-    """
-    uri = found(uri)
-    fs, path = filesystem(uri, endpoint)
-    where = f" at {endpoint}" if endpoint else ""
-    try:
-        if set(path) & set("*?["):
-            return _glob(fs, uri, endpoint, path)
-        info = fs.get_file_info(path)
-        if info.type == pafs.FileType.File:
-            return Files(uri, endpoint, path.rpartition("/")[0], (path,))
-        if info.type == pafs.FileType.NotFound:
-            raise UserError(f"data.path {uri}{where}: there is no such file or folder")
-        infos = fs.get_file_info(pafs.FileSelector(path))
-        names = _visible(infos, path)
-        bases = {name.rpartition("/")[2] for name in names}
-        whole = bases & set(METADATA_FILES) or {_suffix(b) for b in bases} & {"parquet", "tar"}
-        if not whole and any(info.type == pafs.FileType.Directory for info in infos):
-            names = _visible(fs.get_file_info(pafs.FileSelector(path, recursive=True)), path)
-    except OSError as error:
-        raise UserError(f"data.path {uri}{where} cannot be read: {str(error)[:300]}") from error
-    if not names:
-        raise UserError(f"data.path {uri}: the folder is empty")
-    return Files(uri, endpoint, path, tuple(names))
-
-
-def _visible(infos: list[pafs.FileInfo], root: str) -> list[str]:
-    """Sorted paths of the files, without hidden ones and the markers of writers (``_SUCCESS``);
-    cameras write images whose names begin with an underscore, these stay."""
-
-    def keep(path: str) -> bool:
-        parts = path.removeprefix(root).lstrip("/").split("/")
-        hidden = any(part.startswith(".") for part in parts)
-        return not hidden and (is_image(path) or not any(part.startswith("_") for part in parts))
-
-    return sorted(i.path for i in infos if i.type == pafs.FileType.File and keep(i.path))
-
-
-def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> Files:
-    parts = pattern.split("/")
-    wild = next(i for i, part in enumerate(parts) if set(part) & set("*?["))
-    root = "/".join(parts[:wild])
-    deep = wild < len(parts) - 1
-    if fs.get_file_info(root).type == pafs.FileType.NotFound:
-        where = f" at {endpoint}" if endpoint else ""
-        raise UserError(f"data.path {uri}{where}: there is no folder {root}")
-    infos = fs.get_file_info(pafs.FileSelector(root, recursive=deep))
-    names = [n for n in _visible(infos, root) if _matches(n, pattern)]
-    if not names:
-        raise UserError(f"data.path {uri}: no file matches")
-    return Files(uri, endpoint, root, tuple(names))
-
-
-def _matches(name: str, pattern: str) -> bool:
-    have, want = name.split("/"), pattern.split("/")
-    if "**" in want:
-        return fnmatch.fnmatch(name, pattern)
-    return len(have) == len(want) and all(map(fnmatch.fnmatch, have, want))
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[2].lower()
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name is that of an image."""
-    return _suffix(name) in IMAGE_SUFFIXES
-
-
 def _format(files: Files) -> str:
+    from wcl_ray.data.leftover import PICTURES
+
     metadata = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
     counts = {
-        "parquet": sum(_suffix(p) == "parquet" for p in files.paths if p not in metadata),
-        "webdataset": sum(_suffix(p) == "tar" for p in files.paths),
-        "folder": sum(map(is_image, files.paths)) or len(metadata),
+        "parquet": sum(suffix_of(p) == "parquet" for p in files.paths if p not in metadata),
+        "webdataset": sum(suffix_of(p) == "tar" for p in files.paths),
+        "folder": sum(map(is_image, files.paths)) or len(metadata) or len(files.unnamed),
     }
     found = [kind for kind, count in counts.items() if count]
     if not found:
         some = ", ".join(files.relative(p) for p in files.paths[:3])
         packed = any(p.lower().endswith((".tar.gz", ".tgz", ".tar.zst")) for p in files.paths)
         hint = "; compressed shards cannot be read, unpack them to plain .tar" if packed else ""
+        pictures = sorted({suffix_of(p) for p in files.paths} & set(PICTURES))
+        if pictures:
+            hint = f"; .{' and .'.join(pictures)} cannot be read, convert them to JPEG or PNG"
         raise UserError(
             f"data.path {files.uri} holds no Parquet files, images or .tar shards "
             f"({len(files.paths)} other files: {some} …){hint}"

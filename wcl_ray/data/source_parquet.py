@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,9 +15,12 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, READING, Files, Source, id_column
+from wcl_ray.data.listing import Files
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, READING, Source, id_column
 from wcl_ray.data.source_files import OPEN, read_files
-from wcl_ray.errors import UserError
+from wcl_ray.data.source_parquet_hive import hive_columns, hive_value
+from wcl_ray.data.tables import bare_type, check_names, common_type
+from wcl_ray.errors import UserError, reading
 
 TASK_BYTES = 2_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
 OUTSIDE = 50_000  # bytes taken for an image that the table only names
@@ -32,9 +35,15 @@ PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """See :class:`Source`. ``layout``: bytes, struct or path."""
+    """See :class:`Source`.
+
+    Attributes:
+        layout: bytes, struct or path.
+        hive: columns that the names of folders (``species=beetle``) tell, and their types.
+    """
 
     layout: str = "bytes"
+    hive: dict[str, pa.DataType] = field(default_factory=dict)
 
     def describe(self) -> str:
         count = len(self.files.paths)
@@ -49,12 +58,20 @@ class ParquetSource(Source):
         return self._read(columns, images=True)
 
     def _read(self, columns: Sequence[str], images: bool) -> Dataset:
-        pieces, schemas, size = _pieces(self.files, self.image_column)
+        pieces, types, size = self.pieces(columns)
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
-        types = _types(schemas, columns, self.uri)
         kwargs = {"source": self, "types": types, "images": images}
         return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READING)
+
+    def pieces(
+        self, columns: Sequence[str]
+    ) -> tuple[list[dict[str, int]], dict[str, pa.DataType], int]:
+        """Row groups, the types of the columns over all files, and about how many bytes."""
+        pieces, schemas, size = _pieces(self.files, self.image_column)
+        types = _types(schemas, [c for c in columns if c not in self.hive], self.uri)
+        types |= {name: kind for name, kind in self.hive.items() if name in columns}
+        return pieces, types, size
 
 
 def open_files(files: Files, data: DataConfig) -> ParquetSource:
@@ -66,22 +83,24 @@ def open_files(files: Files, data: DataConfig) -> ParquetSource:
     paths = tuple(p for p in files.paths if p.lower().endswith(".parquet"))
     if not paths:
         raise UserError(f"data.path {files.uri} holds no .parquet file")
-    files = Files(files.uri, files.endpoint, files.root, paths)
+    files = replace(files, paths=paths)
     schema = _open(files, paths[0]).schema_arrow
+    check_names(schema.names, paths[0])
+    hive = hive_columns(map(files.relative, paths))
+    hive = {name: kind for name, kind in hive.items() if name not in schema.names}
     image, layout = _image_column(schema, data.image, files.uri)
     key = id_column(data, schema, files.uri)
-    names = tuple(name for name in schema.names if name not in (image, key))
-    return ParquetSource(files, names, image, key, layout)
+    names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
+    return ParquetSource(files, names, image, key, layout=layout, hive=hive)
 
 
 def _open(files: Files, path: str) -> pq.ParquetFile:
-    try:
+    with reading(path, "is not a readable Parquet file"):
         return pq.ParquetFile(files.fs.open_input_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file: {str(error)[:200]}") from error
 
 
 def _layout(kind: pa.DataType) -> str | None:
+    kind = bare_type(kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return "bytes"
     if pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
@@ -130,12 +149,13 @@ def _pieces(
     def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema], int]:
         file = _open(files, files.paths[index])
         found, first, size = [], 0, 0
-        for group in range(file.metadata.num_row_groups):
-            facts = file.metadata.row_group(group)
-            if facts.num_rows:
-                found.append({"file": index, "group": group, "first": first})
-            first += facts.num_rows
-            size += facts.total_byte_size + OUTSIDE * _named(facts, image)
+        with reading(files.paths[index], "is not a readable Parquet file"):
+            for group in range(file.metadata.num_row_groups):
+                facts = file.metadata.row_group(group)
+                if facts.num_rows:
+                    found.append({"file": index, "group": group, "first": first})
+                first += facts.num_rows
+                size += facts.total_byte_size + OUTSIDE * _named(facts, image)
         return found, (files.paths[index], file.schema_arrow), size
 
     with ThreadPoolExecutor(8) as pool:
@@ -174,20 +194,14 @@ def _types(
         for path, schema in schemas:
             if name not in schema.names:
                 raise UserError(f"{path} has no column {name!r}, unlike the first file of {uri}")
-            kind = schema.field(name).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            kind = pa.string() if pa.types.is_large_string(kind) else kind
-            have = found.setdefault(name, kind)
-            if kind == have:
-                continue
-            both = [pa.schema([(name, k)]) for k in (have, kind)]
-            try:
-                found[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
-            except (pa.ArrowInvalid, pa.ArrowTypeError):
+            kind = bare_type(schema.field(name).type)
+            both = common_type([found.setdefault(name, kind), kind])
+            if both is None:
                 raise UserError(
                     f"{path}: column {name!r} is of type {kind}, in other files of {uri} it is "
-                    f"{have}; write it in one type"
-                ) from None
+                    f"{found[name]}; write it in one type"
+                )
+            found[name] = both
     return found
 
 
@@ -197,12 +211,14 @@ def _read_piece(
     for piece in pieces.to_pylist():
         path = source.files.paths[piece["file"]]
         file = _open(source.files, path)
-        wanted = list(dict.fromkeys([*types, *([source.id_column] if source.id_column else [])]))
+        own = [name for name in types if name not in source.hive]
+        wanted = list(dict.fromkeys([*own, *([source.id_column] if source.id_column else [])]))
         if images:
             wanted.append(source.image_column)
         missing = [name for name in wanted if name not in file.schema_arrow.names]
         if missing:
             raise UserError(f"{path} has no column {missing[0]!r}, unlike the first file")
+        check_names([name for name in file.schema_arrow.names if name in wanted], path)
         groups = range(file.metadata.num_row_groups) if piece["group"] < 0 else [piece["group"]]
         number = piece["first"]
         for group in groups:
@@ -212,8 +228,12 @@ def _read_piece(
                 number += rows
                 continue
             step = _step(file, group, source) if images else 8 * ROWS
-            for batch in file.iter_batches(batch_size=step, row_groups=[group], columns=wanted):
-                table = pa.Table.from_batches([batch])
+            batches = file.iter_batches(batch_size=step, row_groups=[group], columns=wanted)
+            end = number + rows
+            while number < end:
+                with reading(f"{path}: rows {number} to {end - 1}"):
+                    table = pa.Table.from_batches([next(batches)])
+                    table.validate(full=True)  # text may be no UTF-8
                 yield _finish(table, source, types, path, number, images)
                 number += len(table)
 
@@ -245,9 +265,13 @@ def _finish(
     if images:
         found[IMAGE], found[FAULT] = _bytes_of(table[source.image_column], source, path)
     for column, kind in types.items():
+        if column in source.hive:
+            value = hive_value(source.files.relative(path), column)
+            found[column] = pa.repeat(pa.scalar(value).cast(kind), len(table))
+            continue
         try:
             found[column] = table[column].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             have = table[column].type
             raise UserError(
                 f"{path}: column {column!r} is of type {have}, elsewhere it is {kind}: "
@@ -259,7 +283,8 @@ def _finish(
 def _bytes_of(
     column: pa.ChunkedArray, source: ParquetSource, path: str
 ) -> tuple[pa.Array, pa.Array]:
-    column = column.combine_chunks()
+    with reading(f"{path}: column {source.image_column!r}"):
+        column = column.cast(bare_type(column.type)).combine_chunks()
     if source.layout == "path":
         return read_files(column.to_pylist(), source.files, path.rpartition("/")[0])
     if source.layout == "struct":

@@ -6,7 +6,8 @@ import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,23 +17,16 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.source import (
-    FAULT,
-    ID,
-    IMAGE,
-    IMAGE_SUFFIXES,
-    KEY,
-    READING,
-    Files,
-    Source,
-    id_column,
-)
-from wcl_ray.errors import UserError
+from wcl_ray.data.listing import IMAGE_SUFFIXES, Files, escaped
+from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, READING, Source, id_column
+from wcl_ray.data.tables import decode_text
+from wcl_ray.errors import UserError, reading
 
 ROWS = 512
 CHUNK = 16 * 2**20  # bytes of a table handed on, about
 LOOK = 50  # samples that tell the columns
 BUFFER = 8 * 2**20  # bytes of a request to an object store
+NOT_UTF8 = "its name in the shard is not UTF-8"
 Sample = dict[str, Any]
 
 
@@ -77,17 +71,22 @@ def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
         raise UserError(
             f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
         )
-    files = Files(files.uri, files.endpoint, files.root, paths)
+    files = replace(files, paths=paths)
     samples = list(itertools.islice(_samples(files, paths[0], ()), LOOK))
     image, members = _image_members(samples, data.image, paths[0])
     values: dict[str, list[Any]] = {}
     for row, sample in enumerate(samples):
         for name, value in sample["columns"].items():
             values.setdefault(name, [None] * len(samples))[row] = value
-    schema = pa.schema([(name, _type(column)) for name, column in values.items()])
+    with reading(f"{paths[0]}: the names of the metadata"):
+        schema = pa.schema([(name, _type(column)) for name, column in values.items()])
     own_id = id_column(data, schema, paths[0])
     names = tuple(name for name in schema.names if name != own_id)
-    return WebDatasetSource(files, names, image, own_id, schema, members)
+    other = sorted({suffix for sample in samples for suffix in sample["other"]})
+    notes = (f"not read in {paths[0]}: members .{', .'.join(other)}",) if other else ()
+    return WebDatasetSource(
+        files, names, image, own_id, schema=schema, members=members, notes=notes
+    )
 
 
 def _image_members(
@@ -120,7 +119,7 @@ def _image_members(
 def _type(values: list[Any]) -> pa.DataType:
     try:
         kind = pa.array(values).type
-    except (pa.ArrowException, OverflowError):
+    except (pa.ArrowException, OverflowError, UnicodeError):
         return pa.string()
     nested = pa.types.is_struct(kind) or pa.types.is_null(kind)
     return pa.string() if nested else kind
@@ -136,33 +135,64 @@ def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sampl
             request for each member would take far longer than the bytes.
     """
     local = isinstance(files.fs, pafs.LocalFileSystem)
-    try:
-        with (
-            files.fs.open_input_file(path) if local else files.fs.open_input_stream(path) as stream,
-            tarfile.open(fileobj=stream, mode="r:" if local else "r|", bufsize=BUFFER) as tar,
-        ):
-            current: Sample | None = None
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                if base.startswith("."):
-                    continue
-                stem, _, suffix = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if current is None or current["key"] != key:
-                    if current is not None:
-                        yield current
-                    current = {"key": key, "columns": {}, "image": None, "endings": []}
-                _add(current, tar, member, suffix.lower(), wanted, path)
-            if current is not None:
-                yield current
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(
-            f"{path} is not a readable tar shard (plain, not compressed): {error}"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {str(error)[:300]}") from error
+    with _opened(files, path, local) as tar:
+        current: Sample | None = None
+        while True:
+            with reading(path, "is not a readable tar shard (plain, not compressed)"):
+                member = tar.next()
+            if member is None:
+                break
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps all that it has seen
+            if not member.isfile():
+                continue
+            folder, _, base = member.name.rpartition("/")
+            if base.startswith("."):
+                continue
+            stem, _, suffix = base.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if current is None or current["name"] != key:
+                if current is not None:
+                    yield current
+                current = {"name": key, "key": escaped(key), "columns": {}, "image": None}
+                current |= {"endings": [], "other": [], "fault": None}
+                if escaped(key) != key:
+                    current["fault"] = f"{NOT_UTF8}; --data.encoding names another encoding"
+            _add(current, tar, member, escaped(suffix).lower(), wanted, path, files.encoding)
+        if current is not None:
+            yield current
+
+
+@contextmanager
+def _opened(files: Files, path: str, local: bool) -> Iterator[tarfile.TarFile]:
+    what = "is not a readable tar shard (plain, not compressed)"
+    with reading(path):
+        stream = files.fs.open_input_file(path) if local else files.fs.open_input_stream(path)
+    with stream:
+        with reading(path, what):
+            tar = tarfile.open(  # noqa: SIM115
+                fileobj=stream,
+                mode="r:" if local else "r|",
+                bufsize=BUFFER,
+                tarinfo=_Member,
+                encoding=files.encoding or "utf-8",
+                errors="surrogateescape",
+            )
+        with tar:
+            yield tar
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; tarfile takes it for the end of the file."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        try:
+            found = super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
+        if found.size < 0:  # tarfile would go backwards for ever
+            raise tarfile.ReadError(f"a member of negative size at byte {tarfile_.offset}")
+        return found
 
 
 def _add(
@@ -172,10 +202,19 @@ def _add(
     suffix: str,
     wanted: tuple[str, ...],
     path: str,
+    encoding: str | None,
 ) -> None:
+    where = f"{path}: {escaped(member.name)}"
+
     def content() -> bytes:
-        file = tar.extractfile(member)
-        return file.read() if file is not None else b""
+        if member.issparse():  # few bytes may stand for many
+            raise UserError(f"{where} is a sparse member; pack it plain")
+        with reading(where):
+            file = tar.extractfile(member)
+            return file.read() if file is not None else b""
+
+    def text() -> str:
+        return decode_text(content(), encoding, where).strip()
 
     if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
         sample["endings"].append(suffix)
@@ -183,14 +222,20 @@ def _add(
             sample["image"] = content()
     elif suffix == "json":
         try:
-            tree = json.loads(content())
-        except ValueError as error:
-            raise UserError(f"{path}: {member.name} is not valid JSON: {error}") from error
+            tree = json.loads(text())
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not valid JSON: {error}") from error
         sample["columns"].update(tree if isinstance(tree, dict) else {"json": tree})
     elif suffix in ("cls", "txt"):
-        text = content().decode(errors="replace").strip()
-        number = suffix == "cls" and text.lstrip("-").isdecimal()
-        sample["columns"][suffix] = int(text) if number else text
+        value: int | str = text()
+        if suffix == "cls":
+            with suppress(ValueError):
+                value = int(value)
+        sample["columns"][suffix] = value
+    else:
+        sample["other"].append(suffix)
 
 
 def _parts(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
@@ -234,9 +279,9 @@ def _table(
         ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
     found: dict[str, Any] = {ID: ids, KEY: keys}
     if images:
-        content = [sample["image"] for sample in samples]
-        found[IMAGE] = pa.array(content, pa.large_binary())
-        found[FAULT] = pa.array([None if c else "no image" for c in content], pa.string())
+        faults = [s["fault"] or (None if s["image"] else "no image") for s in samples]
+        found[IMAGE] = pa.array([sample["image"] for sample in samples], pa.large_binary())
+        found[FAULT] = pa.array(faults, pa.string())
     return pa.table(found | {name: _column(samples, name, source, path) for name in columns})
 
 
@@ -248,7 +293,7 @@ def _column(samples: list[Sample], name: str, source: WebDatasetSource, path: st
     try:
         # not pa.array(values, kind): that turns 0.5 into the integer 0 without a word
         return pa.array(values).cast(kind)
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise UserError(
             f"{path}: column {name!r} is of type {kind} in the first samples of the first shard, "
             f"but not everywhere ({error}); write it in one type"

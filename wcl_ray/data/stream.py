@@ -137,13 +137,13 @@ def plan_stream(
 
 def kept_pixels(table: pa.Table, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Views of a block of mode raw: uint8 (rows, 3, S, S), float32 (rows,)."""
-    pixels = table["pixels"].combine_chunks()
+    pixels = table["__pixels"].combine_chunks()
     if isinstance(pixels, pa.ChunkedArray):
         pixels = pixels.chunk(0)
     width = pixels.type.byte_width
     flat = np.frombuffer(pixels.buffers()[1], np.uint8)
     flat = flat[pixels.offset * width : (pixels.offset + len(pixels)) * width]
-    return flat.reshape(-1, 3, size, size), table["aspect"].to_numpy()
+    return flat.reshape(-1, 3, size, size), table["__aspect"].to_numpy()
 
 
 def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:
@@ -224,7 +224,7 @@ def _decoded(table: pa.Table, size: int) -> pa.Table:
     width = 3 * size * size
     buffer = pa.py_buffer(decoded.images.numpy().tobytes())
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(table), [None, buffer])
-    columns = {"pixels": pixels, "aspect": pa.array(decoded.aspect.numpy())}
+    columns = {"__pixels": pixels, "__aspect": pa.array(decoded.aspect.numpy())}
     return _kept(table, columns, faults)
 
 
@@ -262,12 +262,12 @@ def _spread(
         if key is not None:
             cluster = ray.get(key)[positions_of(ray.get(ids), values)]
             values = np.where(cluster >= 0, cluster, values)
-        return table.append_column("bucket", pa.array(values, pa.int64()))
+        return table.append_column("__bucket", pa.array(values, pa.int64()))
 
     rows = rows.map_batches(bucket, batch_format="pyarrow", batch_size=None)
     how = "whole clusters" if together else "single images"
     why = f"dealt to {count} blocks by {how}, since the blocks are spread over {nodes} nodes"
-    return rows.repartition(count, keys=["bucket"]), why
+    return rows.repartition(count, keys=["__bucket"]), why
 
 
 def _materialise(rows: Dataset, all_kept: bool) -> list[Any]:

@@ -120,7 +120,7 @@ class _Embedder:
             self._load(weights)
         faults = table[FAULT].to_pylist()
         aspect: torch.Tensor | None = None
-        if "pixels" in table.column_names:  # kept decoded
+        if "__pixels" in table.column_names:  # kept decoded
             pixels, aspects = kept_pixels(table, self.size)
             images = torch.from_numpy(pixels.copy()).to(self.device)
             aspect = torch.from_numpy(aspects.copy()).to(self.device)

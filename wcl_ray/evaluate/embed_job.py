@@ -26,7 +26,7 @@ from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID, KEY
 from wcl_ray.data.stream import check_faults, positions_of
-from wcl_ray.errors import UserError
+from wcl_ray.errors import UserError, reading
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import Live, clock, say
@@ -159,6 +159,7 @@ def _facts(
         "format": data.format,
         "id": data.id,
         "image": data.image,
+        "encoding": data.encoding,
         "columns": list(columns),
     }
 
@@ -199,7 +200,9 @@ def _plan(refs: list[Any], folder: Folder, parts: list[str]) -> tuple[int, int, 
         )
     done = [np.empty(0, np.int64)]
     for part in parts:
-        with folder.fs.open_input_file(folder.file(part)) as stream:
+        file = folder.file(part)
+        damage = "is damaged; delete it, and its images are embedded anew"
+        with reading(file, damage), folder.fs.open_input_file(file) as stream:
             done.append(pq.read_table(stream, columns=["id"])["id"].to_numpy())
     there = np.sort(np.concatenate(done))
     missing = int((positions_of(there, ids) < 0).sum())

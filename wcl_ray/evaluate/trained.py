@@ -55,9 +55,8 @@ class Trained:
         changed = {key: value for key, value in given.items() if value is not None}
         data = self.config.data
         if "path" in changed:
-            data = replace(
-                data, path=None, eval_path=None, id=None, image=None, group=None, format="auto"
-            )
+            none = dict.fromkeys(("path", "eval_path", "id", "image", "group", "encoding"))
+            data = replace(data, **none, format="auto")  # type: ignore[arg-type]
         return replace(data, **changed)
 
     def embed(

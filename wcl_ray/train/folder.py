@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -126,9 +127,9 @@ def claim(folder: Folder, config: Config, images: dict[str, Any] | None = None) 
 
 def _fresh_name(config: Config) -> str:
     source = (config.data.path or "demo").rstrip("/").split("://")[-1].split("/")
-    words = [w for w in source if w and not set(w) & set("*?[")] or ["data"]  # no glob
-    text = "".join(c for c in words[-1].split(".")[0] if c.isprintable())
-    word = text.encode()[:100].decode(errors="ignore").strip() or "data"
+    words = [w for w in source if w and not set(w) & set("*?")] or ["data"]  # no glob
+    text = re.sub(r"[^\w-]+", "-", words[-1].split(".")[0]).strip("-")
+    word = text.encode()[:100].decode(errors="ignore") or "data"
     return f"{word}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

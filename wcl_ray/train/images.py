@@ -143,6 +143,10 @@ def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0
         data = replace(data, path=demo.train, eval_path=data.eval_path or demo.test)
     train = open_source(data)
     test = open_source(data, data.eval_path) if data.eval_path else None
+    for note in dict.fromkeys((*train.notes, *(test.notes if test else ()))):
+        warn(note)
+    if data.label in ("feature", "view"):
+        raise UserError(f"data.label {data.label!r} is a name that wcl_ray uses itself; rename it")
     if data.label is not None:
         train.check_columns([data.label], "data.label")
         if test is not None:

@@ -1,0 +1,248 @@
+"""Metadata tables of image folders: CSV and JSON lines in any encoding, told from their bytes."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from wcl_ray.errors import UserError, reading
+
+NAME = "file_name"  # the column that names each row's image
+SEPARATORS = ",;\t|"
+_MARKS = (  # the longer first: UTF-16's is the start of UTF-32's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_SPACE = re.compile(r"\s*")
+
+
+def decode_text(content: bytes, encoding: str | None, where: str) -> str:
+    """Text of a file: by its byte order mark, else by the given encoding, else UTF-8. Other
+    encodings are not guessed, since any bytes are valid text in most of them.
+
+    Raises:
+        UserError: bytes that are no text in that encoding, or NUL characters.
+    """
+    name = next((name for mark, name in _MARKS if content.startswith(mark)), encoding or "utf-8")
+    try:
+        text = content.decode(name)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        begin = content.rfind(b"\n", 0, error.start) + 1
+        shown = content[max(begin, error.start - 20) : error.start + 20].split(b"\n")[0]
+        western = shown.decode("cp1252", "replace").strip()
+        raise UserError(
+            f"{where} is not {name.upper()}: line {line} holds the byte "
+            f"0x{content[error.start]:02x}; name its encoding with --data.encoding, such as cp1252 "
+            f"(Windows; the place reads {western!r} then)"
+        ) from None
+    if "\0" in text:
+        raise UserError(
+            f"{where}: line {_line(text, text.index(chr(0)))} holds a NUL byte; the file is "
+            "damaged, or UTF-16 without a mark (--data.encoding utf-16-le)"
+        )
+    return text.removeprefix("\ufeff")
+
+
+def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa.Table:
+    """Table of a CSV file separated by commas, semicolons, tabs or bars.
+
+    Args:
+        as_text: columns that are not to be taken for numbers.
+
+    Raises:
+        UserError: no such column as ``file_name``, rows of other lengths than the header, quotes
+            that are not closed.
+    """
+    declared = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
+    text = text[declared.end() :] if declared else text
+    if not text.strip():
+        raise UserError(f"{where} is empty")
+    separator = declared[1] if declared else _separator(text)
+    _check_rows(text, separator, where)
+    strings = {name: pa.string() for name in (NAME, *as_text)}
+    table = _parse(text, separator, strings, where)
+    if "" in table.column_names:  # commas after the last column
+        keep = [
+            i for i, n in enumerate(table.column_names) if n or table[i].null_count < len(table)
+        ]
+        table = table.select(keep)
+    check_names(table.column_names, where)
+    doubles = [f.name for f in table.schema if pa.types.is_floating(f.type)]
+    texts = [f.name for f in table.schema if pa.types.is_string(f.type) and f.name not in strings]
+    if doubles:  # integers beyond 64 bits, which would be rounded
+        other = _parse(text, separator, strings | dict.fromkeys(doubles, pa.string()), where)
+        for name in doubles:
+            table = _replaced(table, name, _large_integers(other[name]))
+    if texts and separator != ",":  # where a comma may stand in numbers
+        other = _parse(text, separator, strings, where, decimal_point=",")
+        for name in texts:
+            if pa.types.is_floating(other[name].type):
+                table = _replaced(table, name, other[name])
+    return table
+
+
+def _separator(text: str) -> str:
+    header = text.lstrip("\r\n").split("\n", 1)[0].split("\r", 1)[0]
+    for separator in SEPARATORS:
+        if NAME in next(csv.reader([header], delimiter=separator), []):
+            return separator
+    return max(SEPARATORS, key=header.count)
+
+
+def _check_rows(text: str, separator: str, where: str) -> None:
+    """Arrow takes an open quote for a value that goes on to the end of the file, without a word."""
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line, width = 1, 0
+    try:
+        for row in rows:
+            width = width or len(row)
+            if row and len(row) != width:
+                raise UserError(
+                    f"{where}: the row in line {line} has {len(row)} values, the header has "
+                    f"{width}; values that hold a {separator!r} stand in double quotes"
+                )
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{where}: the row that starts in line {line}: {error}; is a double quote missing?"
+        ) from None
+
+
+def _parse(
+    text: str, separator: str, types: dict[str, pa.DataType], where: str, decimal_point: str = "."
+) -> pa.Table:
+    content = text.encode()
+    with reading(where):
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(content),
+            # types are told from one block
+            read_options=pyarrow.csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1)),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                strings_can_be_null=True, column_types=types, decimal_point=decimal_point
+            ),
+        )
+
+
+def _large_integers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Integers of more than 53 bits that were taken for floating-point numbers; text where they
+    are longer than 64 bits, and None where they are neither."""
+    whole = pc.all(pc.match_substring_regex(column, r"^\s*-?\d+\s*$"))
+    if not whole.as_py():
+        return None
+    for kind in (pa.int64(), pa.uint64()):
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    return column
+
+
+def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray | None) -> pa.Table:
+    if column is None:
+        return table
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def read_json_lines(text: str, where: str) -> pa.Table:
+    """Table of a file with one JSON object a row. Not by pyarrow's own reader, which ends the
+    process on deep nesting and counts lines from one block to the next.
+
+    Raises:
+        UserError: a line that is no JSON object, or a column of several types.
+    """
+    decoder, at = json.JSONDecoder(), _end_of_space(text, 0)
+    rows: list[dict[str, Any]] = []
+    starts: list[int] = []
+    while at < len(text):
+        try:
+            row, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            what = getattr(error, "msg", None) or "nested too deeply"
+            raise UserError(f"{where} line {_line(text, at)} is not valid JSON: {what}") from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{where} line {_line(text, at)} is a JSON {type(row).__name__}, not an object in "
+                "braces; write one object a line"
+            )
+        rows.append(row)
+        starts.append(at)
+        at = _end_of_space(text, end)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except Exception as error:  # Arrow's and Python's own, by what does not fit
+            place = _other_type(values)
+            raise UserError(
+                f"{where}: column {name!r} is not of one type, see line "
+                f"{_line(text, starts[place])}: "
+                f"{' '.join(str(error).split())[:120]}; write it in one type"
+            ) from None
+    with reading(where):
+        return pa.table(columns)
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _end_of_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _other_type(values: list[Any]) -> int:
+    """Place of the first value that is of another type than the first one."""
+    kinds = [float if type(v) is int else type(v) for v in values]
+    known = [i for i, value in enumerate(values) if value is not None]
+    return next((i for i in known if kinds[i] is not kinds[known[0]]), known[0] if known else 0)
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Raise a UserError when two columns have the same name."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where} has {names.count(twice)} columns called {twice!r}; rename them")
+
+
+def common_type(kinds: list[pa.DataType]) -> pa.DataType | None:
+    """The type that takes the values of all (int32 and double: double), or None."""
+    found = kinds[0]
+    for kind in kinds[1:]:
+        both = [pa.schema([("", k)]) for k in (found, kind)]
+        try:
+            found = pa.unify_schemas(both, promote_options="permissive").field(0).type
+        except pa.ArrowException:
+            return None
+    return found
+
+
+def bare_type(kind: pa.DataType) -> pa.DataType:
+    """What a type holds, whatever its storage: dictionary, extension, view, long offsets."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return bare_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return bare_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(bare_type(kind.value_type))
+    return kind
