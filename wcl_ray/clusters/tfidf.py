@@ -64,7 +64,9 @@ class Counts:
         )
 
 
-def vectors(rows: Dataset, columns: list[str], named: Collection[str] = ()) -> tuple[Dataset, str]:
+def vectors(
+    rows: Dataset, columns: list[str], named: Collection[str] | None = None
+) -> tuple[Dataset, str]:
     """Dense vectors of the metadata of each row.
 
     A string is a bag of its words, a list a bag of its members, a boolean one word. A word t has
@@ -90,8 +92,8 @@ def vectors(rows: Dataset, columns: list[str], named: Collection[str] = ()) -> t
     scales, left = {}, {}
     for name, (n, total, squares) in whole.numbers.items():
         deviation = math.sqrt(max(0.0, squares / max(n, 1) - (total / max(n, 1)) ** 2))
-        everything = named is None or name in named
-        reason = None if everything else identifier(name, whole.spreads[name], int(n))
+        wanted = named is None or name in named
+        reason = None if wanted else identifier(name, whole.spreads[name], int(n))
         if reason:
             left[name] = reason
         elif n > 1 and deviation > 0:
