@@ -4,6 +4,9 @@ Rules: a string column gives one attribute per value, a list column one per memb
 "above threshold" attributes at its quantiles (one per value where it has few), a boolean column
 one. A column with two values gives one attribute, its complement says nothing new. A missing
 value makes every attribute of its column false.
+
+Of a column with more than MOST_VALUES different values only those that enough rows share are
+counted, and numbers are cut to 12 binary digits before their quantiles are taken.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wcl_ray.clusters.identifier import Spread, identifier
+from wcl_ray.clusters.tally import heaviest, kth
+from wcl_ray.data.values import kind_of, list_members, numbers, plain
+
 MOST_VALUES = 100_000  # distinct values of a column that are counted
+COMMON = 10_000  # values that are kept of a column with more
+EXACT = 2**53  # floats hold all smaller integers
 
 
 @dataclass
@@ -27,104 +37,139 @@ class ColumnCounts:
 
     Attributes:
         kind: string, number, boolean, list or other.
-        values: value → rows that have it; None when there were too many.
+        values: value → rows that have it.
+        total: values that are not missing (of lists: different members of each row).
+        lost: what counts may lack, and all that a value may have which is not among them; 0 unless
+            there were more than MOST_VALUES strings or members.
+        rounded: there were more than MOST_VALUES numbers, so that they are rounded.
+        spread: of numbers.
         pairs: (value, label) → rows, for the check against the label; None when too many.
     """
 
     kind: str
     rows: int = 0
     nulls: int = 0
-    values: Counter[Any] | None = field(default_factory=Counter)
+    values: Counter[Any] = field(default_factory=Counter)
+    total: int = 0
+    lost: int = 0
+    rounded: bool = False
+    spread: Spread = field(default_factory=Spread)
     pairs: Counter[tuple[Any, Any]] | None = field(default_factory=Counter)
 
     def __add__(self, other: ColumnCounts) -> ColumnCounts:
+        pairs = None
+        if self.pairs is not None and other.pairs is not None:
+            pairs = self.pairs + other.pairs
+        rounded = self.rounded or other.rounded
+        parts = [_rounded(c.values) if rounded else c.values for c in (self, other)]
+        values, lost = parts[0] + parts[1], self.lost + other.lost
+        if len(values) > MOST_VALUES and self.kind == "number" and not rounded:
+            values, rounded = _rounded(values), True
+        if len(values) > MOST_VALUES:
+            values, taken = heaviest(values, COMMON)
+            lost += taken
         return ColumnCounts(
             self.kind if self.kind == other.kind else "other",
             self.rows + other.rows,
             self.nulls + other.nulls,
-            _merge(self.values, other.values),
-            _merge(self.pairs, other.pairs),
+            values,
+            self.total + other.total,
+            lost,
+            rounded,
+            self.spread + other.spread,
+            pairs if pairs is None or len(pairs) <= MOST_VALUES else None,
         )
 
-
-def _merge(a: Counter[Any] | None, b: Counter[Any] | None) -> Counter[Any] | None:
-    if a is None or b is None:
-        return None
-    both = a + b
-    return both if len(both) <= MOST_VALUES else None
+    def enough(self, min_share: float) -> float:
+        """Rows that a value must have to be told from the rest for sure."""
+        return max(min_share * self.rows, self.total / COMMON)
 
 
-def kind_of(data_type: pa.DataType) -> str:
-    """How a column of this type is binarised; ``other`` cannot be."""
-    if pa.types.is_dictionary(data_type):
-        data_type = data_type.value_type
-    if pa.types.is_boolean(data_type):
-        return "boolean"
-    if pa.types.is_string(data_type) or pa.types.is_large_string(data_type):
-        return "string"
-    if pa.types.is_integer(data_type) or pa.types.is_floating(data_type):
-        return "number"
-    if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
-        inner = kind_of(data_type.value_type)
-        return "list" if inner in ("string", "number") else "other"
-    return "other"
+class Columns(dict[str, Any]):
+    """Counts by column; adding two adds the counts of each."""
+
+    def __add__(self, other: Columns) -> Columns:
+        return Columns({name: counts + other[name] for name, counts in self.items()})
 
 
-def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """One array without dictionary encoding; NaN counts as missing, numbers are rounded."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if kind_of(column.type) == "number":
-        column = round_numbers(column)
-    return column
+def round_up(values: np.ndarray) -> np.ndarray:
+    """float64 with 12 binary digits that are not smaller: a number is above a rounded one exactly
+    when it is above it rounded."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.ceil(mantissa * 4096) / 4096, exponent)
 
 
-def round_numbers(column: pa.Array) -> pa.Array:
-    """float64, cut to 12 binary digits: bounds the number of values, exact for small integers."""
-    values = column.cast(pa.float64(), safe=False)
-    raw = values.to_numpy(zero_copy_only=False)
-    mantissa, exponent = np.frexp(raw)
-    cut = np.ldexp(np.trunc(mantissa * 4096) / 4096, exponent)
-    return pa.array(cut, mask=~np.isfinite(raw))
+def _rounded(values: Counter[Any]) -> Counter[Any]:
+    raised = round_up(np.array(list(values), np.float64))
+    found: Counter[Any] = Counter()
+    for value, count in zip(raised.tolist(), values.values(), strict=True):
+        found[value] += count
+    return found
 
 
 def count_column(column: pa.ChunkedArray, label: pa.Array | None) -> ColumnCounts:
-    """Counts of one column of a part of the rows."""
+    """Counts of one column of a part of the rows.
+
+    Args:
+        label: :func:`value_names` of the label of each row.
+    """
     kind = kind_of(column.type)
     array = plain(column)
     counts = ColumnCounts(kind, len(array), array.null_count)
     if kind == "other":
-        counts.values = counts.pairs = None
-    elif kind == "list":
-        rows, members = list_members(array)
-        both = pa.table({"row": rows, "value": members}).group_by(["row", "value"]).aggregate([])
-        counts.values = _counter(both["value"])
         counts.pairs = None
-    else:
-        counts.values = _counter(array)
-        counts.pairs = None if label is None else _pairs(array, label)
+        return counts
+    values, times = _counted(_occurrences(array, kind))
+    counts.total = int(times.sum())
+    if kind == "number":
+        raw = numbers(values)[0]
+        counts.spread = Spread.of(raw, times)
+        if len(raw) > MOST_VALUES:
+            raw, place = np.unique(round_up(raw), return_inverse=True)
+            values, times = pa.array(raw), np.bincount(place, times).astype(np.int64)
+            counts.rounded = True
+    if len(values) > MOST_VALUES:
+        counts.lost = kth(times, COMMON)
+        kept = times > counts.lost
+        values, times = values.filter(pa.array(kept)), times[kept] - counts.lost
+    counts.values = _counter(values, times)
+    several = kind == "list" or label is None
+    counts.pairs = None if several else _pairs(array, label)
     return counts
 
 
-def list_members(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Row and value of every member of a list column, nulls left out."""
-    rows, members = pc.list_parent_indices(array), plain(pc.list_flatten(array))
-    valid = members.is_valid()
-    return rows.filter(valid), members.filter(valid)
+def count_some(column: pa.ChunkedArray, wanted: list[Any]) -> Counter[Any]:
+    """Exact counts of some values of a column of strings or lists."""
+    array = plain(column)
+    found = _occurrences(array, kind_of(array.type))
+    return _counter(*_counted(found.filter(pc.is_in(found, pa.array(wanted, found.type)))))
 
 
-def _counter(array: pa.Array | pa.ChunkedArray) -> Counter[Any] | None:
-    found = pc.value_counts(array.drop_null())
-    if len(found) > MOST_VALUES:
-        return None
-    if isinstance(found, pa.ChunkedArray):
-        found = found.combine_chunks()
-    values, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
-    return Counter(dict(zip(values, counts, strict=True)))
+def _occurrences(array: pa.Array, kind: str) -> pa.Array:
+    """Every value once for each row that has it, nulls left out."""
+    if kind != "list":
+        return array.drop_null()
+    rows, members = list_members(array)
+    both = pa.table({"row": rows, "value": members}).group_by(["row", "value"]).aggregate([])
+    return both["value"].combine_chunks()
+
+
+def _counted(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Different values and int64 rows of each."""
+    found = pc.value_counts(array)
+    return found.field("values"), found.field("counts").to_numpy().astype(np.int64)
+
+
+def _counter(values: pa.Array, times: np.ndarray) -> Counter[Any]:
+    return Counter(dict(zip(_python(values), times.tolist(), strict=True)))
+
+
+def _python(values: pa.Array) -> list[Any]:
+    """Values as Python's; integers are floats as long as these are exact."""
+    found = values.to_pylist()
+    if pa.types.is_integer(values.type):
+        return [float(v) if abs(v) < EXACT else v for v in found]
+    return found
 
 
 def _pairs(array: pa.Array, label: pa.Array) -> Counter[tuple[Any, Any]] | None:
@@ -166,33 +211,57 @@ class Attribute:
         if self.test == "has":
             rows, members = list_members(array)
             found = np.zeros(len(array), dtype=bool)
-            found[rows.filter(pc.equal(members, self.value)).to_numpy()] = True
+            found[rows.to_numpy()[self._holds(members)]] = True
             return found
-        compare = pc.greater if self.test == "above" else pc.equal
-        result = pc.fill_null(compare(array, pa.scalar(self.value, array.type)), False)
-        return np.asarray(result.to_numpy(zero_copy_only=False), dtype=bool)
+        return self._holds(array)
+
+    def _holds(self, array: pa.Array) -> np.ndarray:
+        if kind_of(array.type) == "number":
+            values, known = numbers(array)
+            found = values > self.value if self.test == "above" else values == self.value
+            return known & found
+        found = pc.fill_null(pc.equal(array, pa.scalar(self.value, array.type)), False)
+        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def attributes(
-    counts: dict[str, ColumnCounts], quantiles: int, min_share: float
+    counts: dict[str, ColumnCounts],
+    quantiles: int,
+    min_share: float,
+    named: Collection[str] = (),
 ) -> tuple[list[Attribute], dict[str, str]]:
     """All usable binary attributes by falling entropy (ties by column, test and value), and why
-    columns were left out."""
+    columns were left out.
+
+    Args:
+        named: columns that are used though they look like row numbers or identifiers (see
+            :func:`identifier`): one attribute per value where enough rows share one.
+    """
     found: list[Attribute] = []
     skipped: dict[str, str] = {}
     for name, column in counts.items():
         reason = _unusable(column)
-        if reason:
-            skipped[name] = reason
+        mark = None
+        if column.kind == "number" and len(column.values) > quantiles + 1:
+            mark = identifier(name, column.spread, column.total)
+        if reason or (mark and name not in named):
+            skipped[name] = reason or str(mark)
             continue
-        own = [
-            Attribute(name, test, value, count / column.rows, binary_entropy(count / column.rows))
-            for test, value, count in _tests(column, quantiles)
-        ]
-        usable = [a for a in own if min_share <= a.share <= 1 - min_share and a.entropy > 0]
-        if not usable:
+
+        def usable(
+            tests: list[tuple[str, Any, int]], name: str = name, column: ColumnCounts = column
+        ) -> list[Attribute]:
+            shares = [(test, value, count / column.rows) for test, value, count in tests]
+            made = [Attribute(name, t, value, p, binary_entropy(p)) for t, value, p in shares]
+            return [a for a in made if min_share <= a.share <= 1 - min_share and a.entropy > 0]
+
+        own = usable(_each(column)) if mark and not column.rounded else []
+        own = own or usable(_tests(column, quantiles))
+        if not own:
             skipped[name] = f"no value with a share in [{min_share:g}, {1 - min_share:g}]"
-        found += usable
+            if column.lost:
+                skipped[name] = f"more than {MOST_VALUES:,} values: looks like an identifier"
+        found += own
     found.sort(key=lambda a: (-round(a.entropy, 12), a.column, a.test, str(a.value)))
     return found, skipped
 
@@ -202,9 +271,11 @@ def _unusable(column: ColumnCounts) -> str | None:
         return "its type cannot be turned into attributes"
     if column.nulls == column.rows:
         return "every value is missing"
-    if column.values is None:
+    if column.lost and column.kind == "number":
         return f"more than {MOST_VALUES:,} values: looks like an identifier"
-    if column.kind == "string" and len(column.values) > max(20, 0.9 * (column.rows - column.nulls)):
+    if column.lost:  # some may be common all the same
+        return None
+    if column.kind == "string" and len(column.values) > max(20, 0.9 * column.total):
         return "nearly every value is different: looks like an identifier"
     if len(column.values) < 2 and column.kind != "list" and not column.nulls:
         return "it has the same value everywhere"
@@ -213,17 +284,21 @@ def _unusable(column: ColumnCounts) -> str | None:
 
 def _tests(column: ColumnCounts, quantiles: int) -> list[tuple[str, Any, int]]:
     """(test, value, rows for which it is true)."""
-    values = dict(column.values or {})
+    values = column.values
     if column.kind == "list":
         return [("has", value, count) for value, count in values.items()]
     if column.kind == "boolean":
         return [("is", True, values.get(True, 0))]
     if column.kind == "number" and len(values) > quantiles + 1:
         return _thresholds(values, quantiles)
-    if len(values) == 2:
+    if len(values) == 2 and not column.lost:
         value = max(values, key=str)  # of two complements, one
         return [("is", value, values[value])]
-    return [("is", value, count) for value, count in values.items()]
+    return _each(column)
+
+
+def _each(column: ColumnCounts) -> list[tuple[str, Any, int]]:
+    return [("is", value, count) for value, count in column.values.items()]
 
 
 def _thresholds(values: dict[Any, int], quantiles: int) -> list[tuple[str, Any, int]]:

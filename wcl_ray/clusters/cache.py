@@ -25,7 +25,7 @@ from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
-VERSION = 3  # of the entries; another one makes all old entries unknown
+VERSION = 4  # of the entries; another one makes all old entries unknown
 NOTHING = "none"
 FACTS = b"wcl_ray"
 SEAL, BLANK = b"sealed with ", b"0" * 64

@@ -9,8 +9,7 @@ highest entropy; each joint pattern of them is a cluster).
 from __future__ import annotations
 
 import functools
-import operator
-import pickle
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,11 +20,20 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
-from wcl_ray.clusters.binarise import Attribute, ColumnCounts, attributes, count_column, plain
+from wcl_ray.clusters.binarise import (
+    Attribute,
+    ColumnCounts,
+    Columns,
+    attributes,
+    count_column,
+    count_some,
+)
+from wcl_ray.clusters.tally import tally
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.ids import hash_strings
 from wcl_ray.data.passes import note
 from wcl_ray.data.source import ID, KEY
+from wcl_ray.data.values import decoded, is_list, plain, value_names
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import say
 
@@ -110,11 +118,11 @@ def cluster_metadata(
     skipped: dict[str, str] = {}
     notes: list[str] = []
     if config.kind in ("attributes", "tags"):
-        counts = _count(rows, columns, label)
+        counts = _count(rows, columns, label, config.min_share)
         if config.kind == "tags":
             counts = _only_lists(counts, bool(config.columns))
         notes += _leaks(counts, label)
-        chosen, skipped = attributes(counts, config.quantiles, config.min_share)
+        chosen, skipped = attributes(counts, config.quantiles, config.min_share, config.columns)
         if not chosen:
             why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise UserError(f"no column gives a usable attribute ({why})")
@@ -125,7 +133,10 @@ def cluster_metadata(
         codes = functools.partial(_patterns, chosen, config.top_k, config.kind == "tags")
     elif config.kind == "hierarchy":
         if label is not None:
-            notes += _leaks(_count(rows, columns, label), label)
+            joined = rows.map_batches(
+                functools.partial(_joined, columns), batch_format="pyarrow", batch_size=None
+            )
+            notes += _leaks(_count(joined, columns, label), label)
         depth = _depth(rows, columns, config)
         levels = config.level or (depth,)
         if max(levels) > depth:
@@ -162,7 +173,8 @@ def attribute_bits(
     Raises:
         UserError: no column gives a usable attribute.
     """
-    chosen, _ = attributes(_count(rows, columns, None), config.quantiles, config.min_share)
+    counts = _count(rows, columns, None, config.min_share)
+    chosen, _ = attributes(counts, config.quantiles, config.min_share, config.columns)
     if not chosen:
         raise UserError(f"no column gives a usable attribute: {', '.join(columns)}")
     chosen = chosen[:most]
@@ -206,7 +218,7 @@ def _kmeans(
     from wcl_ray.clusters.tfidf import vectors
 
     bare, labels, classes = _assign(rows, _nothing, ("instance",), label)
-    made, text = vectors(rows, columns)
+    made, text = vectors(rows, columns, config.columns)
     say("vectors", text)
     ks = wanted_k(config, len(bare.ids))
     found = cluster_features(made, bare.ids, ks, config, seed=seed)
@@ -216,17 +228,35 @@ def _kmeans(
     return Clustering(assignment, labels, classes, notes=notes)
 
 
-def _count(rows: Dataset, columns: list[str], label: str | None) -> dict[str, ColumnCounts]:
-    def count(table: pa.Table) -> pa.Table:
-        target = plain(table[label]) if label is not None else None
-        counts = {name: count_column(table[name], target) for name in columns}
-        return pa.table({"counts": pa.array([pickle.dumps(counts)], pa.large_binary())})
+def _count(
+    rows: Dataset, columns: list[str], label: str | None, min_share: float | None = None
+) -> dict[str, ColumnCounts]:
+    """Counts of the columns; exact ones of all values that attributes can be made of.
 
-    parts = rows.map_batches(count, batch_format="pyarrow", batch_size=None).take_all()
-    if not parts:
-        raise UserError("the data hold no rows")
-    found = [pickle.loads(part["counts"]) for part in parts]
-    return {name: functools.reduce(operator.add, [f[name] for f in found]) for name in columns}
+    Args:
+        min_share: of an attribute; None: only for the check against the label.
+    """
+
+    def count(table: pa.Table) -> Columns:
+        target = None if label is None else _names(label, table, "data.label")
+        return Columns({name: count_column(table[name], target) for name in columns})
+
+    counts = tally(rows, count)
+    wanted = {}
+    for name, column in counts.items():
+        if column.lost and column.kind != "number" and min_share is not None:
+            least = column.enough(min_share) - column.lost
+            wanted[name] = [value for value, count in column.values.items() if count >= least]
+    if not wanted:
+        return counts
+
+    def recount(table: pa.Table) -> Columns:
+        return Columns({name: count_some(table[name], few) for name, few in wanted.items()})
+
+    for name, exact in tally(rows, recount).items():
+        least = counts[name].enough(min_share or 0)
+        counts[name].values = Counter({v: n for v, n in exact.items() if n >= least})
+    return counts
 
 
 def _only_lists(counts: dict[str, ColumnCounts], asked: bool) -> dict[str, ColumnCounts]:
@@ -295,18 +325,42 @@ def _no_member(array: pa.Array) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.equal(pc.list_value_length(array), 0), True))
 
 
+def _names(column: str, table: pa.Table, option: str = "clusters.columns") -> pa.Array:
+    return value_names(table[column], f"{option} {column!r}")
+
+
 def _paths(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array]:
     """String columns from coarse to fine; null where an item is shallower."""
     if len(columns) > 1:
-        return [plain(table[name]).cast(pa.string()) for name in columns]
-    parts = pc.split_pattern(plain(table[columns[0]]).cast(pa.string()), separator)
-    rows = parts.to_pylist()
-    clean = [[p for p in row if p] if row else [] for row in rows]
+        return [_names(name, table) for name in columns]
+    lists = decoded(table[columns[0]])
+    if is_list(lists.type):
+        members = value_names(pc.list_flatten(lists), f"members of clusters.columns {columns[0]!r}")
+        rows = pc.list_parent_indices(lists).to_numpy()
+        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        levels = []
+        for level in range(int(places.max(initial=-1)) + 1):
+            at = np.full(len(lists), -1)
+            at[rows[places == level]] = np.flatnonzero(places == level)
+            levels.append(members.take(pa.array(at, mask=at < 0)))
+        return levels
+    parts = pc.split_pattern(_names(columns[0], table), separator).to_pylist()
+    clean = [[p for p in row if p] if row else [] for row in parts]
     depth = max((len(row) for row in clean), default=0)
     return [
         pa.array([row[i] if i < len(row) else None for row in clean], pa.string())
         for i in range(depth)
     ]
+
+
+def _joined(columns: list[str], table: pa.Table) -> pa.Table:
+    """With a path in a list as one text, so that the check against the label can read it."""
+    if len(columns) > 1 or not is_list(table[columns[0]].type):
+        return table
+    place = table.column_names.index(columns[0])
+    levels = [level.fill_null("") for level in _paths(table, columns, "")]
+    whole = pc.binary_join_element_wise(*levels, "\x1f") if levels else pa.nulls(len(table))
+    return table.set_column(place, columns[0], pc.utf8_rtrim(whole, "\x1f"))
 
 
 def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
@@ -350,7 +404,7 @@ def _hashed(values: pa.Array) -> pa.Array:
 
 
 def _values(column: str, table: pa.Table) -> list[pa.Array]:
-    return [_hashed(plain(table[column]).cast(pa.string()))]
+    return [_hashed(_names(column, table, "data.label"))]
 
 
 def _nothing(table: pa.Table) -> list[pa.Array]:

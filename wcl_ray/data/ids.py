@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from wcl_ray.errors import UserError
 
@@ -21,7 +22,10 @@ def is_id_type(kind: pa.DataType) -> bool:
     """Whether ids may be of this type: integers or strings, dictionary-encoded ones too."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        pa.types.is_integer(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
     )
 
 
@@ -36,7 +40,8 @@ def ids_of(
         first: number in the file of the column's first row, for the error message.
 
     Returns:
-        int64 ids, and string keys (null where the ids are the user's own integers).
+        int64 ids, and string keys (null where the ids are the user's own integers). Unsigned
+        integers from 2^63 on keep their bits, so that their ids are negative, and are their keys.
 
     Raises:
         UserError: nulls, or a type that is neither integer nor string.
@@ -52,6 +57,10 @@ def ids_of(
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_uint64(column.type):
+        large = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
+        keys = pc.if_else(large, column.cast(pa.string()), pa.scalar(None, pa.string()))
+        return column.view(pa.int64()), keys
     if pa.types.is_integer(column.type):
         return column.cast(pa.int64()), pa.nulls(len(column), pa.string())
     keys = column.cast(pa.string())

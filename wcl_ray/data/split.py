@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from wcl_ray.data.ids import hash_strings
-from wcl_ray.errors import UserError
+from wcl_ray.data.values import value_names
 
 
 def uniform(ids: np.ndarray, seed: int) -> np.ndarray:
@@ -38,22 +37,13 @@ def held_out(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
 def held_groups(
     groups: pa.Array | pa.ChunkedArray, ids: np.ndarray, share: float, seed: int
 ) -> np.ndarray:
-    """bool (N,): the images of about ``share`` of the groups; an image without one (null, NaN) by
-    its id.
+    """bool (N,): the images of about ``share`` of the groups, told apart by their names (see
+    :func:`value_names`); an image without one by its id.
 
     Raises:
-        UserError: values of a type that has no text, such as lists.
+        UserError: values that are no single ones, such as lists.
     """
-    if isinstance(groups, pa.ChunkedArray):
-        groups = groups.combine_chunks()
-    if pa.types.is_dictionary(groups.type):
-        groups = groups.dictionary_decode()
-    if pa.types.is_floating(groups.type):
-        groups = pc.if_else(pc.is_nan(groups), pa.scalar(None, groups.type), groups)
-    try:
-        encoded = groups.cast(pa.string()).dictionary_encode()
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-        raise UserError(f"data.group: values of type {groups.type} cannot be told apart") from error
+    encoded = value_names(groups, "data.group").dictionary_encode()
     missing = encoded.is_null().to_numpy(zero_copy_only=False)
     keys = ids.astype(np.int64)
     if not missing.all():

@@ -16,6 +16,7 @@ from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.passes import note
 from wcl_ray.data.source import FAULT, ID
 from wcl_ray.data.split import sample
+from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import TEST, embed, resources
 from wcl_ray.evaluate.metrics import evaluate_features
@@ -98,16 +99,14 @@ def _measure(
 
 
 def _marked(rows: Dataset, test: bool, label: str | None, cpus: float | None) -> Dataset:
-    """With a column that tells test images from the others, and labels as text: the two may hold
+    """With a column that tells test images from the others, and labels by name: the two may hold
     theirs in different types."""
 
     def mark(part: pa.Table) -> pa.Table:
         if label is not None:
-            values = part[label].combine_chunks()
-            if isinstance(values, pa.DictionaryArray):
-                values = values.dictionary_decode()
             place = part.column_names.index(label)
-            part = part.set_column(place, label, values.cast(pa.string()))
+            named = value_names(part[label], f"data.label {label!r}")
+            part = part.set_column(place, label, named)
         return part.append_column(TEST, pa.array(np.full(len(part), test)))
 
     return rows.map_batches(mark, batch_format="pyarrow", batch_size=None, num_cpus=cpus or 1)

@@ -1,0 +1,121 @@
+"""Peak memory of counting a column of captions, against pandas and pyarrow on the whole column.
+
+    python benchmarks/captions.py --rows 2000000
+
+Nine captions of ten are different, the others are three common ones. Each side runs in a process of
+its own and reads the same Parquet files; memory is the rise of a process's peak resident size over
+what it has before it reads. Of ``wcl_ray`` the driver's is given and the largest of any task's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+FILES = 16
+
+
+def peak(process: int | str = "self") -> float:
+    """MB, the largest resident size of a process so far."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
+
+
+def write(folder: str, rows: int) -> None:
+    ids = np.random.default_rng(0).permutation(rows)
+    for part in range(FILES):
+        own = ids[part::FILES]
+        text = [f"a photograph of number {n}" if n % 10 else f"a cat {n % 3}" for n in own]
+        table = pa.table({"__id": own, "label": own % 10, "text": text})
+        pq.write_table(table, f"{folder}/{part:02d}.parquet")
+
+
+def pandas(folder: str) -> list[float]:
+    import pandas  # noqa: F401
+
+    before = peak()
+    pq.read_table(folder, columns=["text"]).to_pandas()["text"].value_counts()
+    return [peak() - before]
+
+
+def pyarrow(folder: str) -> list[float]:
+    before = peak()
+    pc.value_counts(pq.read_table(folder, columns=["text"])["text"])
+    return [peak() - before]
+
+
+def workers() -> list[float]:
+    """Peaks of Ray's worker processes."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and (process / "cmdline").read_bytes().startswith(b"ray::"):
+            found.append(peak(process.name))
+    return found
+
+
+def _start(folder: str) -> Any:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+    def read(part: pa.Table) -> Iterator[pa.Table]:
+        for path in part["path"].to_pylist():
+            for batch in pq.ParquetFile(path).iter_batches(8192):
+                yield pa.Table.from_batches([batch])
+
+    files = [{"path": str(path)} for path in sorted(Path(folder).glob("*.parquet"))]
+    rows = ray.data.from_items(files, override_num_blocks=FILES)
+    return rows.map_batches(read, batch_format="pyarrow", batch_size=1)
+
+
+def attributes(folder: str) -> list[float]:
+    from wcl_ray.clusters import metadata
+
+    data = _start(folder)
+    metadata._count(data.limit(10), ["text"], "label")
+    driver, task = peak(), min(workers())
+    metadata._count(data, ["text"], "label")
+    return [peak() - driver, max(workers()) - task]
+
+
+def words(folder: str) -> list[float]:
+    from wcl_ray.clusters import tfidf
+
+    data = _start(folder)
+    tfidf.vectors(data.limit(10), ["text"])
+    driver, task = peak(), min(workers())
+    tfidf.vectors(data, ["text"])
+    return [peak() - driver, max(workers()) - task]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    rows = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, rows)
+        for side in (pandas, pyarrow, attributes, words):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                start = time.monotonic()
+                found = pool.apply(side, (folder,))
+                took = time.monotonic() - start
+            of = [
+                f"{name} {mb:,.0f} MB" for name, mb in zip(("driver", "task"), found, strict=False)
+            ]
+            print(f"{side.__name__:12}{', '.join(of)} ({took:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
