@@ -19,12 +19,12 @@ from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.source import FAULT, ID, open_source
 from wcl_ray.errors import UserError, find_user_error
-from wcl_ray.evaluate.embed import embed, feature_matrix, resources
+from wcl_ray.evaluate.embed import DISTANCE, embed, feature_matrix, resources
 from wcl_ray.evaluate.knn import knn_accuracy
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.evaluate.probe import STRENGTHS, linear_probe, split
 from wcl_ray.evaluate.run import evaluate_encoder, results_table
-from wcl_ray.evaluate.spread import alignment, rank_me, spread, uniformity
+from wcl_ray.evaluate.spread import distances, rank_me, spread, uniformity
 from wcl_ray.model.encoder import build_encoder, save_export
 
 
@@ -45,7 +45,7 @@ def test_knn_against_a_loop() -> None:
         for i in nearest:
             votes[int(train_y[i])] += math.exp(scores[i] / 0.07)
         right += votes.index(max(votes)) == int(y)
-    assert knn_accuracy(train_x, train_y, test_x, test_y, 7, chunk=10) == right / 25
+    assert knn_accuracy(train_x, train_y, test_x, test_y, 7) == right / 25
     assert 0.5 < right / 25 < 1
 
 
@@ -54,17 +54,17 @@ def test_classes_never_seen_are_wrong() -> None:
     test_x, test_y = blobs(20, 1, 0.1)
     test_y[:5] = -1
     assert knn_accuracy(train_x, train_y, test_x, test_y, 5) == 0.75
-    assert linear_probe(train_x, train_y, test_x, test_y, 50, 0).accuracy == 0.75
+    assert linear_probe(train_x, train_y, test_x, test_y, 0).accuracy == 0.75
 
 
 def test_probe_separates_and_chooses_without_the_test_set() -> None:
     train_x, train_y = blobs(400, 0, 0.5)
     test_x, test_y = blobs(200, 1, 0.5)
-    good = linear_probe(train_x, train_y, test_x, test_y, 100, 0)
+    good = linear_probe(train_x, train_y, test_x, test_y, 0)
     assert good.accuracy > 0.75
     assert good.mean_class_accuracy == pytest.approx(good.accuracy, abs=0.05)
     assert good.strength in STRENGTHS
-    nonsense = linear_probe(train_x, train_y, test_x, test_y.flip(0), 100, 0)
+    nonsense = linear_probe(train_x, train_y, test_x, test_y.flip(0), 0)
     assert nonsense.strength == good.strength  # the test labels had no say
     assert nonsense.validation == good.validation
     assert nonsense.accuracy < good.accuracy
@@ -76,7 +76,7 @@ def test_probe_chooses_a_strong_penalty_where_features_are_noise() -> None:
     y = torch.arange(200) % 2
     train_x[:, 0] += 1.5 * y
     test_x[:, 0] += 1.5 * y
-    found = linear_probe(train_x, y, test_x, y, 100, 0)
+    found = linear_probe(train_x, y, test_x, y, 0)
     assert found.strength >= 1e-2
     assert found.accuracy > 0.55
 
@@ -106,9 +106,9 @@ def test_probe_is_not_thrown_by_a_feature_that_was_constant_in_training() -> Non
     dead = torch.full((400, 1), 0.1)
     moving = dead.clone()
     moving[::2] = 0.35
-    plain = linear_probe(train_x, train_y, test_x, test_y, 100, 0)
+    plain = linear_probe(train_x, train_y, test_x, test_y, 0)
     with_dead = linear_probe(
-        torch.cat([train_x, dead], 1), train_y, torch.cat([test_x, moving], 1), test_y, 100, 0
+        torch.cat([train_x, dead], 1), train_y, torch.cat([test_x, moving], 1), test_y, 0
     )
     assert with_dead.accuracy == pytest.approx(plain.accuracy, abs=0.006)
 
@@ -130,14 +130,14 @@ def test_spread_figures_do_not_hang_on_the_order_of_the_rows() -> None:
     assert spread(x) == pytest.approx(spread(mixed), rel=0.02)
 
 
-def test_uniformity_alignment_spread() -> None:
+def test_uniformity_distances_spread() -> None:
     x = F.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     pairs = [float((x[i] - x[j]).square().sum()) for i in range(40) for j in range(i)]
     expected = math.log(sum(math.exp(-2 * d) for d in pairs) / len(pairs))
     assert uniformity(x[:40]) == pytest.approx(expected, rel=1e-4)
     assert uniformity(torch.ones(30, 4)) == pytest.approx(0, abs=1e-4)
-    assert alignment(x, x) == pytest.approx(0, abs=1e-6)
-    assert alignment(x, -x) == pytest.approx(4, rel=1e-5)
+    assert float(distances(x, x).mean()) == pytest.approx(0, abs=1e-6)
+    assert float(distances(x, -x).mean()) == pytest.approx(4, rel=1e-5)
     assert spread(x) == pytest.approx(1, abs=0.05)
     assert spread(torch.ones(30, 4)) == pytest.approx(0, abs=1e-5)
 
@@ -198,7 +198,8 @@ def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encoder.features(centre(decoded.images, decoded.aspect, 16)).numpy()
     assert np.allclose(feature_matrix(good["feature"]), expected, atol=1e-4)
-    assert not np.allclose(feature_matrix(good["view"]), expected, atol=1e-4)
+    assert table[DISTANCE].null_count == 1
+    assert 0 < np.mean(good[DISTANCE].to_numpy()) < 2  # of a random view
     assert good["species"].to_pylist()[:3] == ["s0", "s1", "s2"]
 
 
