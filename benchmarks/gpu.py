@@ -181,7 +181,9 @@ def kmeans(n: int, d: int, k: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n, d), dtype=np.float32)
     centroids = x[rng.choice(n, k, replace=False)].copy()
-    device: Callable[[Any], np.ndarray] = torch_nearest(centroids, spherical=False)
+    device: Callable[[Any], np.ndarray] = torch_nearest(
+        centroids, spherical=False, device=DEVICE.type
+    )
     rows = torch.from_numpy(x).to(DEVICE)
     device(rows[:100_000])
     seconds = statistics.median(once(lambda: device(rows)) for _ in range(3))

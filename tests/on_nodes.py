@@ -93,7 +93,16 @@ def shared(folder: str) -> dict[str, Any]:
 
 
 def evaluated(folder: str) -> dict[str, Any]:
-    """Figures by tasks on CPUs, and by an actor that holds a GPU."""
+    """Figures by tasks on CPUs, and by an actor and a task that each hold a GPU: how many test
+    images, and how many GPUs the task has that works out kNN and probe."""
+    import wcl_ray.evaluate.embed
+    import wcl_ray.evaluate.run
+
+    def reserved(*unused: Any) -> dict[str, float]:
+        return {"gpus": float(len(ray.get_gpu_ids()))}
+
+    for module in (wcl_ray.evaluate.embed, wcl_ray.evaluate.run):
+        module.device_for = lambda gpus: "cpu"  # these GPUs are only told of
     data = DataConfig(path=folder, image_size=16)
     model = ModelConfig()
     weights = save_export(build_encoder(model, 16), model, 16)
@@ -102,9 +111,9 @@ def evaluated(folder: str) -> dict[str, Any]:
         rows = open_source(data).images(("species",))
         figures = evaluate_encoder(
             weights, rows, rows, label="species", store_size=16, config=EvaluateConfig(), seed=0,
-            gpu=gpu,
+            gpu=gpu, more=reserved,
         )  # fmt: skip
-        found[name] = figures["test_images"]
+        found[name] = [figures["test_images"], figures["gpus"]]
     return found
 
 

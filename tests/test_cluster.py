@@ -137,7 +137,7 @@ def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
     assert "is not seen by 2 of 3 nodes" in found["error"]
     assert "s3://" in found["error"]
     cluster.add_node(2)  # no node has half of the cluster's CPUs
-    assert cluster.driver("evaluated", data) == {"cpu": N, "gpu": N}
+    assert cluster.driver("evaluated", data) == {"cpu": [N, 0], "gpu": [N, 1]}
 
 
 @pytest.mark.slow

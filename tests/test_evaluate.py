@@ -17,14 +17,31 @@ from pictures import png, write_parquet
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.source import FAULT, ID, open_source
+from wcl_ray.data.source import FAULT, ID, KEY, open_source
 from wcl_ray.errors import UserError, find_user_error
-from wcl_ray.evaluate.embed import embed, feature_matrix, resources
-from wcl_ray.evaluate.knn import knn_accuracy
+from wcl_ray.evaluate import knn, probe
+from wcl_ray.evaluate.embed import (
+    DISTANCE,
+    TEST,
+    embed,
+    feature_matrix,
+    feature_tensor,
+    resources,
+)
+from wcl_ray.evaluate.knn import knn_accuracy, nearest
+from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.metrics import evaluate_features
-from wcl_ray.evaluate.probe import STRENGTHS, linear_probe, split
-from wcl_ray.evaluate.run import evaluate_encoder, results_table
-from wcl_ray.evaluate.spread import alignment, rank_me, spread, uniformity
+from wcl_ray.evaluate.probe import (
+    STRENGTHS,
+    TOLERANCE,
+    fit,
+    linear_probe,
+    loss_and_gradient,
+    predict,
+    split,
+)
+from wcl_ray.evaluate.run import _readable, evaluate_encoder, results_table
+from wcl_ray.evaluate.spread import distances, rank_me, spread, uniformity
 from wcl_ray.model.encoder import build_encoder, save_export
 
 
@@ -45,8 +62,21 @@ def test_knn_against_a_loop() -> None:
         for i in nearest:
             votes[int(train_y[i])] += math.exp(scores[i] / 0.07)
         right += votes.index(max(votes)) == int(y)
-    assert knn_accuracy(train_x, train_y, test_x, test_y, 7, chunk=10) == right / 25
+    assert knn_accuracy(train_x, train_y, test_x, test_y, 7) == right / 25
     assert 0.5 < right / 25 < 1
+
+
+def test_neighbours_are_the_same_in_chunks_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, y), (queries, truth) = blobs(300, 0, 0.6), blobs(75, 1, 0.6)
+    whole = F.normalize(queries, dim=1) @ F.normalize(x, dim=1).T
+    accuracy = knn_accuracy(x, y, queries, truth, 9)
+    monkeypatch.setattr(knn, "BANK", 7)  # fewer than there are neighbours
+    monkeypatch.setattr(knn, "QUERIES", 20)
+    similarity, index = nearest(x, queries, 9)
+    assert torch.allclose(similarity, whole.topk(9)[0], atol=1e-6)
+    assert torch.equal(whole.gather(1, index), whole.topk(9)[0])
+    assert knn_accuracy(x, y, queries, truth, 9) == accuracy
+    assert nearest(x[:5], queries, 9)[1].shape == (75, 5)
 
 
 def test_classes_never_seen_are_wrong() -> None:
@@ -54,20 +84,85 @@ def test_classes_never_seen_are_wrong() -> None:
     test_x, test_y = blobs(20, 1, 0.1)
     test_y[:5] = -1
     assert knn_accuracy(train_x, train_y, test_x, test_y, 5) == 0.75
-    assert linear_probe(train_x, train_y, test_x, test_y, 50, 0).accuracy == 0.75
+    assert linear_probe(train_x, train_y, test_x, test_y, 0).accuracy == 0.75
 
 
 def test_probe_separates_and_chooses_without_the_test_set() -> None:
     train_x, train_y = blobs(400, 0, 0.5)
     test_x, test_y = blobs(200, 1, 0.5)
-    good = linear_probe(train_x, train_y, test_x, test_y, 100, 0)
+    good = linear_probe(train_x, train_y, test_x, test_y, 0)
     assert good.accuracy > 0.75
     assert good.mean_class_accuracy == pytest.approx(good.accuracy, abs=0.05)
     assert good.strength in STRENGTHS
-    nonsense = linear_probe(train_x, train_y, test_x, test_y.flip(0), 100, 0)
+    nonsense = linear_probe(train_x, train_y, test_x, test_y.flip(0), 0)
     assert nonsense.strength == good.strength  # the test labels had no say
     assert nonsense.validation == good.validation
     assert nonsense.accuracy < good.accuracy
+
+
+def test_probe_is_the_same_solver_for_any_number_of_rows() -> None:
+    """Every row three times is the same problem, and has the same answer."""
+    x, y = blobs(8000, 0, 0.8)
+    zero = torch.zeros(7, 4)
+    tolerance = TOLERANCE * float(loss_and_gradient(x, y, zero, 0.0)[1].abs().max())
+    few, steps = fit(x, y, zero, 1e-4, tolerance)
+    many, more = fit(x.repeat(3, 1), y.repeat(3), zero, 1e-4, tolerance)
+    assert steps == more < 100
+    assert torch.allclose(few, many, atol=2e-3)
+    tight, _ = fit(x, y, zero, 1e-4, tolerance / 1000)
+    assert (predict(x, many) == predict(x, tight)).float().mean() > 0.998
+
+
+def test_gradient_of_the_probe_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs(500, 0)
+    weight = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = F.cross_entropy(x @ weight[:-1] + weight[-1], y)
+    expected = expected + 0.5 * 0.3 * weight[:-1].square().sum()
+    expected.backward()
+    monkeypatch.setattr(probe, "CHUNK", 1000)
+    largest = 0
+    for _, part in probe._parts(x, weight.detach()):
+        largest = max(largest, len(part))
+    assert largest * (7 + 4) <= 1000
+    value, gradient = loss_and_gradient(x, y, weight.detach(), 0.3)
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert weight.grad is not None
+    assert torch.allclose(gradient, weight.grad, atol=1e-5)
+    mean, std = probe._scale(x)
+    assert torch.allclose(mean, x.mean(0), atol=1e-6)
+    assert torch.allclose(std, x.std(0, correction=0), atol=1e-6)
+
+
+def test_a_probe_that_has_not_converged_says_so() -> None:
+    train_x, train_y = blobs(400, 0, 0.5)
+    found = linear_probe(train_x, train_y, train_x, train_y, 0, cap=2)
+    assert found.capped == 6
+    assert linear_probe(train_x, train_y, train_x, train_y, 0).capped == 0
+    assert "6 of its 6 fits had not converged" in left_out({"probe_capped": found.capped})[0]
+
+
+def test_features_are_copied_once_and_sorted() -> None:
+    rng = np.random.default_rng(0)
+    ids, x = rng.permutation(60), rng.standard_normal((60, 3), dtype=np.float32)
+    bad, side = ids % 7 == 0, ids % 2 == 0
+    flat = pa.array(x.reshape(-1))
+    whole = pa.table(
+        {
+            ID: ids,
+            KEY: pa.array([f"k{i}" for i in ids]),
+            FAULT: pa.array(["cut off" if b else None for b in bad], pa.string()),
+            TEST: side,
+            "feature": pa.FixedSizeListArray.from_arrays(flat, 3, mask=pa.array(bad)),
+        }
+    )
+    parts = [whole.slice(start, 17) for start in range(0, 60, 17)]
+    table, unreadable = _readable(parts, True)
+    wanted = np.sort(ids[side & ~bad])
+    assert np.array_equal(table[ID].to_numpy(), wanted)
+    assert np.array_equal(feature_matrix(table["feature"]), x[np.argsort(ids)][wanted])
+    assert unreadable == {"count": 5, "first": [f"k{i}: cut off" for i in range(0, 57, 14)]}
+    tensor = feature_tensor(table["feature"])
+    assert tensor.data_ptr() == table["feature"].chunk(0).flatten().buffers()[1].address
 
 
 def test_probe_chooses_a_strong_penalty_where_features_are_noise() -> None:
@@ -76,7 +171,7 @@ def test_probe_chooses_a_strong_penalty_where_features_are_noise() -> None:
     y = torch.arange(200) % 2
     train_x[:, 0] += 1.5 * y
     test_x[:, 0] += 1.5 * y
-    found = linear_probe(train_x, y, test_x, y, 100, 0)
+    found = linear_probe(train_x, y, test_x, y, 0)
     assert found.strength >= 1e-2
     assert found.accuracy > 0.55
 
@@ -106,9 +201,9 @@ def test_probe_is_not_thrown_by_a_feature_that_was_constant_in_training() -> Non
     dead = torch.full((400, 1), 0.1)
     moving = dead.clone()
     moving[::2] = 0.35
-    plain = linear_probe(train_x, train_y, test_x, test_y, 100, 0)
+    plain = linear_probe(train_x, train_y, test_x, test_y, 0)
     with_dead = linear_probe(
-        torch.cat([train_x, dead], 1), train_y, torch.cat([test_x, moving], 1), test_y, 100, 0
+        torch.cat([train_x, dead], 1), train_y, torch.cat([test_x, moving], 1), test_y, 0
     )
     assert with_dead.accuracy == pytest.approx(plain.accuracy, abs=0.006)
 
@@ -130,14 +225,14 @@ def test_spread_figures_do_not_hang_on_the_order_of_the_rows() -> None:
     assert spread(x) == pytest.approx(spread(mixed), rel=0.02)
 
 
-def test_uniformity_alignment_spread() -> None:
+def test_uniformity_distances_spread() -> None:
     x = F.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     pairs = [float((x[i] - x[j]).square().sum()) for i in range(40) for j in range(i)]
     expected = math.log(sum(math.exp(-2 * d) for d in pairs) / len(pairs))
     assert uniformity(x[:40]) == pytest.approx(expected, rel=1e-4)
     assert uniformity(torch.ones(30, 4)) == pytest.approx(0, abs=1e-4)
-    assert alignment(x, x) == pytest.approx(0, abs=1e-6)
-    assert alignment(x, -x) == pytest.approx(4, rel=1e-5)
+    assert float(distances(x, x).mean()) == pytest.approx(0, abs=1e-6)
+    assert float(distances(x, -x).mean()) == pytest.approx(4, rel=1e-5)
     assert spread(x) == pytest.approx(1, abs=0.05)
     assert spread(torch.ones(30, 4)) == pytest.approx(0, abs=1e-5)
 
@@ -198,7 +293,8 @@ def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encoder.features(centre(decoded.images, decoded.aspect, 16)).numpy()
     assert np.allclose(feature_matrix(good["feature"]), expected, atol=1e-4)
-    assert not np.allclose(feature_matrix(good["view"]), expected, atol=1e-4)
+    assert table[DISTANCE].null_count == 1
+    assert 0 < np.mean(good[DISTANCE].to_numpy()) < 2  # of a random view
     assert good["species"].to_pylist()[:3] == ["s0", "s1", "s2"]
 
 

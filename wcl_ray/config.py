@@ -367,14 +367,11 @@ class EvaluateConfig:
     """Neighbours of the kNN classifier."""
     max_images: int = 50_000
     """Largest number of images per split that are embedded for the evaluation (a hash sample)."""
-    probe_epochs: int = 100
-    """Epochs of the linear probe."""
 
     def __post_init__(self) -> None:
         _require(self.every >= 0, "evaluate.every is negative")
         _require(self.neighbours >= 1, "evaluate.neighbours starts at 1")
         _require(self.max_images >= 100, "evaluate.max-images: at least 100")
-        _require(self.probe_epochs >= 1, "evaluate.probe-epochs starts at 1")
 
 
 def _check_name(name: str, cache: bool) -> None:

@@ -21,6 +21,7 @@ from wcl_ray.clusters import blas
 from wcl_ray.clusters.placement import find_homes
 from wcl_ray.clusters.shard import Shard
 from wcl_ray.clusters.vectors import Vectors, duplicated
+from wcl_ray.device import device_for
 from wcl_ray.terminal import warn
 
 STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
@@ -69,14 +70,13 @@ class Crew:
                 "runtime_env": {"env_vars": _environment(threads)},
             },
         )
+        arguments = spherical, kernel, threads, seed, device_for(gpu)
         self.vectors = vectors  # keeps the objects of a materialised data set alive
         self.reduce = reduce
         homes = find_homes(vectors, *(("GPU", 1.0) if gpu else ("CPU", cpus)))
         self.pieces = homes.order(vectors).shards(actors)
         self.actors: list[Any] = [
-            remote.options(**options, scheduling_strategy=strategy).remote(
-                spherical, kernel, threads, seed
-            )
+            remote.options(**options, scheduling_strategy=strategy).remote(*arguments)
             for strategy in homes.strategies(self.pieces)
         ]
         there = [actor.__ray_ready__.remote() for actor in self.actors]
@@ -86,7 +86,7 @@ class Crew:
                 if ready in waiting:
                     ray.kill(self.actors[i])
                     self.actors[i] = remote.options(**options, scheduling_strategy="SPREAD").remote(
-                        spherical, kernel, threads, seed
+                        *arguments
                     )
                     there[i] = self.actors[i].__ray_ready__.remote()
             waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])

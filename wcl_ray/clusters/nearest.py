@@ -144,15 +144,16 @@ def faiss_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> N
     return nearest
 
 
-def torch_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Nearest:
-    """The same by torch, on the GPU where there is one; in full float32, without TF32.
+def torch_nearest(
+    centroids: np.ndarray, spherical: bool, threads: int = 1, device: str = "cpu"
+) -> Nearest:
+    """The same by torch, on a device; in full float32, without TF32.
 
     Rows may be a torch tensor that already lies on the device.
     """
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    if device == "cpu":
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     referee = Referee(centroids, spherical)

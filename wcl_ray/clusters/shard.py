@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from wcl_ray.clusters.lloyd import Stats, square_norms, to_grid, unit_rows
-from wcl_ray.clusters.nearest import BLOCK, KERNELS, TILE, Nearest
+from wcl_ray.clusters.nearest import BLOCK, KERNELS, TILE, Nearest, torch_nearest
 from wcl_ray.clusters.vectors import Piece, duplicated
 from wcl_ray.data.split import uniform
 from wcl_ray.errors import UserError
@@ -77,15 +77,15 @@ class Scan:
 class Rows:
     """Rows on the grid with their labels and the running sums of their clusters."""
 
-    def __init__(self, ids: np.ndarray, x: np.ndarray, squares: np.ndarray, device: bool) -> None:
+    def __init__(
+        self, ids: np.ndarray, x: np.ndarray, squares: np.ndarray, device: str | None
+    ) -> None:
         self.ids, self.x, self.squares = ids, x, squares
         self.on_device: Any = x
-        if device:
+        if device is not None:
             import torch
 
-            self.on_device = torch.from_numpy(x)
-            if torch.cuda.is_available():
-                self.on_device = self.on_device.cuda()
+            self.on_device = torch.from_numpy(x).to(device)
         self.labels: dict[int, np.ndarray] = {}
         self.stats: dict[int, Stats] = {}
         self.coarse: np.ndarray | None = None
@@ -114,10 +114,14 @@ class Shard:
     Args:
         spherical: rows and centroids have unit length.
         kernel: gemm, faiss or torch. threads: of the kernel. seed: of the sampling hash.
+        device: where the kernel torch works.
     """
 
-    def __init__(self, spherical: bool, kernel: str, threads: int, seed: int) -> None:
+    def __init__(
+        self, spherical: bool, kernel: str, threads: int, seed: int, device: str = "cpu"
+    ) -> None:
         self.spherical, self.kernel, self.threads, self.seed = spherical, kernel, threads, seed
+        self.device = device if kernel == "torch" else None
         self.pieces: list[Piece] = []
         self.loaded: tuple[np.ndarray, np.ndarray] | None = None
         self.whole: Rows | None = None
@@ -295,6 +299,8 @@ class Shard:
         return labels
 
     def _find(self, centroids: np.ndarray) -> Nearest:
+        if self.device is not None:
+            return torch_nearest(centroids, self.spherical, self.threads, self.device)
         return KERNELS[self.kernel](centroids, self.spherical, self.threads)
 
     def _rows(self, share: float, exponent: int, d: int) -> Rows:
@@ -303,13 +309,13 @@ class Shard:
             x = x if len(ids) else np.empty((0, d), np.float32)
             x = to_grid(unit_rows(x) if self.spherical else x, exponent)
             self.loaded = ids, x  # the vectors as they came are not needed again
-            self.whole = Rows(ids, x, square_norms(x, exponent), self.kernel == "torch")
+            self.whole = Rows(ids, x, square_norms(x, exponent), self.device)
         if share >= 1:
             return self.whole
         if self.sampled is None or self.sampled[0] != share:
             chosen = uniform(self.whole.ids, self.seed) < share
             x, squares = self.whole.x[chosen], self.whole.squares[chosen]
-            rows = Rows(self.whole.ids[chosen], x, squares, self.kernel == "torch")
+            rows = Rows(self.whole.ids[chosen], x, squares, self.device)
             self.sampled = share, rows
         return self.sampled[1]
 

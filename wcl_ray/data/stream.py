@@ -146,12 +146,14 @@ def kept_pixels(table: pa.Table, size: int) -> tuple[np.ndarray, np.ndarray]:
     return flat.reshape(-1, 3, size, size), table["__aspect"].to_numpy()
 
 
-def check_faults(faults: list[dict[str, str]], total: int, most: float) -> None:
+def check_faults(
+    faults: list[dict[str, str]], total: int, most: float, what: str = "images"
+) -> None:
     """Raise a UserError when too many images cannot be read."""
     if len(faults) > most * total:
         first = "\n  ".join(f"{f['key']}: {f['reason']}" for f in faults[:5])
         raise UserError(
-            f"{len(faults)} of {total} images cannot be read, more than data.max-bad {most:.1%} "
+            f"{len(faults)} of {total} {what} cannot be read, more than data.max-bad {most:.1%} "
             f"allows; the first are\n  {first}\nmend or remove them, or raise --data.max-bad"
         )
 

@@ -17,9 +17,12 @@ from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
+from wcl_ray.device import device_for
+from wcl_ray.evaluate.spread import distances
 from wcl_ray.model.encoder import load_exported, load_projector
 
 TEST = "__test"  # bool column of rows that need no view
+DISTANCE = "__distance"  # float32 column, see embed
 
 
 def embed(
@@ -46,8 +49,9 @@ def embed(
         columns: metadata columns to hand on.
         cpus: of each task or actor.
         gpu: embed on ``actors`` actors with a GPU each.
-        views: add ``view``, the features of a random view, for the alignment (null in rows whose
-            column ``__test`` is true).
+        views: add ``__distance``, the squared distance of the normalised features of the centre
+            crop and of a random view, for the alignment (null in rows whose column ``__test`` is
+            true, and for unreadable images).
         projector: content of ``projector.safetensors``: its output, of unit length, instead of the
             backbone's.
 
@@ -56,7 +60,7 @@ def embed(
         unreadable images), and the columns.
     """
     common: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus}
-    settings = (store_size, columns, cpus, views)
+    settings = (store_size, columns, cpus, views, device_for(gpu))
     reference = ray.put((weights, projector))
     if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
         # no batch_size, which would put as many files of the source into one task
@@ -98,10 +102,12 @@ def _embed_in_task(
 
 
 class _Embedder:
-    def __init__(self, store_size: int, columns: tuple[str, ...], cpus: float, views: bool) -> None:
+    def __init__(
+        self, store_size: int, columns: tuple[str, ...], cpus: float, views: bool, device: str
+    ) -> None:
         threads = max(1, int(cpus))
         torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device)
         self.size, self.columns, self.views = store_size, columns, views
         self.pool = ThreadPoolExecutor(threads)
         self.backbone: torch.nn.Module | None = None
@@ -137,10 +143,10 @@ class _Embedder:
             crops, images = normalise(images[:, 0].to(torch.float32) / 255), images[:, -1]
         else:
             crops = centre(images, aspect, self.image_size)
-        found["feature"] = _column(self._features(crops), bad)
+        features = self._features(crops)
+        found["feature"] = _column(features, bad)
         if self.views:
-            width = found["feature"].type.list_size
-            found["view"] = self._views(table, images, aspect, bad, width)
+            found[DISTANCE] = self._distances(table, images, aspect, bad, features)
         return pa.table(found)
 
     def _decode(self, table: pa.Table) -> Decoded:
@@ -159,25 +165,26 @@ class _Embedder:
 
         return decode_crops(files, boxes, 1 + self.views, self.image_size, self.pool)
 
-    def _views(
+    def _distances(
         self,
         table: pa.Table,
         images: torch.Tensor,
         aspect: torch.Tensor | None,
         bad: np.ndarray,
-        width: int,
+        features: np.ndarray,
     ) -> pa.Array:
         left_out = bad
         if TEST in table.column_names:
             left_out = bad | table[TEST].to_numpy(zero_copy_only=False)
         wanted = torch.from_numpy(np.flatnonzero(~left_out)).to(self.device)
         ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
-        features = np.zeros((len(bad), width), np.float32)
+        found = np.zeros(len(bad), np.float32)
         if len(wanted):
             shown = None if aspect is None else aspect[wanted]
             view = self.augment.view(images[wanted], shown, ids[wanted], 0, 0)
-            features[~left_out] = self._features(view)
-        return _column(features, left_out)
+            pair = features[~left_out], self._features(view)
+            found[~left_out] = distances(*map(torch.from_numpy, pair)).numpy()
+        return pa.array(found, mask=left_out)
 
     @torch.inference_mode()
     def _features(self, x: torch.Tensor) -> np.ndarray:
@@ -202,3 +209,11 @@ def feature_matrix(column: pa.ChunkedArray) -> np.ndarray:
     parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks if len(c)]
     width = column.type.list_size
     return np.concatenate(parts).reshape(-1, width) if parts else np.empty((0, width), np.float32)
+
+
+def feature_tensor(column: pa.ChunkedArray) -> torch.Tensor:
+    """float32 (N, F) of a feature column without nulls; a column in one piece is not copied, so the
+    tensor may not be written to."""
+    parts = [torch.from_dlpack(c.flatten()) for c in column.chunks if len(c)]
+    whole = parts[0] if len(parts) == 1 else torch.cat([*parts, torch.empty(0)])
+    return whole.reshape(-1, column.type.list_size)

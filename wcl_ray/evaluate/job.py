@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from wcl_ray.config import EvaluateConfig, ScaleConfig
+from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
 from wcl_ray.evaluate.trained import Trained
 from wcl_ray.storage import check_target, write_file
-from wcl_ray.terminal import say
+from wcl_ray.terminal import say, warn
 from wcl_ray.train.fit import gpus
 from wcl_ray.train.images import open_images
 from wcl_ray.train.nodes import connect
+from wcl_ray.train.preflight import check_labels
 from wcl_ray.train.usage import Usage
 
 
@@ -45,9 +47,12 @@ def evaluate_run(
             images = open_images(data, config.storage, config.seed)
             say("images", images.train.describe())
             rows, test = images.train_images(), images.test_images()
-            total = images.metadata().count()
-            if test is not None:
-                test = subset(test, evaluate.max_images, images.test_count(), config.seed)
+            if test is None:
+                total = images.metadata().count()
+            else:  # what is wrong with the labels is found before anything is embedded
+                found = check_labels(images)
+                total = found["train_images"]
+                test = subset(test, evaluate.max_images, found["test_images"], config.seed)
         with usage.stage("evaluate"):
             figures = evaluate_encoder(
                 trained.weights,
@@ -60,6 +65,8 @@ def evaluate_run(
                 gpu=gpus(scale) > 0,
             )
     print(f"\n{results_table({config.clusters.kind: figures})}\n")
+    for text in left_out(figures):
+        warn(text)
     usage.report()
     if out is not None:
         write_file(out, json.dumps(figures, indent=2).encode(), endpoint)

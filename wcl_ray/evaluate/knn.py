@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 TEMPERATURE = 0.07
+QUERIES, BANK = 2048, 16_384  # rows compared at a time: 134 MB of similarities
 
 
 def knn_accuracy(
@@ -14,7 +15,7 @@ def knn_accuracy(
     test_x: torch.Tensor,
     test_y: torch.Tensor,
     neighbours: int,
-    chunk: int = 1024,
+    device: str = "cpu",
 ) -> float:
     """Share of test images whose class wins the vote of their nearest training images.
 
@@ -25,18 +26,45 @@ def knn_accuracy(
         train_x: float (N, F). train_y: int64 (N,).
         test_x: float (M, F). test_y: int64 (M,); -1 (a class never trained on) is always wrong.
         neighbours: at most N are used.
-        chunk: test images compared at a time.
+        device: where similarities are compared; the test features have to fit there.
 
     Returns:
         Accuracy in [0, 1].
     """
-    bank, queries = F.normalize(train_x.float(), dim=1), F.normalize(test_x.float(), dim=1)
+    similarity, index = nearest(train_x, test_x, neighbours, device)
     classes = int(train_y.max()) + 1
-    k = min(neighbours, len(bank))
     right = 0
-    for start in range(0, len(queries), chunk):
-        similarity, index = (queries[start : start + chunk] @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(index), classes)
-        votes.scatter_add_(1, train_y[index], torch.exp((similarity - 1) / TEMPERATURE))
-        right += int((votes.argmax(1) == test_y[start : start + chunk]).sum())
-    return right / len(queries)
+    for start in range(0, len(test_x), QUERIES):
+        rows = slice(start, start + QUERIES)
+        votes = torch.zeros(len(index[rows]), classes)
+        weight = torch.exp((similarity[rows] - 1) / TEMPERATURE)
+        votes.scatter_add_(1, train_y[index[rows]], weight)
+        right += int((votes.argmax(1) == test_y[rows]).sum())
+    return right / len(test_x)
+
+
+def nearest(
+    bank: torch.Tensor, queries: torch.Tensor, neighbours: int, device: str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of a bank (N, F) most similar to each query (M, F), chunk by chunk on both sides.
+
+    Returns:
+        Cosine similarities float32 (M, k), falling, and row numbers int64 (M, k), on the CPU; k is
+        the smaller of ``neighbours`` and N.
+    """
+    units = F.normalize(queries.to(device).float(), dim=1)
+    best = torch.empty(len(queries), 0, device=device)
+    index = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    k = min(neighbours, len(bank))
+    for first in range(0, len(bank), BANK):  # each part of the bank goes to the device once
+        part = F.normalize(bank[first : first + BANK].to(device).float(), dim=1)
+        found = []
+        for start in range(0, len(queries), QUERIES):
+            rows = slice(start, start + QUERIES)
+            score, place = (units[rows] @ part.T).topk(min(k, len(part)), dim=1)
+            score = torch.cat([best[rows], score], dim=1)
+            place = torch.cat([index[rows], place + first], dim=1)
+            score, chosen = score.topk(min(k, score.shape[1]), dim=1)
+            found.append((score, place.gather(1, chosen)))
+        best, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return best.cpu(), index.cpu()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import feature_matrix
+from wcl_ray.evaluate.embed import DISTANCE, feature_tensor
 from wcl_ray.evaluate.knn import knn_accuracy
+from wcl_ray.evaluate.left_out import compare_labels
 from wcl_ray.evaluate.probe import linear_probe
-from wcl_ray.evaluate.spread import alignment, rank_me, spread, uniformity
+from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 
 
 def evaluate_features(
@@ -23,25 +24,29 @@ def evaluate_features(
     config: EvaluateConfig,
     seed: int,
     probe: bool = True,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Figures of an encoder.
 
     Args:
-        train: ``feature``, ``view`` and the label of readable images.
+        train: ``feature``, the label, and optionally ``__distance`` of readable images.
         test: the same of images that were not trained on; None: only label-free figures.
         label: name of the label column; rows without a label are left out of kNN and probe.
         probe: also the linear probe, which takes longer than all else.
+        device: where kNN and probe are worked out.
 
     Returns:
         rank_me, uniformity, alignment and spread on the training images; with labels also knn,
-        probe, probe_mean_class, probe_strength, probe_validation, classes, and unseen (share of
-        the test images whose class was never trained on; they count as wrong).
+        probe, probe_mean_class, probe_strength, probe_validation, probe_capped (fits stopped before
+        they had converged), classes, and what
+        :func:`wcl_ray.evaluate.left_out.compare_labels` gives; test images of a class that was
+        never trained on count as wrong.
 
     Raises:
-        UserError: features that are not finite, or no test image with a label.
+        UserError: features that are not finite, or no test image with a label that was trained on.
     """
-    x = torch.from_numpy(feature_matrix(train["feature"]).copy())
-    if not torch.isfinite(x).all():
+    x = feature_tensor(train["feature"])
+    if not all(torch.isfinite(part).all() for part in x.split(4096)):
         raise UserError(
             "evaluation: the encoder gives features that are not finite; its training diverged"
             " (try a smaller train.lr or train.clip)"
@@ -52,36 +57,37 @@ def evaluate_features(
         "spread": spread(x),
         "features": x.shape[1],
     }
-    if "view" in train.column_names:
-        view = torch.from_numpy(feature_matrix(train["view"]).copy())
-        figures["alignment"] = alignment(x, view)
+    if DISTANCE in train.column_names:
+        figures["alignment"] = float(train[DISTANCE].to_numpy().mean(dtype=float))
     if test is None or label is None:
         return figures
-    names = sorted({v for v in train[label].to_pylist() if v is not None}, key=str)
-    train_x, train_y = _labelled(train, label, names)
-    test_x, test_y = _labelled(test, label, names)
-    if len(test_y) == 0:
-        raise UserError(f"data.label {label!r} has no value among the test images")
+    labels = [table[label].to_pylist() for table in (train, test)]
+    figures |= compare_labels(label, *map(Counter, labels))
+    names = sorted({v for v in labels[0] if v is not None}, key=str)
+    train_x, train_y = _labelled(x, labels[0], names)
+    test_x, test_y = _labelled(feature_tensor(test["feature"]), labels[1], names)
     figures |= {
-        "knn": knn_accuracy(train_x, train_y, test_x, test_y, config.neighbours),
+        "knn": knn_accuracy(train_x, train_y, test_x, test_y, config.neighbours, device),
         "classes": len(names),
-        "unseen": float((test_y < 0).float().mean()),
     }
     if not probe:
         return figures
-    found = linear_probe(
-        train_x, train_y, test_x, test_y, config.probe_epochs, seed, classes=len(names)
-    )
+    found = linear_probe(train_x, train_y, test_x, test_y, seed, len(names), device)
     return figures | {
         "probe": found.accuracy,
         "probe_mean_class": found.mean_class_accuracy,
         "probe_strength": found.strength,
         "probe_validation": found.validation,
+        "probe_capped": found.capped,
     }
 
 
-def _labelled(table: pa.Table, label: str, names: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    table = table.filter(table[label].is_valid())
+def _labelled(
+    x: torch.Tensor, labels: list[Any], names: list[Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with a label, and their class numbers, -1 for classes that are not among the names."""
     number = {name: i for i, name in enumerate(names)}
-    y = np.array([number.get(v, -1) for v in table[label].to_pylist()], dtype=np.int64)
-    return torch.from_numpy(feature_matrix(table["feature"]).copy()), torch.from_numpy(y)
+    y = torch.tensor([number.get(value, -1) for value in labels if value is not None])
+    if len(y) == len(x):
+        return x, y
+    return x[torch.tensor([value is not None for value in labels])], y

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
+import torch
 from ray.data import Dataset
 
+from wcl_ray.clusters.crew import free
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.passes import note
-from wcl_ray.data.source import FAULT, ID
+from wcl_ray.data.source import FAULT, ID, KEY
 from wcl_ray.data.split import sample
 from wcl_ray.data.values import value_names
+from wcl_ray.device import device_for
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import TEST, embed, resources
+from wcl_ray.evaluate.embed import TEST, embed, feature_matrix, resources
+from wcl_ray.evaluate.left_out import SHOWN, check_label
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.terminal import table
 
@@ -46,13 +49,15 @@ def evaluate_encoder(
         train: rows of ``Source.images`` with the label; they fit kNN and the probe.
         test: the same of images the encoder never saw; None: only label-free figures.
         label: name of the label column, or None.
-        gpu: embed on a GPU.
-        cpus: of each task; None: what one node can always give, the cluster is ours.
+        gpu: embed on a GPU, and when that is free again, work out kNN and probe on it.
+        cpus: of each task; None: what a node can give, the cluster is ours.
         probe: also the linear probe.
         more: further figures from the embedded training and test images.
 
     Returns:
-        Figures of :func:`wcl_ray.evaluate.metrics.evaluate_features`, counts and seconds.
+        Figures of :func:`wcl_ray.evaluate.metrics.evaluate_features`, counts (train_images and
+        test_images that were used, faults, and by side ``unreadable``: their count and the first
+        of them) and seconds.
 
     Raises:
         UserError: no readable image, or fewer than two classes.
@@ -68,10 +73,19 @@ def evaluate_encoder(
     note("embedded", features)
     # a task, since the driver never holds the features; outside of the driver's placement group,
     # which in a search is too small
-    work = ray.remote(num_cpus=cpus or 1, scheduling_strategy="DEFAULT")(_measure)
-    found = work.remote(refs, test is not None, label, config, seed, probe, more)
+    if cpus is None:
+        cpus = 1.0 if gpu else _free_cpus()
+    work = ray.remote(num_cpus=cpus, num_gpus=int(gpu), scheduling_strategy="DEFAULT")(_measure)
+    threads, device = max(1, int(cpus)), device_for(gpu)
+    found = work.remote(refs, test is not None, label, config, seed, probe, more, threads, device)
     figures: dict[str, Any] = ray.get(found)
     return figures | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _free_cpus() -> float:
+    """CPUs that some node has free: the mean over the nodes."""
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    return float(max(1, free("CPU") // max(1, nodes)))
 
 
 def _measure(
@@ -82,19 +96,27 @@ def _measure(
     seed: int,
     probe: bool,
     more: More | None,
+    threads: int,
+    device: str,
 ) -> dict[str, Any]:
+    torch.set_num_threads(threads)
     parts = [part for part in ray.get(refs) if part.num_rows]
-    train, bad = _readable(parts, False)
+    unreadable: dict[str, dict[str, Any]] = {}
+    train, unreadable["training"] = _readable(parts, False)
     test = None
     if tested:
-        test, unreadable = _readable(parts, True)
-        bad += unreadable
+        test, unreadable["test"] = _readable(parts, True)
     if test is not None and label is not None:
         check_label(label, {str(v) for v in train[label].to_pylist() if v is not None})
-    figures = evaluate_features(train, test, label, config, seed, probe)
+    figures = evaluate_features(train, test, label, config, seed, probe, device)
     if more is not None and test is not None:
         figures |= more(train, test)
-    counts = {"train_images": len(train), "test_images": len(test or ()), "faults": bad}
+    counts = {
+        "train_images": len(train),
+        "test_images": len(test or ()),
+        "faults": sum(side["count"] for side in unreadable.values()),
+        "unreadable": unreadable,
+    }
     return figures | counts
 
 
@@ -112,23 +134,34 @@ def _marked(rows: Dataset, test: bool, label: str | None, cpus: float | None) ->
     return rows.map_batches(mark, batch_format="pyarrow", batch_size=None, num_cpus=cpus or 1)
 
 
-def _readable(parts: list[pa.Table], test: bool) -> tuple[pa.Table, int]:
-    chosen = [part.filter(pc.equal(part[TEST], test)) for part in parts]
-    chosen = [part for part in chosen if part.num_rows]
-    whole = pa.concat_tables(chosen) if chosen else None
-    good = None if whole is None else whole.filter(whole[FAULT].is_null())
-    if whole is None or good is None or good.num_rows == 0:
+def _readable(parts: list[pa.Table], test: bool) -> tuple[pa.Table, dict[str, Any]]:
+    """Readable images of one side, sorted by id, with the features in one piece: the only copy of
+    them that is made. And how many are not readable, and the first of those."""
+    small = pa.concat_tables([part.drop_columns(["feature"]) for part in parts])
+    side = small[TEST].to_numpy() == test
+    good = side & small[FAULT].is_null().to_numpy()
+    rows = np.flatnonzero(good)
+    if not len(rows):
         which = "test" if test else "training"
         raise UserError(f"evaluation: there is no readable {which} image")
     # blocks arrive in any order, and the probe's split and ties between neighbours depend on it
-    return good.sort_by(ID), whole.num_rows - good.num_rows
-
-
-def check_label(label: str, classes: set[str]) -> None:
-    """Raise a UserError when a label column says nothing."""
-    if len(classes) < 2:
-        seen = f"one class only, {classes.pop()!r}" if classes else "no value at all"
-        raise UserError(f"data.label {label!r} has {seen}; evaluation needs at least two classes")
+    rows = rows[np.argsort(small[ID].to_numpy()[rows], kind="stable")]
+    place = np.empty(len(good), np.int64)
+    place[rows] = np.arange(len(rows))
+    width = parts[0]["feature"].type.list_size
+    features = np.empty((len(rows), width), np.float32)
+    start = 0
+    for part in parts:
+        own = good[start : start + len(part)]
+        if own.any():
+            wanted = part["feature"].filter(pa.array(own))
+            features[place[start : start + len(part)][own]] = feature_matrix(wanted)
+        start += len(part)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), width)
+    bad = small.select([ID, KEY, FAULT]).filter(pa.array(side & ~good)).sort_by(ID)
+    first = [f"{row[KEY] or row[ID]}: {row[FAULT]}" for row in bad.slice(0, SHOWN).to_pylist()]
+    table = small.drop_columns([FAULT, TEST]).take(pa.array(rows)).append_column("feature", column)
+    return table, {"count": bad.num_rows, "first": first}
 
 
 def subset(rows: Dataset, most: int, total: int, seed: int, cpus: float = 1) -> Dataset:

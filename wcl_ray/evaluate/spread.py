@@ -36,8 +36,9 @@ def uniformity(x: torch.Tensor, t: float = 2.0, most: int = 2000) -> float:
     return float(torch.log(torch.exp(-t * distance).mean()))
 
 
-def alignment(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean squared distance of the normalised features of two views; lower is better.
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Squared distances (N,) of the normalised features of two views. Their mean is the alignment;
+    lower is better.
 
     Wang and Isola, ICML 2020, equation 7 with α = 2.
 
@@ -45,7 +46,7 @@ def alignment(a: torch.Tensor, b: torch.Tensor) -> float:
         a, b: float (N, F), row by row of the same image.
     """
     a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-    return float((a - b).square().sum(1).mean())
+    return (a - b).square().sum(1)
 
 
 def spread(x: torch.Tensor) -> float:

@@ -93,17 +93,35 @@ def build_encoder(model: ModelConfig, image_size: int, dual: bool = False) -> En
     """The encoder of a configuration, randomly initialised.
 
     Raises:
-        UserError: an unknown backbone (with the nearest names), or timm is not installed.
+        UserError: an unknown backbone (with the nearest names), timm is not installed, or the
+            backbone does not take images of this size.
     """
-    backbone = build_backbone(model.backbone, image_size)
-    _head(backbone, model.backbone)[2](nn.Identity())
-    backbone.eval()
-    with torch.no_grad():
-        shape = backbone(torch.zeros(2, 3, image_size, image_size)).shape
+    try:
+        backbone = build_backbone(model.backbone, image_size)
+        _head(backbone, model.backbone)[2](nn.Identity())
+        backbone.eval()
+        with torch.no_grad():
+            features = backbone(torch.zeros(2, 3, image_size, image_size))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library's network raises
+        raise wrong_size(model.backbone, image_size, error) from error
     backbone.train()
-    if len(shape) != 2:
-        raise UserError(f"model.backbone {model.backbone!r} gives features of shape {tuple(shape)}")
-    return Encoder(backbone, int(shape[1]), model, heads=2 if dual else 1)
+    if features.ndim != 2:
+        shape = tuple(features.shape)
+        raise UserError(f"model.backbone {model.backbone!r} gives features of shape {shape}")
+    if not torch.isfinite(features).all():  # the mean over a map of 0 × 0
+        raise wrong_size(model.backbone, image_size, "its features are not finite")
+    return Encoder(backbone, int(features.shape[1]), model, heads=2 if dual else 1)
+
+
+def wrong_size(name: str, image_size: int, why: object) -> UserError:
+    """The error for a backbone that does not take images of a size."""
+    text = " ".join(str(why).split())[:200] or type(why).__name__
+    return UserError(
+        f"model.backbone {name!r} does not take images of {image_size} pixels ({text}); use another"
+        " --data.image-size (most networks are made for 224) or another --model.backbone"
+    )
 
 
 def build_backbone(name: str, image_size: int) -> nn.Module:

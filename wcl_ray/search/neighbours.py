@@ -14,7 +14,7 @@ from wcl_ray.clusters.metadata import attribute_bits, columns_of
 from wcl_ray.data.source import ID
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import feature_matrix
+from wcl_ray.evaluate.embed import feature_tensor
 from wcl_ray.evaluate.knn import TEMPERATURE
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.train.images import Images
@@ -116,7 +116,7 @@ def metadata_figure(
     def parts(rows: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
         place = positions_of(known, rows[ID].to_numpy())
         own = np.unpackbits(packed[place.clip(min=0)], axis=1).astype(bool) & (place >= 0)[:, None]
-        return torch.from_numpy(feature_matrix(rows["feature"]).copy()), torch.from_numpy(own)
+        return feature_tensor(rows["feature"]), torch.from_numpy(own)
 
     if len(known) == 0:
         return {}

@@ -19,7 +19,7 @@ from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.data.source import ID
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import build_encoder
+from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
@@ -45,6 +45,7 @@ from wcl_ray.train.folder import add_faults, claim, open_run
 from wcl_ray.train.images import Images, open_images
 from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.train.nodes import check_shared, connect
+from wcl_ray.train.preflight import check_backbone, check_labels
 from wcl_ray.train.run import training
 from wcl_ray.train.usage import Usage
 
@@ -68,7 +69,7 @@ def search(config: SearchConfig) -> Outcome:
         for d in default_dimensions(given):  # what cannot be trained is found at once
             for point in d.points(2):
                 _check(config, d, point)
-        build_encoder(config.model, config.data.image_size)
+        check_backbone(config)
         connect(config)
         check_shared(folder)
         with Usage() as usage:
@@ -92,6 +93,9 @@ def _search(
     config = found
     images = open_images(config.data, config.storage, config.seed, config.validation)
     say("images", images.train.describe())
+    if images.label is not None:
+        for text in left_out(check_labels(images)):
+            warn(text)
     place = cache_folder(config)
     if place is not None:  # trials have another storage, and another working directory
         config = replace(config, cache=place.path if place.local else place.uri)
@@ -255,7 +259,7 @@ def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
             "each needs at least 2 images of a batch"
         )
     if dimension.key.startswith("model."):
-        build_encoder(trial.model, config.data.image_size)
+        check_backbone(trial)
 
 
 def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:

@@ -86,16 +86,20 @@ class Images:
                 return self.test.images(columns)
         return self._side(self.train.images(self._with_group(columns)), columns, training=False)
 
+    def test_metadata(self, columns: Sequence[str] = ()) -> Dataset:
+        """Metadata of the test images, see :meth:`Source.metadata`."""
+        if self.test is not None and not self.validation:
+            return self.test.metadata(columns)
+        return self.metadata(columns, training=False)
+
     def test_count(self) -> int:
         """Number of the test images.
 
         Raises:
             UserError: the split left none.
         """
-        if self.test is not None and not self.validation:
-            return int(self.test.metadata().count())
-        count = int(self.metadata((), training=False).count())
-        if not count:
+        count = int(self.test_metadata().count())
+        if not count and (self.test is None or self.validation):
             few = f": {self.group!r} has too few values" if self.group else ""
             option = "--validation" if self.validation else "--data.holdout"
             raise UserError(f"no image is held out{few}; give a larger {option} or another --seed")

@@ -20,8 +20,8 @@ from wcl_ray.config import Config
 from wcl_ray.data import compose
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
-from wcl_ray.model.encoder import build_encoder
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 from wcl_ray.train.board import MetricsLog
@@ -31,6 +31,7 @@ from wcl_ray.train.folder import add_faults, claim, open_run
 from wcl_ray.train.images import Images, build_clusters, open_images
 from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests, moves
 from wcl_ray.train.nodes import check_shared, connect
+from wcl_ray.train.preflight import check_backbone, check_labels, check_readable
 from wcl_ray.train.round_clusters import to_cluster
 from wcl_ray.train.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
 from wcl_ray.train.usage import Usage
@@ -53,7 +54,7 @@ def pretrain(config: Config) -> dict[str, Any]:
     with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
             return _finished(run, config)
-        build_encoder(config.model, config.data.image_size)  # a wrong name is found at once
+        check_backbone(config)
         connect(config)
         check_shared(run)
         with Usage() as usage:
@@ -82,7 +83,10 @@ def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, 
     with usage.stage("clusters"):
         images = open_images(config.data, config.storage, config.seed)
         say("images", images.train.describe())
+        faults = _check_test_images(config, images, run)
         assignment = _clusters(config, images, run)
+        if faults:
+            add_faults(run, faults)
     with usage.stage("stream"):
         stream = _stream(config, images, assignment, run)
     variants: dict[str, tuple[Config, Folder, Assignment]] = {
@@ -97,6 +101,20 @@ def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, 
         title = "SimCLR" if name == "instance" else name
         found[title] = _variant(one, folder, images, stream, clusters, title, usage)
     return found
+
+
+def _check_test_images(config: Config, images: Images, run: Folder) -> list[dict[str, str]]:
+    """Look at the test images before the training; returns those that cannot be read."""
+    if images.label is None or run.exists(ENCODER):
+        return []
+    found = check_labels(images)
+    for text in left_out(found):
+        warn(text)
+    tried, faults = check_readable(config, images, found["test_images"])
+    if faults:
+        what = f"{len(faults):,} of {tried:,} test images that were tried cannot be read"
+        say("faults", f"{what}, see {run.uri}/faults.jsonl")
+    return faults
 
 
 def training(runs: list[Folder]) -> dict[str, Any]:
@@ -220,6 +238,8 @@ def _variant(
     say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
     with usage.stage("evaluate"):
         figures = look.measure(run.read(ENCODER), config, scale.gpu)
+    for text in left_out(figures):
+        warn(text)
     last = config.train.epochs - 1
     rows = [row for row in MetricsLog(run).rows if row.get("epoch") == last and "loss" in row]
     if rows:
