@@ -31,7 +31,7 @@ from wcl_ray.storage import Folder
 # Options that may differ between the start of a run and its continuation.
 _FREE = (
     "name", "resume", "start_or_resume", "storage", "cache", "compare", "scale.", "evaluate.every",
-    "train.checkpoint_", "concurrent", "retries",
+    "train.checkpoint_", "train.sync_bn", "concurrent", "retries",
 )  # fmt: skip
 
 
