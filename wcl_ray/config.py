@@ -288,8 +288,9 @@ class TrainConfig:
     """torch.compile the encoder, the views and the loss: about a minute at each start, then faster
     steps on a GPU (benchmarks/gpu.py)."""
     sync_bn: bool = True
-    """On more than one GPU, batch normalisation over the whole batch, as one process would have it.
-    Off, and on CPUs always: each worker normalises by its own part."""
+    """On more than one GPU, batch normalisation over the whole batch, as one process would have it;
+    each layer then exchanges its sums and waits for the device. Off, and always on CPUs: each
+    worker normalises by its own part."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0: only by minutes and at the end of epochs."""
     checkpoint_minutes: float = 10.0
