@@ -46,7 +46,8 @@ def reference(content: bytes, box: torch.Tensor, size: int = SIZE) -> torch.Tens
     """The crop out of all of the file's pixels."""
     pixels = decode_one(content)
     height, width = pixels.shape[1:]
-    left, top, right, bottom = (box * torch.tensor([width, height] * 2)).round().int().tolist()
+    borders = box * torch.tensor([width, height] * 2) - 1e-3
+    left, top, right, bottom = borders.round().int().tolist()
     return F.resized_crop(
         pixels, top, left, bottom - top, right - left, [size, size], antialias=True
     )

@@ -116,7 +116,8 @@ def decode_crops(
             height, width = pixels.shape[1:]
             for view, box in enumerate(own.tolist()):
                 sides = zip(box, (width, height) * 2, strict=True)
-                left, top, right, bottom = (round(share * side) for share, side in sides)
+                # halves are frequent in centre crops; the last bit of a share should not decide
+                left, top, right, bottom = (round(share * side - 1e-3) for share, side in sides)
                 left, top = min(left, width - 1), min(top, height - 1)
                 part = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
                 out[row, view] = F.resize(part, [size, size], antialias=True)
