@@ -70,6 +70,8 @@ def embed_run(
     folder = Folder(out.rstrip("/"), data.endpoint)
     facts = _facts(trained, data, features, columns)
     _check_folder(folder, facts)
+    if folder.exists(FACTS):
+        stopping.promise("the same command goes on")
     connect(Config(scale=scale))
     check_shared(folder)
     with Usage() as usage:
