@@ -73,6 +73,8 @@ def embed_run(
     with Lease(folder, instead="use another --out"):
         _check_folder(folder, facts)
         folder.check()
+        if folder.exists(FACTS):
+            stopping.promise("the same command goes on")
         return _embed(trained, data, folder, facts, scale)
 
 

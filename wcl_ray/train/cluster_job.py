@@ -13,6 +13,7 @@ from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.cache import array_digest, digest
 from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
+from wcl_ray.clusters.kmeans_state import FILE
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.clusters.vectors import Vectors, has_vectors, open_vectors, side_columns
@@ -79,6 +80,8 @@ def cluster(
         vectors = _vectors(data, column)
         if checkpoint is None:
             stopping.promise(f"{stopping.ANEW}; with --checkpoint FOLDER k-means goes on")
+        elif Folder(checkpoint, data.endpoint).exists(FILE):
+            stopping.promise("the same command goes on from the last iteration")
     elif column is not None or checkpoint is not None:
         raise UserError(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
