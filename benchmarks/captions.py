@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
 import tempfile
 import time
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-FILES = 16
+FILES = 64
 
 
 def peak(process: int | str = "self") -> float:
@@ -55,13 +56,17 @@ def pyarrow(folder: str) -> list[float]:
     return [peak() - before]
 
 
+def children(process: int) -> list[int]:
+    """Processes that a process started."""
+    found = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for file in found for child in file.read_text().split()]
+
+
 def workers() -> list[float]:
-    """Peaks of Ray's worker processes."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and (process / "cmdline").read_bytes().startswith(b"ray::"):
-            found.append(peak(process.name))
-    return found
+    """Peaks of Ray's worker processes, which the raylet started."""
+    below = [worker for child in children(os.getpid()) for worker in children(child)]
+    named = [w for w in below if Path(f"/proc/{w}/cmdline").read_bytes().startswith(b"ray::")]
+    return [peak(worker) for worker in named]
 
 
 def _start(folder: str) -> Any:
