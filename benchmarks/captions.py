@@ -28,9 +28,11 @@ FILES = 64
 
 
 def peak(process: int | str = "self") -> float:
-    """MB, the largest resident size of a process so far."""
+    """MB, the largest resident size of a process so far, without what it mapped of the object
+    store, which all share."""
     status = Path(f"/proc/{process}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
+    sizes = dict(re.findall(r"(\w+):\s+(\d+) kB", status))
+    return (int(sizes["VmHWM"]) - int(sizes["RssShmem"])) / 1024
 
 
 def write(folder: str, rows: int) -> None:
@@ -63,9 +65,9 @@ def children(process: int) -> list[int]:
 
 
 def workers() -> list[float]:
-    """Peaks of Ray's worker processes, which the raylet started."""
+    """Peaks of the processes that ran tasks, which the raylet started."""
     below = [worker for child in children(os.getpid()) for worker in children(child)]
-    named = [w for w in below if Path(f"/proc/{w}/cmdline").read_bytes().startswith(b"ray::")]
+    named = [w for w in below if Path(f"/proc/{w}/cmdline").read_bytes().startswith(b"ray::IDLE")]
     return [peak(worker) for worker in named]
 
 
