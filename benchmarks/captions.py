@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
 import tempfile
 import time
@@ -23,13 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-FILES = 16
+FILES = 64
 
 
 def peak(process: int | str = "self") -> float:
-    """MB, the largest resident size of a process so far."""
+    """MB, the largest resident size of a process so far, without what it mapped of the object
+    store, which all share."""
     status = Path(f"/proc/{process}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
+    sizes = dict(re.findall(r"(\w+):\s+(\d+) kB", status))
+    return (int(sizes["VmHWM"]) - int(sizes["RssShmem"])) / 1024
 
 
 def write(folder: str, rows: int) -> None:
@@ -55,13 +58,17 @@ def pyarrow(folder: str) -> list[float]:
     return [peak() - before]
 
 
+def children(process: int) -> list[int]:
+    """Processes that a process started."""
+    found = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for file in found for child in file.read_text().split()]
+
+
 def workers() -> list[float]:
-    """Peaks of Ray's worker processes."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and (process / "cmdline").read_bytes().startswith(b"ray::"):
-            found.append(peak(process.name))
-    return found
+    """Peaks of the processes that ran tasks, which the raylet started."""
+    below = [worker for child in children(os.getpid()) for worker in children(child)]
+    named = [w for w in below if Path(f"/proc/{w}/cmdline").read_bytes().startswith(b"ray::IDLE")]
+    return [peak(worker) for worker in named]
 
 
 def _start(folder: str) -> Any:

@@ -104,8 +104,8 @@ class ClustersConfig:
     tag lists. hierarchy: a tree cut at a level. label: supervised. instance: SimCLR. kmeans:
     k-means of the features, found anew each round (see train.rounds)."""
     columns: tuple[str, ...] = ()
-    """Metadata columns to use; for a hierarchy from coarse to fine, or one path column. Default:
-    every column but id, image and label."""
+    """Metadata columns to use; for a hierarchy from coarse to fine, or one path column (texts
+    or lists). Default: every column but id, image, label, row numbers and identifiers."""
     top_k: tuple[int, ...] = (20,)
     """How many binary attributes form the pattern. Several numbers: several granularities, trained
     on together."""

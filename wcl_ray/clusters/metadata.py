@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -353,22 +353,23 @@ def _paths(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array
     ]
 
 
-def _joined(columns: list[str], table: pa.Table) -> pa.Table:
+def _joined(columns: list[str], table: pa.Table) -> Iterator[pa.Table]:
     """With a path in a list as one text, so that the check against the label can read it."""
     if len(columns) > 1 or not is_list(table[columns[0]].type):
-        return table
+        yield table
+        return
     place = table.column_names.index(columns[0])
     levels = [level.fill_null("") for level in _paths(table, columns, "")]
     whole = pc.binary_join_element_wise(*levels, "\x1f") if levels else pa.nulls(len(table))
-    return table.set_column(place, columns[0], pc.utf8_rtrim(whole, "\x1f"))
+    yield table.set_column(place, columns[0], pc.utf8_rtrim(whole, "\x1f"))
 
 
 def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
     if len(columns) > 1:
         return len(columns)
 
-    def deepest(table: pa.Table) -> dict[str, np.ndarray]:
-        return {"depth": np.array([len(_paths(table, columns, config.separator))])}
+    def deepest(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:  # see tally
+        yield {"depth": np.array([len(_paths(table, columns, config.separator))])}
 
     found = rows.map_batches(deepest, batch_format="pyarrow", batch_size=None).take_all()
     depth = max((int(row["depth"]) for row in found), default=0)
@@ -414,12 +415,12 @@ def _nothing(table: pa.Table) -> list[pa.Array]:
 def _assign(
     rows: Dataset, codes: Codes, names: tuple[str, ...], label: str | None
 ) -> tuple[Assignment, np.ndarray | None, int]:
-    def coded(table: pa.Table) -> pa.Table:
+    def coded(table: pa.Table) -> Iterator[pa.Table]:  # see tally
         found = {ID: table[ID], KEY: table[KEY]}
         found |= {f"c{i}": column for i, column in enumerate(codes(table))}
         if label is not None:
             found["label"] = _values(label, table)[0]
-        return pa.table(found)
+        yield pa.table(found)
 
     made = rows.map_batches(coded, batch_format="pyarrow", batch_size=None)
     refs = made.to_arrow_refs()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,8 +30,9 @@ def tally(rows: Dataset, count: Callable[[pa.Table], T]) -> T:
         UserError: no rows.
     """
 
-    def packed(table: pa.Table) -> pa.Table:
-        return pa.table({"counts": pa.array([pickle.dumps(count(table))], pa.large_binary())})
+    # a generator: of a function's UserError Ray Data keeps the text of a traceback only
+    def packed(table: pa.Table) -> Iterator[pa.Table]:
+        yield pa.table({"counts": pa.array([pickle.dumps(count(table))], pa.large_binary())})
 
     counted = rows.map_batches(packed, batch_format="pyarrow", batch_size=None)
     add = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_sum)

@@ -163,11 +163,14 @@ def _words(table: pa.Table, columns: list[str], wanted: Collection[str] | None) 
 
 
 def _count(table: pa.Table, columns: list[str]) -> Counts:
-    counts = Counts()
+    counts = Counts(rows=table.num_rows)
     for start in range(0, len(table), AT_ONCE):
-        part = table.slice(start, AT_ONCE)
-        documents = _words(part, columns, None)
-        counts += Counts(len(part), documents, documents.total())
+        documents = _words(table.slice(start, AT_ONCE), columns, None)
+        counts.total += documents.total()
+        counts.documents.update(documents)
+        if len(counts.documents) > MOST_WORDS:
+            counts.documents, taken = heaviest(counts.documents, MOST_WORDS // 2)
+            counts.lost += taken
     for name in columns:
         column = plain(table[name])
         if kind_of(column.type) == "number":

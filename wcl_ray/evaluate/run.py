@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -124,12 +124,12 @@ def _marked(rows: Dataset, test: bool, label: str | None, cpus: float | None) ->
     """With a column that tells test images from the others, and labels by name: the two may hold
     theirs in different types."""
 
-    def mark(part: pa.Table) -> pa.Table:
+    def mark(part: pa.Table) -> Iterator[pa.Table]:  # errors of generators come through as they are
         if label is not None:
             place = part.column_names.index(label)
             named = value_names(part[label], f"data.label {label!r}")
             part = part.set_column(place, label, named)
-        return part.append_column(TEST, pa.array(np.full(len(part), test)))
+        yield part.append_column(TEST, pa.array(np.full(len(part), test)))
 
     return rows.map_batches(mark, batch_format="pyarrow", batch_size=None, num_cpus=cpus or 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,7 +122,7 @@ class Images:
                 return held_out(ids, share, seed)
             return held_groups(table[group], ids, share, seed)
 
-        def keep(table: pa.Table) -> pa.Table:
+        def keep(table: pa.Table) -> Iterator[pa.Table]:  # errors of generators come through
             kept: np.ndarray = np.ones(table.num_rows, dtype=bool)
             if holdout:
                 kept = out(table, holdout, seed)
@@ -131,7 +131,7 @@ class Images:
             if validation:
                 kept &= out(table, validation, seed + VALIDATION_SALT) != training
             table = table.filter(pa.array(kept))
-            return table if group is None or group in columns else table.drop_columns([group])
+            yield table if group is None or group in columns else table.drop_columns([group])
 
         return rows.map_batches(keep, batch_format="pyarrow", batch_size=None)
 
