@@ -15,7 +15,7 @@ from inputs import INPUTS, Input, Read
 from pictures import png
 from PIL import Image
 
-from benchmarks.mutate import mutate, read_here, render
+from benchmarks.mutate import mutate, read_here, render, trial
 from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.decode import decode_batch
@@ -74,6 +74,11 @@ def test_mutated_files_are_read_or_refused() -> None:
     assert bad == []
     assert sum(found["files"] for found in counts.values()) == 320
     assert sum(found["faults"] for found in counts.values()) > 20, render(counts)
+
+
+def test_a_footer_that_leaves_rows_out_is_refused(tmp_path: Path) -> None:
+    """The footer of this mutated file says that its last row group holds no rows."""
+    assert trial(tmp_path, "parquet", 154)[0] == "user error"
 
 
 def _dies_or_hangs(root: Path, kind: str, seed: int) -> tuple[str, int, int, str]:

@@ -99,6 +99,14 @@ def _open(files: Files, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(files.fs.open_input_file(path))
 
 
+def _check_count(file: pq.ParquetFile) -> None:
+    """Raise a ValueError where a damaged footer would leave rows out without a word."""
+    facts = file.metadata
+    held = sum(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
+    if held != facts.num_rows:
+        raise ValueError(f"its row groups hold {held} rows, its footer tells of {facts.num_rows}")
+
+
 def _layout(kind: pa.DataType) -> str | None:
     kind = bare_type(kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -156,6 +164,7 @@ def _pieces(
                     found.append({"file": index, "group": group, "first": first})
                 first += facts.num_rows
                 size += facts.total_byte_size + OUTSIDE * _named(facts, image)
+            _check_count(file)
         return found, (files.paths[index], file.schema_arrow), size
 
     with ThreadPoolExecutor(8) as pool:
@@ -220,6 +229,9 @@ def _read_piece(
             raise UserError(f"{path} has no column {missing[0]!r}, unlike the first file")
         check_names([name for name in file.schema_arrow.names if name in wanted], path)
         groups = range(file.metadata.num_row_groups) if piece["group"] < 0 else [piece["group"]]
+        if piece["group"] < 0:
+            with reading(path, "is not a readable Parquet file"):
+                _check_count(file)
         number = piece["first"]
         for group in groups:
             rows = file.metadata.row_group(group).num_rows
