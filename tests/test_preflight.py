@@ -114,8 +114,8 @@ def test_some_test_images_of_no_use_are_told_before_training(
         ("alexnet", 32),
         ("inception_v3", 64),
         ("maxvit_t", 32),
-        ("timm:levit_128s", 32),
-        ("timm:vit_tiny_patch16_224", 40),
+        ("timm:efficientformer_l1", 40),
+        ("timm:vit_tiny_patch16_224", 8),
     ],
 )
 def test_a_backbone_that_does_not_take_the_images_is_named(backbone: str, size: int) -> None:
