@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import settle
 
 import wcl_ray.train.lease
 from wcl_ray.config import Config, TrainConfig
@@ -58,12 +59,6 @@ def test_unknown_scheme_is_named() -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return Config(storage=str(tmp_path / "runs"))
-
-
-def settle(config: Config) -> tuple[Config, Folder]:
-    """The run as it is found, held for a moment only."""
-    with open_run(config, "results.json") as found:
-        return found
 
 
 def start(config: Config) -> None:

@@ -14,6 +14,7 @@ import pytest
 from inputs import INPUTS, Input, Read
 from pictures import png
 from PIL import Image
+from runs import settle
 
 from benchmarks.mutate import mutate, read_here, render, trial
 from wcl_ray.clusters.vectors import open_vectors
@@ -23,7 +24,6 @@ from wcl_ray.data.listing import list_files
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import filesystem, found
-from wcl_ray.train.folder import find_run
 
 
 def rows_of(data: DataConfig) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -150,7 +150,7 @@ def test_an_existing_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found("photos [2019]") == "photos [2019]"
     assert filesystem((folder / "a b").as_uri())[1] == str(folder / "a b")
     config = Config(data=DataConfig(path=str(folder)), storage=str(tmp_path / "runs"))
-    assert str(find_run(config)[0].name).startswith("photos-2019-attributes-")
+    assert str(settle(config)[0].name).startswith("photos-2019-attributes-")
 
 
 def test_a_folder_that_may_not_be_read() -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import png, write_parquet
+from runs import settle
 
 from wcl_ray import __version__
 from wcl_ray.cli import parse
@@ -26,7 +27,7 @@ from wcl_ray.search.run import _same_space
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.folder import claim, find_run
+from wcl_ray.train.folder import claim
 from wcl_ray.train.images import open_images
 from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.train.run import pretrain
@@ -70,28 +71,29 @@ def other_version(content: dict[str, Any]) -> None:
 def test_stored_options_of_an_older_version(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(runs / "run", other_version)
     command = parse([*own_options(), "--name", "run", "--resume"])
-    config, _ = find_run(command)
-    assert config == replace(command, train=replace(command.train, lr=0.002))
+    config, _ = settle(command)
+    held = replace(command.train, lr=0.002, sync_bn=False)
+    assert config == replace(command, train=held)
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "train.gone, attic" in line]) == 1
     assert [line for line in lines if "version 0.1.0" in line and "train.lr 0.002" in line]
     with pytest.raises(UserError, match=r"train\.lr was 0\.002, now 0\.5$"):
-        find_run(parse([*own_options(), "--train.lr", "0.5", "--name", "run", "--resume"]))
+        settle(parse([*own_options(), "--train.lr", "0.5", "--name", "run", "--resume"]))
     # a new option at another value than its default was not what the run did
     with pytest.raises(UserError, match=r"train\.compile was False, now True$"):
-        find_run(parse([*own_options(), "--train.compile", "--name", "run", "--resume"]))
+        settle(parse([*own_options(), "--train.compile", "--name", "run", "--resume"]))
     # within one version nothing has changed, so that an option that is missing was left out
     change(runs / "run", lambda content: content.update(version=__version__))
     with pytest.raises(UserError, match=r"train\.lr was 0\.002, now 0\.001"):
-        find_run(command)
+        settle(command)
 
 
 def test_newest_run_is_found_among_those_of_an_older_version(runs: Path) -> None:
     shutil.copytree(runs / "run", runs / "newer")
     change(runs / "newer", lambda c: (c.update(created=c["created"] + 9), other_version(c)))
-    assert find_run(parse([*own_options(), "--resume"]))[0].name == "run"  # the very same options
+    assert settle(parse([*own_options(), "--resume"]))[0].name == "run"  # the very same options
     change(runs / "run", lambda content: content["config"]["train"].update(epochs=3))
-    config, folder = find_run(parse([*own_options(), "--resume"]))
+    config, folder = settle(parse([*own_options(), "--resume"]))
     assert (config.name, config.train.lr) == ("newer", 0.002)
     assert folder.uri.endswith("newer")
 
@@ -102,7 +104,7 @@ def test_damaged_and_impossible_stored_options(runs: Path) -> None:
         read_stored(Folder(str(runs / "run"))).config(Config)
     (runs / "run/config.json").write_text('{"version": "0.1.0"')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        find_run(parse([*own_options(), "--name", "run", "--resume"]))
+        settle(parse([*own_options(), "--name", "run", "--resume"]))
 
 
 def test_other_jobs_read_the_runs_of_another_version(
@@ -124,7 +126,7 @@ def test_search_of_an_older_version(runs: Path) -> None:
     words += ["--scheduler", "none", "--concurrent", "1", "--confirm", "1"]
     words += ["--name", "search", "--resume"]
     change(runs / "search", lambda content: content["config"].pop("prune"))
-    config, folder = find_run(parse(words, cls=SearchConfig))
+    config, folder = settle(parse(words, cls=SearchConfig))
     assert isinstance(config, SearchConfig)
     assert config.search == ("clusters.top-k=2,4",)  # not given now, so the stored space holds
     outcome = Record(folder, config, "clusters.top-k").outcome()
@@ -190,12 +192,12 @@ def test_ids_survive_a_move(
     config = Config(data=data, name="one")
     images = open_images(data, "runs", 0)
     ids = np.sort([row["__id"] for row in images.metadata().take_all()])
-    run = find_run(config)[1]
+    run = settle(config)[1]
     claim(run, config, {TRAIN: facts_of(ids)} | facts_of_tests(images))
     shutil.move("train", "elsewhere")
     shutil.move("test", "exam")
     moved = replace(data, path=str(tmp_path / "elsewhere"), eval_path="exam")
-    again, _ = find_run(replace(config, data=moved, resume=True))
+    again, _ = settle(replace(config, data=moved, resume=True))
     check_moves(run, again, open_images(moved, "runs", 0))
     assert capsys.readouterr().out.count("the images are the same") == 2
     assert read_stored(run).options["data"]["eval_path"] == "exam"
@@ -209,9 +211,9 @@ def test_ids_survive_a_move(
 def test_moved_images_need_the_name(runs: Path) -> None:
     """Without a name the images tell which run is meant."""
     words = [*own_options(), "--data.path", "elsewhere", "--resume"]
-    assert find_run(parse([*words, "--name", "run"]))[0].data.path == "elsewhere"
+    assert settle(parse([*words, "--name", "run"]))[0].data.path == "elsewhere"
     with pytest.raises(UserError, match="give its --name"):
-        find_run(parse(words))
+        settle(parse(words))
 
 
 def test_checkpoint_of_another_version(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_checkpoint_of_another_version(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     checkpoint.save(tmp_path, model, optimizer, Position(epoch=2, step=5), {"assignment": "abc"})
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    del state["position"]["dropped"]
+    del state["position"]["images"]
     state["position"]["later"] = 1
     torch.save(state, tmp_path / "state.pt")
     facts = {"assignment": "abc", "later": "x"}
@@ -230,5 +232,5 @@ def test_checkpoint_of_another_version(tmp_path: Path) -> None:
 
 def test_version_of_a_run_is_kept(tmp_path: Path) -> None:
     config = Config(storage=str(tmp_path), name="one", train=TrainConfig(epochs=3))
-    claim(find_run(config)[1], config)
+    claim(settle(config)[1], config)
     assert not read_stored(Folder(str(tmp_path / "one"))).older
