@@ -318,8 +318,13 @@ class Reader:
         images = decoded.images.pin_memory() if self.pin else decoded.images
         batch = self._batch(positions, images, decoded.aspect)
         if faults:
-            for row, reason in faults.items():
-                self._faults.append((name(row) or str(int(batch.ids[row])), reason))
+            listed = [(name(row) or str(int(batch.ids[row])), why) for row, why in faults.items()]
+            self._faults.extend(listed)
+            if len(faults) == len(positions):
+                raise UserError(
+                    f"none of {len(faults)} images of a batch can be decoded; the first is "
+                    f"{listed[0][0]}: {listed[0][1]}"
+                )
             self._replace(batch, faults)
         return batch
 
@@ -340,9 +345,6 @@ class Reader:
         All workers keep equal sizes, and batch norm sees images as they are.
         """
         good = [row for row in range(len(batch.ids)) if row not in faults]
-        if not good:
-            reason = next(iter(faults.values()))
-            raise UserError(f"none of {len(faults)} images of a batch can be decoded: {reason}")
         for i, row in enumerate(faults):
             other = good[i % len(good)]
             batch.images[row], batch.aspect[row] = batch.images[other], batch.aspect[other]
