@@ -22,7 +22,8 @@ from wcl_ray.data.decode import _enough, _open, decode_batch, decode_crops, deco
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.source import open_source
 from wcl_ray.data.stream import plan_stream
-from wcl_ray.evaluate.embed import embed, feature_matrix
+from wcl_ray.evaluate.embed import DISTANCE, embed, feature_matrix
+from wcl_ray.evaluate.spread import distances
 from wcl_ray.model.encoder import build_encoder, save_export
 
 SIZE = 80
@@ -184,16 +185,15 @@ def test_evaluation_crops_the_file(data: DataConfig) -> None:
     files = [photograph(n, 150 + n, 120) for n in range(24)]
     aspect = torch.tensor([(150 + n) / 120 for n in range(24)])
     augment = Augment(AugmentConfig(), SIZE, 0)
-    boxes = {
-        "feature": centre_boxes(aspect, SIZE),
-        "view": augment.boxes(torch.arange(24), aspect, 0)[:, 0],
-    }
-    for name, own in boxes.items():
-        crops = torch.stack([reference(f, box) for f, box in zip(files, own, strict=True)])
-        if name == "feature":
-            x = normalise(crops / 255)
-        else:
-            x = augment.view(crops, None, torch.arange(24), 0, 0)
-        with torch.inference_mode():
-            expected = encoder.features(x).numpy()
-        assert np.allclose(feature_matrix(table[name]), expected, atol=2e-2)
+    shown = centre_boxes(aspect, SIZE), augment.boxes(torch.arange(24), aspect, 0)[:, 0]
+    crop, view = (
+        torch.stack([reference(f, box) for f, box in zip(files, boxes, strict=True)])
+        for boxes in shown
+    )
+    with torch.inference_mode():
+        features = encoder.features(normalise(crop / 255))
+        of_view = encoder.features(augment.view(view, None, torch.arange(24), 0, 0))
+    assert np.allclose(feature_matrix(table["feature"]), features.numpy(), atol=2e-2)
+    expected = distances(features, of_view).numpy()
+    assert np.allclose(table[DISTANCE].to_numpy(), expected, rtol=0.1, atol=1e-3)
+    assert expected.min() > 1e-2
