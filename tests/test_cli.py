@@ -271,3 +271,16 @@ def test_best_of_a_search_is_read_as_it_was_written(text: str, tmp_path: Path) -
     ):
         (tmp_path / name).write_text(content)
         assert parse(["--config", str(tmp_path / name)]) == config
+
+
+def test_a_key_that_stands_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    for text in ("train: {epochs: 2, epochs: 3}", '{"train": {"epochs": 2, "epochs": 3}}'):
+        file.write_text(text)
+        assert "'epochs' stands there twice" in fails(["--config", str(file)], capsys)
+
+
+def test_a_section_without_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("train: [a, b]")
+    assert "train is a section of options" in fails(["--config", str(file)], capsys)

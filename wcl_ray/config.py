@@ -363,7 +363,8 @@ class EvaluateConfig:
     """How good the encoder is."""
 
     every: int = 0
-    """Epochs between evaluations during training (kNN and embedding spread); 0: at the end only."""
+    """Epochs between evaluations during training (kNN, linear probe and figures of the features, on
+    CPUs beside the workers); 0: at the end only."""
     neighbours: int = 20
     """Neighbours of the kNN classifier."""
     max_images: int = 50_000

@@ -16,6 +16,17 @@ class _Text(yaml.SafeLoader):
     """YAML whose scalars are texts, since the option says what they are: ``1:4`` is not 64, ``no``
     is not false and ``1.10`` keeps its last digit."""
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen and not key.tag.endswith(":merge"):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} stands there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
 
 def _scalar(loader: Any, node: Any) -> str:
     text = loader.construct_scalar(node)
@@ -39,10 +50,24 @@ def load_texts(content: bytes) -> Any:
     try:  # nearly YAML, but for letters beyond the first 65,536
         words = {True: "true", False: "false", None: Empty("null")}
         return _texts(
-            json.loads(content, parse_int=str, parse_float=str, parse_constant=str), words
+            json.loads(
+                content,
+                object_pairs_hook=_pairs,
+                parse_int=str,
+                parse_float=str,
+                parse_constant=str,
+            ),
+            words,
         )
     except ValueError:
         return yaml.load(content, _Text)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):  # YAML's reader says which one
+        raise ValueError("a key stands there twice")
+    return tree
 
 
 def _texts(value: Any, words: dict[Any, str]) -> Any:

@@ -260,7 +260,9 @@ def _jpeg_size(content: bytes) -> tuple[int, int]:
         if marker == 0xFF:  # padding
             place += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            height, width = (int.from_bytes(content[place + i : place + i + 2]) for i in (5, 7))
+            height, width = (
+                int.from_bytes(content[place + i : place + i + 2], "big") for i in (5, 7)
+            )
             _check_size(width, height)
             return width, height
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without a length

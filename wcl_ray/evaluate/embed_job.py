@@ -38,6 +38,7 @@ from wcl_ray.train.usage import Usage
 
 ROWS = 4096  # images a file
 FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files
+SQUASHED = "of the squashed image"  # what encoders see up to 64 pixels
 NAMES = {"id": ID, "key": KEY, "feature": "feature"}  # columns of the output
 
 
@@ -135,7 +136,7 @@ def _follow(
             faults += json.loads(row["faults"])
             facts["dimensions"] = int(row["dimensions"])
             check_faults(faults, total, max_bad)
-            speed = (written + len(faults)) / (time.monotonic() - started)
+            speed = max(1, written + len(faults)) / (time.monotonic() - started)
             left = clock((todo - written - len(faults)) / speed)
             live.show(f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left")
         if todo:
@@ -163,6 +164,7 @@ def _facts(
         "image": data.image,
         "encoding": data.encoding,
         "columns": list(columns),
+        "crops": SQUASHED if trained.config.data.image_size <= 64 else "of the file",
     }
 
 
@@ -174,7 +176,7 @@ def _check_folder(folder: Folder, facts: dict[str, Any]) -> None:
         if set(folder.names()) - {SIGN, LOCK}:
             raise UserError(f"--out {folder.uri} is not empty and holds no features; use another")
         return
-    stored = json.loads(folder.read(FACTS))
+    stored = {"crops": SQUASHED} | json.loads(folder.read(FACTS))  # as before version 0.2.0
     facts.setdefault("dimensions", stored.get("dimensions"))
     both = facts.keys() & stored.keys() - {"run", "dimensions"}  # another version has other facts
     other = [key for key in facts if key in both and stored[key] != facts[key]]

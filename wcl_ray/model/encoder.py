@@ -145,7 +145,7 @@ def build_backbone(name: str, image_size: int) -> nn.Module:
     try:
         network: nn.Module = torchvision.models.get_model(name, **options)
     except (ValueError, AssertionError) as error:
-        raise UserError(f"model.backbone {name!r} at {image_size} pixels: {error}") from None
+        raise wrong_size(name, image_size, error) from None
     if isinstance(network, ResNet) and image_size <= SMALL_IMAGE:
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

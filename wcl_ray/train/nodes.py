@@ -62,6 +62,13 @@ def connect(config: Config) -> None:
         except (ConnectionError, ValueError) as error:
             hint = "; where it wants a token, set RAY_AUTH_MODE=token and the right one"
             raise UserError(f"no Ray cluster can be joined at {where}: {error}{hint}") from None
+        except Exception as error:  # Ray has no type for it
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                "Ray did not start in time on this machine, which may be busy; try again, or start "
+                "it before (ray start --head)"
+            ) from None
         stopping.take_sigterm()
         say("ray", describe(ray.nodes(), context.dashboard_url))
     data = ray.data.DataContext.get_current()

@@ -30,7 +30,7 @@ class Look:
     Attributes:
         counts: number of training and of test images, for the samples.
         kept: both as kept in the object store, with the label, instead of reading them anew.
-        cpus: of each task; None: half of the cluster's.
+        cpus: of each task; None: what the nodes have free.
         probe: also the linear probe.
         more: further figures from the embedded images.
     """
