@@ -137,7 +137,7 @@ def speed(kind: Kind, files: list[bytes]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: only read")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--tiles", type=int, default=64, help="training tiles of a photograph")
     parser.add_argument("--threads", type=int, default=2)
@@ -165,7 +165,7 @@ def main() -> None:
             x, test_x = (features(encoder, kind, part) for part in (files, test))
             found[name].append(knn_accuracy(x, y, test_x, test_y, 20))
             print(f"seed {seed} {name}: kNN {found[name][-1]:.1%}, {seconds:.0f} s", flush=True)
-    for name, values in found.items():
+    for name, values in found.items() if options.seeds else ():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{name}: kNN {statistics.mean(values):.1%} ± {spread:.1%}")
         result[f"knn_{name}"] = [round(value, 4) for value in values]
