@@ -53,8 +53,8 @@ class DataConfig:
     only with data.keep raw. 0: image-size up to 64, 8/7 of it above."""
     keep: Literal["auto", "raw", "encoded", "anew"] = "auto"
     """Keep decoded pixels (raw) or image files (encoded) in Ray's object store, or read the source
-    anew each epoch. auto: the first that fits; above an image-size of 64, where only raw cuts its
-    crops out of shrunk images, encoded before raw."""
+    anew each epoch. auto: the first that fits. Above an image-size of 64 raw cuts its crops out
+    of shrunk images, the others out of the files."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run stops. Below it they are skipped and listed
     in faults.jsonl."""

@@ -2,8 +2,8 @@
 
 Ray Data reads the source once. What fits in the object store stays there as blocks of rows, which
 the workers read without a copy epoch after epoch: decoded and squashed pixels (``raw``), else
-image files (``encoded``); above 64 pixels first the files, out of which crops are sharper. What
-does not fit is read ``anew`` each epoch.
+image files (``encoded``), out of which crops are sharper above 64 pixels. What does not fit is read
+``anew`` each epoch.
 
 A training image is addressed by its position, the row of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
@@ -168,8 +168,10 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
     offer = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
     if keep == "anew":
         return "anew", "anew: chosen by data.keep", 0.0
-    text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
-    if raw <= room and (keep == "raw" or (keep == "auto" and not data.crops_files)):
+    if keep in ("auto", "raw") and raw <= room:
+        text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+        if keep == "auto" and data.crops_files:
+            text += "; crops are sharper, and reading slower, with --data.keep encoded"
         return "raw", text, raw
     later = f"{offer} may be used so far, the rest has to come with new nodes"
     if keep == "raw" and grows:
@@ -189,9 +191,6 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
         return "encoded", f"encoded: {bytes_text(encoded)} by data.keep; {later}", encoded
     if keep == "encoded":
         raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
-    if raw <= room:
-        text += f"; the files, which crops would be sharper from, take {bytes_text(encoded)}"
-        return "raw", text, raw
     both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
     text = f"anew: neither {both} fit into {offer}"
     if grows:
