@@ -45,6 +45,8 @@ IDENTIFIERS = {
     "picture2": np.arange(5000, 5000 + N)[KEPT],
     "picture3": RNG.permutation(N) + 1.0,
     "picture4": [None if n % 9 == 0 else float(n) for n in range(N)],
+    "frame": 10 * np.arange(N)[KEPT],  # every tenth was taken
+    "taxonid": RNG.integers(10**6, 10**7, N),
     "index": np.arange(N) % 300,  # of four tables
     "sender_id": RNG.integers(1, 501, N),
     "senderId": RNG.integers(1, 501, N),

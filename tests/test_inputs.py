@@ -22,6 +22,10 @@ from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.listing import list_files
 from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.source_folder import FolderSource
+from wcl_ray.data.source_parquet_hive import hive_value
+from wcl_ray.data.tables import read_csv, read_json_lines
+from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import filesystem, found
 
@@ -207,3 +211,49 @@ def test_first_frames_and_turned_images(tmp_path: Path) -> None:
         assert picture.size == (40, 24)
     batch = decode_batch([(tmp_path / "a.jpg").read_bytes()], 8)
     assert batch.aspect.tolist() == pytest.approx([24 / 40])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["007", "7"],
+        ["250.1", "250.10"],
+        ["1E2", "100"],
+        ["true", "1"],
+        ["NA", "DE"],
+        ["1152921504606846977", "1152921504606846978", "0.5"],
+    ],
+)
+def test_csv_texts_that_numbers_do_not_tell_apart(texts: list[str]) -> None:
+    lines = [f"{i}.png,{text}" for i, text in enumerate([*texts, ""])]
+    table = read_csv("\n".join(["file_name,y", *lines]), "metadata.csv")
+    assert table["y"].to_pylist() == [*texts, None]
+
+
+def test_csv_numbers_are_numbers() -> None:
+    table = read_csv("file_name,a,b\n0.png,1,1.50\n1.png,NA,2.00\n2.png,3,0.25", "metadata.csv")
+    assert table["a"].to_pylist() == [1, None, 3]
+    assert table["b"].to_pylist() == [1.5, 2.0, 0.25]
+
+
+def test_json_integers_of_any_size() -> None:
+    lines = "".join(f'{{"y": {10**25 + i}}}\n' for i in range(2))
+    assert read_json_lines(lines, "m.jsonl")["y"].to_pylist() == [f"{10**25 + i}" for i in range(2)]
+    assert read_json_lines('{"y": 9223372036854775809}', "m.jsonl")["y"].type == pa.uint64()
+
+
+def test_a_csv_label_does_not_depend_on_its_file(tmp_path: Path) -> None:
+    names = []
+    for folder, labels in (("train", ["01", "1.10"]), ("test", ["01", "1.10", "b"])):
+        (tmp_path / folder).mkdir()
+        rows = [f"{i}.png,{label}" for i, label in enumerate(labels)]
+        (tmp_path / folder / "metadata.csv").write_text("\n".join(["file_name,y", *rows]))
+        source = open_source(DataConfig(path=str(tmp_path / folder), label="y"))
+        assert isinstance(source, FolderSource)
+        names.append(value_names(source.table["y"], "y").to_pylist())
+    assert names == [["01", "1.10"], ["01", "1.10", "b"]]
+
+
+def test_partitions_whose_names_are_not_utf8() -> None:
+    paths = [f"art=%{code}/a.parquet" for code in ("E4", "F6")]
+    assert [hive_value(path, "art") for path in paths] == ["%E4", "%F6"]

@@ -199,7 +199,7 @@ def test_ids_survive_a_move(
     moved = replace(data, path=str(tmp_path / "elsewhere"), eval_path="exam")
     again, _ = settle(replace(config, data=moved, resume=True))
     check_moves(run, again, open_images(moved, "runs", 0))
-    assert capsys.readouterr().out.count("the images are the same") == 2
+    assert capsys.readouterr().out.count("the ids are the same") == 2
     assert read_stored(run).options["data"]["eval_path"] == "exam"
     first = min(path for path in (tmp_path / "exam").rglob("*") if path.is_file())
     first.rename(first.with_stem("another"))

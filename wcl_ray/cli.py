@@ -174,6 +174,8 @@ def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
         return [word for inner, _, space in pairs for word in (f"--{key}.{inner}", space)]
     opened = key.split(".")[0] in open_sections(cls)
     if key not in types and any(name.startswith(f"{key}.") for name in types):
+        if isinstance(value, Empty):
+            return []
         raise ValueError(f"{name}: {key} is a section of options; it takes keys and values")
     if key not in types and not opened:
         raise ValueError(f"{name}: unknown key {key!r}{_nearest(key, types)}")

@@ -203,7 +203,11 @@ class Attribute:
     @property
     def code(self) -> int:
         """64-bit number of the attribute; a pattern is the XOR of those that are true."""
-        digest = hashlib.blake2b(self.name.encode(), digest_size=8).digest()
+        column = self.column
+        if any(f" {test} " in column for test in ("is", "has", "above")):
+            column = repr(column)  # "a is b" is "c", but "a" is "b is c"
+        name = f"{column} {self.test} {self.value}"
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
     def mask(self, array: pa.Array) -> np.ndarray:

@@ -2,19 +2,22 @@
 
 A column of integers (floats without a fraction too) looks like
 
-- a row number when nearly every value occurs once and they fill a range at least by half: with more
-  than 20 values, at least 95 % of them different, and the range at most twice as long as there are
-  values (a held-out share leaves holes). Not under a name of times: years and seconds run on, too;
+- a row number when nearly every value occurs once and they fill a range at least by half, in steps
+  of one or of any other number: with more than 20 values, at least 95 % of them different, and at
+  most twice as many steps in the range as there are values (a held-out share leaves holes). Not
+  under a name of times: years and seconds run on, too;
 - an identifier by its name: the last word is ``id``, ``uid``, ``uuid``, ``guid``, ``idx``, ``key``,
-  ``pk``, ``code``, ``no`` or ``nr`` (``sender_id``, ``senderId``), or the first is ``id``; or the
-  whole name is empty, ``Unnamed: 0``, ``index``, ``row`` or the like, as tables are written with
-  their index.
+  ``pk``, ``code``, ``no``, ``nr``, ``num``, ``number``, ``sku``, ``ean`` or ``barcode``
+  (``sender_id``, ``senderId``), or one such as ``taxonid``, or the first is ``id``; or the whole
+  name is empty, ``Unnamed: 0``, ``index``, ``row`` or the like, as tables are written with their
+  index.
 
 Numbers that measure are neither: where they lie densely they repeat.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -31,7 +34,11 @@ _INDEX = re.compile(
     r"|__index_level_\d+__|level_0|serial[ _-]?(number)?|)",
     re.IGNORECASE,
 )
-_LAST = frozenset({"id", "ids", "uid", "uuid", "guid", "idx", "key", "pk", "code", "no", "nr"})
+_LAST = frozenset(
+    ["id", "ids", "uid", "uuid", "guid", "idx", "key", "pk", "code", "no", "nr", "num", "number"]
+    + ["sku", "ean", "barcode"]
+    + [f"{of}id" for of in ("taxon", "user", "image", "photo", "item", "product", "object", "row")]
+)
 _TIMES = frozenset(
     ["time", "timestamp", "date", "year", "month", "week", "day", "hour", "minute", "second", "age"]
 )
@@ -44,6 +51,7 @@ class Spread:
     Attributes:
         whole: all are integers below 2^63; else the rest says nothing.
         low, high: the smallest and the largest.
+        step: the greatest number that divides all differences; 0 for a single value.
         level: values are sampled whose hash is below 2^-level.
         sample: sampled value → rows that have it.
     """
@@ -51,6 +59,7 @@ class Spread:
     whole: bool = True
     low: int = 0
     high: int = 0
+    step: int = 0
     level: int = 0
     sample: Counter[int] = field(default_factory=Counter)
 
@@ -67,8 +76,11 @@ class Spread:
         floats = values.dtype.kind == "f"
         if low < -(2**63) or high >= 2**63 or (floats and (values != np.floor(values)).any()):
             return Spread(whole=False)
-        level, sample = _thinned(0, values.astype(np.int64), counts)
-        return Spread(True, int(low), int(high), level, sample)
+        whole = values.astype(np.int64)
+        above = whole.view(np.uint64) - np.int64(low).view(np.uint64)  # wraps to the difference
+        level, sample = _thinned(0, whole, counts)
+        step = int(np.gcd.reduce(above))
+        return Spread(True, int(low), int(high), step, level, sample)
 
     def __add__(self, other: Spread) -> Spread:
         if not (self.whole and other.whole):
@@ -79,7 +91,8 @@ class Spread:
         pairs = np.array(list(both.items()), np.int64)
         level, sample = _thinned(max(self.level, other.level), pairs[:, 0], pairs[:, 1])
         low, high = min(self.low, other.low), max(self.high, other.high)
-        return Spread(True, low, high, level, sample)
+        step = math.gcd(self.step, other.step, self.low - other.low)
+        return Spread(True, low, high, step, level, sample)
 
     @property
     def different(self) -> float:
@@ -110,7 +123,8 @@ def identifier(name: str, spread: Spread, known: int) -> str | None:
             "integers under the name of an index or identifier; give it in --clusters.columns to "
             "use its values as categories"
         )
-    runs = known > LEAST and spread.different >= 0.95 and spread.high - spread.low < 2 * known
+    steps = (spread.high - spread.low) // max(1, spread.step)
+    runs = known > LEAST and spread.different >= 0.95 and steps < 2 * known
     if runs and not _TIMES & set(words):
         return (
             f"integers from {spread.low} to {spread.high} that hardly repeat: looks like a row "

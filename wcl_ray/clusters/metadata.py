@@ -28,7 +28,7 @@ from wcl_ray.clusters.binarise import (
     count_column,
     count_some,
 )
-from wcl_ray.clusters.tally import tally
+from wcl_ray.clusters.tally import NO_ROWS, tally
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.ids import hash_strings
 from wcl_ray.data.passes import note
@@ -364,6 +364,11 @@ def _joined(columns: list[str], table: pa.Table) -> Iterator[pa.Table]:
     yield table.set_column(place, columns[0], pc.utf8_rtrim(whole, "\x1f"))
 
 
+def _escaped(level: str) -> str:
+    """A level without the separator of levels."""
+    return level.replace("\x1e", "\x1e0").replace("\x1f", "\x1e1")
+
+
 def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
     if len(columns) > 1:
         return len(columns)
@@ -391,7 +396,7 @@ def _ancestors(
         for row, value in enumerate(values):
             open_rows[row] = open_rows[row] and value is not None
             if open_rows[row]:
-                prefix[row] = f"{prefix[row]}\x1f{value}"
+                prefix[row] = f"{prefix[row]}\x1f{_escaped(str(value))}"
         if depth in levels:
             found[depth] = _hashed(pa.array([p or None for p in prefix], pa.string()))
     return [found[level] for level in levels]
@@ -427,7 +432,7 @@ def _assign(
     note("metadata", made)
     parts = [part for part in ray.get(refs) if part.num_rows]
     if not parts:
-        raise UserError("the data hold no rows")
+        raise UserError(NO_ROWS)
     table = pa.concat_tables(parts)
     clusters = np.stack([_numbers(table[f"c{i}"]) for i in range(len(names))], axis=1)
     keys = table[KEY].combine_chunks()

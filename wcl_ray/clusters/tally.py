@@ -18,6 +18,10 @@ from ray.data import Dataset
 
 from wcl_ray.errors import UserError
 
+NO_ROWS = (
+    "no row is left: the data are empty, or all are held out (too few values of data.group, or too "
+    "large a data.holdout)"
+)
 PARTS = 8  # results that a task adds up
 
 T = TypeVar("T")
@@ -42,7 +46,7 @@ def tally(rows: Dataset, count: Callable[[pa.Table], T]) -> T:
         parts = [add.remote(parts[i : i + PARTS]) for i in range(0, len(parts), PARTS)]
     total = ray.get(parts[0]) if parts else None
     if total is None:
-        raise UserError("the data hold no rows")
+        raise UserError(NO_ROWS)
     return total  # type: ignore[no-any-return]
 
 

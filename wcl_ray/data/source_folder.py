@@ -93,7 +93,10 @@ def open_files(files: Files, data: DataConfig) -> FolderSource:
     """
     tables = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
     if tables:
-        table = _metadata(files, tables)
+        # what a label is may not hang on the other values of its file: 1.10 beside 1 and beside A
+        label = frozenset([data.label]) if data.label else frozenset()
+        only_csv = all(path.endswith(".csv") for path in tables)
+        table = _metadata(files, tables, label if only_csv else frozenset())
         key = id_column(data, table.schema, tables[0])
         names = tuple(n for n in table.column_names if n not in (PATH, FAULT, NAME, key))
         return FolderSource(files, names, NAME, key, table=table)
@@ -120,10 +123,10 @@ def open_files(files: Files, data: DataConfig) -> FolderSource:
     return FolderSource(files, ("label",), "", None, table=table.append_column("label", [labels]))
 
 
-def _metadata(files: Files, paths: list[str]) -> pa.Table:
-    """The rows of all metadata tables."""
-    found = {path: _read_table(files, path) for path in paths}
-    as_text: set[str] = set()
+def _metadata(files: Files, paths: list[str], texts: frozenset[str]) -> pa.Table:
+    """The rows of all metadata tables; ``texts``: columns of CSV files that are read as text."""
+    found = {path: _read_table(files, path, texts) for path in paths}
+    as_text = set[str]()
     for name in dict.fromkeys(name for table in found.values() for name in table.column_names):
         own = {p: t.schema.field(name).type for p, t in found.items() if name in t.column_names}
         kinds = list(own.values())
@@ -141,7 +144,7 @@ def _metadata(files: Files, paths: list[str]) -> pa.Table:
         as_text.add(name)
     for path in paths if as_text else ():
         if path.endswith(".csv"):
-            found[path] = _read_table(files, path, frozenset(as_text))
+            found[path] = _read_table(files, path, texts | as_text)
     with reading(files.uri):
         return pa.concat_tables(found.values(), promote_options="permissive").combine_chunks()
 

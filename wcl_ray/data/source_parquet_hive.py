@@ -18,7 +18,7 @@ def hive_columns(paths: Iterable[str]) -> dict[str, pa.DataType]:
         for part in path.split("/")[:-1]:
             name, equals, value = part.partition("=")
             if equals and name:
-                seen.setdefault(unquote(name), set()).add(unquote(value))
+                seen.setdefault(_plain(name), set()).add(_plain(value))
     return {name: _type(values - {MISSING}) for name, values in seen.items()}
 
 
@@ -32,6 +32,14 @@ def hive_value(path: str, column: str) -> str | None:
     """Value of a column in the folders of a path; None where they do not tell it."""
     for part in path.split("/")[:-1]:
         name, equals, value = part.partition("=")
-        if equals and unquote(name) == column:
-            return None if value == MISSING else unquote(value)
+        if equals and _plain(name) == column:
+            return None if value == MISSING else _plain(value)
     return None
+
+
+def _plain(text: str) -> str:
+    """Without percent signs, where these stand for UTF-8."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text

@@ -90,7 +90,29 @@ def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa
         for name in texts:
             if pa.types.is_floating(other[name].type):
                 table = _replaced(table, name, other[name])
+    every = dict.fromkeys(table.column_names, pa.string())
+    written = _parse(text, separator, every, where, missing=[""])
+    for name in table.column_names:
+        if not _same_values(table[name], written[name]):
+            table = _replaced(table, name, written[name])
     return table
+
+
+def _same_values(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
+    """Whether a column that was taken for numbers, truth values or times tells apart what its texts
+    tell apart: 007 and 7, or the codes 250.1 and 250.10, are no numbers. Words for a missing
+    number, such as NA, are values among texts."""
+    if pa.types.is_string(column.type):
+        return False
+    if pa.types.is_null(column.type):
+        return True
+    known = column.is_valid()
+    texts = pc.utf8_trim_whitespace(texts.filter(known))
+    number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if number and pc.any(pc.match_substring_regex(texts, r"^[-+]?0\d")).as_py():
+        return False
+    different: int = pc.count_distinct(column.filter(known)).as_py()
+    return different == pc.count_distinct(texts).as_py()
 
 
 def _separator(text: str) -> str:
@@ -122,7 +144,12 @@ def _check_rows(text: str, separator: str, where: str) -> None:
 
 
 def _parse(
-    text: str, separator: str, types: dict[str, pa.DataType], where: str, decimal_point: str = "."
+    text: str,
+    separator: str,
+    types: dict[str, pa.DataType],
+    where: str,
+    decimal_point: str = ".",
+    missing: list[str] | None = None,
 ) -> pa.Table:
     content = text.encode()
     with reading(where):
@@ -132,7 +159,10 @@ def _parse(
             read_options=pyarrow.csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
-                strings_can_be_null=True, column_types=types, decimal_point=decimal_point
+                strings_can_be_null=True,
+                column_types=types,
+                decimal_point=decimal_point,
+                null_values=missing,
             ),
         )
 
@@ -186,7 +216,7 @@ def read_json_lines(text: str, where: str) -> pa.Table:
     for name in names:
         values = [row.get(name) for row in rows]
         try:
-            columns[name] = pa.array(values)
+            columns[name] = _array(values)
         except Exception as error:  # Arrow's and Python's own, by what does not fit
             place = _other_type(values)
             raise UserError(
@@ -196,6 +226,17 @@ def read_json_lines(text: str, where: str) -> pa.Table:
             ) from None
     with reading(where):
         return pa.table(columns)
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """Integers of more than 64 bits as text."""
+    if all(value is None or type(value) is int for value in values):
+        known = [value for value in values if value is not None]
+        if known and max(known) >= 2**63 and min(known) >= 0 and max(known) < 2**64:
+            return pa.array(values, pa.uint64())
+        if known and (max(known) >= 2**63 or min(known) < -(2**63)):
+            return pa.array([None if value is None else str(value) for value in values])
+    return pa.array(values)
 
 
 def _line(text: str, at: int) -> int:

@@ -47,6 +47,8 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
         return array.cast(pa.string())
     if pat.is_string(kind):
         return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
+    if pat.is_float16(kind) or pat.is_float32(kind):  # the digits that were written, not those of
+        return _by_value(array, lambda x: _digits(Decimal(str(np.float32(x)))))  # a double
     if pat.is_floating(kind) or pat.is_decimal(kind):
         return _by_value(array, _digits)
     if pat.is_binary(kind):
@@ -74,7 +76,7 @@ def _digits(value: float | Decimal) -> str | None:
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))
     if not exact.is_finite():
         return None
-    if value == int(value):
+    if exact == int(exact):
         return str(int(value))
     return format(exact, "f").rstrip("0")
 

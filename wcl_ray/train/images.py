@@ -175,11 +175,11 @@ def build_clusters(
     """
     clustering = _clustering(config, config.clusters, images)
     label = images.label
-    if strict:
-        check(clustering.assignment, config.clusters.kind)
     if label is not None and clustering.classes < 2:
         what = "one class only" if clustering.classes else "no value at all"
         raise UserError(f"data.label {label!r} has {what}; evaluation needs at least two classes")
+    if strict:
+        check(clustering.assignment, config.clusters.kind)
     quality = qualities(clustering.assignment, clustering.labels, config)
     if show and (config.clusters.kind != "kmeans" or quality[0].clusters < quality[0].images):
         report(clustering, quality, config)

@@ -75,7 +75,7 @@ def check_moves(
     content = json.loads(run.read(FILE))
     for name, (old, new) in found.items():
         content["config"]["data"][name.partition(".")[2]] = new
-        say("moved", f"{name.replace('_', '-')} was {old}, now {new}; the images are the same")
+        say("moved", f"{name.replace('_', '-')} was {old}, now {new}; the ids are the same")
     run.write(FILE, json.dumps(content, indent=2).encode())
 
 
