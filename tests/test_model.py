@@ -64,7 +64,7 @@ def test_stem_follows_the_image_size() -> None:
         ("resnet81", ["'resnet81' is unknown", "resnet18"]),
         ("timm:resnet1o", ["timm has no model", "near names: resnet"]),
         ("squeezenet1_0", ["no linear classifier"]),
-        ("vit_b_16", ["at 40 pixels"]),
+        ("vit_b_16", ["of 40 pixels"]),
     ],
 )
 def test_unknown_backbones(name: str, words: list[str]) -> None:
