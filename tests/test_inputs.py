@@ -257,3 +257,19 @@ def test_a_csv_label_does_not_depend_on_its_file(tmp_path: Path) -> None:
 def test_partitions_whose_names_are_not_utf8() -> None:
     paths = [f"art=%{code}/a.parquet" for code in ("E4", "F6")]
     assert [hive_value(path, "art") for path in paths] == ["%E4", "%F6"]
+
+
+def test_parts_of_a_data_set_beside_another_folder_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train", "val", "extra"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(0))
+    with pytest.raises(UserError, match="are parts of a data set, not classes"):
+        open_source(DataConfig(path=str(tmp_path), label="label"))
+
+
+def test_two_names_of_one_image_are_one_id(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "metadata.csv").write_text("file_name,y\na.png,1\n./a.png,2\n")
+    source = open_source(DataConfig(path=str(tmp_path)))
+    (part,) = read_here(source, ("y",), images=False)
+    assert len(set(part[ID].to_pylist())) == 1  # a duplicate, which is an error by its name

@@ -137,6 +137,8 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         tree = load_texts(content)
     except yaml.YAMLError as error:
         raise ValueError(f"--config {name} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"--config {name} is nested too deeply") from None
     if isinstance(tree, Empty) or tree is None:
         return []
     if not isinstance(tree, dict):

@@ -7,6 +7,7 @@ image's label is the first folder below the root; images of the root itself then
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -111,7 +112,7 @@ def open_files(files: Files, data: DataConfig) -> FolderSource:
         return FolderSource(files, (), "", None, table=table)
     labels = [name.split("/")[0] if "/" in name else None for name in relative]
     splits = splits_of(name for name in relative if "/" in name)
-    if splits and set(labels) <= {*splits, None}:
+    if splits and (data.label is not None or set(labels) <= {*splits, None}):
         if data.label is not None:
             train, *others = splits
             uri = folder_of(files)
@@ -176,7 +177,9 @@ def _read_table(files: Files, path: str, as_text: frozenset[str] = frozenset()) 
     if not names:
         raise UserError(f"{path} holds no rows")
     places = [
-        str(name) if "://" in str(name) or str(name).startswith("/") else f"{folder}/{name}"
+        str(name)
+        if "://" in str(name) or str(name).startswith("/")
+        else f"{folder}/{posixpath.normpath(str(name))}"  # ./a.png is a.png
         for name in names
     ]
     table = table.drop_columns([name for name in (PATH, FAULT) if name in table.column_names])

@@ -26,6 +26,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.board import MetricsLog, Row
 from wcl_ray.train.capacity import capacity
+from wcl_ray.train.failure import MENDED
 from wcl_ray.train.folder import claim
 from wcl_ray.train.images import Images, build_clusters
 from wcl_ray.train.nodes import connect
@@ -90,7 +91,7 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
 def _in_words(error: Exception) -> dict[str, str]:
     """One line on a failure and, where the user cannot mend it, the traceback."""
     if isinstance(error, UserError):
-        return {"error": str(error)}
+        return {"error": str(error).removesuffix(MENDED)}  # a failed trial does not go on
     if isinstance(error, TrainingError):
         return {"error": str(error).splitlines()[0], "traceback": str(error)}
     first = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -12,6 +12,7 @@ from ray.train import UserCallback, WorkerGroupError
 
 from wcl_ray.errors import StorageError, UserError, causes, find_user_error
 
+MENDED = "; once that is mended, --resume goes on from the last checkpoint"
 PATIENCE = 5.0  # seconds for the board to take an error
 
 
@@ -68,8 +69,7 @@ def final(failure: BaseException) -> UserError | None:
     refused = next((e for e in causes(failure) if type(e) is StorageError), None)
     if refused is None:
         return find_user_error(failure)
-    hint = "once that is mended, --resume goes on from the last checkpoint"
-    return UserError(f"{refused}; {hint}") if refused.lasting else None
+    return UserError(f"{refused}{MENDED}") if refused.lasting else None
 
 
 def in_short(failures: dict[int, Exception]) -> str:
