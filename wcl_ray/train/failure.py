@@ -13,7 +13,7 @@ from ray.train import UserCallback, WorkerGroupError
 from wcl_ray.errors import StorageError, UserError, causes, find_user_error
 
 MENDED = "; once that is mended, --resume goes on from the last checkpoint"
-PATIENCE = 5.0  # seconds for the board to take an error
+PATIENCE = 15.0  # seconds for the board to take an error
 
 
 class WorkerFailure(RuntimeError):
