@@ -210,7 +210,10 @@ def test_two_jobs_that_embed_into_one_folder(
 ) -> None:
     """Each would write images that the other has not written yet, so that they are there twice."""
     trained = SimpleNamespace(
-        weights=b"", folder=Folder(str(tmp_path)), data=lambda given: DataConfig(path="x")
+        weights=b"",
+        folder=Folder(str(tmp_path)),
+        config=Config(),
+        data=lambda given: DataConfig(path="x"),
     )
     monkeypatch.setattr(embed_job.Trained, "open", lambda run, endpoint: trained)
     monkeypatch.setattr(embed_job, "Lease", functools.partial(Lease, every=EVERY))
