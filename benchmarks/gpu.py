@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wcl_ray.clusters.lloyd import Stats
-from wcl_ray.clusters.nearest import faiss_nearest, torch_nearest
 from wcl_ray.config import AugmentConfig, ModelConfig, TrainConfig
 from wcl_ray.data.augment import Augment
+from wcl_ray.kmeans.lloyd import Stats
+from wcl_ray.kmeans.nearest import faiss_nearest, torch_nearest
 from wcl_ray.model.encoder import build_backbone, build_encoder
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer

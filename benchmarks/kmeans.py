@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 
-from wcl_ray.clusters import blas
+from wcl_ray.kmeans import blas
 
 os.environ.update(blas.environment(blas.cpu_flags(), threads=1))  # before numpy is loaded
 
@@ -37,10 +37,10 @@ import ray
 import sklearn.cluster
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.nearest import gemm_nearest
-from wcl_ray.clusters.seeding import plus_plus
-from wcl_ray.train.nodes import quiet_ray
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.nearest import gemm_nearest
+from wcl_ray.kmeans.seeding import plus_plus
+from wcl_ray.runs.nodes import quiet_ray
 
 SIZES = [(200_000, 128, 256), (200_000, 128, 1000), (200_000, 128, 4096), (50_000, 2048, 1000)]
 FITS = [(200_000, 128, 1000), (200_000, 128, 4096)]

@@ -31,14 +31,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data import source_folder, source_parquet, source_webdataset
 from wcl_ray.data.decode import check_header, decode_batch
-from wcl_ray.data.listing import IMAGE_SUFFIXES
-from wcl_ray.data.source import FAULT, IMAGE, Source, open_source
+from wcl_ray.data.sources import folder as source_folder
+from wcl_ray.data.sources import parquet as source_parquet
+from wcl_ray.data.sources import webdataset as source_webdataset
+from wcl_ray.data.sources.base import FAULT, IMAGE, Source, open_source
+from wcl_ray.data.sources.listing import IMAGE_SUFFIXES
 from wcl_ray.errors import find_user_error
 from wcl_ray.terminal import table
 
-PRELOAD = ["wcl_ray.data.decode", "wcl_ray.data.source_folder", "wcl_ray.data.source_webdataset"]
+PRELOAD = ["wcl_ray.data.decode", "wcl_ray.data.sources.folder", "wcl_ray.data.sources.webdataset"]
 SECONDS = 20  # for one file
 MEMORY = 6 * 2**30  # address space of a worker
 ROWS = 12  # of a table or a shard

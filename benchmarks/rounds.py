@@ -39,7 +39,7 @@ def main() -> None:
     config = parse(cls=RoundsBenchmark, prog="rounds.py", implied=implied)
 
     def body() -> None:
-        from wcl_ray.train.run import pretrain
+        from wcl_ray.runs.pretrain import pretrain
 
         found: dict[str, list[dict[str, Any]]] = {}
         stories = []

@@ -38,16 +38,16 @@ from scale_shards import blocks, coordinator, sums
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.config import ModelConfig, TrainConfig
-from wcl_ray.data import compose
+from wcl_ray.data import sampler
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.ids import hash_strings
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.stream import Stream, positions_of
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.optim import build_optimizer
+from wcl_ray.runs.nodes import quiet_ray
+from wcl_ray.runs.rounds import fingerprint
 from wcl_ray.train import checkpoint
-from wcl_ray.train.nodes import quiet_ray
-from wcl_ray.train.rounds import fingerprint
 
 BATCH, WORLD, BLOCKS = 8192, 64, 10_000  # of an epoch's order
 FIGURES: Figures = {}  # name → n → seconds, and bytes of one row
@@ -155,17 +155,17 @@ def epochs(n: int) -> None:
             stream, column, rank=0, world=WORLD, batch_size=BATCH, seed=0, group=2
         )  # fmt: skip
         line(name, n, "row", functools.partial(reader.order, 0, None), shuffle)
-    line("choose the granularity", n, "row", lambda: compose.composing_column(clusters))
-    bits, fresh = compose.empty_bits(n), compose.empty_bits(n)
+    line("choose the granularity", n, "row", lambda: sampler.composing_column(clusters))
+    bits, fresh = sampler.empty_bits(n), sampler.empty_bits(n)
 
     def mark() -> None:
         for start in range(0, n, BATCH // WORLD * 100):
-            compose.set_bits(fresh, location[start : start + BATCH // WORLD * 100])
+            sampler.set_bits(fresh, location[start : start + BATCH // WORLD * 100])
 
     line("mark as consumed", n, "row", mark)
     line("merge a bitmap", n, "row", lambda: np.bitwise_or(bits, fresh, out=bits))
-    line("look up a bit", n, "row", lambda: compose.has_bits(bits, location))
-    line("list what is left", n, "row", lambda: compose.unset_positions(compose.empty_bits(n), n))
+    line("look up a bit", n, "row", lambda: sampler.has_bits(bits, location))
+    line("list what is left", n, "row", lambda: sampler.unset_positions(sampler.empty_bits(n), n))
 
 
 def checkpoints(n: int) -> None:
@@ -176,7 +176,7 @@ def checkpoints(n: int) -> None:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
-        where = checkpoint.Position(consumed=compose.empty_bits(n))
+        where = checkpoint.Position(consumed=sampler.empty_bits(n))
         line(
             "checkpoint, ResNet-50", 1, "file",
             lambda: checkpoint.save(folder, encoder, optimizer, where, {}),

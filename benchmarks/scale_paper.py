@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from wcl_ray.clusters.crew import FAN_IN, PARTS
 from wcl_ray.clusters.features import IMAGES_A_CLUSTER
-from wcl_ray.clusters.kmeans_phases import FLAT
 from wcl_ray.data.stream import REPLICATED, SHARE
+from wcl_ray.kmeans.phases import FLAT
+from wcl_ray.kmeans.worker_group import FAN_IN, PARTS
 
 Figures = dict[str, dict[str, dict[str, float]]]
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from wcl_ray.clusters.crew import PARTS, Crew
-from wcl_ray.clusters.lloyd import Stats
-from wcl_ray.clusters.seeding import update
-from wcl_ray.clusters.shard import Partial
-from wcl_ray.clusters.vectors import Piece, Vectors, open_vectors
-from wcl_ray.data.source import FAULT, ID, KEY
+from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.data.stream import _locate
+from wcl_ray.kmeans.lloyd import Stats
+from wcl_ray.kmeans.seeding import update
+from wcl_ray.kmeans.vectors import Piece, Vectors, open_vectors
+from wcl_ray.kmeans.worker import Partial
+from wcl_ray.kmeans.worker_group import PARTS, Crew
 
 Line = Callable[..., Any]
 

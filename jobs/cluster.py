@@ -43,7 +43,7 @@ def main() -> None:
     config = parse(cls=ClusterJob, prog="cluster.py", implied=demo_flags)
 
     def body() -> None:
-        from wcl_ray.train.cluster_job import cluster
+        from wcl_ray.runs.cluster import cluster
 
         cluster(
             config,

@@ -57,7 +57,7 @@ def main() -> None:
     job = parse(cls=EmbedJob, prog="embed.py")
 
     def body() -> None:
-        from wcl_ray.evaluate.embed_job import embed_run
+        from wcl_ray.runs.embed import embed_run
 
         embed_run(
             job.run,

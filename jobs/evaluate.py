@@ -52,7 +52,7 @@ def main() -> None:
     job = parse(cls=EvaluateJob, prog="evaluate.py")
 
     def body() -> None:
-        from wcl_ray.evaluate.job import evaluate_run
+        from wcl_ray.runs.evaluate import evaluate_run
 
         evaluate_run(job.run, asdict(job.data), job.evaluate, job.scale, job.data.endpoint, job.out)
 

@@ -21,7 +21,7 @@ def main() -> None:
     config: Config = parse(prog="pretrain.py", implied=demo_flags)
 
     def body() -> None:
-        from wcl_ray.train.run import pretrain  # after the options: --help stays fast
+        from wcl_ray.runs.pretrain import pretrain  # after the options: --help stays fast
 
         pretrain(config)
 

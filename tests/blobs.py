@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wcl_ray.clusters.kmeans import KMeans
+from wcl_ray.kmeans.kmeans import KMeans
 
 
 def blobs(

@@ -15,22 +15,22 @@ from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from test_run import N
 
-from wcl_ray.clusters.crew import Crew
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.placement import find_homes
-from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
-from wcl_ray.data import compose
+from wcl_ray.data import sampler
 from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, open_source
 from wcl_ray.data.stream import Stream, _locate, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import evaluate_encoder
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.placement import find_homes
+from wcl_ray.kmeans.vectors import open_vectors
+from wcl_ray.kmeans.worker_group import Crew
 from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.runs.nodes import check_shared
+from wcl_ray.runs.summary import store_stats
 from wcl_ray.storage import Folder
-from wcl_ray.train.nodes import check_shared
-from wcl_ray.train.usage import store_stats
 
 ROWS, PARTS = 6000, 12
 
@@ -81,7 +81,7 @@ def shared(folder: str) -> dict[str, Any]:
     """The check of the storage: a folder all see, and one that the other nodes do not."""
     check_shared(Folder(folder))
     found = {"left": Folder(folder).names()}
-    import wcl_ray.train.nodes as own
+    import wcl_ray.runs.nodes as own
 
     blind = ray.remote(num_cpus=0)(lambda folder, name: False)
     own._sees = blind  # another machine, whose disk is not this one's
@@ -173,7 +173,7 @@ def read(stream: Stream, blocks: np.ndarray, rank: int, largest: int) -> dict[st
     for epoch in range(3):
         order = reader.order(epoch, None)
         local += float((blocks[reader._block_of(reader.location[order])] == rank).mean()) / 3
-        met += compose.meeting(clusters[order, 0])[0] / 3
+        met += sampler.meeting(clusters[order, 0])[0] / 3
         ids = []
         for batch in reader.epoch(epoch, None):
             colours = batch.images[:, :2, 0, 0].numpy().astype(int)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from wcl_ray.runs.folder import open_run
+from wcl_ray.runs.stored import C
 from wcl_ray.storage import Folder
-from wcl_ray.train.folder import open_run
-from wcl_ray.train.stored import C
 
 
 def settle(config: C) -> tuple[C, Folder]:

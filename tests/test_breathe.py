@@ -7,9 +7,9 @@ import pytest
 from blobs import blobs
 
 from wcl_ray.clusters.agreement import agreement
-from wcl_ray.clusters.breathe import grow, shrink
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.lloyd import Stats
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.lloyd import Stats
+from wcl_ray.kmeans.split_merge import grow, shrink
 
 
 def stats_of(x: np.ndarray, labels: np.ndarray, k: int) -> Stats:
@@ -58,7 +58,7 @@ def test_shrink_reaches_k_among_copies_and_in_blocks(monkeypatch: pytest.MonkeyP
     whole = shrink(centroids, counts, 20, False)
     assert whole.shape == (20, 5)
     np.testing.assert_allclose(np.sort(whole[:, 0]), np.sort(centroids[::3, 0]), atol=1e-5)
-    monkeypatch.setattr("wcl_ray.clusters.breathe.CELLS", 100)
+    monkeypatch.setattr("wcl_ray.kmeans.split_merge.CELLS", 100)
     np.testing.assert_array_equal(shrink(centroids, counts, 20, False), whole)
 
 

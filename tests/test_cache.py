@@ -23,16 +23,17 @@ from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, TrainConfig
 from wcl_ray.data import fingerprint as fingerprints
 from wcl_ray.data.fingerprint import covers_images, fingerprint
-from wcl_ray.data.source import FAULT, ID, open_source
+from wcl_ray.data.sources.base import FAULT, ID, open_source
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate import feature_cache, trained
+from wcl_ray.evaluate import feature_cache
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.model.encoder import build_encoder, save_export, save_projector
+from wcl_ray.runs import cluster as cluster_job
+from wcl_ray.runs import images, round_clusters, trained
+from wcl_ray.runs.fit import Scale
+from wcl_ray.runs.images import Images, build_clusters, open_images
 from wcl_ray.storage import Folder
-from wcl_ray.train import cluster_job, images, round_clusters
-from wcl_ray.train.fit import Scale
-from wcl_ray.train.images import Images, build_clusters, open_images
 
 N = 96
 CLUSTERS = ClustersConfig(columns=("colour", "size", "marks"), top_k=(2, 5))

@@ -15,10 +15,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wcl_ray.config import Config, EvaluateConfig, ScaleConfig, TrainConfig
 from wcl_ray.errors import UserError
+from wcl_ray.runs.capacity import Capacity, add_up, node_kinds
+from wcl_ray.runs.fit import divide
+from wcl_ray.runs.summary import summary
 from wcl_ray.storage import Folder, lasting
-from wcl_ray.train.capacity import Capacity, add_up, node_kinds
-from wcl_ray.train.fit import divide
-from wcl_ray.train.usage import summary
 
 ROOT = Path(__file__).parent.parent
 

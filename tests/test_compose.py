@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wcl_ray.data.compose import (
+from wcl_ray.data.sampler import (
     apart,
     compose,
     composing_column,

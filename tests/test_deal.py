@@ -16,7 +16,7 @@ from test_run import check_exactly_once, config  # noqa: F401
 from wcl_ray.config import Config
 from wcl_ray.data import stream
 from wcl_ray.data.deal import Places, deal, rows_of, windows
-from wcl_ray.train.run import pretrain
+from wcl_ray.runs.pretrain import pretrain
 
 
 @given(

@@ -13,11 +13,11 @@ import torch
 from pictures import png
 
 import wcl_ray
-from wcl_ray.clusters.nearest import KERNELS
-from wcl_ray.clusters.shard import Shard
 from wcl_ray.config import ModelConfig
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.evaluate import embed as embedding
+from wcl_ray.kmeans.nearest import KERNELS
+from wcl_ray.kmeans.worker import Shard
 from wcl_ray.model.encoder import build_encoder, save_export
 
 ASKS = re.compile(r"cuda\.(is_available|device_count|current_device|is_initialized)|\.cuda\(")

@@ -15,8 +15,8 @@ import pytest
 import ray.train
 from pictures import png, write_parquet
 
-import wcl_ray.train.fit
-import wcl_ray.train.validate
+import wcl_ray.evaluate.validate
+import wcl_ray.runs.fit
 from wcl_ray.cli import run_job
 from wcl_ray.config import (
     ClustersConfig,
@@ -30,8 +30,8 @@ from wcl_ray.config import (
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.train.images import build_clusters, open_images
-from wcl_ray.train.run import pretrain
+from wcl_ray.runs.images import build_clusters, open_images
+from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.train.worker import Worker, train_worker
 
 N, BATCH = 96, 8
@@ -70,7 +70,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., lis
                 (folder / "raised").write_text(str(time.time()))
                 raise
 
-        monkeypatch.setattr(wcl_ray.train.fit, "train_worker", start)
+        monkeypatch.setattr(wcl_ray.runs.fit, "train_worker", start)
 
     use.ranks = lambda: sorted(int(p.name[-1]) for p in folder.glob("*-*"))  # type: ignore[attr-defined]
     use.raised = lambda: float((folder / "raised").read_text())  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ def first_images(config: Config, rank: int) -> set[int]:
 def test_an_error_does_not_wait_for_an_evaluation(
     config: Config, starts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(wcl_ray.train.validate, "validate", long_evaluation)
+    monkeypatch.setattr(wcl_ray.evaluate.validate, "validate", long_evaluation)
     starts(fault_in_second_epoch)
     ends_with(replace(config, evaluate=EvaluateConfig(every=1)), starts, "rank 1 alone knows")
     assert (tmp_path / "runs/evaluating").exists()
@@ -180,7 +180,7 @@ def test_an_evaluation_that_fails_is_told(config: Config, tmp_path: Path) -> Non
     board = SimpleNamespace(push=SimpleNamespace(remote=rows.append))
     empty = ray.train.Checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError):
-        wcl_ray.train.validate.validate(
+        wcl_ray.evaluate.validate.validate(
             empty,
             2,
             9,

@@ -11,7 +11,7 @@ from blobs import blobs
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.clusters.features import cluster_features, wanted_k
 from wcl_ray.config import ClustersConfig
-from wcl_ray.data.source import ID
+from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
 
 X, TRUTH = blobs(1200, 8, 10, noise=0.02)

@@ -15,15 +15,15 @@ import pytest
 import torch
 from runs import settle
 
-import wcl_ray.train.lease
+import wcl_ray.runs.lock
 from wcl_ray.config import Config, TrainConfig
 from wcl_ray.errors import UserError
+from wcl_ray.runs.folder import add_faults, claim, open_run
+from wcl_ray.runs.stored import differences
 from wcl_ray.storage import Folder, filesystem
 from wcl_ray.train import checkpoint
-from wcl_ray.train.board import MetricsLog, format_row
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.folder import add_faults, claim, open_run
-from wcl_ray.train.stored import differences
+from wcl_ray.train.metrics_queue import MetricsLog, format_row
 
 
 def test_write_is_atomic_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_runs_without_a_name_that_start_in_the_same_second(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "strftime", lambda form: "now")
-    monkeypatch.setattr(wcl_ray.train.lease, "_running", lambda pid: True)
+    monkeypatch.setattr(wcl_ray.runs.lock, "_running", lambda pid: True)
     names = []
     with ExitStack() as stack:
         for pid in range(3):
@@ -107,13 +107,13 @@ def test_what_a_run_is_decides_itself_while_it_is_held(
 ) -> None:
     """Another job makes and leaves the run after this one has started, before it is held."""
     config = replace(config, name="one")
-    plain = wcl_ray.train.lease.Lease.__enter__
+    plain = wcl_ray.runs.lock.Lease.__enter__
 
     def late(lease: Any) -> Any:
         lease.folder.write("config.json", json.dumps({"config": config.to_dict()}).encode())
         return plain(lease)
 
-    monkeypatch.setattr(wcl_ray.train.lease.Lease, "__enter__", late)
+    monkeypatch.setattr(wcl_ray.runs.lock.Lease, "__enter__", late)
     with pytest.raises(UserError, match="holds a run already"):
         settle(config)
     other = replace(config, train=TrainConfig(lr=0.5))

@@ -17,7 +17,7 @@ from wcl_ray.clusters.metadata import attribute_bits, cluster_metadata
 from wcl_ray.clusters.tfidf import vectors
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.ids import ids_of
-from wcl_ray.data.source import ID, KEY
+from wcl_ray.data.sources.base import ID, KEY
 
 N = 1200
 RNG = np.random.default_rng(0)

@@ -17,16 +17,16 @@ from PIL import Image
 from runs import settle
 
 from benchmarks.mutate import mutate, read_here, render, trial
-from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.listing import list_files
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, open_source
-from wcl_ray.data.source_folder import FolderSource
-from wcl_ray.data.source_parquet_hive import hive_value
-from wcl_ray.data.tables import read_csv, read_json_lines
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.sources.folder import FolderSource
+from wcl_ray.data.sources.hive import hive_value
+from wcl_ray.data.sources.listing import list_files
+from wcl_ray.data.sources.tables import read_csv, read_json_lines
 from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.kmeans.vectors import open_vectors
 from wcl_ray.storage import filesystem, found
 
 

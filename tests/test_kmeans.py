@@ -10,15 +10,15 @@ import pytest
 from blobs import blobs, digest, lloyd, small
 
 from wcl_ray.clusters.agreement import agreement
-from wcl_ray.clusters.crew import Crew
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.kmeans_fit import Fit
-from wcl_ray.clusters.kmeans_look import look
-from wcl_ray.clusters.lloyd import unit_rows
-from wcl_ray.clusters.nearest import gemm_nearest
-from wcl_ray.clusters.shard import Step
-from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.errors import UserError
+from wcl_ray.kmeans.fit import Fit
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.lloyd import unit_rows
+from wcl_ray.kmeans.nearest import gemm_nearest
+from wcl_ray.kmeans.validate import look
+from wcl_ray.kmeans.vectors import open_vectors
+from wcl_ray.kmeans.worker import Step
+from wcl_ray.kmeans.worker_group import Crew
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -16,9 +16,9 @@ import pytest
 import ray
 from blobs import as_table, blobs, digest, small, write_parquet
 
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.kmeans_state import FILE, Iteration
 from wcl_ray.errors import UserError
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.state import FILE, Iteration
 from wcl_ray.storage import Folder, filesystem
 
 pytestmark = pytest.mark.usefixtures("ray_local")

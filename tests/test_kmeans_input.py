@@ -13,10 +13,10 @@ import pytest
 import ray
 from blobs import as_table, blobs, digest, small, write_parquet
 
-from wcl_ray.clusters import crew
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.vectors import open_vectors
 from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.kmeans import worker_group as crew
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.vectors import open_vectors
 
 X = blobs(400, 8, 5)[0]
 

@@ -17,10 +17,10 @@ import pytest
 
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate import embed_job
+from wcl_ray.runs import cluster as cluster_job
+from wcl_ray.runs import embed as embed_job
+from wcl_ray.runs.lock import SIGN, Lease
 from wcl_ray.storage import Folder
-from wcl_ray.train import cluster_job
-from wcl_ray.train.lease import SIGN, Lease
 
 EVERY = 0.2
 
@@ -90,7 +90,7 @@ import random, sys, time
 from pathlib import Path
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-from wcl_ray.train.lease import Lease
+from wcl_ray.runs.lock import Lease
 
 which, uri, endpoint, marks, times, every = sys.argv[1:]
 every, marks = float(every), Path(marks)
@@ -150,7 +150,7 @@ def test_another_at_work(folder: Folder) -> None:
     code = f"""
 import sys, time
 from wcl_ray.storage import Folder
-from wcl_ray.train.lease import Lease
+from wcl_ray.runs.lock import Lease
 with Lease(Folder({folder.path!r}), {EVERY}):
     print("held", flush=True)
     time.sleep(60)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wcl_ray.clusters.lloyd import BITS, Stats, exponent_of, square_norms, to_grid, unit_rows
-from wcl_ray.clusters.seeding import allot, means, plus_plus, update, weighted_kmeans
+from wcl_ray.kmeans.lloyd import BITS, Stats, exponent_of, square_norms, to_grid, unit_rows
+from wcl_ray.kmeans.seeding import allot, means, plus_plus, update, weighted_kmeans
 
 
 def grid_rows(n: int, d: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

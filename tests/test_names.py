@@ -17,13 +17,13 @@ from test_run import N, job
 
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig
+from wcl_ray.report.page import page
+from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.outcome import Outcome
-from wcl_ray.search.page import page
 from wcl_ray.storage import Folder
-from wcl_ray.train.board import MetricsLog, guarded
-from wcl_ray.train.folder import claim, open_run
 from wcl_ray.train.gauges import Gauges
+from wcl_ray.train.metrics_queue import MetricsLog, guarded
 
 NAMES = [
     "my run é ü 100%", "昆虫 甲虫", "خنفساء", "🪲", "a#b?c=d&e", "[a]*{b}", "-dash", "'q\"uote",

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from wcl_ray.clusters import blas
-from wcl_ray.clusters.lloyd import unit_rows
-from wcl_ray.clusters.nearest import KERNELS, TILE, WIDE
-from wcl_ray.clusters.referee import Referee
+from wcl_ray.kmeans import blas
+from wcl_ray.kmeans.lloyd import unit_rows
+from wcl_ray.kmeans.nearest import KERNELS, TILE, WIDE
+from wcl_ray.kmeans.rescoring import Referee
 
 
 def random(n: int, d: int, seed: int) -> np.ndarray:
@@ -105,7 +105,7 @@ import sys
 import numpy as np
 sys.path.insert(0, {path!r})
 from test_nearest import near_ties, random, unit_rows
-from wcl_ray.clusters.nearest import gemm_nearest
+from wcl_ray.kmeans.nearest import gemm_nearest
 c = unit_rows(random(40, 129, 1))
 x = near_ties(c, 3000, True)
 nearest = gemm_nearest(c, True)

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wcl_ray.search import axes, surface
+from wcl_ray.report import axes, surface
+from wcl_ray.report.page import page
+from wcl_ray.report.view import number
 from wcl_ray.search.outcome import Outcome, Trial
-from wcl_ray.search.page import page
-from wcl_ray.search.view import number
 
 TAU, TOP_K = "loss.temperature", "clusters.top-k"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pictures import png, write_parquet
 
-import wcl_ray.train.run
+import wcl_ray.runs.pretrain
 from wcl_ray.config import (
     ClustersConfig,
     Config,
@@ -23,14 +23,14 @@ from wcl_ray.config import (
     TrainConfig,
 )
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.job import evaluate_run
 from wcl_ray.evaluate.left_out import compare_labels, left_out
 from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.runs.evaluate import evaluate_run
+from wcl_ray.runs.folder import claim
+from wcl_ray.runs.preflight import check_backbone
+from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.runs.rounds import ENCODER
 from wcl_ray.storage import Folder
-from wcl_ray.train.folder import claim
-from wcl_ray.train.preflight import check_backbone
-from wcl_ray.train.rounds import ENCODER
-from wcl_ray.train.run import pretrain
 
 N = 96
 
@@ -60,7 +60,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(*unused: Any) -> None:
         raise AssertionError("it trains")
 
-    monkeypatch.setattr(wcl_ray.train.run, "train_rounds", train)
+    monkeypatch.setattr(wcl_ray.runs.pretrain, "train_rounds", train)
 
 
 def broken(count: int) -> pa.Array:

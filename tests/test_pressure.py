@@ -12,9 +12,9 @@ import pytest
 from pictures import png
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data.source import ID, open_source
+from wcl_ray.data.sources.base import ID, open_source
 from wcl_ray.data.stream import plan_stream
-from wcl_ray.train.usage import Usage
+from wcl_ray.runs.summary import Usage
 
 
 @pytest.mark.slow

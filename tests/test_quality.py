@@ -17,7 +17,7 @@ from wcl_ray.clusters.quality import (
     shuffled_positives,
     warning,
 )
-from wcl_ray.data.compose import epoch_order, meeting
+from wcl_ray.data.sampler import epoch_order, meeting
 
 
 def quality(z: list[int], t: list[int] | None, batch: int = 4, group: int = 2):  # type: ignore[no-untyped-def]

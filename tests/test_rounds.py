@@ -23,11 +23,11 @@ from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, Scal
 from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed_job import embed_run
 from wcl_ray.model.encoder import load_exported, load_projector
+from wcl_ray.runs.cluster import cluster
+from wcl_ray.runs.embed import embed_run
+from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.storage import Folder
-from wcl_ray.train.cluster_job import cluster
-from wcl_ray.train.run import pretrain
 
 N = 192
 

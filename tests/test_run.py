@@ -21,8 +21,8 @@ import pytest
 import torchvision
 from pictures import png, write_parquet
 
-import wcl_ray.train.fit
-import wcl_ray.train.run
+import wcl_ray.runs.fit
+import wcl_ray.runs.pretrain
 from wcl_ray.config import (
     ClustersConfig,
     Config,
@@ -34,13 +34,13 @@ from wcl_ray.config import (
     TrainConfig,
 )
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.job import evaluate_run
 from wcl_ray.model.encoder import load_exported
 from wcl_ray.model.optim import learning_rate
-from wcl_ray.train.capacity import Capacity
-from wcl_ray.train.images import build_clusters
-from wcl_ray.train.nodes import check_address
-from wcl_ray.train.run import pretrain
+from wcl_ray.runs.capacity import Capacity
+from wcl_ray.runs.evaluate import evaluate_run
+from wcl_ray.runs.images import build_clusters
+from wcl_ray.runs.nodes import check_address
+from wcl_ray.runs.pretrain import pretrain
 
 ROOT = Path(__file__).parent.parent
 N = 192
@@ -375,7 +375,7 @@ def test_a_run_that_another_job_has_made_meanwhile(
         (run / "rounds/000/assignment.parquet").write_text("theirs")
         return found
 
-    monkeypatch.setattr(wcl_ray.train.run, "build_clusters", slow)
+    monkeypatch.setattr(wcl_ray.runs.pretrain, "build_clusters", slow)
     with pytest.raises(UserError, match="holds a run already; choose another --name"):
         pretrain(config)
     assert (run / "rounds/000/assignment.parquet").read_text() == "theirs"
@@ -388,9 +388,9 @@ def test_partners_out_of_reach_are_told(
 ) -> None:
     """Composed by every worker among its own images."""
     there = Capacity(((64.0, 0, 1),))
-    monkeypatch.setattr(wcl_ray.train.fit, "capacity", lambda scale: there)
+    monkeypatch.setattr(wcl_ray.runs.fit, "capacity", lambda scale: there)
     config = Config(train=TrainConfig(batch_size=4096), scale=ScaleConfig(workers=workers))
-    wcl_ray.train.run._warn_apart(config, np.arange(200_000) // 20)
+    wcl_ray.runs.pretrain._warn_apart(config, np.arange(200_000) // 20)
     assert ("read anew are composed among" in capsys.readouterr().out) == warned
 
 

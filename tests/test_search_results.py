@@ -20,6 +20,7 @@ from pictures import write_parquet
 
 from wcl_ray.cli import parse
 from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
+from wcl_ray.runs.images import open_images
 from wcl_ray.search.confirm import in_words, to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig
@@ -38,7 +39,6 @@ from wcl_ray.search.space import parse_space
 from wcl_ray.search.trial import FAILURE
 from wcl_ray.search.tuner import News
 from wcl_ray.storage import Folder
-from wcl_ray.train.images import open_images
 
 ROOT = Path(__file__).parent.parent
 

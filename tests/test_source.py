@@ -18,10 +18,10 @@ from pictures import columns, png, write_parquet
 from werkzeug.serving import WSGIRequestHandler
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data import source_parquet
 from wcl_ray.data.ids import hash_strings
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY, list_files, open_source
-from wcl_ray.data.source_webdataset import _samples
+from wcl_ray.data.sources import parquet as source_parquet
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, list_files, open_source
+from wcl_ray.data.sources.webdataset import _samples
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import Folder, filesystem
 

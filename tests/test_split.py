@@ -11,12 +11,12 @@ from pictures import write_parquet
 
 from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.config import ClustersConfig, Config, DataConfig
-from wcl_ray.data.source import ID
+from wcl_ray.data.sources.base import ID
 from wcl_ray.data.split import held_groups, held_out
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.trained import Trained
+from wcl_ray.runs.images import Images, open_images
+from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder
-from wcl_ray.train.images import Images, open_images
 
 N = 240
 GROUPS = st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=1, max_size=60)

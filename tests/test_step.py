@@ -13,10 +13,10 @@ from torch import nn
 import wcl_ray.train.step
 import wcl_ray.train.worker
 from wcl_ray.config import Config, DataConfig, TrainConfig
-from wcl_ray.data import compose
+from wcl_ray.data import sampler
 from wcl_ray.data.reader import Batch
+from wcl_ray.train.averager import Meter
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.meter import Meter
 from wcl_ray.train.step import Progress
 from wcl_ray.train.worker import Worker
 
@@ -59,7 +59,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
         worker.position = Position(step=start, images=start * 2 * B)
         worker.progress = Progress(1, 0, 0, 10 * 2 * B)
         worker.meter, worker.counted = Meter(worker.device, 1), 0
-        worker.fresh = compose.empty_bits(B)
+        worker.fresh = sampler.empty_bits(B)
         images = torch.arange(B * 3 * SIZE * SIZE).to(torch.uint8).view(B, 3, SIZE, SIZE)
         ids, alone = torch.arange(B), torch.full((B, 1), -1)
         batch = Batch(images, torch.ones(B), ids, ids, alone, torch.ones(B, dtype=torch.bool))

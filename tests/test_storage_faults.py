@@ -21,15 +21,15 @@ from test_run import config as config
 
 from wcl_ray.config import Config, EvaluateConfig, ScaleConfig
 from wcl_ray.errors import StorageError, UserError, find_user_error
-from wcl_ray.evaluate.job import evaluate_run
+from wcl_ray.runs.cluster import cluster
+from wcl_ray.runs.evaluate import evaluate_run
+from wcl_ray.runs.folder import claim, open_run
+from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.runs.snapshot import LIST, mend_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error
 from wcl_ray.train import checkpoint
-from wcl_ray.train.board import MetricsLog
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.cluster_job import cluster
-from wcl_ray.train.folder import claim, open_run
-from wcl_ray.train.run import pretrain
-from wcl_ray.train.snapshot import LIST, mend_snapshot
+from wcl_ray.train.metrics_queue import MetricsLog
 
 Mount = Callable[[str], Path]
 

@@ -20,18 +20,18 @@ from wcl_ray import __version__
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig, TrainConfig
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.trained import Trained
+from wcl_ray.runs.folder import claim
+from wcl_ray.runs.images import open_images
+from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
+from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.runs.stored import read_stored
+from wcl_ray.runs.trained import Trained
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.record import Record
 from wcl_ray.search.run import _same_space
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import Position
-from wcl_ray.train.folder import claim
-from wcl_ray.train.images import open_images
-from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
-from wcl_ray.train.run import pretrain
-from wcl_ray.train.stored import read_stored
 
 # A run of version 0.1.0 that was killed after its clusters, and a search after its first trial
 STORED = Path(__file__).parent / "stored"

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
-from wcl_ray.data import compose, passes, source_parquet, stream
+from wcl_ray.data import data_stats, sampler, stream
 from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
-from wcl_ray.data.source import open_source
+from wcl_ray.data.sources import parquet as source_parquet
+from wcl_ray.data.sources.base import open_source
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
@@ -60,10 +61,10 @@ def test_many_tasks_read_and_decode(
     """Ray Data takes a batch size of a later step for rows of the table of pieces."""
     assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
-    passes.taken()
+    data_stats.taken()
     rows = open_source(data).images()
     s = plan_stream(rows, np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
-    work = passes.taken()["images kept"]
+    work = data_stats.taken()["images kept"]
     assert (work.rows, work.tasks, work.nodes) == (N, 12, 1)
     assert work.cpu_seconds > 0
     assert len(s.blocks) == 12  # row groups of ten and of two
@@ -145,7 +146,7 @@ def test_exactly_once_over_a_restart_with_other_workers(
     rng = np.random.default_rng(seed)
     s = fake(rng, n, blocks, shared)
     clusters = rng.integers(-1, 9, (n, 1)).astype(np.int32)
-    consumed = compose.empty_bits(n)
+    consumed = sampler.empty_bits(n)
     seen: list[int] = []
     for world, steps in zip(worlds, (stop, None), strict=True):
         batch = local * world
@@ -163,7 +164,7 @@ def test_exactly_once_over_a_restart_with_other_workers(
         for order in orders:
             positions = order[:steps].flatten()
             seen += positions.tolist()
-            compose.set_bits(consumed, positions)
+            sampler.set_bits(consumed, positions)
         assert parts[0].dropped == left - sum(order.size for order in orders)
         assert parts[0].dropped < batch + world
     assert len(seen) == len(set(seen))
@@ -179,7 +180,7 @@ def shares_of(
     Returns:
         The shares, and the part of an epoch that a step is (the largest).
     """
-    clusters, consumed = np.full((n, 1), -1, np.int32), compose.empty_bits(n)
+    clusters, consumed = np.full((n, 1), -1, np.int32), sampler.empty_bits(n)
     epoch, part = 0, 0.0
     shares: list[float] = []
     for world, until in zip(worlds, (stop, -1), strict=True):
@@ -187,18 +188,18 @@ def shares_of(
         one = Reader(s, clusters, rank=0, world=world, batch_size=whole, seed=0, group=2)
         while epoch < epochs and len(shares) != until:
             one.epoch(epoch, consumed, lambda: iter(()))
-            progress = Progress(epochs, epoch, compose.count_bits(consumed), one.steps * whole)
+            progress = Progress(epochs, epoch, sampler.count_bits(consumed), one.steps * whole)
             for _ in range(one.steps):
                 if len(shares) == until:
                     break
                 shares.append(progress.share)
                 part = max(part, whole / (progress.done + progress.left))
-                left = np.intersect1d(compose.unset_positions(consumed, n), readable)
-                compose.set_bits(consumed, left[:whole])
+                left = np.intersect1d(sampler.unset_positions(consumed, n), readable)
+                sampler.set_bits(consumed, left[:whole])
                 progress.add(whole)
             if progress.left == 0:
                 assert progress.images_left == (epochs - epoch - 1) * progress.done
-                epoch, consumed = epoch + 1, compose.empty_bits(n)
+                epoch, consumed = epoch + 1, sampler.empty_bits(n)
     return shares, part
 
 
@@ -230,8 +231,8 @@ def test_consumed_images_do_not_come_back(data: DataConfig, keep: str) -> None:
     ids = np.arange(N)
     s = plan(data, ids, keep)
     one = reader(s, np.zeros((N, 1), np.int32))
-    consumed = compose.empty_bits(N)
-    compose.set_bits(consumed, np.arange(0, N, 2))
+    consumed = sampler.empty_bits(N)
+    sampler.set_bits(consumed, np.arange(0, N, 2))
     found = [b.ids.numpy() for b in one.epoch(0, consumed, tables(s, consumed))]
     assert sorted(np.concatenate(found).tolist()) == list(range(1, N, 2))
     assert one.steps == len(found)

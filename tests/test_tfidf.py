@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from wcl_ray.clusters.tfidf import vectors
-from wcl_ray.data.source import ID
+from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError, find_user_error
 
 pytestmark = pytest.mark.usefixtures("ray_local")

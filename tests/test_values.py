@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from wcl_ray.clusters.metadata import cluster_metadata
 from wcl_ray.config import ClustersConfig
-from wcl_ray.data.source import ID, KEY
+from wcl_ray.data.sources.base import ID, KEY
 from wcl_ray.data.split import held_groups
 from wcl_ray.data.values import kind_of, numbers, plain, value_names
 from wcl_ray.errors import UserError, find_user_error

@@ -3,7 +3,7 @@
 This is the only place with defaults. The command line, YAML files and ``config.json`` of a run
 folder are three spellings of the same tree: ``--clusters.top-k 10``, ``clusters: {top-k: 10}`` and
 ``{"clusters": {"top_k": 10}}``. Reading them is the job of :mod:`wcl_ray.cli`; what a stored one of
-another version means is said in :mod:`wcl_ray.train.stored`. Whoever changes a default raises
+another version means is said in :mod:`wcl_ray.runs.stored`. Whoever changes a default raises
 ``wcl_ray.__version__``, so that runs that were started before keep theirs.
 """
 

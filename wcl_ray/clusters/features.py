@@ -9,11 +9,11 @@ import numpy as np
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import number_codes
-from wcl_ray.clusters.kmeans import KMeans
-from wcl_ray.clusters.vectors import Vectors
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
+from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.vectors import Vectors
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 

@@ -30,9 +30,9 @@ from wcl_ray.clusters.binarise import (
 )
 from wcl_ray.clusters.tally import NO_ROWS, tally
 from wcl_ray.config import ClustersConfig
+from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import hash_strings
-from wcl_ray.data.passes import note
-from wcl_ray.data.source import ID, KEY
+from wcl_ray.data.sources.base import ID, KEY
 from wcl_ray.data.values import decoded, is_list, plain, value_names
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import say

@@ -18,7 +18,7 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.identifier import Spread, identifier
 from wcl_ray.clusters.tally import heaviest, tally
-from wcl_ray.data.source import ID
+from wcl_ray.data.sources.base import ID
 from wcl_ray.data.values import kind_of, list_members, numbers, plain, value_names
 from wcl_ray.errors import UserError
 

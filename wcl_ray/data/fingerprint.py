@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import pyarrow.fs as pafs
 
-from wcl_ray.data.source import Source
-from wcl_ray.data.source_folder import PATH, FolderSource
+from wcl_ray.data.sources.base import Source
+from wcl_ray.data.sources.folder import PATH, FolderSource
 from wcl_ray.errors import UserError
 from wcl_ray.storage import filesystem
 

@@ -21,13 +21,13 @@ import pyarrow as pa
 import ray
 import torch
 
-from wcl_ray.data import compose
-from wcl_ray.data.ahead import ahead
+from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
-from wcl_ray.data.compose import window_of
 from wcl_ray.data.deal import Piece, Places, deal, nowhere, windows
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.prefetch import ahead
+from wcl_ray.data.sampler import window_of
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, kept_pixels, positions_of
 from wcl_ray.errors import UserError
 
@@ -101,7 +101,7 @@ class Reader:
         self.seed, self.group, self.pin = seed, group, pin
         self.window = window or window_of(self.local)
         self.augment = augment
-        self.column, _ = compose.composing_column(clusters)
+        self.column, _ = sampler.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.steps = self.dropped = 0
         self._threads = threads
@@ -141,7 +141,7 @@ class Reader:
         left = self._left(consumed)
         if self.stream.shared:
             rng = np.random.default_rng([self.seed, epoch])
-            order = left[compose.epoch_order(self._column(left), self.group, self.batch, rng)]
+            order = left[sampler.epoch_order(self._column(left), self.group, self.batch, rng)]
             steps = len(order) // self.batch
             self.dropped = len(order) - steps * self.batch
             mine = order[: steps * self.batch].reshape(steps, self.world, self.local)
@@ -150,7 +150,7 @@ class Reader:
 
     def _left(self, consumed: np.ndarray | None) -> np.ndarray:
         """int64: positions that are not consumed and, where that is known, readable."""
-        left = compose.unset_positions(consumed, len(self.ids))
+        left = sampler.unset_positions(consumed, len(self.ids))
         if self.stream.mode != "anew":
             left = left[self.location[left] >= 0]
         # also of equal parts: n // W images a worker make n // W // b = n // B batches
@@ -172,7 +172,7 @@ class Reader:
         begin = 0
         for end in windows(pieces, self.window, self.local, self.places.most):
             part = mine[begin:end]
-            within = compose.epoch_order(self._column(part), self.group, self.local, own)
+            within = sampler.epoch_order(self._column(part), self.group, self.local, own)
             order[begin:end] = part[within]
             begin = end
         return order.reshape(steps, self.local)
@@ -192,7 +192,7 @@ class Reader:
             first, end = np.searchsorted(block, [number, number + 1])
             inside = left[first:end]
             rng = np.random.default_rng([self.seed, epoch, 2, number])  # as on other workers
-            line.append(inside[compose.compose(self._column(inside), self.group, rng)[start:stop]])
+            line.append(inside[sampler.compose(self._column(inside), self.group, rng)[start:stop]])
         return np.concatenate(line)
 
     def _block_of(self, rows: np.ndarray) -> np.ndarray:
@@ -380,7 +380,7 @@ class Reader:
         self, epoch: int, table: pa.Table, rng: np.random.Generator
     ) -> Any:  # a generator that returns the rows left over
         positions = positions_of(self.ids, table[ID].to_numpy())
-        order = compose.epoch_order(self._column(positions), self.group, self.local, rng)
+        order = sampler.epoch_order(self._column(positions), self.group, self.local, rng)
         whole = len(order) // self.local * self.local
         for start in range(0, whole, self.local):
             rows = order[start : start + self.local]

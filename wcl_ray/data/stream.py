@@ -21,10 +21,10 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data import compose
+from wcl_ray.data import sampler
+from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
-from wcl_ray.data.passes import note
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
 
@@ -90,7 +90,7 @@ def plan_stream(
     """Decide how the images are kept, and keep them.
 
     Args:
-        images: rows of :meth:`wcl_ray.data.source.Source.images`; further columns are kept with
+        images: rows of :meth:`wcl_ray.data.sources.base.Source.images`; further columns are kept with
             them.
         ids: int64 (N,), sorted ids of the training images.
         clusters: int32 (N,), to put images of thinly spread clusters into one block when blocks
@@ -208,7 +208,7 @@ def _select(table: pa.Table, ids: Any, consumed: Any = None) -> pa.Table:
     place = positions_of(ray.get(ids), table[ID].to_numpy())
     wanted = place >= 0
     if consumed is not None:
-        wanted &= ~compose.has_bits(ray.get(consumed), place.clip(min=0))
+        wanted &= ~sampler.has_bits(ray.get(consumed), place.clip(min=0))
     return table.filter(pa.array(wanted))
 
 
@@ -254,8 +254,8 @@ def _spread(
     count = max(4 * nodes, int(kept / BLOCK))
     together = False
     if clusters is not None:
-        window = min(max(compose.window_of(0), len(clusters) // count), len(clusters) // nodes)
-        together = compose.apart(clusters, window) > 0.1
+        window = min(max(sampler.window_of(0), len(clusters) // count), len(clusters) // nodes)
+        together = sampler.apart(clusters, window) > 0.1
     key = ray.put(clusters) if together else None
 
     def bucket(table: pa.Table) -> pa.Table:

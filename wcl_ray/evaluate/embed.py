@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from wcl_ray.config import AugmentConfig
 from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
-from wcl_ray.data.source import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
 from wcl_ray.device import device_for
 from wcl_ray.evaluate.spread import distances
@@ -41,7 +41,7 @@ def embed(
     """Features of the centre crops, in eval mode.
 
     Args:
-        rows: of :meth:`wcl_ray.data.source.Source.images`, or of
+        rows: of :meth:`wcl_ray.data.sources.base.Source.images`, or of
             :meth:`wcl_ray.data.stream.Stream.images`.
         weights: content of ``encoder.safetensors``.
         store_size: side of kept pixels, and side to which files are decoded for encoders of at most

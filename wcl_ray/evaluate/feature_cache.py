@@ -18,7 +18,7 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.clusters.cache import unwritten
-from wcl_ray.data.source import FAULT, ID
+from wcl_ray.data.sources.base import FAULT, ID
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 

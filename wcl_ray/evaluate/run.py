@@ -12,10 +12,9 @@ import ray
 import torch
 from ray.data import Dataset
 
-from wcl_ray.clusters.crew import free
 from wcl_ray.config import EvaluateConfig
-from wcl_ray.data.passes import note
-from wcl_ray.data.source import FAULT, ID, KEY
+from wcl_ray.data.data_stats import note
+from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.data.split import sample
 from wcl_ray.data.values import value_names
 from wcl_ray.device import device_for
@@ -23,6 +22,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import TEST, embed, feature_matrix, resources
 from wcl_ray.evaluate.left_out import SHOWN, check_label
 from wcl_ray.evaluate.metrics import evaluate_features
+from wcl_ray.kmeans.worker_group import free
 from wcl_ray.terminal import table
 
 More = Callable[[pa.Table, pa.Table], dict[str, float]]  # figures of training and test features

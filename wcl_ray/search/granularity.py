@@ -16,10 +16,10 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.clusters.quality import Quality, measure, render
 from wcl_ray.errors import UserError
+from wcl_ray.runs.images import Images, build_clusters
 from wcl_ray.search.options import SearchConfig, with_value
 from wcl_ray.search.space import GRANULARITY, Dimension, listing, show, spaced
 from wcl_ray.terminal import say, warn
-from wcl_ray.train.images import Images, build_clusters
 
 DEFAULT_TOP_K = (2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
 MOST = 12  # candidates of a range

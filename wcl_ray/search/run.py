@@ -16,16 +16,24 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.cache import cache_folder
 from wcl_ray.clusters.metadata import columns_of
-from wcl_ray.data.source import ID
+from wcl_ray.data.sources.base import ID
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
+from wcl_ray.report.page import page
+from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.folder import add_faults, claim, open_run
+from wcl_ray.runs.images import Images, open_images
+from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
+from wcl_ray.runs.nodes import check_shared, connect
+from wcl_ray.runs.preflight import check_backbone, check_labels
+from wcl_ray.runs.pretrain import training
+from wcl_ray.runs.summary import Usage
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
-from wcl_ray.search.page import page
 from wcl_ray.search.record import Record
 from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
 from wcl_ray.search.share import plan_share
@@ -40,14 +48,6 @@ from wcl_ray.search.trial import Setup
 from wcl_ray.search.tuner import run_trials
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
-from wcl_ray.train.capacity import capacity
-from wcl_ray.train.folder import add_faults, claim, open_run
-from wcl_ray.train.images import Images, open_images
-from wcl_ray.train.moved import TRAIN, check_moves, facts_of, facts_of_tests
-from wcl_ray.train.nodes import check_shared, connect
-from wcl_ray.train.preflight import check_backbone, check_labels
-from wcl_ray.train.run import training
-from wcl_ray.train.usage import Usage
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wcl_ray.errors import UserError
+from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.fit import Scale, gpus
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.terminal import warn
-from wcl_ray.train.capacity import capacity
-from wcl_ray.train.fit import Scale, gpus
 
 DRIVER = 0.01  # CPUs of a trial's driver, which only waits
 LEAST_SPARE = 0.1  # CPUs without which no task runs

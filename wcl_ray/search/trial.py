@@ -17,6 +17,12 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import TrainingError, UserError, find_user_error
+from wcl_ray.evaluate.validate import Look, shown
+from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.folder import claim
+from wcl_ray.runs.images import Images, build_clusters
+from wcl_ray.runs.nodes import connect
+from wcl_ray.runs.rounds import ENCODER, Variant, train_rounds
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
 from wcl_ray.search.options import SearchConfig
@@ -24,14 +30,8 @@ from wcl_ray.search.share import Share
 from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.board import MetricsLog, Row
-from wcl_ray.train.capacity import capacity
 from wcl_ray.train.failure import MENDED
-from wcl_ray.train.folder import claim
-from wcl_ray.train.images import Images, build_clusters
-from wcl_ray.train.nodes import connect
-from wcl_ray.train.rounds import ENCODER, Variant, train_rounds
-from wcl_ray.train.validate import Look, shown
+from wcl_ray.train.metrics_queue import MetricsLog, Row
 
 FAILURE, QUALITY, FINAL = "failure.json", "quality.json", "evaluation.json"
 

@@ -272,7 +272,7 @@ class News(tune.Callback):
 
 
 def _figures() -> tuple[str, ...]:
-    from wcl_ray.train.validate import SHOWN
+    from wcl_ray.evaluate.validate import SHOWN
 
     return SHOWN
 

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.config import Config
-from wcl_ray.data import compose
+from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.deal import Places
 from wcl_ray.data.homes import number_homes, places_of
@@ -42,12 +42,12 @@ from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer, clip_gradients, learning_rate
+from wcl_ray.runs.nodes import NOT_SEEN
 from wcl_ray.storage import Folder, storage_error, told
 from wcl_ray.train import checkpoint as store
+from wcl_ray.train.averager import Meter
 from wcl_ray.train.checkpoint import Position
 from wcl_ray.train.failure import WorkerFailure
-from wcl_ray.train.meter import Meter
-from wcl_ray.train.nodes import NOT_SEEN
 from wcl_ray.train.step import Progress, batch_loss, seed_step
 
 SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint decisions
@@ -188,8 +188,8 @@ class Worker:
         for epoch in range(self.position.epoch, self.task.until):
             self.position.epoch = epoch
             if self.position.consumed is None:
-                self.position.consumed = compose.empty_bits(self.task.images)
-            self.fresh = compose.empty_bits(self.task.images)
+                self.position.consumed = sampler.empty_bits(self.task.images)
+            self.fresh = sampler.empty_bits(self.task.images)
             self._epoch(epoch)
             if self.position.step == 0:
                 raise UserError(
@@ -214,7 +214,7 @@ class Worker:
         self.bad_images = 0  # a broken image comes back every epoch
         tables = self._tables() if self.task.stream.mode == "anew" else None
         batches = iter(self.reader.epoch(epoch, self.position.consumed, tables))
-        done = compose.count_bits(self.position.consumed)
+        done = sampler.count_bits(self.position.consumed)
         ahead = self.reader.steps * self.batch
         self.progress = Progress(self.config.train.epochs, epoch, done, ahead)
         self.model.train()
@@ -268,7 +268,7 @@ class Worker:
         self.position.images += self.batch
         self.progress.add(self.batch)
         self.counted += self.batch
-        compose.set_bits(self.fresh, batch.positions.numpy())
+        sampler.set_bits(self.fresh, batch.positions.numpy())
         if self.task.audit is not None:
             row = np.column_stack([batch.ids.numpy(), batch.positions.numpy()])
             name = f"{epoch:04d}/{self.position.step:08d}-{self.rank:04d}-of-{self.world:04d}.bin"

@@ -1,0 +1,166 @@
+"""Images with metadata from Parquet files, image folders or WebDataset shards, local or s3://.
+
+Whatever the format, a source gives the same two streams of rows: ``metadata`` (no pixels are read
+where the format allows it) and ``images`` (the encoded files). Both carry ``__id`` (int64) and
+``__key`` (the user's own name of the image). Nothing but names and one footer is read on opening.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from wcl_ray.config import DataConfig
+from wcl_ray.data.ids import is_id_type
+from wcl_ray.data.sources.listing import METADATA_FILES, Files, is_image, list_files, suffix_of
+from wcl_ray.errors import UserError
+
+# columns of the rows that a source gives; the user's own names are never these
+ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
+OURS = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
+# How tasks that read are placed: with this strategy Ray passes over nodes with GPUs as long as
+# others have CPUs to spare; with Ray Data's own, SPREAD, it does not, and a label selector would
+# leave the CPUs of GPU nodes idle for good. Ray Data means to take no strategy from 2.64 on.
+READING: dict[str, Any] = {"batch_format": "pyarrow"}
+if "ray_remote_args" in inspect.signature(Dataset.map_batches).parameters:
+    READING["scheduling_strategy"] = "DEFAULT"
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """An opened source; picklable.
+
+    Attributes:
+        columns: metadata columns, without the image and the id.
+        image_column: name of the image column or member.
+        id_column: the user's id column, or None for a hash of the path.
+        notes: warnings for people: what there is that is not read.
+    """
+
+    files: Files
+    columns: tuple[str, ...]
+    image_column: str
+    id_column: str | None
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def uri(self) -> str:
+        return self.files.uri
+
+    @abstractmethod
+    def metadata(self, columns: Sequence[str] = ()) -> Dataset:
+        """Rows ``__id`` int64, ``__key`` string (null for the user's integer ids), and columns."""
+
+    @abstractmethod
+    def images(self, columns: Sequence[str] = ()) -> Dataset:
+        """Rows ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` or null, columns."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for people."""
+
+    def check_columns(self, columns: Sequence[str], option: str) -> None:
+        """Raise a UserError that names the nearest columns when one is not there."""
+        for name in columns:
+            if name not in self.columns:
+                near = difflib.get_close_matches(name, self.columns, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise UserError(
+                    f"{option} {name!r} is not a column of {self.uri}{hint}; the columns are: "
+                    f"{', '.join(self.columns) or '(none)'}"
+                )
+
+
+def open_source(data: DataConfig, path: str | None = None) -> Source:
+    """Open the images of a configuration.
+
+    Args:
+        path: instead of ``data.path``.
+
+    Raises:
+        UserError: nothing there, no images, an unclear mixture, a column that is missing.
+    """
+    from wcl_ray.data.sources import folder as source_folder
+    from wcl_ray.data.sources import parquet as source_parquet
+    from wcl_ray.data.sources import webdataset as source_webdataset
+    from wcl_ray.data.sources.leftover import left_out, split_note
+
+    uri = path or data.path
+    if not uri:
+        raise UserError("data.path is not given")
+    files = replace(list_files(uri, data.endpoint), encoding=data.encoding)
+    kind = data.format if data.format != "auto" else _format(files)
+    module = {
+        "parquet": source_parquet,
+        "folder": source_folder,
+        "webdataset": source_webdataset,
+    }[kind]
+    source: Source = module.open_files(files, data)  # type: ignore[attr-defined]
+    if data.id is not None and source.id_column is None:
+        raise UserError(f"data.id {data.id!r}: {kind} data without metadata has no id column")
+    named = source.table["__path"].to_pylist() if source.image_column == "file_name" else None  # type: ignore[attr-defined]
+    read = named or [path for path in source.files.paths if kind != "folder" or is_image(path)]
+    notes = [left_out(files, kind, named), split_note(files, read, kind), *source.notes]
+    taken = [name for name in source.columns if name in OURS]
+    if taken:
+        notes.append(f"left out: column {taken[0]!r}, a name that wcl_ray uses itself; rename it")
+    columns = tuple(name for name in source.columns if name not in OURS)
+    return replace(source, columns=columns, notes=tuple(filter(None, notes)))
+
+
+def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:
+    """The user's id column: the given one, else one called ``id`` (integers or strings).
+
+    Raises:
+        UserError: the given one is not there, or is neither integers nor strings.
+    """
+    if data.id is not None:
+        if data.id not in schema.names:
+            raise UserError(
+                f"data.id {data.id!r} is not a column of {uri}; the columns are: "
+                f"{', '.join(schema.names) or '(none)'}"
+            )
+        kind = schema.field(data.id).type
+        if not is_id_type(kind):
+            raise UserError(
+                f"data.id {data.id!r} of {uri} is of type {kind}; ids are integers or strings"
+            )
+        return data.id
+    return "id" if "id" in schema.names and is_id_type(schema.field("id").type) else None
+
+
+def _format(files: Files) -> str:
+    from wcl_ray.data.sources.leftover import PICTURES
+
+    metadata = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
+    counts = {
+        "parquet": sum(suffix_of(p) == "parquet" for p in files.paths if p not in metadata),
+        "webdataset": sum(suffix_of(p) == "tar" for p in files.paths),
+        "folder": sum(map(is_image, files.paths)) or len(metadata) or len(files.unnamed),
+    }
+    found = [kind for kind, count in counts.items() if count]
+    if not found:
+        some = ", ".join(files.relative(p) for p in files.paths[:3])
+        packed = any(p.lower().endswith((".tar.gz", ".tgz", ".tar.zst")) for p in files.paths)
+        hint = "; compressed shards cannot be read, unpack them to plain .tar" if packed else ""
+        pictures = sorted({suffix_of(p) for p in files.paths} & set(PICTURES))
+        if pictures:
+            hint = f"; .{' and .'.join(pictures)} cannot be read, convert them to JPEG or PNG"
+        raise UserError(
+            f"data.path {files.uri} holds no Parquet files, images or .tar shards "
+            f"({len(files.paths)} other files: {some} …){hint}"
+        )
+    if len(found) > 1:
+        text = ", ".join(f"{counts[kind]} for {kind}" for kind in found)
+        raise UserError(
+            f"data.path {files.uri} holds files of several formats ({text}); choose with "
+            "--data.format or give a glob"
+        )
+    return found[0]

@@ -1,0 +1,318 @@
+"""Parquet files with image bytes, Hugging Face image structs, or a column of paths or URIs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from ray.data import Dataset
+
+from wcl_ray.config import DataConfig
+from wcl_ray.data.ids import hash_strings, ids_of
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
+from wcl_ray.data.sources.files import OPEN, read_files
+from wcl_ray.data.sources.hive import hive_columns, hive_value
+from wcl_ray.data.sources.listing import Files
+from wcl_ray.data.sources.tables import bare_type, check_names, common_type
+from wcl_ray.errors import UserError, reading
+
+TASK_BYTES = 2_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
+OUTSIDE = 50_000  # bytes taken for an image that the table only names
+SHORT = 200  # bytes of a row below which it is a name: an image has more, and a path less
+ROWS = 1024  # of a table handed on, at most; keeps blocks small
+CHUNK = 16 * 2**20  # bytes of a table handed on, about
+LOOK = 16  # files whose column types are compared when there are more than MANY
+MANY = 256  # files whose footers are read on opening; more are read inside the tasks
+NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "image_bytes")
+PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file", "filename")
+
+
+@dataclass(frozen=True)
+class ParquetSource(Source):
+    """See :class:`Source`.
+
+    Attributes:
+        layout: bytes, struct or path.
+        hive: columns that the names of folders (``species=beetle``) tell, and their types.
+    """
+
+    layout: str = "bytes"
+    hive: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        count = len(self.files.paths)
+        return (
+            f"{self.uri}: {count} Parquet file{'s' * (count > 1)}, images in {self.image_column!r}"
+        )
+
+    def metadata(self, columns: Sequence[str] = ()) -> Dataset:
+        return self._read(columns, images=False)
+
+    def images(self, columns: Sequence[str] = ()) -> Dataset:
+        return self._read(columns, images=True)
+
+    def _read(self, columns: Sequence[str], images: bool) -> Dataset:
+        pieces, types, size = self.pieces(columns)
+        tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
+        rows = ray.data.from_items(pieces, override_num_blocks=tasks)
+        kwargs = {"source": self, "types": types, "images": images}
+        return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READING)
+
+    def pieces(
+        self, columns: Sequence[str]
+    ) -> tuple[list[dict[str, int]], dict[str, pa.DataType], int]:
+        """Row groups, the types of the columns over all files, and about how many bytes."""
+        pieces, schemas, size = _pieces(self.files, self.image_column)
+        types = _types(schemas, [c for c in columns if c not in self.hive], self.uri)
+        types |= {name: kind for name, kind in self.hive.items() if name in columns}
+        return pieces, types, size
+
+
+def open_files(files: Files, data: DataConfig) -> ParquetSource:
+    """Open Parquet files by the schema of the first.
+
+    Raises:
+        UserError: a broken file, no image column, several of them, or a missing column.
+    """
+    paths = tuple(p for p in files.paths if p.lower().endswith(".parquet"))
+    if not paths:
+        raise UserError(f"data.path {files.uri} holds no .parquet file")
+    files = replace(files, paths=paths)
+    schema = _open(files, paths[0]).schema_arrow
+    check_names(schema.names, paths[0])
+    hive = hive_columns(map(files.relative, paths))
+    hive = {name: kind for name, kind in hive.items() if name not in schema.names}
+    image, layout = _image_column(schema, data.image, files.uri)
+    key = id_column(data, schema, files.uri)
+    names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
+    return ParquetSource(files, names, image, key, layout=layout, hive=hive)
+
+
+def _open(files: Files, path: str) -> pq.ParquetFile:
+    with reading(path, "is not a readable Parquet file"):
+        return pq.ParquetFile(files.fs.open_input_file(path))
+
+
+def _check_count(file: pq.ParquetFile) -> None:
+    """Raise a ValueError where a damaged footer would leave rows out without a word."""
+    facts = file.metadata
+    held = sum(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
+    if held != facts.num_rows:
+        raise ValueError(f"its row groups hold {held} rows, its footer tells of {facts.num_rows}")
+
+
+def _layout(kind: pa.DataType) -> str | None:
+    kind = bare_type(kind)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "bytes"
+    if pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
+        return "struct"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "path"
+    return None
+
+
+def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str, str]:
+    layouts = {field.name: _layout(field.type) for field in schema}
+    listing = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if wanted is not None:
+        if wanted not in layouts:
+            raise UserError(f"data.image {wanted!r} is not a column of {uri}; there are: {listing}")
+        layout = layouts[wanted]
+        if layout is None:
+            raise UserError(
+                f"data.image {wanted!r} of {uri} is of type {schema.field(wanted).type}; images "
+                "are bytes, a {bytes, path} struct, or paths"
+            )
+        return wanted, layout
+    pixels = [name for name, layout in layouts.items() if layout in ("bytes", "struct")]
+    named = [n for n in NAMES if n in pixels] or [
+        n for n in (*NAMES, *PATH_NAMES) if layouts.get(n)
+    ]
+    found = named[:1] or (pixels if len(pixels) == 1 else [])
+    if found:
+        return found[0], str(layouts[found[0]])
+    if pixels:
+        raise UserError(
+            f"{uri}: {', '.join(pixels)} may all be the images; choose with --data.image"
+        )
+    raise UserError(f"{uri} has no image column; choose with --data.image among: {listing}")
+
+
+def _pieces(
+    files: Files, image: str
+) -> tuple[list[dict[str, int]], list[tuple[str, pa.Schema]], int]:
+    """(file, row group, number of its first row), the schemas of the files looked into, and about
+    how many bytes there are, images that are only named included; whole files (group -1) when
+    there are many."""
+    count = len(files.paths)
+    many = count > MANY
+
+    def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema], int]:
+        file = _open(files, files.paths[index])
+        found, first, size = [], 0, 0
+        with reading(files.paths[index], "is not a readable Parquet file"):
+            for group in range(file.metadata.num_row_groups):
+                facts = file.metadata.row_group(group)
+                if facts.num_rows:
+                    found.append({"file": index, "group": group, "first": first})
+                first += facts.num_rows
+                size += facts.total_byte_size + OUTSIDE * _named(facts, image)
+            _check_count(file)
+        return found, (files.paths[index], file.schema_arrow), size
+
+    with ThreadPoolExecutor(8) as pool:
+        looked = list(pool.map(one, range(0, count, -(-count // LOOK)) if many else range(count)))
+    schemas = [schema for _, schema, _ in looked]
+    size = sum(n for *_, n in looked) * count // len(looked)
+    if many:
+        return [{"file": i, "group": -1, "first": 0} for i in range(count)], schemas, size
+    pieces = [piece for part, *_ in looked for piece in part]
+    if not pieces:
+        raise UserError(f"data.path {files.uri}: the Parquet files hold no rows")
+    return pieces, schemas, size
+
+
+def _named(group: pq.RowGroupMetaData, image: str) -> int:
+    """Rows of a row group that hold the name of an image, not its bytes."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    held = sum(
+        c.total_uncompressed_size
+        for c in columns
+        if c.physical_type == "BYTE_ARRAY" and c.path_in_schema in (image, f"{image}.bytes")
+    )
+    return int(group.num_rows) if held < SHORT * group.num_rows else 0
+
+
+def _types(
+    schemas: list[tuple[str, pa.Schema]], columns: Sequence[str], uri: str
+) -> dict[str, pa.DataType]:
+    """The type of each column that takes the values of all files (int32 and double: double).
+
+    Raises:
+        UserError: a file lacks the column, or there is no such type.
+    """
+    found: dict[str, pa.DataType] = {}
+    for name in columns:
+        for path, schema in schemas:
+            if name not in schema.names:
+                raise UserError(f"{path} has no column {name!r}, unlike the first file of {uri}")
+            kind = bare_type(schema.field(name).type)
+            both = common_type([found.setdefault(name, kind), kind])
+            if both is None:
+                raise UserError(
+                    f"{path}: column {name!r} is of type {kind}, in other files of {uri} it is "
+                    f"{found[name]}; write it in one type"
+                )
+            found[name] = both
+    return found
+
+
+def _read_piece(
+    pieces: pa.Table, source: ParquetSource, types: dict[str, pa.DataType], images: bool
+) -> Iterator[pa.Table]:
+    for piece in pieces.to_pylist():
+        path = source.files.paths[piece["file"]]
+        file = _open(source.files, path)
+        own = [name for name in types if name not in source.hive]
+        wanted = list(dict.fromkeys([*own, *([source.id_column] if source.id_column else [])]))
+        if images:
+            wanted.append(source.image_column)
+        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{path} has no column {missing[0]!r}, unlike the first file")
+        check_names([name for name in file.schema_arrow.names if name in wanted], path)
+        groups = range(file.metadata.num_row_groups) if piece["group"] < 0 else [piece["group"]]
+        if piece["group"] < 0:
+            with reading(path, "is not a readable Parquet file"):
+                _check_count(file)
+        number = piece["first"]
+        for group in groups:
+            rows = file.metadata.row_group(group).num_rows
+            if not wanted:  # only row numbers are needed
+                yield _finish(pa.table({"": pa.nulls(rows)}), source, types, path, number, False)
+                number += rows
+                continue
+            step = _step(file, group, source) if images else 8 * ROWS
+            batches = file.iter_batches(batch_size=step, row_groups=[group], columns=wanted)
+            end = number + rows
+            while number < end:
+                with reading(f"{path}: rows {number} to {end - 1}"):
+                    table = pa.Table.from_batches([next(batches)])
+                    table.validate(full=True)  # text may be no UTF-8
+                yield _finish(table, source, types, path, number, images)
+                number += len(table)
+
+
+def _step(file: pq.ParquetFile, group: int, source: ParquetSource) -> int:
+    """Rows that are read at a time, so that their images take about CHUNK bytes."""
+    if source.layout == "path":
+        return OPEN
+    meta = file.metadata.row_group(group)
+    size = meta.total_byte_size / max(1, meta.num_rows)
+    return int(min(ROWS, max(1, CHUNK // max(1, size))))
+
+
+def _finish(
+    table: pa.Table,
+    source: ParquetSource,
+    types: dict[str, pa.DataType],
+    path: str,
+    number: int,
+    images: bool,
+) -> pa.Table:
+    if source.id_column:
+        ids, keys = ids_of(table[source.id_column], source.id_column, path, number)
+    else:
+        name = source.files.relative(path)
+        names = [f"{name}#{row}" for row in range(number, number + len(table))]
+        ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
+    found: dict[str, Any] = {ID: ids, KEY: keys}
+    if images:
+        found[IMAGE], found[FAULT] = _bytes_of(table[source.image_column], source, path)
+    for column, kind in types.items():
+        if column in source.hive:
+            value = hive_value(source.files.relative(path), column)
+            found[column] = pa.repeat(pa.scalar(value).cast(kind), len(table))
+            continue
+        try:
+            found[column] = table[column].cast(kind)
+        except pa.ArrowException as error:
+            have = table[column].type
+            raise UserError(
+                f"{path}: column {column!r} is of type {have}, elsewhere it is {kind}: "
+                f"{str(error)[:200]}"
+            ) from error
+    return pa.table(found)
+
+
+def _bytes_of(
+    column: pa.ChunkedArray, source: ParquetSource, path: str
+) -> tuple[pa.Array, pa.Array]:
+    with reading(f"{path}: column {source.image_column!r}"):
+        column = column.cast(bare_type(column.type)).combine_chunks()
+    if source.layout == "path":
+        return read_files(column.to_pylist(), source.files, path.rpartition("/")[0])
+    if source.layout == "struct":
+        content = pc.struct_field(column, "bytes")
+        if content.null_count and column.type.get_field_index("path") >= 0:
+            return _mixed(column.to_pylist(), source.files, path.rpartition("/")[0])
+        column = content
+    fault = pc.if_else(pc.is_null(column), "missing", pa.scalar(None, pa.string()))
+    return column.cast(pa.large_binary()), fault
+
+
+def _mixed(rows: list[dict[str, Any] | None], files: Files, base: str) -> tuple[pa.Array, pa.Array]:
+    """Structs that hold bytes in some rows and a path in others."""
+    have = [row["bytes"] if row else None for row in rows]
+    paths = [row["path"] if row and row["bytes"] is None else None for row in rows]
+    read, fault = read_files(paths, files, base)
+    both = [h if h is not None else r for h, r in zip(have, read.to_pylist(), strict=True)]
+    faults = [None if b is not None else f for b, f in zip(both, fault.to_pylist(), strict=True)]
+    return pa.array(both, pa.large_binary()), pa.array(faults, pa.string())

@@ -1,0 +1,300 @@
+"""WebDataset shards: tar files whose members share a key up to the first dot of their name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import ray
+from ray.data import Dataset
+
+from wcl_ray.config import DataConfig
+from wcl_ray.data.ids import hash_strings, ids_of
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
+from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped
+from wcl_ray.data.sources.tables import decode_text
+from wcl_ray.errors import UserError, reading
+
+ROWS = 512
+CHUNK = 16 * 2**20  # bytes of a table handed on, about
+LOOK = 50  # samples that tell the columns
+BUFFER = 8 * 2**20  # bytes of a request to an object store
+NOT_UTF8 = "its name in the shard is not UTF-8"
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WebDatasetSource(Source):
+    """See :class:`Source`.
+
+    Attributes:
+        schema: types of the metadata columns.
+        members: endings of the members that are the image, such as ``("jpg", "png")``.
+    """
+
+    schema: pa.Schema = None
+    members: tuple[str, ...] = IMAGE_SUFFIXES
+
+    def describe(self) -> str:
+        count = len(self.files.paths)
+        return f"{self.uri}: {count} WebDataset shard{'s' * (count > 1)}"
+
+    def metadata(self, columns: Sequence[str] = ()) -> Dataset:
+        return self._read(columns, images=False)
+
+    def images(self, columns: Sequence[str] = ()) -> Dataset:
+        return self._read(columns, images=True)
+
+    def _read(self, columns: Sequence[str], images: bool) -> Dataset:
+        shards = [{"shard": i} for i in range(len(self.files.paths))]
+        rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
+        kwargs = {"source": self, "columns": tuple(columns), "images": images}
+        return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READING)
+
+
+def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
+    """Open shards by the first samples of the first.
+
+    Raises:
+        UserError: no .tar file, no image in the first samples, several that may be the image, a
+            missing id column.
+    """
+    paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
+    if not paths:
+        raise UserError(
+            f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
+        )
+    files = replace(files, paths=paths)
+    samples = list(itertools.islice(_samples(files, paths[0], ()), LOOK))
+    image, members = _image_members(samples, data.image, paths[0])
+    values: dict[str, list[Any]] = {}
+    for row, sample in enumerate(samples):
+        for name, value in sample["columns"].items():
+            values.setdefault(name, [None] * len(samples))[row] = value
+    with reading(f"{paths[0]}: the names of the metadata"):
+        schema = pa.schema([(name, _type(column)) for name, column in values.items()])
+    own_id = id_column(data, schema, paths[0])
+    names = tuple(name for name in schema.names if name != own_id)
+    other = sorted({suffix for sample in samples for suffix in sample["other"]})
+    notes = (f"not read in {paths[0]}: members .{', .'.join(other)}",) if other else ()
+    return WebDatasetSource(
+        files, names, image, own_id, schema=schema, members=members, notes=notes
+    )
+
+
+def _image_members(
+    samples: list[Sample], wanted: str | None, path: str
+) -> tuple[str, tuple[str, ...]]:
+    """Which member is the image: the given one, else one with a plain ending (``jpg``, not
+    ``mask.png``), else the only one. Returns its name for people, and the endings to take."""
+    seen = list(dict.fromkeys(suffix for sample in samples for suffix in sample["endings"]))
+    if not seen:
+        raise UserError(
+            f"{path}: none of the first {len(samples)} samples holds an image "
+            f"({', '.join(IMAGE_SUFFIXES)})"
+        )
+    if wanted is not None:
+        if wanted.lower() not in seen:
+            raise UserError(
+                f"data.image {wanted!r} is not a member of the first samples of {path}; images "
+                f"there end in: {', '.join(seen)}"
+            )
+        return wanted, (wanted.lower(),)
+    plain = [suffix for suffix in seen if suffix in IMAGE_SUFFIXES]
+    twice = any(len(set(plain) & set(sample["endings"])) > 1 for sample in samples)
+    if twice or (not plain and len(seen) > 1):
+        raise UserError(
+            f"{path}: {', '.join(plain or seen)} may all be the images; choose with --data.image"
+        )
+    return (plain or seen)[0], IMAGE_SUFFIXES if plain else tuple(seen)
+
+
+def _type(values: list[Any]) -> pa.DataType:
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return pa.string()
+    nested = pa.types.is_struct(kind) or pa.types.is_null(kind)
+    return pa.string() if nested else kind
+
+
+def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sample]:
+    """Samples of a shard in order: ``key``, ``columns``, ``image`` (bytes or None) and ``endings``
+    of the image members.
+
+    Args:
+        wanted: endings of the members whose bytes are the image. The others' are skipped, on a
+            local disk without reading them; an object store is read in one stream, since a
+            request for each member would take far longer than the bytes.
+    """
+    local = isinstance(files.fs, pafs.LocalFileSystem)
+    with _opened(files, path, local) as tar:
+        current: Sample | None = None
+        while True:
+            with reading(path, "is not a readable tar shard (plain, not compressed)"):
+                member = tar.next()
+            if member is None:
+                break
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps all that it has seen
+            if not member.isfile():
+                continue
+            folder, _, base = member.name.rpartition("/")
+            if base.startswith("."):
+                continue
+            stem, _, suffix = base.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if current is None or current["name"] != key:
+                if current is not None:
+                    yield current
+                current = {"name": key, "key": escaped(key), "columns": {}, "image": None}
+                current |= {"endings": [], "other": [], "fault": None}
+                if escaped(key) != key:
+                    current["fault"] = f"{NOT_UTF8}; --data.encoding names another encoding"
+            _add(current, tar, member, escaped(suffix).lower(), wanted, path, files.encoding)
+        if current is not None:
+            yield current
+
+
+@contextmanager
+def _opened(files: Files, path: str, local: bool) -> Iterator[tarfile.TarFile]:
+    what = "is not a readable tar shard (plain, not compressed)"
+    with reading(path):
+        stream = files.fs.open_input_file(path) if local else files.fs.open_input_stream(path)
+    with stream:
+        with reading(path, what):
+            tar = tarfile.open(  # noqa: SIM115
+                fileobj=stream,
+                mode="r:" if local else "r|",
+                bufsize=BUFFER,
+                tarinfo=_Member,
+                encoding=files.encoding or "utf-8",
+                errors="surrogateescape",
+            )
+        with tar:
+            yield tar
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; tarfile takes it for the end of the file."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        try:
+            found = super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
+        if found.size < 0:  # tarfile would go backwards for ever
+            raise tarfile.ReadError(f"a member of negative size at byte {tarfile_.offset}")
+        return found
+
+
+def _add(
+    sample: Sample,
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    suffix: str,
+    wanted: tuple[str, ...],
+    path: str,
+    encoding: str | None,
+) -> None:
+    where = f"{path}: {escaped(member.name)}"
+
+    def content() -> bytes:
+        if member.issparse():  # few bytes may stand for many
+            raise UserError(f"{where} is a sparse member; pack it plain")
+        with reading(where):
+            file = tar.extractfile(member)
+            return file.read() if file is not None else b""
+
+    def text() -> str:
+        return decode_text(content(), encoding, where).strip()
+
+    if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+        sample["endings"].append(suffix)
+        if suffix in wanted and sample["image"] is None:
+            sample["image"] = content()
+    elif suffix == "json":
+        try:
+            tree = json.loads(text())
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not valid JSON: {error}") from error
+        sample["columns"].update(tree if isinstance(tree, dict) else {"json": tree})
+    elif suffix in ("cls", "txt"):
+        value: int | str = text()
+        if suffix == "cls":
+            with suppress(ValueError):
+                value = int(value)
+        sample["columns"][suffix] = value
+    else:
+        sample["other"].append(suffix)
+
+
+def _parts(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    """Lists of samples, bounded in number and bytes."""
+    part: list[Sample] = []
+    size = 0
+    for sample in samples:
+        part.append(sample)
+        size += len(sample["image"] or b"")
+        if len(part) == ROWS or size >= CHUNK:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _read_shard(
+    shards: pa.Table, source: WebDatasetSource, columns: tuple[str, ...], images: bool
+) -> Iterator[pa.Table]:
+    for number in shards["shard"].to_pylist():
+        path, first = source.files.paths[number], 0
+        wanted = source.members if images else ()
+        for part in _parts(_samples(source.files, path, wanted)):
+            yield _table(part, source, columns, path, first, images)
+            first += len(part)
+
+
+def _table(
+    samples: list[Sample],
+    source: WebDatasetSource,
+    columns: tuple[str, ...],
+    path: str,
+    first: int,
+    images: bool,
+) -> pa.Table:
+    if source.id_column:
+        column = _column(samples, source.id_column, source, path)
+        ids, keys = ids_of(column, source.id_column, path, first)
+    else:
+        names = [f"{source.files.relative(path)}/{sample['key']}" for sample in samples]
+        ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
+    found: dict[str, Any] = {ID: ids, KEY: keys}
+    if images:
+        faults = [s["fault"] or (None if s["image"] else "no image") for s in samples]
+        found[IMAGE] = pa.array([sample["image"] for sample in samples], pa.large_binary())
+        found[FAULT] = pa.array(faults, pa.string())
+    return pa.table(found | {name: _column(samples, name, source, path) for name in columns})
+
+
+def _column(samples: list[Sample], name: str, source: WebDatasetSource, path: str) -> pa.Array:
+    kind = source.schema.field(name).type
+    values = [sample["columns"].get(name) for sample in samples]
+    if pa.types.is_string(kind):
+        values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    try:
+        # not pa.array(values, kind): that turns 0.5 into the integer 0 without a word
+        return pa.array(values).cast(kind)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise UserError(
+            f"{path}: column {name!r} is of type {kind} in the first samples of the first shard, "
+            f"but not everywhere ({error}); write it in one type"
+        ) from error

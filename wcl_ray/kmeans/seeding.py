@@ -1,0 +1,167 @@
+"""First centroids, splits of empty clusters, and k-means of a few weighted points.
+
+Everything here runs at the coordinator on samples or on centroids; pure functions of their input.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wcl_ray.kmeans.lloyd import Stats, chunks
+
+SPLIT = 1.0 / 1024  # relative distance between the halves of a split cluster
+EQUAL = 1e-6  # error of a cluster of equal rows, as a share of their squares: rounding
+STEPS = 64  # rounds of k-means++; each draws K / STEPS points
+CELLS = 1 << 22  # distances that it holds at once
+
+
+def plus_plus(
+    x: np.ndarray, k: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """k different rows of x by D² sampling, K / 64 of them at a time.
+
+    Arthur and Vassilvitskii, "k-means++", SODA 2007; drawing several points between updates of the
+    distances is the step of Bahmani et al., "Scalable k-means++", VLDB 2012.
+
+    Args:
+        x: float32 (n, d).
+        weights: float64 (n,), of the rows; 1 by default.
+
+    Returns:
+        float32 (min(k, n), d). Rows that repeat others are taken only when nothing else is left.
+    """
+    n = len(x)
+    if n <= k:
+        return x.copy()
+    w = np.ones(n) if weights is None else weights
+    y = x - x.mean(0, dtype=np.float64).astype(np.float32)  # products keep their digits
+    norms = np.concatenate([np.square(y[part], dtype=np.float64).sum(1) for part in chunks(y)])
+    floor = 1e-6 * max(float(norms.mean()), 1e-30)  # of float32 products, not a distance
+    chosen = [int(rng.choice(n, p=w / w.sum()))]
+    taken = np.zeros(n, dtype=bool)
+    taken[chosen] = True
+    nearest = np.full(n, np.inf)
+    fresh = chosen
+    while len(chosen) < k:
+        size = max(1, CELLS // len(fresh))
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            distance = norms[part, None] - 2.0 * (y[part] @ y[fresh].T) + norms[fresh]
+            np.minimum(nearest[part], distance.min(1), out=nearest[part])
+        share = np.where(taken | (nearest <= floor), 0.0, nearest) * w
+        wanted = min(k - len(chosen), max(1, k // STEPS))
+        positive = int((share > 0).sum())
+        if positive == 0:  # only copies are left
+            share = np.where(taken, 0.0, w)
+            positive = int((share > 0).sum())
+        draw = rng.choice(n, min(wanted, positive), replace=False, p=share / share.sum())
+        fresh = [int(row) for row in draw]
+        taken[fresh] = True
+        chosen += fresh
+    return np.ascontiguousarray(x[chosen])
+
+
+def means(stats: Stats, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
+    """New centroids, and which clusters have none: empty, or balanced around the origin.
+
+    Returns:
+        float64 (K, d), and bool (K,).
+    """
+    centroids = stats.sums / np.maximum(stats.counts, 1)[:, None]
+    empty = stats.counts == 0
+    if spherical:
+        norm = np.sqrt(np.square(centroids).sum(1))
+        empty |= norm < 1e-9
+        centroids /= np.where(empty, 1.0, norm)[:, None]
+    return centroids, empty
+
+
+def update(stats: Stats, spherical: bool) -> tuple[np.ndarray, int]:
+    """Lloyd's update; every empty cluster takes half of the one with the largest error.
+
+    Where no cluster has different rows any more, an empty one takes the centroid of the largest
+    cluster, stays empty (the lower number wins the tie) and is dissolved in the end.
+
+    Returns:
+        float32 (K, d), and the number of clusters that were split.
+    """
+    centroids, empty = means(stats, spherical)
+    errors = np.where(empty, -1.0, stats.errors(centroids))
+    errors[(stats.counts < 2) | (errors <= EQUAL * stats.squares)] = -1.0  # nothing to split
+    largest = int(np.argmax(np.where(empty, 0, stats.counts)))
+    splits = 0
+    pattern = np.where(np.arange(centroids.shape[1]) % 2 == 0, SPLIT, -SPLIT)
+    for cluster in np.flatnonzero(empty):
+        donor = int(np.argmax(errors))
+        if errors[donor] < 0:
+            centroids[cluster] = centroids[largest]
+            continue
+        splits += 1
+        centroids[cluster] = centroids[donor] * (1 + pattern)
+        centroids[donor] = centroids[donor] * (1 - pattern)
+        errors[donor] /= 2
+        errors[cluster] = errors[donor]
+    if spherical:
+        norm = np.sqrt(np.square(centroids).sum(1, keepdims=True))
+        centroids /= np.where(norm > 0, norm, 1.0)
+    return centroids.astype(np.float32), splits
+
+
+def weighted_kmeans(
+    points: np.ndarray,
+    weights: np.ndarray,
+    k: int,
+    spherical: bool,
+    seed: int,
+    iterations: int = 30,
+) -> np.ndarray:
+    """Coarse clusters of fine centroids.
+
+    Args:
+        points: float32 (n, d), few enough for one process.
+        weights: int64 (n,), rows that each point stands for.
+
+    Returns:
+        int32 (n,): 0 … k-1.
+    """
+    rng = np.random.default_rng([seed, k, len(points)])
+    w = np.maximum(weights, 1).astype(np.float64)
+    centroids = plus_plus(points, k, rng, w)
+    p = points.astype(np.float64)
+    squares = np.square(p).sum(1)
+    labels = np.full(len(points), -1)
+    for _ in range(iterations):
+        c = centroids.astype(np.float64)
+        scores = p @ c.T - (0.0 if spherical else np.square(c).sum(1) / 2)
+        found = scores.argmax(1)
+        if (found == labels).all():
+            break
+        labels = found
+        stats = Stats.zeros(len(c), points.shape[1])
+        np.add.at(stats.sums, labels, p * w[:, None])
+        stats.counts += np.bincount(labels, weights=w, minlength=len(c)).astype(np.int64)
+        stats.squares += np.bincount(labels, weights=w * squares, minlength=len(c))
+        centroids, _ = update(stats, spherical)
+    return labels.astype(np.int32)
+
+
+def allot(counts: np.ndarray, k: int) -> np.ndarray:
+    """Share k centroids out to clusters in proportion to their rows, at least one to each.
+
+    Args:
+        counts: int64 (G,), each > 0; their sum is at least k.
+
+    Returns:
+        int64 (G,) with sum k, each at most its count (largest remainders; ties by number).
+    """
+    exact = counts / counts.sum() * k
+    shares = np.clip(np.floor(exact).astype(np.int64), 1, counts)
+    while (missing := k - int(shares.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        possible = shares < counts if step > 0 else shares > 1
+        order = np.argsort(-step * (exact - shares), kind="stable")
+        chosen = order[possible[order]][: abs(missing)]
+        if not len(chosen):
+            break
+        shares[chosen] += step
+    return shares

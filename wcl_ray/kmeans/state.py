@@ -1,0 +1,151 @@
+"""Where a k-means fit stands: what an iteration prints, and what its checkpoint holds."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+
+FILE = "kmeans.npz"
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One line of the story of a fit.
+
+    Attributes:
+        phase: sample, split or merge with the number of the cycle, coarse, fine or all.
+        number: within the phase, from 1.
+        objective: mean squared distance of the rows to their centroids, per granularity.
+        moved: share of the rows that changed their cluster (the largest over granularities).
+        imbalance: K · Σ p², p = share of a cluster; 1 is balanced (the largest).
+        empty: clusters that were empty; each gets half of another one that can be split.
+        seconds: of the whole step. straggler: slowest over median actor.
+        rate: share of the bare matrix product's speed that the slowest actor reached.
+    """
+
+    phase: str
+    number: int
+    limit: int
+    objective: tuple[float, ...]
+    moved: float
+    imbalance: float
+    empty: int
+    seconds: float
+    straggler: float
+    rate: float
+
+    def __str__(self) -> str:
+        objective = " ".join(f"{value:.5f}" for value in self.objective)
+        moved = f"{self.moved:.1%}" if self.number > 1 else "-"
+        return (
+            f"{self.phase:<7} {self.number:>2}/{self.limit}  objective {objective}  "
+            f"moved {moved}  imbalance {self.imbalance:.2f}  empty {self.empty}  "
+            f"{self.seconds:.2f} s  {self.rate:.0%} of sgemm  straggler {self.straggler:.2f}"
+        )
+
+
+@dataclass
+class Work:
+    """One phase of Lloyd's iterations, before, between or after its steps.
+
+    Attributes:
+        centroids: float32 (ΣK, d), of the next step. before: those of the last step, or None.
+        offsets: int, G + 1: granularity g has rows offsets[g] … offsets[g + 1] - 1.
+        active: granularities that still move. last: objective a granularity had.
+        number: steps done in this phase. share: of the rows, by a hash.
+        coarse: float32 (C, d), of two levels. groups: see :class:`wcl_ray.kmeans.worker.Step`.
+    """
+
+    phase: str
+    centroids: np.ndarray
+    offsets: tuple[int, ...]
+    share: float
+    limit: int
+    active: tuple[int, ...]
+    before: np.ndarray | None = None
+    last: dict[int, float] = field(default_factory=dict)
+    number: int = 0
+    coarse: np.ndarray | None = None
+    groups: tuple[int, ...] = ()
+
+    @staticmethod
+    def first(phase: str, parts: list[np.ndarray], share: float, limit: int) -> Work:
+        """Before the first step of a phase with these centroids per granularity."""
+        offsets = tuple(int(x) for x in np.cumsum([0] + [len(part) for part in parts]))
+        centroids = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+        return Work(phase, centroids, offsets, share, max(1, limit), tuple(range(len(parts))))
+
+    def part(self, centroids: np.ndarray, g: int) -> np.ndarray:
+        """Rows of granularity g."""
+        return centroids[self.offsets[g] : self.offsets[g + 1]]
+
+
+def save_work(folder: Folder, work: Work, fingerprint: str, history: list[Iteration]) -> None:
+    """Write a checkpoint, atomically."""
+    facts = {
+        "fingerprint": fingerprint,
+        "phase": work.phase,
+        "offsets": work.offsets,
+        "share": work.share,
+        "limit": work.limit,
+        "active": work.active,
+        "last": {str(g): value.hex() for g, value in work.last.items()},
+        "number": work.number,
+        "groups": work.groups,
+        "history": [asdict(row) for row in history],
+    }
+    arrays = {"centroids": work.centroids}
+    if work.before is not None:
+        arrays["before"] = work.before
+    if work.coarse is not None:
+        arrays["coarse"] = work.coarse
+    sink = io.BytesIO()
+    np.savez(sink, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+    folder.write(FILE, sink.getvalue())
+
+
+def load_work(
+    folder: Folder, fingerprint: str, dimensions: int
+) -> tuple[Work, list[Iteration]] | None:
+    """The checkpoint of a folder, None without one.
+
+    Raises:
+        UserError: it belongs to other vectors or other options.
+    """
+    if not folder.exists(FILE):
+        return None
+    with np.load(io.BytesIO(folder.read(FILE)), allow_pickle=False) as stored:
+        facts = json.loads(str(stored["facts"]))
+        arrays = {name: stored[name] for name in stored.files if name != "facts"}
+    width = arrays["centroids"].shape[1]
+    if width != dimensions:
+        raise UserError(
+            f"{folder.uri} holds the k-means of vectors with {width} dimensions, these have "
+            f"{dimensions}; use another folder"
+        )
+    if facts["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{folder.uri} holds the k-means of other vectors or with other options; use another "
+            "folder, or remove it to start anew"
+        )
+    work = Work(
+        phase=facts["phase"],
+        centroids=arrays["centroids"],
+        offsets=tuple(facts["offsets"]),
+        share=facts["share"],
+        limit=facts["limit"],
+        active=tuple(facts["active"]),
+        before=arrays.get("before"),
+        last={int(g): float.fromhex(value) for g, value in facts["last"].items()},
+        number=facts["number"],
+        coarse=arrays.get("coarse"),
+        groups=tuple(facts["groups"]),
+    )
+    rows = [Iteration(**{**row, "objective": tuple(row["objective"])}) for row in facts["history"]]
+    return work, rows

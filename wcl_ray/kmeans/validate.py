@@ -1,0 +1,107 @@
+"""What changes the result of a k-means fit, and the first look at its rows, which finds what is
+wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wcl_ray.errors import UserError
+from wcl_ray.kmeans.lloyd import BITS, Stats, exponent_of
+from wcl_ray.kmeans.worker import Scan
+from wcl_ray.kmeans.worker_group import Crew
+
+LARGEST = 1e15  # magnitude of values
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes the result of a fit; see :class:`wcl_ray.kmeans.kmeans.KMeans`."""
+
+    ks: tuple[int, ...]
+    spherical: bool
+    iterations: int
+    sample: int
+    sample_iterations: int
+    breathe: tuple[float, ...]
+    tolerance: float
+    settled: float
+    min_size: int
+    two_level: bool | None
+    refine: int
+    seed: int
+
+
+@dataclass
+class Data:
+    """What the coordinator knows of the rows."""
+
+    rows: int
+    dimensions: int
+    exponent: int
+    fingerprint: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def look(crew: Crew, options: Options) -> Data:
+    """Check the rows of all shards and put them on the grid.
+
+    Raises:
+        UserError: no rows, fewer than k, different dimensions, values that are not finite,
+            too large or too small, duplicate ids, or all rows equal.
+    """
+    scans: list[Scan] = crew.ask("scan")
+    rows = sum(scan.rows for scan in scans)
+    widths = sorted({scan.dimensions for scan in scans if scan.rows})
+    if rows == 0:
+        raise UserError("k-means: there are no vectors")
+    if len(widths) > 1:
+        raise UserError(f"k-means: the vectors have different lengths: {widths}")
+    check_finite(scans)
+    most = max(options.ks)
+    if rows < most:
+        raise UserError(f"k-means: k = {most} is more than the {rows} vectors there are")
+    twice = crew.duplicates()
+    if len(twice):
+        some = ", ".join(str(i) for i in twice[:5])
+        raise UserError(
+            f"k-means: {len(twice)} ids occur more than once ({some}); every row needs its own"
+        )
+    d, largest = widths[0], max(scan.largest for scan in scans)
+    if 0 < largest < 1 / LARGEST or largest > LARGEST:
+        raise UserError(
+            f"k-means: the largest value of the vectors is {largest:.3g}, whose square is no "
+            "float32; scale the vectors"
+        )
+    exponent = exponent_of(largest)
+    whole: Stats = crew.total(8 * d, "totals", exponent, d)
+    low, high = np.stack(crew.ask("bounds", exponent, d)).transpose(1, 0, 2)
+    if (high.max(0) - low.min(0) <= 2.0 ** (exponent - BITS)).all():  # one step of the grid
+        what = "point the same way" if options.spherical else "are equal"
+        raise UserError(f"k-means: all {rows} vectors {what}, there is nothing to cluster")
+    digest = hashlib.sha256(whole.sums.tobytes() + whole.squares.tobytes())
+    mark = sum(scan.mark for scan in scans) % 2**64
+    digest.update(repr((rows, d, mark, options)).encode())
+    data = Data(rows, d, exponent, digest.hexdigest()[:24])
+    zeros = sum(scan.zeros for scan in scans)
+    if zeros and options.spherical:
+        data.warnings.append(f"{zeros} vectors are zero and have no direction")
+    if rows < 39 * most:
+        data.warnings.append(f"k = {most} leaves {rows / most:.1f} rows a cluster; 39 are advised")
+    return data
+
+
+def check_finite(scans: list[Scan]) -> None:
+    """Raise a UserError that counts and names the rows with NaN or infinite values."""
+    bad = [(number, scan) for number, scan in enumerate(scans) if scan.bad]
+    if bad:
+        where = ", ".join(f"{scan.bad} in shard {number}" for number, scan in bad[:8])
+        ids = [name for _, scan in bad for name in scan.bad_names][:5]
+        total = sum(scan.rows for scan in scans)
+        raise UserError(
+            f"k-means: {sum(scan.bad for _, scan in bad)} of {total} vectors hold NaN or infinite "
+            f"values ({where}), the first with ids {', '.join(ids)}; leave them out or "
+            "mend what made them"
+        )

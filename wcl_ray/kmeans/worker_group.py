@@ -1,0 +1,189 @@
+"""The shard actors of one fit: started, asked together, summed up, and restarted by Ray.
+
+An actor reads its rows from the source, never from another actor, so a killed one comes back by
+itself and the call it died in is made again; one that dies over and over (its shard may be too
+large for the memory) ends the fit.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wcl_ray.device import device_for
+from wcl_ray.kmeans import blas
+from wcl_ray.kmeans.placement import find_homes
+from wcl_ray.kmeans.vectors import Vectors, duplicated
+from wcl_ray.kmeans.worker import Shard
+from wcl_ray.terminal import warn
+
+STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
+FAN_IN = 4
+PARTS = 64  # of the ids, between which equal ones are looked for; each actor makes an object a part
+RESTARTS = 16  # of each actor
+PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
+
+
+class Crew:
+    """Actors that each hold a shard.
+
+    Args:
+        actors: 0 = one for each ``cpus`` free CPUs (or each free GPU) of the cluster, but none
+            with fewer than ``LEAST`` rows.
+        cpus: of each actor; its whole part is the number of threads.
+        reduce: star, tree or auto (a tree above 64 MB of partial sums).
+    """
+
+    LEAST = 2000
+
+    def __init__(
+        self,
+        vectors: Vectors,
+        *,
+        actors: int,
+        cpus: float,
+        gpu: bool,
+        spherical: bool,
+        kernel: str,
+        seed: int,
+        reduce: str,
+    ) -> None:
+        if actors == 0:
+            name, each = ("GPU", 1.0) if gpu else ("CPU", max(cpus, 0.01))
+            able = free(name) // each
+            actors = int(max(1, min(able, vectors.rows // self.LEAST)))
+        threads = max(1, int(cpus))
+        remote, options = (
+            ray.remote(Shard),
+            {
+                "num_cpus": cpus,
+                "num_gpus": 1 if gpu else 0,
+                "max_restarts": RESTARTS,
+                "max_task_retries": RESTARTS,
+                "runtime_env": {"env_vars": _environment(threads)},
+            },
+        )
+        arguments = spherical, kernel, threads, seed, device_for(gpu)
+        self.vectors = vectors  # keeps the objects of a materialised data set alive
+        self.reduce = reduce
+        homes = find_homes(vectors, *(("GPU", 1.0) if gpu else ("CPU", cpus)))
+        self.pieces = homes.order(vectors).shards(actors)
+        self.actors: list[Any] = [
+            remote.options(**options, scheduling_strategy=strategy).remote(*arguments)
+            for strategy in homes.strategies(self.pieces)
+        ]
+        there = [actor.__ray_ready__.remote() for actor in self.actors]
+        waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
+        if waiting and homes.nodes:  # another job was faster there: the rows can be sent
+            for i, ready in enumerate(there):
+                if ready in waiting:
+                    ray.kill(self.actors[i])
+                    self.actors[i] = remote.options(**options, scheduling_strategy="SPREAD").remote(
+                        *arguments
+                    )
+                    there[i] = self.actors[i].__ray_ready__.remote()
+            waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
+        late = len(waiting)
+        if late:
+            need = f"{cpus:g} CPU(s)" + (" and a GPU" if gpu else "")
+            warn(
+                f"k-means: {late} of {len(there)} actors wait for {need} each; the cluster has "
+                f"{_counts(ray.cluster_resources())}, of which {_counts(ray.available_resources())}"
+                " are free"
+            )
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """What every actor answers, in order of the shards."""
+        return list(ray.get(self._call(method, arguments)))
+
+    def _call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        return [
+            actor.call.remote(pieces, method, *arguments)
+            for actor, pieces in zip(self.actors, self.pieces, strict=True)
+        ]
+
+    def total(self, size: int, method: str, *arguments: Any) -> Any:
+        """The sum of what the actors answer; ``size`` is that of one answer in bytes."""
+        refs = self._call(method, arguments)
+        tree = self.reduce == "tree" or (
+            self.reduce == "auto" and size * len(refs) > STAR_BYTES and len(refs) > FAN_IN
+        )
+        if not tree:
+            return functools.reduce(operator.add, ray.get(refs))
+        while len(refs) > 1:
+            refs = [
+                _add.remote(*refs[i : i + FAN_IN]) if i + 1 < len(refs) else refs[i]
+                for i in range(0, len(refs), FAN_IN)
+            ]
+        return ray.get(refs[0])
+
+    def duplicates(self) -> np.ndarray:
+        """Ids that occur more than once in all shards: int64, sorted."""
+        parts = min(len(self.actors), PARTS)
+        if parts == 1:
+            return duplicated(self.ask("duplicates", 1)[0])
+        dealt = [
+            actor.call.options(num_returns=parts).remote(pieces, "duplicates", parts)
+            for actor, pieces in zip(self.actors, self.pieces, strict=True)
+        ]
+        asked = [  # of the actors: no task has to be started for it
+            self.actors[i].call.remote(self.pieces[i], "duplicated", *[row[i] for row in dealt])
+            for i in range(parts)
+        ]
+        return np.sort(np.concatenate(ray.get(asked)))
+
+    def keep(self, method: str, *arguments: Any) -> list[Any]:
+        """References to what every actor answers; they outlive the actors."""
+        refs = self._call(method, arguments)
+        ray.wait(refs, num_returns=len(refs), fetch_local=False)
+        return refs
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+
+
+def free(resource: str, patience: float = 3.0) -> float:
+    """What is free of a resource; what others have just given back takes a moment to show."""
+    limit = time.monotonic() + patience
+    while True:
+        there = float(ray.available_resources().get(resource, 0.0))
+        if there >= ray.cluster_resources().get(resource, 0.0) or time.monotonic() > limit:
+            return there
+        time.sleep(0.1)
+
+
+def _counts(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
+def _add(*parts: Any) -> Any:
+    return functools.reduce(operator.add, parts)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Environment of the actors, which may come to run on any node."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if nodes == [ray.get_runtime_context().get_node_id()]:  # of the driver alone
+        return blas.environment(blas.cpu_flags(), threads)
+    asked = [
+        _cpu_flags.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+        ).remote()
+        for node in nodes
+    ]
+    return blas.environment(frozenset.intersection(*ray.get(asked)), threads)
+
+
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
+def _cpu_flags() -> frozenset[str]:
+    return blas.cpu_flags()

@@ -1,0 +1,261 @@
+"""What people look at after a search: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wcl_ray.report import panels
+from wcl_ray.report.axes import escape
+from wcl_ray.report.view import NAMES, STATUS, View, count, finite, number
+from wcl_ray.search.outcome import Outcome, Trial
+from wcl_ray.search.space import show
+from wcl_ray.terminal import clock
+
+STYLE = """
+:root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#57606a;--line:#d5dae0;
+--panel:#f5f7f9;--accent:#0b5cad;--bad:#b42318}
+@media (prefers-color-scheme:dark){:root{--paper:#14181d;--ink:#e8ecf1;--muted:#a7b0bb;
+--line:#333b45;--panel:#1c2229;--accent:#74b6f5;--bad:#ff9384}}
+@media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--muted:#444;--line:#bbb;
+--panel:#fff;--accent:#0b5cad;--bad:#b42318}*{print-color-adjust:exact}
+main{max-width:none!important;padding:0!important}.scroll{overflow:visible!important}
+table{font-size:7.5pt!important}summary{white-space:normal}figure,tr{break-inside:avoid}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif}
+main{max-width:1120px;margin:auto;padding:28px 16px 48px;overflow-wrap:anywhere}
+h1{font-size:1.6rem;line-height:1.2;margin:0 0 4px}h2{font-size:1.1rem;margin:0 0 8px}
+p{margin:0 0 8px;max-width:75ch}h1+p{max-width:none}
+.muted,figcaption{color:var(--muted);font-size:.875rem}
+a{color:inherit}.answer{background:var(--panel);border-left:4px solid var(--accent);
+border-radius:4px;padding:14px 18px;margin:18px 0 28px}.answer p:first-child{font-size:1.15rem}
+.answer p:last-child{margin:0}.answer .whole{white-space:nowrap}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));
+gap:36px 32px;margin-bottom:36px}figure{margin:0;min-width:0}
+section{margin-bottom:36px}svg{display:block;width:100%;height:auto}
+svg text{font-size:12.5px;fill:var(--ink)}svg a{text-decoration:none}
+.x,.axis,.name,.inside{text-anchor:middle}.y,.head{text-anchor:end}
+svg .x,svg .y,svg .bar{fill:var(--muted);font-variant-numeric:tabular-nums}
+svg .inside{font-size:9.5px}
+svg .name{font-weight:600;paint-order:stroke;stroke:var(--paper);stroke-width:4px;
+stroke-linejoin:round}
+.rules{stroke:var(--line);stroke-width:.75;fill:none}
+.tick{stroke:var(--muted)}.edge{fill:var(--paper)}.full{stroke:var(--ink);stroke-width:1.2;paint-order:stroke}
+.hollow{fill:var(--paper);stroke:var(--ink);stroke-width:1.6}
+.under,.halo{stroke:var(--paper);stroke-width:5;fill:none}
+.cross{stroke:var(--bad);stroke-width:2.4;fill:none}
+.ring{stroke:var(--ink);stroke-width:2.2;fill:none}.span{stroke:var(--ink);stroke-width:1.5}
+.bound{stroke:var(--muted);stroke-dasharray:5 4;stroke-width:1.3}
+.curve{fill:none;stroke:var(--muted);stroke-width:1.2;opacity:.5}
+.curve.whole{opacity:.85}.many .curve{stroke-width:.5;opacity:.4}
+.curve.top,.many .curve.top{stroke:var(--accent);stroke-width:3;opacity:1}
+.curve.base,.many .curve.base{stroke:var(--ink);stroke-width:2;stroke-dasharray:6 3;opacity:1}
+.key{display:flex;flex-wrap:wrap;gap:2px 14px;margin:0 0 6px;color:var(--ink)}
+.key svg{display:inline;width:22px;height:22px;vertical-align:-6px;margin-right:2px}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;line-height:1.35}
+th,td{padding:5px 8px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
+overflow-wrap:normal;white-space:nowrap;
+max-width:30rem;overflow:hidden;text-overflow:ellipsis}
+thead th{border-bottom:2px solid var(--muted);vertical-align:bottom}
+.number{text-align:right;font-variant-numeric:tabular-nums}
+tr:target,tr.top{background:var(--panel)}tr.top td{font-weight:600}
+tr:target td{border-bottom-color:var(--accent);border-top:2px solid var(--accent)}
+summary{cursor:pointer}pre{white-space:pre-wrap;overflow-wrap:anywhere;width:26rem;
+max-width:75vw;margin:4px 0;font-size:.8rem}summary{color:var(--bad)}
+dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:4px 18px;margin:0;
+font-size:.9rem}dt{color:var(--muted);max-width:14rem}dd{margin:0;min-width:0}
+.rho svg{width:160px;height:14px}
+@media (max-width:600px){svg text{font-size:15px}svg .inside{font-size:11px}}
+"""
+
+
+def page(outcome: Outcome) -> str:
+    """The results of a search as a self-contained HTML5 document: no network, no scripts."""
+    view = View(finite(outcome))
+    figures = [panels.response(view), panels.plane(view), panels.curves(view)]
+    figures += [panels.against(view, key) for key in view.others]
+    title = f"Search {escape(outcome.name)}"
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="muted">{_summary(view)}</p>',
+        f'<section class="answer" aria-label="Answer">{_answer(view)}</section>',
+        f'<div class="grid">{"".join(filter(None, figures))}</div>' if outcome.trials else "",
+        _table(view),
+        _correlations(view),
+        _facts(view),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main></body></html>\n"
+    )
+
+
+def _summary(view: View) -> str:
+    o = view.outcome
+    kinds = [(sum(t.status == k for t in o.trials), text) for k, text in STATUS.items()]
+    told = ", ".join(f"{n:,} {text}" for n, text in kinds if n)
+    told = count(len(o.trials), "trial") + (f" ({told})" if told else "")
+    better = "higher" if o.mode == "max" else "lower"
+    return escape(
+        f"{told} of {count(o.epochs, 'epoch')} in {clock(o.seconds)}; {better} {view.metric}"
+        " is better"
+    )
+
+
+def _answer(view: View) -> str:
+    o, best, error = view.outcome, view.best, view.outcome.standard_error()
+    if best is None or best.score is None:
+        why = "No trial was run." if not o.trials else "No trial has a score, so there is no best."
+        return f"<p>{why}</p>"
+    text = view.text(best.score)
+    sure = f" ± {error:.1%}" if error is not None else ""
+    on = f" on {count(o.validation, 'validation image')}" if o.validation else ""
+    setting = view.setting_html(best) or "the only setting"
+    first = f"Best: <strong>{setting}</strong> with {escape(view.metric)} <strong>{text}{sure}"
+    first += f"</strong>{' (standard error)' if sure else ''}{on} after "
+    first += f"{count(best.epoch, 'epoch')}{_against_default(view, best, error)}."
+    notes = [f"The best of {count(len(view.full), 'measured score')} is optimistic"]
+    if len(view.full) == 1:
+        notes = ["Only one trial got this far, so nothing compares with it"]
+    elif error is not None:
+        near = sum(abs((t.score or 0.0) - best.score) <= error for t in view.full if t is not best)
+        verb = "trial lies" if near == 1 else "trials lie"
+        notes.append(
+            f"{near or 'no'} other {verb} within one standard error of it, which counts the chance"
+            " of the validation images, not that of the seed"
+        )
+    return f"<p>{first}</p><p>{'; '.join(notes)}.</p>"
+
+
+def _against_default(view: View, best: Trial, error: float | None) -> str:
+    default = next((t for t in view.trials if t.default), None)
+    if default is None:
+        return ""
+    if default is best:
+        return "; that is the default configuration"
+    setting = view.setting_html(default)
+    if default.score is None or default.status == "failed":
+        return f"; the default configuration ({setting}) has no score"
+    text = f"; the default configuration ({setting}) has {view.text(default.score)}"
+    if default not in view.full:
+        return f"{text} after {count(default.epoch, 'epoch')} only, which does not compare"
+    gap = abs((best.score or 0.0) - default.score)
+    if error is not None and gap <= 2 * error:
+        text += ", and a gap of less than two standard errors may be chance"
+    return text
+
+
+def _table(view: View) -> str:
+    o = view.outcome
+    if not view.trials:
+        return ""
+
+    def figure(key: str, form: str) -> Callable[[Trial], str]:
+        def text(t: Trial) -> str:
+            value = number(t.quality.get(key, t.figures.get(key)))
+            return "–" if value is None else format(value, form)
+
+        return text
+
+    places = {t.number: str(i + 1) for i, t in enumerate(view.full)}
+    columns: list[tuple[str, str, Callable[[Trial], str], bool]] = [
+        ("rank", "among trials with all epochs", lambda t: places.get(t.number, "–"), True),
+        ("trial", "in the order of the starts", lambda t: str(t.number), True),
+        ("status", "", lambda t: _status(view, t), False),
+    ]
+    for key in view.keys:
+        numeric = all(number(t.values[key]) is not None for t in view.trials if key in t.values)
+
+        def value(t: Trial, key: str = key) -> str:
+            return show(t.values[key]) if key in t.values else "–"
+
+        columns.append((view.name(key), key, value, numeric))
+    columns += [
+        ("epochs", "trained at the last evaluation", lambda t: f"{t.epoch}/{o.epochs}", True),
+        (view.metric, "", lambda t: "–" if t.score is None else view.text(t.score), True),
+    ]  # fmt: skip
+    optional = [("knn", "kNN", ".1%", "nearest neighbours"), ("probe", "probe", ".1%", "linear")]
+    optional += [("clusters", "K", ",.0f", "clusters")]
+    optional += [("i_zt", "I(Z;T)", ".2f", "bits"), ("h_z_t", "H(Z|T)", ".2f", "bits")]
+    chance = "I(Z;T) less what shuffled clusters of these sizes would know, bits"
+    optional.insert(-1, ("i_zt_adjusted", "above chance", ".2f", chance))
+    for key, head, form, title in optional:
+        text = figure(key, form)
+        if key != o.metric and any(text(t) != "–" for t in view.trials):
+            columns.append((head, title, text, True))
+    columns.append(("time", "h:mm:ss, restarts included", lambda t: clock(t.seconds), True))
+    heads = "".join(
+        f'<th scope="col"{" class=number" if right else ""} title="{escape(title)}">'
+        f"{escape(head)}</th>"
+        for head, title, _, right in columns
+    )
+    failed = any(t.error for t in view.trials)
+    heads += '<th scope="col">error</th>' if failed else ""
+    rows = []
+    for t in view.trials:
+        cells = "".join(
+            f"<td{' class=number' if right else ''}>{escape(text(t))}</td>"
+            for _, _, text, right in columns
+        )
+        cells += f"<td>{_error(t)}</td>" if failed else ""
+        top = ' class="top"' if t is view.best else ""
+        rows.append(f'<tr id="trial-{t.number}"{top}>{cells}</tr>')
+    return (
+        '<section><h2 id="trials">Trials</h2><div class="scroll" tabindex="0" role="region"'
+        f' aria-labelledby="trials"><table><thead><tr>{heads}</tr></thead><tbody>\n'
+        f"{chr(10).join(rows)}\n</tbody></table></div></section>"
+    )
+
+
+def _status(view: View, t: Trial) -> str:
+    words = [STATUS[t.status]] + ["best"] * (t is view.best) + ["default"] * t.default
+    return ", ".join(words + ([count(t.restarts, "restart")] if t.restarts else []))
+
+
+def _error(t: Trial) -> str:
+    lines = [line.strip() for line in t.error.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    gist = lines[-1]  # of a traceback, what happened
+    gist = gist if len(gist) <= 60 else gist[:59] + "…"
+    return f"<details><summary>{escape(gist)}</summary><pre>{escape(t.error)}</pre></details>"
+
+
+def _correlations(view: View) -> str:
+    known = {k: r for k, v in view.outcome.correlations.items() if (r := number(v)) is not None}
+    if not known:
+        return ""
+    rows = []
+    for key, rho in sorted(known.items(), key=lambda item: (-item[1], item[0])):
+        words = "about the same order" if rho >= 0.8 else "a similar order" if rho >= 0.5 else ""
+        words = words or ("a faint hint" if rho >= 0.25 else "no better than chance")
+        words = "a misleading order" if rho <= -0.25 else words
+        at = 80 + 78 * min(1.0, max(-1.0, rho))
+        bar = f'<path class="bound" d="M80 0V14"/><rect x="{min(80, at):.1f}" y="3" height="8"'
+        bar += f' width="{abs(at - 80):.1f}" fill="var(--accent)"/>'
+        rows.append(
+            f'<tr><th scope="row">{escape(NAMES.get(key, key))}</th><td class="number">{rho:+.2f}'
+            f'</td><td><svg viewBox="0 0 160 14" aria-hidden="true">{bar}</svg></td>'
+            f"<td>{words}</td></tr>"
+        )
+    where = view.outcome.facts.get("rank correlations", "the trials")
+    return (
+        "<section><h2>Without a label</h2>"
+        f"<p>How well each figure that needs no label would have ranked these trials: Spearman's "
+        f"rank correlation with {escape(view.metric)} over {escape(where)}. 1 is the same order, 0 "
+        "chance, −1 the reverse; every figure counts so that larger is better (uniformity and "
+        'alignment with their sign turned).</p><div class="scroll"><table class="rho"><thead><tr>'
+        '<th scope="col">figure</th><th scope="col" class="number">correlation</th>'
+        '<th scope="col">−1 to 1</th><th scope="col">it would have given</th></tr></thead><tbody>'
+        f"{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _facts(view: View) -> str:
+    facts = {k: v for k, v in view.outcome.facts.items() if k != "rank correlations"}
+    if not facts:
+        return ""
+    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    return f"<section><h2>The search</h2><dl>{pairs}</dl></section>"

@@ -1,0 +1,73 @@
+"""Evaluate a finished run on its own images or on others (``jobs/evaluate.py``)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from wcl_ray.config import EvaluateConfig, ScaleConfig
+from wcl_ray.evaluate.left_out import left_out
+from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
+from wcl_ray.runs.fit import gpus
+from wcl_ray.runs.images import open_images
+from wcl_ray.runs.nodes import connect
+from wcl_ray.runs.preflight import check_labels
+from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.trained import Trained
+from wcl_ray.storage import check_target, write_file
+from wcl_ray.terminal import say, warn
+
+
+def evaluate_run(
+    run: str,
+    given: dict[str, str | None],
+    evaluate: EvaluateConfig,
+    scale: ScaleConfig,
+    endpoint: str | None = None,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Embed images with the encoder of a run and measure it.
+
+    Args:
+        run: run folder, a path or URI.
+        given: options of ``data`` that replace those of the run; None keeps the run's.
+
+    Raises:
+        UserError: no run, no trained encoder yet, or wrong data options.
+    """
+    if out is not None:
+        check_target(out, "--out", endpoint)
+    trained = Trained.open(run, endpoint)
+    config = replace(trained.config, evaluate=evaluate, scale=scale)
+    data = trained.data(given)
+    connect(config)
+    with Usage() as usage:
+        with usage.stage("images"):
+            images = open_images(data, config.storage, config.seed)
+            say("images", images.train.describe())
+            rows, test = images.train_images(), images.test_images()
+            if test is None:
+                total = images.metadata().count()
+            else:  # what is wrong with the labels is found before anything is embedded
+                found = check_labels(images)
+                total = found["train_images"]
+                test = subset(test, evaluate.max_images, found["test_images"], config.seed)
+        with usage.stage("evaluate"):
+            figures = evaluate_encoder(
+                trained.weights,
+                subset(rows, evaluate.max_images, total, config.seed),
+                test,
+                label=images.label,
+                store_size=config.data.stored_size,
+                config=evaluate,
+                seed=config.seed,
+                gpu=gpus(scale) > 0,
+            )
+    print(f"\n{results_table({config.clusters.kind: figures})}\n")
+    for text in left_out(figures):
+        warn(text)
+    usage.report()
+    if out is not None:
+        write_file(out, json.dumps(figures, indent=2).encode(), endpoint)
+    return figures

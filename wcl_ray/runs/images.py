@@ -1,0 +1,261 @@
+"""The opened sources of a run, its hold-out split, and stage 1 on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.data import Dataset
+
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.cache import cache_folder, cached_clustering
+from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
+from wcl_ray.clusters.quality import Quality, measure, render, warning
+from wcl_ray.config import ClustersConfig, Config, DataConfig
+from wcl_ray.data.demo import demo_data
+from wcl_ray.data.fingerprint import fingerprint
+from wcl_ray.data.sources.base import ID, Source, open_source
+from wcl_ray.data.split import held_groups, held_out
+from wcl_ray.data.stream import positions_of
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import warn
+
+VALIDATION_SALT = 104_729  # so that the validation split does not repeat the test split
+
+
+@dataclass(frozen=True)
+class Images:
+    """Sources of a run. Without ``test`` a share of ``train`` is held out when there is a label.
+
+    With ``validation`` a share of what is then left for training is set aside, and takes the place
+    of the test images, which are not read at all.
+
+    Attributes:
+        holdout: share held out; 0 when there is a test source or no label.
+        group: column whose values are kept whole by both splits.
+    """
+
+    train: Source
+    test: Source | None
+    label: str | None
+    holdout: float
+    seed: int
+    group: str | None = None
+    validation: float = 0.0
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Metadata columns. Not the group's own, which names single groups: it is read only where
+        it is among ``clusters.columns``."""
+        return tuple(name for name in self.train.columns if name != self.group)
+
+    def whole(self) -> Images:
+        """The same without a validation split."""
+        return replace(self, validation=0.0)
+
+    def facts(self) -> dict[str, Any]:
+        """What tells the training images from others, for the cache.
+
+        Raises:
+            OSError: the files cannot be listed.
+        """
+        split: dict[str, Any] = {"holdout": self.holdout, "validation": self.validation}
+        if self.holdout or self.validation:
+            split |= {"seed": self.seed, "group": self.group}
+        return {"fingerprint": fingerprint(self.train), **split}
+
+    def metadata(self, columns: Sequence[str] = (), training: bool = True) -> Dataset:
+        """Metadata of the train source's rows on one side, see :meth:`Source.metadata`."""
+        return self._side(self.train.metadata(self._with_group(columns)), columns, training)
+
+    def train_images(self) -> Dataset:
+        columns = [self.label] if self.label else []
+        return self._side(self.train.images(self._with_group(columns)), columns, training=True)
+
+    def test_images(self) -> Dataset | None:
+        """Images the encoder never sees; None when there are none (no label, no validation)."""
+        columns = [self.label] if self.label else []
+        if not self.validation:
+            if self.label is None:
+                return None
+            if self.test is not None:
+                return self.test.images(columns)
+        return self._side(self.train.images(self._with_group(columns)), columns, training=False)
+
+    def test_metadata(self, columns: Sequence[str] = ()) -> Dataset:
+        """Metadata of the test images, see :meth:`Source.metadata`."""
+        if self.test is not None and not self.validation:
+            return self.test.metadata(columns)
+        return self.metadata(columns, training=False)
+
+    def test_count(self) -> int:
+        """Number of the test images.
+
+        Raises:
+            UserError: the split left none.
+        """
+        count = int(self.test_metadata().count())
+        if not count and (self.test is None or self.validation):
+            few = f": {self.group!r} has too few values" if self.group else ""
+            option = "--validation" if self.validation else "--data.holdout"
+            raise UserError(f"no image is held out{few}; give a larger {option} or another --seed")
+        return count
+
+    def _with_group(self, columns: Sequence[str]) -> list[str]:
+        split = self.group if self.holdout or self.validation else None
+        return list(dict.fromkeys([*columns, *([split] if split else [])]))
+
+    def _side(self, rows: Dataset, columns: Sequence[str], training: bool) -> Dataset:
+        """The rows of one side of the last split, without a column that only it needed."""
+        if not (self.holdout or self.validation):
+            return rows
+        group, seed = self.group, self.seed
+        holdout, validation = self.holdout, self.validation
+
+        def out(table: pa.Table, share: float, seed: int) -> np.ndarray:
+            ids = table[ID].to_numpy()
+            if group is None:
+                return held_out(ids, share, seed)
+            return held_groups(table[group], ids, share, seed)
+
+        def keep(table: pa.Table) -> Iterator[pa.Table]:  # errors of generators come through
+            kept: np.ndarray = np.ones(table.num_rows, dtype=bool)
+            if holdout:
+                kept = out(table, holdout, seed)
+                if training or validation:
+                    kept = ~kept
+            if validation:
+                kept &= out(table, validation, seed + VALIDATION_SALT) != training
+            table = table.filter(pa.array(kept))
+            yield table if group is None or group in columns else table.drop_columns([group])
+
+        return rows.map_batches(keep, batch_format="pyarrow", batch_size=None)
+
+
+def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0.0) -> Images:
+    """Open the sources and check their columns; renders the demo data where no path is given.
+
+    Raises:
+        UserError: nothing there, or a column that is not.
+    """
+    if data.path is None:
+        demo = demo_data(Folder(storage, data.endpoint), data.demo_images, seed)
+        data = replace(data, path=demo.train, eval_path=data.eval_path or demo.test)
+    train = open_source(data)
+    test = open_source(data, data.eval_path) if data.eval_path else None
+    for note in dict.fromkeys((*train.notes, *(test.notes if test else ()))):
+        warn(note)
+    if data.label in ("feature", "view"):
+        raise UserError(f"data.label {data.label!r} is a name that wcl_ray uses itself; rename it")
+    if data.label is not None:
+        train.check_columns([data.label], "data.label")
+        if test is not None:
+            test.check_columns([data.label], "data.label")
+    holdout = data.holdout if data.label and test is None else 0.0
+    if data.group is not None:
+        train.check_columns([data.group], "data.group")
+    return Images(train, test, data.label, holdout, seed, data.group, validation)
+
+
+def build_clusters(
+    config: Config, images: Images, *, strict: bool = True, show: bool = True
+) -> tuple[Clustering, list[Quality]]:
+    """Stage 1 and its quality report, from the cache where it holds them.
+
+    Args:
+        strict: one cluster only, or single images only, are an error.
+        show: print the report.
+
+    Raises:
+        UserError: see :func:`wcl_ray.clusters.metadata.cluster_metadata`; a label with one class.
+    """
+    clustering = _clustering(config, config.clusters, images)
+    label = images.label
+    if label is not None and clustering.classes < 2:
+        what = "one class only" if clustering.classes else "no value at all"
+        raise UserError(f"data.label {label!r} has {what}; evaluation needs at least two classes")
+    if strict:
+        check(clustering.assignment, config.clusters.kind)
+    quality = qualities(clustering.assignment, clustering.labels, config)
+    if show and (config.clusters.kind != "kmeans" or quality[0].clusters < quality[0].images):
+        report(clustering, quality, config)
+    return clustering, quality
+
+
+def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clustering:
+    """Clusters of the metadata from the cache, or made; of any use or not."""
+    source, label = images.train, images.label
+    source.check_columns(clusters.columns, "clusters.columns")
+    columns = columns_of(clusters, label, images.available)
+    wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
+
+    def make(options: ClustersConfig) -> Clustering:
+        rows = images.metadata(wanted)
+        return cluster_metadata(rows, options, label, images.available, config.seed, strict=False)
+
+    # ids alone are not worth an entry
+    folder, facts = cache_of(config, images) if wanted else (None, {})
+    data = facts | {"label": label}
+    return cached_clustering(folder, data, clusters, columns, config.seed, make)
+
+
+def cache_of(config: Config, images: Images) -> tuple[Folder | None, dict[str, Any]]:
+    """The cache and what tells the training images from others; None where there is no cache, or
+    where the files cannot be listed."""
+    folder = cache_folder(config)
+    if folder is None:
+        return None, {}
+    try:
+        return folder, images.facts()
+    except OSError as error:
+        warn(f"the files of {images.train.uri} cannot be listed ({error}), so nothing is cached")
+        return None, {}
+
+
+def alone(config: Config, images: Images) -> Clustering:
+    """Every training image alone, and their labels."""
+    return _clustering(config, ClustersConfig(kind="instance"), images)
+
+
+def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> list[Quality]:
+    """Measures of each granularity."""
+    group = 1 if config.clusters.kind == "instance" else config.clusters.group
+    return [
+        measure(name, table.clusters[:, i], labels, config.train.batch_size, group)
+        for i, name in enumerate(table.names)
+    ]
+
+
+def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray | None:
+    """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
+    if images.label is None:
+        return None
+    found = alone(config, images.whole())  # which a search has asked for already
+    assert found.labels is not None
+    place = positions_of(found.assignment.ids, ids)
+    return np.where(place >= 0, found.labels[place], np.int32(-1))
+
+
+def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:
+    """Print what the clusters are made of and how good they are."""
+    if clustering.chosen:
+        names = [f"{a.name} ({a.entropy:.2f} bits)" for a in clustering.chosen]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        print(f"attributes: {', '.join(names[:6])}{more}")
+    for name, reason in clustering.skipped.items():
+        print(f"left out: column {name!r}, {reason}")
+    show_quality(quality, config)
+    for note in clustering.notes:
+        warn(note)
+
+
+def show_quality(quality: list[Quality], config: Config) -> None:
+    """Print the table of measures, and what is odd in it."""
+    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    if config.clusters.kind != "instance":
+        for text in filter(None, map(warning, quality)):
+            warn(text)

@@ -1,0 +1,105 @@
+"""Images that lie elsewhere than when a run was started: the same ones, or an error.
+
+The ids of images are the user's own, or hashes of names relative to the folder, so they stay when
+the folder is moved. Which ids a run has is in its ``config.json`` as a count and a hash.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import Dataset
+
+from wcl_ray.clusters.cache import array_digest
+from wcl_ray.config import Config
+from wcl_ray.data.sources.base import ID
+from wcl_ray.errors import UserError
+from wcl_ray.runs.images import Images
+from wcl_ray.runs.stored import FILE, PLACES, flat, read_stored
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say, warn
+
+TRAIN, TEST = "train", "test"
+
+
+def facts_of(ids: np.ndarray) -> dict[str, Any]:
+    """Count and hash of sorted ids, int64 (N,)."""
+    return {"count": len(ids), "ids": array_digest(ids)}
+
+
+def facts_of_tests(images: Images) -> dict[str, Any]:
+    """The same of test images that have a source of their own, by side."""
+    if images.test is None or images.label is None or images.validation:
+        return {}
+    return {TEST: _facts(images.test.metadata())}
+
+
+def moves(run: Folder, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Places that are others than when the run was started: option → (then, now)."""
+    old = flat(read_stored(run, type(config)).options)
+    new = flat(config.to_dict())
+    return {name: (old[name], new[name]) for name in PLACES if old[name] != new[name]}
+
+
+def check_moves(
+    run: Folder, config: Config, images: Images, train: dict[str, Any] | None = None
+) -> None:
+    """Go on with images from another place when they are those of the run; it is noted there.
+
+    Args:
+        train: facts of the run's training images where ``config.json`` has none.
+
+    Raises:
+        UserError: they are not.
+    """
+    found = moves(run, config)
+    if not found:
+        return
+    known = read_stored(run, type(config)).images
+    train = known.get(TRAIN) or train
+    if train is None:
+        old, new = next(iter(found.values()))
+        raise UserError(
+            f"{run.uri} was started with images in {old} and does not tell whether those in {new} "
+            "are the same; put them there, or choose another --name"
+        )
+    _compare("data.path", config.data.path, "training", train, _facts(images.metadata()))
+    now = facts_of_tests(images).get(TEST)
+    if now is not None and TEST in known:
+        _compare("data.eval-path", config.data.eval_path, "test", known[TEST], now)
+    elif now is not None and "data.eval_path" in found:
+        warn(f"whether {config.data.eval_path} holds the run's test images is not known")
+    content = json.loads(run.read(FILE))
+    for name, (old, new) in found.items():
+        content["config"]["data"][name.partition(".")[2]] = new
+        say("moved", f"{name.replace('_', '-')} was {old}, now {new}; the ids are the same")
+    run.write(FILE, json.dumps(content, indent=2).encode())
+
+
+def _compare(
+    option: str, where: str | None, what: str, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    if old == new:
+        return
+    if old["count"] == new["count"]:
+        text = f"{new['count']:,} {what} images, but not those of the run (other ids)"
+    else:
+        text = f"{new['count']:,} {what} images, the run has {old['count']:,}"
+    raise UserError(
+        f"--resume: {option} {where} holds {text}; give the place where its files are now, or "
+        "start a new run under another --name"
+    )
+
+
+def _facts(rows: Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = ray.get(_read.remote(rows.select_columns([ID]).to_arrow_refs()))
+    return found
+
+
+@ray.remote(num_cpus=0)
+def _read(refs: list[Any]) -> dict[str, Any]:
+    parts = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
+    return facts_of(np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64))

@@ -1,0 +1,141 @@
+"""Where the time of a run went, and what it took of the object store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from wcl_ray.data.data_stats import Pass, taken
+from wcl_ray.terminal import bytes_text, say
+
+EVERY = 2.0  # seconds between two looks at the object store
+
+
+class Usage:
+    """Times of the stages, and the object store, looked at by a thread while the run lasts.
+
+    Attributes:
+        seconds: stage → seconds, in order of their first start.
+        peak: most bytes seen in the object stores of all nodes together.
+        capacity: of all object stores, in bytes, when the most was seen.
+        passes: what Ray Data's passes took, added up by :meth:`to_dict`.
+        spilled, restored: bytes written to disk, and read back, since the start, by all that
+            runs on the cluster.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak = self.capacity = 0
+        self.spilled = self.restored = 0
+        self.passes: dict[str, Pass] = {}
+        self._before: tuple[int, int] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Usage:
+        taken()  # of an earlier run in this process
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside to a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def look(self) -> None:
+        """One look at the object stores."""
+        store = store_stats()
+        if store is None:
+            return
+        now = (store.spilled_bytes_total, store.restored_bytes_total)
+        before, self._before = self._before or now, now
+        # nodes that are gone take their counts with them, so that a sum may fall
+        self.spilled += max(0, now[0] - before[0])
+        self.restored += max(0, now[1] - before[1])
+        if store.object_store_bytes_used >= self.peak:
+            self.peak = store.object_store_bytes_used
+            self.capacity = store.object_store_bytes_avail
+
+    def _watch(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.wait(EVERY)
+            self.look()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``results.json``."""
+        for name, found in taken().items():
+            self.passes[name] = self.passes.get(name, Pass()) + found
+        return {
+            "seconds": {name: round(s, 1) for name, s in self.seconds.items()},
+            "object_store_peak": self.peak,
+            "object_store": self.capacity,
+            "spilled": self.spilled,
+            "restored": self.restored,
+            "data": {name: asdict(found) for name, found in self.passes.items()},
+        }
+
+    def report(self, more: dict[str, Any] | None = None) -> None:
+        """Print the end-of-run lines.
+
+        Args:
+            more: figures of the workers, see :func:`summary`.
+        """
+        for what, text in summary(self.to_dict() | (more or {})):
+            say(what, text)
+
+
+def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The end-of-run lines: (what, text).
+
+    Args:
+        figures: of :meth:`Usage.to_dict`, and optionally ``images_per_second``, ``wait`` (share of
+            the training time spent waiting for data) and ``restarts``.
+    """
+    times = ", ".join(f"{name} {s:.0f} s" for name, s in figures["seconds"].items())
+    store = (
+        f"peak {bytes_text(figures['object_store_peak'])} of "
+        f"{bytes_text(figures['object_store'])}, spilled {bytes_text(figures['spilled'])}"
+    )
+    if figures["restored"]:
+        store += f", read back {bytes_text(figures['restored'])}"
+    lines = [("time", times), ("store", store)]
+    for name, work in figures["data"].items():
+        text = (
+            f"{name}: {work['rows']:,} rows, {work['tasks']} task(s) on {work['nodes']} node(s), "
+            f"{work['cpu_seconds']:.1f} s of CPU"
+        )
+        lines.append(("data", text))
+    if "wait" in figures:
+        text = (
+            f"{figures['images_per_second']:,.0f} images/s, {figures['wait']:.0%} of the time "
+            f"waiting for data, {figures['restarts']} restart(s)"
+        )
+        lines.append(("workers", text))
+    return lines
+
+
+def store_stats() -> Any:
+    """Counts of the object stores of all nodes together, None where they cannot be had."""
+    from ray._private.internal_api import get_memory_info_reply  # what `ray memory` prints
+
+    try:
+        return get_memory_info_reply(ray._private.state.state, timeout_seconds=10).store_stats
+    except Exception:  # a look only; the cluster may be busy or going down
+        return None

@@ -1,0 +1,77 @@
+"""A finished run as other jobs use it: its options, its encoder, and other images for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ray.data import Dataset
+
+from wcl_ray.config import Config, DataConfig, ScaleConfig
+from wcl_ray.errors import UserError
+from wcl_ray.evaluate.embed import embed, resources
+from wcl_ray.runs.fit import gpus
+from wcl_ray.runs.rounds import ENCODER, PROJECTOR
+from wcl_ray.runs.stored import read_stored
+from wcl_ray.storage import Folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Attributes:
+    weights: content of ``encoder.safetensors``.
+    """
+
+    folder: Folder
+    config: Config
+    weights: bytes = field(repr=False)
+
+    @staticmethod
+    def open(run: str, endpoint: str | None = None) -> Trained:
+        """Read a run folder.
+
+        Raises:
+            UserError: no run, or no trained encoder yet.
+        """
+        folder = Folder(run.rstrip("/"), endpoint)
+        stored = read_stored(folder)
+        if not folder.exists(ENCODER):
+            raise UserError(f"{run} has no {ENCODER} yet: finish it with pretrain.py … --resume")
+        return Trained(folder, stored.config(Config), folder.read(ENCODER))
+
+    def projector(self) -> bytes:
+        """Content of ``projector.safetensors``.
+
+        Raises:
+            UserError: the run is of a version that did not export it.
+        """
+        if not self.folder.exists(PROJECTOR):
+            raise UserError(f"{self.folder.uri} has no {PROJECTOR}; use the backbone's features")
+        return self.folder.read(PROJECTOR)
+
+    def data(self, given: dict[str, Any]) -> DataConfig:
+        """Options of the images: those of the run, replaced by the given ones (None: not given).
+        With another path nothing of the run's own sources holds."""
+        changed = {key: value for key, value in given.items() if value is not None}
+        data = self.config.data
+        if "path" in changed:
+            none = dict.fromkeys(("path", "eval_path", "id", "image", "group", "encoding"))
+            data = replace(data, **none, format="auto")  # type: ignore[arg-type]
+        return replace(data, **changed)
+
+    def embed(
+        self,
+        rows: Dataset,
+        features: Literal["projector", "backbone"],
+        scale: ScaleConfig,
+        columns: tuple[str, ...] = (),
+    ) -> Dataset:
+        """Features of images, see :func:`wcl_ray.evaluate.embed.embed`."""
+        return embed(
+            rows,
+            self.weights,
+            store_size=self.config.data.stored_size,
+            columns=columns,
+            **resources(gpus(scale)),
+            projector=self.projector() if features == "projector" else None,
+        )
