@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.sources.base import ID, IMAGE, open_source
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import ID, IMAGE
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.runs.nodes import quiet_ray
 

@@ -33,9 +33,10 @@ from PIL import Image
 from wcl_ray.config import DataConfig
 from wcl_ray.data.decode import check_header, decode_batch
 from wcl_ray.data.sources import folder as source_folder
+from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
 from wcl_ray.data.sources import webdataset as source_webdataset
-from wcl_ray.data.sources.base import FAULT, IMAGE, Source, open_source
+from wcl_ray.data.sources.base import FAULT, IMAGE, Source
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES
 from wcl_ray.errors import find_user_error
 from wcl_ray.terminal import table

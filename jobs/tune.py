@@ -29,9 +29,10 @@ def main() -> None:
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
 
     def body() -> None:
-        from wcl_ray.search.run import search  # after the options: --help stays fast
+        from wcl_ray.report.page import page  # after the options: --help stays fast
+        from wcl_ray.search.run import search
 
-        search(config)
+        search(config, page)
 
     run_job(body)
 

@@ -19,7 +19,8 @@ from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, _locate, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import evaluate_encoder

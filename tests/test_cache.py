@@ -23,16 +23,19 @@ from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, TrainConfig
 from wcl_ray.data import fingerprint as fingerprints
 from wcl_ray.data.fingerprint import covers_images, fingerprint
-from wcl_ray.data.sources.base import FAULT, ID, open_source
+from wcl_ray.data.images import Images, open_images
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import FAULT, ID
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate import feature_cache
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.runs import cluster as cluster_job
-from wcl_ray.runs import images, round_clusters, trained
+from wcl_ray.runs import clusters as run_clusters
+from wcl_ray.runs import round_clusters, trained
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.fit import Scale
-from wcl_ray.runs.images import Images, build_clusters, open_images
 from wcl_ray.storage import Folder
 
 N = 96
@@ -140,13 +143,13 @@ def test_what_was_made_is_found_again(
 @pytest.mark.usefixtures("ray_local")
 def test_granularities_are_kept_one_by_one(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []
-    real = images.cluster_metadata
+    real = run_clusters.cluster_metadata
 
     def spy(rows: Any, options: ClustersConfig, *args: Any, **kwargs: Any) -> Clustering:
         made.append(options.top_k)
         return real(rows, options, *args, **kwargs)
 
-    monkeypatch.setattr(images, "cluster_metadata", spy)
+    monkeypatch.setattr(run_clusters, "cluster_metadata", spy)
 
     def at(*top_k: int, place: str | None = None) -> Clustering:
         options = replace(config.clusters, top_k=top_k)
@@ -482,7 +485,7 @@ def test_clusters_of_features(
     clusters = ClustersConfig(kind="kmeans", k=(3, 6))
     config = replace(config, clusters=clusters, train=replace(config.train, rounds=3))
     opened = open_images(config.data, config.storage, config.seed)
-    base = images.alone(config, opened).assignment
+    base = run_clusters.alone(config, opened).assignment
     stream = plan_stream(opened.train.images(), base.ids, config.data)
     scale = Scale(1, 1, 1.0, False)
 

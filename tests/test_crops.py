@@ -19,7 +19,7 @@ from wcl_ray.config import AugmentConfig, DataConfig, ModelConfig
 from wcl_ray.data.augment import Augment, centre_boxes, normalise, resized_crop
 from wcl_ray.data.decode import _enough, _open, decode_batch, decode_crops, decode_one
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.sources.base import open_source
+from wcl_ray.data.sources import open_source
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.evaluate.embed import DISTANCE, embed, feature_matrix
 from wcl_ray.evaluate.spread import distances

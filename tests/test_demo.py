@@ -22,7 +22,7 @@ from wcl_ray.data import demo
 from wcl_ray.data.demo import DemoPaths, contact_sheet, demo_data, make_demo
 from wcl_ray.data.demo_notes import BITS, COINS, SPECIES, TRAITS, take_notes, true_information
 from wcl_ray.data.demo_render import draw
-from wcl_ray.data.sources.base import list_files
+from wcl_ray.data.sources.listing import list_files
 from wcl_ray.storage import Folder
 
 

@@ -17,7 +17,8 @@ from pictures import png, write_parquet
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.sources.base import FAULT, ID, KEY, open_source
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.evaluate import knn, probe
 from wcl_ray.evaluate.embed import (

@@ -27,10 +27,11 @@ from wcl_ray.config import (
     ScaleConfig,
     TrainConfig,
 )
+from wcl_ray.data.images import open_images
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.runs.images import build_clusters, open_images
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.train.worker import Worker, train_worker
 

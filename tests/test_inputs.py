@@ -19,7 +19,8 @@ from runs import settle
 from benchmarks.mutate import mutate, read_here, render, trial
 from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, open_source
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.sources.folder import FolderSource
 from wcl_ray.data.sources.hive import hive_value
 from wcl_ray.data.sources.listing import list_files

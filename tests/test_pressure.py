@@ -12,7 +12,8 @@ import pytest
 from pictures import png
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data.sources.base import ID, open_source
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import ID
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.runs.summary import Usage
 

@@ -37,8 +37,8 @@ from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import load_exported
 from wcl_ray.model.optim import learning_rate
 from wcl_ray.runs.capacity import Capacity
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.evaluate import evaluate_run
-from wcl_ray.runs.images import build_clusters
 from wcl_ray.runs.nodes import check_address
 from wcl_ray.runs.pretrain import pretrain
 

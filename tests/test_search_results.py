@@ -20,7 +20,7 @@ from pictures import write_parquet
 
 from wcl_ray.cli import parse
 from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
-from wcl_ray.runs.images import open_images
+from wcl_ray.data.images import open_images
 from wcl_ray.search.confirm import in_words, to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig

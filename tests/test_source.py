@@ -19,8 +19,10 @@ from werkzeug.serving import WSGIRequestHandler
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings
+from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, list_files, open_source
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.listing import list_files
 from wcl_ray.data.sources.webdataset import _samples
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import Folder, filesystem

@@ -11,10 +11,10 @@ from pictures import write_parquet
 
 from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.config import ClustersConfig, Config, DataConfig
+from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.data.split import held_groups, held_out
 from wcl_ray.errors import UserError
-from wcl_ray.runs.images import Images, open_images
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder
 

@@ -19,9 +19,9 @@ from runs import settle
 from wcl_ray import __version__
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig, TrainConfig
+from wcl_ray.data.images import open_images
 from wcl_ray.errors import UserError
 from wcl_ray.runs.folder import claim
-from wcl_ray.runs.images import open_images
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.stored import read_stored

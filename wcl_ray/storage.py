@@ -18,6 +18,9 @@ import pyarrow.fs as pafs
 from wcl_ray.errors import StorageError, UserError
 from wcl_ray.terminal import bytes_text
 
+NOT_SEEN = (
+    "{where} is not seen by the node {node}; use s3://… or gs://…, or a folder that all mount"
+)
 WILDCARDS = frozenset("*?[")
 WORKING_DIRS = "working_dir_files"  # Ray's folder of the working directories of jobs
 FULL = {errno.ENOSPC, errno.EDQUOT}

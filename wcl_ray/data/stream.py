@@ -90,8 +90,8 @@ def plan_stream(
     """Decide how the images are kept, and keep them.
 
     Args:
-        images: rows of :meth:`wcl_ray.data.sources.base.Source.images`; further columns are kept with
-            them.
+        images: rows of :meth:`wcl_ray.data.sources.base.Source.images`; further columns are
+            kept with them.
         ids: int64 (N,), sorted ids of the training images.
         clusters: int32 (N,), to put images of thinly spread clusters into one block when blocks
             are dealt to workers on several nodes.

@@ -13,11 +13,11 @@ import ray.train
 from ray.data import Dataset
 
 from wcl_ray.config import Config
+from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import find_user_error
 from wcl_ray.evaluate.run import More, evaluate_encoder, subset
 from wcl_ray.model.encoder import build_encoder, save_export
-from wcl_ray.runs.images import Images
 from wcl_ray.train.checkpoint import load_model
 
 SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "spread")

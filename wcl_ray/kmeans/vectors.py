@@ -236,7 +236,7 @@ def _unchanged(table: pa.Table) -> pa.Table:
 def _open_parquet(
     uri: str, column: str | None, id_column: str | None, endpoint: str | None
 ) -> Vectors:
-    from wcl_ray.data.sources.base import list_files
+    from wcl_ray.data.sources.listing import list_files
 
     files = list_files(uri, endpoint)
     paths = [path for path in files.paths if path.lower().endswith(".parquet")]
@@ -255,7 +255,7 @@ def _open_parquet(
 
 def has_vectors(uri: str, endpoint: str | None = None) -> bool:
     """Whether a path holds Parquet files with a column of vectors."""
-    from wcl_ray.data.sources.base import list_files
+    from wcl_ray.data.sources.listing import list_files
 
     files = list_files(uri, endpoint)
     path = next((path for path in files.paths if path.lower().endswith(".parquet")), None)

@@ -18,20 +18,14 @@ from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.fingerprint import covers_images
+from wcl_ray.data.images import open_images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
+from wcl_ray.runs.clusters import alone, build_clusters, cache_of, qualities, show_quality
 from wcl_ray.runs.fit import gpus
-from wcl_ray.runs.images import (
-    alone,
-    build_clusters,
-    cache_of,
-    open_images,
-    qualities,
-    show_quality,
-)
 from wcl_ray.runs.lock import Lease
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.summary import Usage

@@ -24,16 +24,16 @@ from ray.data import Dataset
 from wcl_ray import stopping
 from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.data.data_stats import note
+from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.data.stream import check_faults, positions_of
 from wcl_ray.errors import UserError, reading
 from wcl_ray.runs.folder import add_faults
-from wcl_ray.runs.images import open_images
 from wcl_ray.runs.lock import LOCK, SIGN, Lease
-from wcl_ray.runs.nodes import NOT_SEEN, check_shared, connect
+from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.summary import Usage
 from wcl_ray.runs.trained import Trained
-from wcl_ray.storage import Folder
+from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.terminal import Live, clock, say
 
 ROWS = 4096  # images a file

@@ -15,9 +15,9 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.cache import array_digest
 from wcl_ray.config import Config
+from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
-from wcl_ray.runs.images import Images
 from wcl_ray.runs.stored import FILE, PLACES, flat, read_stored
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn

@@ -18,9 +18,6 @@ from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
-NOT_SEEN = (
-    "{where} is not seen by the node {node}; use s3://… or gs://…, or a folder that all mount"
-)
 PATIENCE = 60.0  # seconds for all nodes to look at the storage
 
 

@@ -14,6 +14,7 @@ import torch
 
 from wcl_ray.config import Config
 from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import AT_ONCE, check_faults
 from wcl_ray.data.values import value_names
@@ -21,7 +22,6 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels
 from wcl_ray.evaluate.run import subset
 from wcl_ray.model.encoder import build_encoder, wrong_size
-from wcl_ray.runs.images import Images
 
 TRIED = 5000  # test images that are decoded, a hash sample
 

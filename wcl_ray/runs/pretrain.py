@@ -18,15 +18,16 @@ from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import Config
 from wcl_ray.data import sampler
+from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Look
 from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.fit import plan_scale
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.images import Images, build_clusters, open_images
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests, moves
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels, check_readable

@@ -31,6 +31,7 @@ from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.fingerprint import covers_images
+from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
@@ -39,8 +40,8 @@ from wcl_ray.evaluate.embed import embed, feature_matrix, resources
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
+from wcl_ray.runs.clusters import cache_of, qualities, read_labels, show_quality
 from wcl_ray.runs.fit import Scale
-from wcl_ray.runs.images import Images, cache_of, qualities, read_labels, show_quality
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.checkpoint import load_model

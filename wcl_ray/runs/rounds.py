@@ -19,12 +19,12 @@ import ray
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config
 from wcl_ray.data import sampler
+from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.evaluate.validate import Look, validation_config
 from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.fit import Scale, fit
-from wcl_ray.runs.images import Images
 from wcl_ray.runs.round_clusters import Previous, round_clusters
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say

@@ -15,8 +15,9 @@ import numpy as np
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.clusters.quality import Quality, measure, render
+from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
-from wcl_ray.runs.images import Images, build_clusters
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.search.options import SearchConfig, with_value
 from wcl_ray.search.space import GRANULARITY, Dimension, listing, show, spaced
 from wcl_ray.terminal import say, warn

@@ -6,7 +6,9 @@ trial), ``trials/ID`` (their run folders), ``tune`` (Ray Tune's own state) and t
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,14 +18,13 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.cache import cache_folder
 from wcl_ray.clusters.metadata import columns_of
+from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
-from wcl_ray.report.page import page
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.images import Images, open_images
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
@@ -50,10 +51,14 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
+Page = Callable[[Outcome], str]  # HTML of the report
 
 
-def search(config: SearchConfig) -> Outcome:
+def search(config: SearchConfig, page: Page) -> Outcome:
     """Run, continue or look up a search; prints its progress.
+
+    Args:
+        page: the HTML of the report, written after each trial and at the end.
 
     Raises:
         UserError: wrong input or options, before any trial; or every trial failed.
@@ -73,7 +78,7 @@ def search(config: SearchConfig) -> Outcome:
         connect(config)
         check_shared(folder)
         with Usage() as usage:
-            outcome = _search(config, folder, given, usage)
+            outcome = _search(config, folder, given, usage, page)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
@@ -88,6 +93,7 @@ def _search(
     folder: Folder,
     given: dict[str, Dimension],
     usage: Usage,
+    page: Page,
 ) -> Outcome:
     """The search itself, on a cluster that is joined."""
     config = found
@@ -137,24 +143,26 @@ def _search(
     say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
     if not folder.exists(f"{CONFIRM}/{CHOSEN}"):  # else all trials have ended before
         with usage.stage("trials"):
-            if run_trials(setup, record, lambda: _write(folder, record.outcome())):
+            if run_trials(setup, record, lambda: _write(folder, record.outcome(), page)):
                 raise KeyboardInterrupt
     outcome = record.outcome()
     if outcome.best() is None:
-        _write(folder, outcome)
+        _write(folder, outcome, page)
         first = next((t.error for t in outcome.trials if t.error), "no trial was evaluated")
         raise UserError(f"every trial failed: {first}")
     confirmed = None
     if config.confirm and config.epochs < config.train.epochs:
         with usage.stage("confirm"):
-            confirmed, interrupted = run_confirm(setup, record, _write)
+            confirmed, interrupted = run_confirm(
+                setup, record, functools.partial(_write, page=page)
+            )
         if interrupted:
             raise KeyboardInterrupt
     if confirmed is not None:
         record.facts["at full length"] = in_words(confirmed)
         record.write()
         outcome = record.outcome()
-    _write(folder, outcome)
+    _write(folder, outcome, page)
     for where, of_search in ((folder, outcome), (folder / CONFIRM, confirmed)):
         for trial in of_search.trials if of_search else ():  # their encoders stay
             rounds = where / f"trials/{trial.id}/rounds"
@@ -308,7 +316,7 @@ def _facts(
     return facts
 
 
-def _write(folder: Folder, outcome: Outcome) -> None:
+def _write(folder: Folder, outcome: Outcome, page: Page) -> None:
     folder.write(RESULTS, to_parquet(outcome))
     folder.write(PAGE, page(outcome).encode())
 

@@ -15,12 +15,13 @@ from ray import tune
 
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config
+from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Look, shown
 from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.folder import claim
-from wcl_ray.runs.images import Images, build_clusters
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import ENCODER, Variant, train_rounds
 from wcl_ray.search.granularity import restricted

@@ -42,8 +42,7 @@ from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer, clip_gradients, learning_rate
-from wcl_ray.runs.nodes import NOT_SEEN
-from wcl_ray.storage import Folder, storage_error, told
+from wcl_ray.storage import NOT_SEEN, Folder, storage_error, told
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.averager import Meter
 from wcl_ray.train.checkpoint import Position

@@ -1,0 +1,118 @@
+"""Stage 1 of a run: the clusters of its training images, and what they are worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.cache import cache_folder, cached_clustering
+from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
+from wcl_ray.clusters.quality import Quality, measure, render, warning
+from wcl_ray.config import ClustersConfig, Config
+from wcl_ray.data.images import Images
+from wcl_ray.data.stream import positions_of
+from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import warn
+
+
+def build_clusters(
+    config: Config, images: Images, *, strict: bool = True, show: bool = True
+) -> tuple[Clustering, list[Quality]]:
+    """Stage 1 and its quality report, from the cache where it holds them.
+
+    Args:
+        strict: one cluster only, or single images only, are an error.
+        show: print the report.
+
+    Raises:
+        UserError: see :func:`wcl_ray.clusters.metadata.cluster_metadata`; a label with one class.
+    """
+    clustering = _clustering(config, config.clusters, images)
+    label = images.label
+    if label is not None and clustering.classes < 2:
+        what = "one class only" if clustering.classes else "no value at all"
+        raise UserError(f"data.label {label!r} has {what}; evaluation needs at least two classes")
+    if strict:
+        check(clustering.assignment, config.clusters.kind)
+    quality = qualities(clustering.assignment, clustering.labels, config)
+    if show and (config.clusters.kind != "kmeans" or quality[0].clusters < quality[0].images):
+        report(clustering, quality, config)
+    return clustering, quality
+
+
+def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clustering:
+    """Clusters of the metadata from the cache, or made; of any use or not."""
+    source, label = images.train, images.label
+    source.check_columns(clusters.columns, "clusters.columns")
+    columns = columns_of(clusters, label, images.available)
+    wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
+
+    def make(options: ClustersConfig) -> Clustering:
+        rows = images.metadata(wanted)
+        return cluster_metadata(rows, options, label, images.available, config.seed, strict=False)
+
+    # ids alone are not worth an entry
+    folder, facts = cache_of(config, images) if wanted else (None, {})
+    data = facts | {"label": label}
+    return cached_clustering(folder, data, clusters, columns, config.seed, make)
+
+
+def cache_of(config: Config, images: Images) -> tuple[Folder | None, dict[str, Any]]:
+    """The cache and what tells the training images from others; None where there is no cache, or
+    where the files cannot be listed."""
+    folder = cache_folder(config)
+    if folder is None:
+        return None, {}
+    try:
+        return folder, images.facts()
+    except OSError as error:
+        warn(f"the files of {images.train.uri} cannot be listed ({error}), so nothing is cached")
+        return None, {}
+
+
+def alone(config: Config, images: Images) -> Clustering:
+    """Every training image alone, and their labels."""
+    return _clustering(config, ClustersConfig(kind="instance"), images)
+
+
+def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> list[Quality]:
+    """Measures of each granularity."""
+    group = 1 if config.clusters.kind == "instance" else config.clusters.group
+    return [
+        measure(name, table.clusters[:, i], labels, config.train.batch_size, group)
+        for i, name in enumerate(table.names)
+    ]
+
+
+def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray | None:
+    """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
+    if images.label is None:
+        return None
+    found = alone(config, images.whole())  # which a search has asked for already
+    assert found.labels is not None
+    place = positions_of(found.assignment.ids, ids)
+    return np.where(place >= 0, found.labels[place], np.int32(-1))
+
+
+def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:
+    """Print what the clusters are made of and how good they are."""
+    if clustering.chosen:
+        names = [f"{a.name} ({a.entropy:.2f} bits)" for a in clustering.chosen]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        print(f"attributes: {', '.join(names[:6])}{more}")
+    for name, reason in clustering.skipped.items():
+        print(f"left out: column {name!r}, {reason}")
+    show_quality(quality, config)
+    for note in clustering.notes:
+        warn(note)
+
+
+def show_quality(quality: list[Quality], config: Config) -> None:
+    """Print the table of measures, and what is odd in it."""
+    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    if config.clusters.kind != "instance":
+        for text in filter(None, map(warning, quality)):
+            warn(text)
