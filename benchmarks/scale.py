@@ -176,7 +176,7 @@ def checkpoints(n: int) -> None:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
-        where = checkpoint.Position(consumed=sampler.empty_bits(n))
+        where = checkpoint.TrainState(consumed=sampler.empty_bits(n))
         line(
             "checkpoint, ResNet-50", 1, "file",
             lambda: checkpoint.save(folder, encoder, optimizer, where, {}),

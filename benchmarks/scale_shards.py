@@ -23,7 +23,7 @@ from wcl_ray.kmeans.lloyd import Stats
 from wcl_ray.kmeans.seeding import update
 from wcl_ray.kmeans.vectors import Piece, Vectors, open_vectors
 from wcl_ray.kmeans.worker import Partial
-from wcl_ray.kmeans.worker_group import PARTS, Crew
+from wcl_ray.kmeans.worker_group import PARTS, WorkerGroup
 
 Line = Callable[..., Any]
 
@@ -87,12 +87,12 @@ class Fake:
         return np.empty(0, np.int64) if method == "duplicated" else self.partial
 
 
-def crew_of(actors: list[Any], shards: int, reduce: str) -> Crew:
-    """A crew whose fake shards share a few actors."""
-    crew = Crew.__new__(Crew)
-    crew.actors = [actors[i % len(actors)] for i in range(shards)]
-    crew.pieces, crew.reduce = [[] for _ in range(shards)], reduce
-    return crew
+def crew_of(actors: list[Any], shards: int, reduce: str) -> WorkerGroup:
+    """A group whose fake shards share a few actors."""
+    workers = WorkerGroup.__new__(WorkerGroup)
+    workers.actors = [actors[i % len(actors)] for i in range(shards)]
+    workers.pieces, workers.reduce = [[] for _ in range(shards)], reduce
+    return workers
 
 
 def coordinator(line: Line, shards: int) -> None:
@@ -103,8 +103,8 @@ def coordinator(line: Line, shards: int) -> None:
         crew_of(actors, 8, "tree").total(0, "step")  # processes are there
         size = 8 * k * (d + 2)
         for way in ("star", "tree"):
-            crew = crew_of(actors, count, way)
-            call = functools.partial(crew.total, size, "step")
+            workers = crew_of(actors, count, way)
+            call = functools.partial(workers.total, size, "step")
             line(f"{way} of {size:,} B", count, "shard", call)
         for actor in actors:
             ray.kill(actor)
@@ -120,8 +120,8 @@ def coordinator(line: Line, shards: int) -> None:
     actors = [Fake.remote(1, 1) for _ in range(2)]  # type: ignore[attr-defined]
     crew_of(actors, 8, "star").ask("step")
     for count in (50, 150):
-        crew = crew_of(actors, count, "star")
-        line("find duplicates", count * min(count, PARTS), "ref", crew.duplicates)
+        workers = crew_of(actors, count, "star")
+        line("find duplicates", count * min(count, PARTS), "ref", workers.duplicates)
     for count in (500, 1000):
         vectors = Vectors(tuple(Piece(0, 100, 100 * i) for i in range(count)))
         line("cut files into shards", count**2, "pair", lambda: vectors.shards(count))  # noqa: B023

@@ -27,7 +27,7 @@ from wcl_ray.evaluate.run import evaluate_encoder
 from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.placement import find_homes
 from wcl_ray.kmeans.vectors import open_vectors
-from wcl_ray.kmeans.worker_group import Crew
+from wcl_ray.kmeans.worker_group import WorkerGroup
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.runs.nodes import check_shared
 from wcl_ray.runs.summary import store_stats
@@ -58,16 +58,16 @@ def shards() -> dict[str, Any]:
     data = ray.data.from_arrow_refs(refs)
     vectors = open_vectors(data)
     homes = find_homes(vectors)
-    crew = Crew(
+    workers = WorkerGroup(
         vectors, actors=4, cpus=1, gpu=False, spherical=False, kernel="gemm", seed=0, reduce="star"
     )
-    where = ray.get([actor.node.remote() for actor in crew.actors])
+    where = ray.get([actor.node.remote() for actor in workers.actors])
     local = total = 0
-    for shard, node in zip(crew.pieces, where, strict=True):
+    for shard, node in zip(workers.pieces, where, strict=True):
         for piece in shard:
             total += piece.stop - piece.start
             local += (piece.stop - piece.start) * (homes.node(piece) == node)
-    crew.stop()
+    workers.stop()
     bits = []
     for source in (data, pa.concat_tables([table(i) for i in range(PARTS)])):
         given = source if source is data else ray.data.from_arrow(source)

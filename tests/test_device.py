@@ -17,7 +17,7 @@ from wcl_ray.config import ModelConfig
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.evaluate import embed as embedding
 from wcl_ray.kmeans.nearest import KERNELS
-from wcl_ray.kmeans.worker import Shard
+from wcl_ray.kmeans.worker import KMeansWorker
 from wcl_ray.model.encoder import build_encoder, save_export
 
 ASKS = re.compile(r"cuda\.(is_available|device_count|current_device|is_initialized)|\.cuda\(")
@@ -70,7 +70,7 @@ def test_kmeans_with_the_torch_kernel_stays_on_the_cpu() -> None:
     rng = np.random.default_rng(0)
     x, c = (rng.standard_normal((n, 8), dtype=np.float32) for n in (500, 7))
     assert np.array_equal(KERNELS["torch"](c, False)(x), KERNELS["gemm"](c, False)(x))
-    shard = Shard(False, "torch", 1, 0)
+    shard = KMeansWorker(False, "torch", 1, 0)
     shard.loaded = np.arange(500), x
     rows = shard._rows(1.0, 20, 8)
     assert rows.on_device.device.type == "cpu"

@@ -178,7 +178,7 @@ def test_the_traceback_of_a_worker_is_shown_once(
 
 def test_an_evaluation_that_fails_is_told(config: Config, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    board = SimpleNamespace(push=SimpleNamespace(remote=rows.append))
+    queue = SimpleNamespace(push=SimpleNamespace(remote=rows.append))
     empty = ray.train.Checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         wcl_ray.evaluate.validate.validate(
@@ -186,8 +186,8 @@ def test_an_evaluation_that_fails_is_told(config: Config, tmp_path: Path) -> Non
             2,
             9,
             config=config,
-            look=None,
-            board=board,  # type: ignore[arg-type]
+            evaluator=None,
+            queue=queue,  # type: ignore[arg-type]
         )
     assert [row["kind"] for row in rows] == ["warning"]
     assert rows[0]["text"].startswith("no evaluation after epoch 2: FileNotFoundError")

@@ -22,7 +22,7 @@ from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.stored import differences
 from wcl_ray.storage import Folder, filesystem
 from wcl_ray.train import checkpoint
-from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.metrics_queue import MetricsLog, format_row
 
 
@@ -107,13 +107,13 @@ def test_what_a_run_is_decides_itself_while_it_is_held(
 ) -> None:
     """Another job makes and leaves the run after this one has started, before it is held."""
     config = replace(config, name="one")
-    plain = wcl_ray.runs.lock.Lease.__enter__
+    plain = wcl_ray.runs.lock.RunLock.__enter__
 
-    def late(lease: Any) -> Any:
-        lease.folder.write("config.json", json.dumps({"config": config.to_dict()}).encode())
-        return plain(lease)
+    def late(lock: Any) -> Any:
+        lock.folder.write("config.json", json.dumps({"config": config.to_dict()}).encode())
+        return plain(lock)
 
-    monkeypatch.setattr(wcl_ray.runs.lock.Lease, "__enter__", late)
+    monkeypatch.setattr(wcl_ray.runs.lock.RunLock, "__enter__", late)
     with pytest.raises(UserError, match="holds a run already"):
         settle(config)
     other = replace(config, train=TrainConfig(lr=0.5))
@@ -196,7 +196,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
     consumed = np.array([7, 0, 128], np.uint8)
-    position = Position(epoch=2, step=11, images=704, consumed=consumed)
+    position = TrainState(epoch=2, step=11, images=704, consumed=consumed)
     assert checkpoint.plain(torch.compile(torch.nn.ReLU())).__class__ is torch.nn.ReLU  # no len()
     checkpoint.save(tmp_path, torch.compile(model), optimizer, position, {"assignment": "abc"})
 

@@ -15,10 +15,10 @@ from wcl_ray.kmeans.fit import Fit
 from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.lloyd import unit_rows
 from wcl_ray.kmeans.nearest import gemm_nearest
-from wcl_ray.kmeans.validate import look
+from wcl_ray.kmeans.validate import validate_input
 from wcl_ray.kmeans.vectors import open_vectors
 from wcl_ray.kmeans.worker import Step
-from wcl_ray.kmeans.worker_group import Crew
+from wcl_ray.kmeans.worker_group import WorkerGroup
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -80,7 +80,7 @@ def test_far_from_the_origin() -> None:
 
 
 def test_sample_first_then_all() -> None:
-    model = small(20, spherical=False, sample=30, breathe=(), **EXACT).fit(X)
+    model = small(20, spherical=False, sample=30, split_merge=(), **EXACT).fit(X)
     assert [row.phase for row in model.history_[:4]] == ["sample"] * 3 + ["all"]
     best = lloyd(X, model.centroids_, 1)[2]
     assert model.inertia_ == pytest.approx(best, rel=1e-6)
@@ -203,11 +203,13 @@ def test_two_levels(refine: int) -> None:
 
 def test_two_levels_stay_inside_the_coarse_clusters() -> None:
     model = small(36, two_level=True, refine=0)
-    crew = Crew(open_vectors(X), **model._crew)
-    work, _ = Fit(crew, model._options, look(crew, model._options), None, None).run(None)
+    workers = WorkerGroup(open_vectors(X), **model._group_options)
+    work, _ = Fit(workers, model._options, validate_input(workers, model._options), None, None).run(
+        None
+    )
     step = Step(0, 1.0, work.offsets, (), 1, work.groups)
-    labels = crew.ask("labels", step, 0, work.before, work.coarse)[0][1]
-    crew.stop()
+    labels = workers.ask("labels", step, 0, work.before, work.coarse)[0][1]
+    workers.stop()
     assert work.coarse is not None
     assert len(work.coarse) == 6
     coarse = gemm_nearest(work.coarse, True)(unit_rows(X))

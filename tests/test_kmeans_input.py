@@ -14,7 +14,7 @@ import ray
 from blobs import as_table, blobs, digest, small, write_parquet
 
 from wcl_ray.errors import UserError, find_user_error
-from wcl_ray.kmeans import worker_group as crew
+from wcl_ray.kmeans import worker_group as workers
 from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.vectors import open_vectors
 
@@ -90,7 +90,7 @@ def test_magnitudes() -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "PARTS", 2)  # fewer than actors
+    monkeypatch.setattr(workers, "PARTS", 2)  # fewer than actors
     ids = np.arange(400) * 7 - 1000
     ids[[50, 350, 51]] = ids[0]
     table = as_table(X).set_column(0, "id", pa.array(ids))

@@ -12,7 +12,7 @@ import pytest
 from wcl_ray.kmeans import blas
 from wcl_ray.kmeans.lloyd import unit_rows
 from wcl_ray.kmeans.nearest import KERNELS, TILE, WIDE
-from wcl_ray.kmeans.rescoring import Referee
+from wcl_ray.kmeans.rescoring import Rescoring
 
 
 def random(n: int, d: int, seed: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_a_label_does_not_depend_on_the_place_of_the_row(kernel: str, spherical:
         order = np.random.default_rng(0).permutation(len(x))
         assert np.array_equal(nearest(x[order]), whole[order])
         if kernel != "gemm":  # these leave near ties to float64
-            assert np.array_equal(Referee(c, spherical)(x), whole)
+            assert np.array_equal(Rescoring(c, spherical)(x), whole)
 
 
 SCRIPT = """
@@ -132,7 +132,7 @@ def test_the_referee_looks_at_every_digit() -> None:
     """Two centroids closer together than float32 products can tell."""
     c = np.array([[1.0, 0.0], [1.0, 2.0**-30]], np.float32)
     x = np.array([[0.5, 1.0], [0.5, -1.0], [0.5, 0.0]], np.float32)
-    assert Referee(c, True)(x).tolist() == [1, 0, 0]
+    assert Rescoring(c, True)(x).tolist() == [1, 0, 0]
     for kernel in ("faiss", "torch"):
         assert KERNELS[kernel](c, True)(x).tolist() == [1, 0, 0], kernel
 

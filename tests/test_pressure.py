@@ -15,7 +15,7 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import ID
 from wcl_ray.data.stream import plan_stream
-from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.summary import ResourceSummary
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_back_pressure_with_a_slow_trainer(tmp_path: Path) -> None:
     data = DataConfig(path=str(tmp_path), image_size=64)
     stream = plan_stream(open_source(data).images(), np.arange(count), data)
     assert stream.mode == "anew"
-    usage = Usage()
+    usage = ResourceSummary()
     usage.look()
     shard = stream.dataset(None).streaming_split(1, equal=True)[0]
     seen = np.zeros(count, bool)

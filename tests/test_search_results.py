@@ -37,7 +37,7 @@ from wcl_ray.search.results import (
 from wcl_ray.search.run import show
 from wcl_ray.search.space import parse_space
 from wcl_ray.search.trial import FAILURE
-from wcl_ray.search.tuner import News
+from wcl_ray.search.tuner import ProgressCallback
 from wcl_ray.storage import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -211,7 +211,9 @@ def test_no_accuracy_has_no_standard_error() -> None:
     assert 0.005 < (sure.standard_error() or 0) < 0.02  # 1.0 on 100 images is not certain
 
 
-def news(folder: Path, publish: Callable[[], None] = lambda: None) -> tuple[News, Record, Any]:
+def news(
+    folder: Path, publish: Callable[[], None] = lambda: None
+) -> tuple[ProgressCallback, Record, Any]:
     """The driver's news of one trial, and the trial as Tune tells of it."""
     config = SearchConfig(data=DataConfig(path="x", label="race"), name="it", storage=str(folder))
     dimension = parse_space("loss.temperature", "0.1,0.2")
@@ -221,7 +223,7 @@ def news(folder: Path, publish: Callable[[], None] = lambda: None) -> tuple[News
         config=config, folder=place, dimensions=(dimension,), granularity=None, quality={}
     )
     trial = SimpleNamespace(trial_id="t1", config={"loss.temperature": 0})
-    return News(setup, record, publish, None, "trial"), record, trial
+    return ProgressCallback(setup, record, publish, None, "trial"), record, trial
 
 
 def test_a_trial_stopped_after_a_retry_has_not_failed(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import wcl_ray.train.worker
 from wcl_ray.config import Config, DataConfig, TrainConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.reader import Batch
-from wcl_ray.train.averager import Meter
-from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.averager import MetricAverager
+from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.step import Progress
 from wcl_ray.train.worker import Worker
 
@@ -56,9 +56,9 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
         worker.device, worker.batch = torch.device("cpu"), 2 * B
         torch.manual_seed(config.seed)
         worker._build()
-        worker.position = Position(step=start, images=start * 2 * B)
+        worker.position = TrainState(step=start, images=start * 2 * B)
         worker.progress = Progress(1, 0, 0, 10 * 2 * B)
-        worker.meter, worker.counted = Meter(worker.device, 1), 0
+        worker.meter, worker.counted = MetricAverager(worker.device, 1), 0
         worker.fresh = sampler.empty_bits(B)
         images = torch.arange(B * 3 * SIZE * SIZE).to(torch.uint8).view(B, 3, SIZE, SIZE)
         ids, alone = torch.arange(B), torch.full((B, 1), -1)

@@ -28,7 +28,7 @@ from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.snapshot import LIST, mend_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error
 from wcl_ray.train import checkpoint
-from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.metrics_queue import MetricsLog
 
 Mount = Callable[[str], Path]
@@ -214,7 +214,7 @@ def test_a_full_folder_of_temporary_files(mount: Mount) -> None:
     model = torch.nn.Linear(1000, 1000)
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(StorageError, match=f"{place} .*no space left.* and 4 MB needed"):
-        checkpoint.save(place, model, optimizer, Position(), {})
+        checkpoint.save(place, model, optimizer, TrainState(), {})
 
 
 @pytest.mark.parametrize("content", [b"", b'{"checkpoint_res', b"[]"])
@@ -224,7 +224,7 @@ def test_a_list_of_checkpoints_that_is_cut_off(tmp_path: Path, content: bytes) -
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
         (tmp_path / name).mkdir()
         optimizer = torch.optim.AdamW(model.parameters())
-        checkpoint.save(tmp_path / name, model, optimizer, Position(), {})
+        checkpoint.save(tmp_path / name, model, optimizer, TrainState(), {})
     whole = (tmp_path / "checkpoint_3/state.pt").read_bytes()
     (tmp_path / "checkpoint_3/state.pt").write_bytes(whole[: len(whole) // 2])
     folder.write(LIST, content)

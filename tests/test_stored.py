@@ -31,7 +31,7 @@ from wcl_ray.search.record import Record
 from wcl_ray.search.run import _same_space
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
-from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.checkpoint import TrainState
 
 # A run of version 0.1.0 that was killed after its clusters, and a search after its first trial
 STORED = Path(__file__).parent / "stored"
@@ -219,13 +219,13 @@ def test_moved_images_need_the_name(runs: Path) -> None:
 def test_checkpoint_of_another_version(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    checkpoint.save(tmp_path, model, optimizer, Position(epoch=2, step=5), {"assignment": "abc"})
+    checkpoint.save(tmp_path, model, optimizer, TrainState(epoch=2, step=5), {"assignment": "abc"})
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     del state["position"]["images"]
     state["position"]["later"] = 1
     torch.save(state, tmp_path / "state.pt")
     facts = {"assignment": "abc", "later": "x"}
-    assert checkpoint.load(tmp_path, model, None, facts) == Position(epoch=2, step=5)
+    assert checkpoint.load(tmp_path, model, None, facts) == TrainState(epoch=2, step=5)
     with pytest.raises(UserError, match="assignment = abc, this run has xyz"):
         checkpoint.load(tmp_path, model, None, {"assignment": "xyz"})
 

@@ -25,7 +25,9 @@ from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.kmeans.worker_group import free
 from wcl_ray.terminal import table
 
-More = Callable[[pa.Table, pa.Table], dict[str, float]]  # figures of training and test features
+ExtraMetrics = Callable[
+    [pa.Table, pa.Table], dict[str, float]
+]  # figures of training and test features
 
 
 def evaluate_encoder(
@@ -40,7 +42,7 @@ def evaluate_encoder(
     gpu: bool,
     cpus: float | None = None,
     probe: bool = True,
-    more: More | None = None,
+    more: ExtraMetrics | None = None,
 ) -> dict[str, Any]:
     """Embed the images and measure the encoder.
 
@@ -95,7 +97,7 @@ def _measure(
     config: EvaluateConfig,
     seed: int,
     probe: bool,
-    more: More | None,
+    more: ExtraMetrics | None,
     threads: int,
     device: str,
 ) -> dict[str, Any]:

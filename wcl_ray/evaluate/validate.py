@@ -16,7 +16,7 @@ from wcl_ray.config import Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import find_user_error
-from wcl_ray.evaluate.run import More, evaluate_encoder, subset
+from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder, subset
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.train.checkpoint import load_model
 
@@ -24,7 +24,7 @@ SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "spre
 
 
 @dataclass(frozen=True)
-class Look:
+class Evaluator:
     """On what images an encoder is measured, and how.
 
     Attributes:
@@ -40,7 +40,7 @@ class Look:
     kept: tuple[Stream, Stream] | None = None
     cpus: float | None = None
     probe: bool = True
-    more: More | None = None
+    more: ExtraMetrics | None = None
 
     def measure(self, weights: bytes, config: Config, gpu: bool) -> dict[str, Any]:
         """Figures of an exported encoder (see :func:`evaluate_encoder`)."""
@@ -66,11 +66,13 @@ class Look:
         return self.kept[0].images(), self.kept[1].images()
 
 
-def validation_config(config: Config, look: Look, board: Any) -> ray.train.ValidationConfig | None:
+def validation_config(
+    config: Config, evaluator: Evaluator, queue: Any
+) -> ray.train.ValidationConfig | None:
     """What Ray Train runs on checkpoints of every ``evaluate.every`` epochs; None when it is 0."""
     if not config.evaluate.every:
         return None
-    task = functools.partial(validate, config=config, look=look, board=board)
+    task = functools.partial(validate, config=config, evaluator=evaluator, queue=queue)
     # the task itself only waits for others; a GPU would be taken from the workers
     remote = {"num_cpus": 0, "scheduling_strategy": "DEFAULT"}
     return ray.train.ValidationConfig(fn=task, ray_remote_kwargs=remote)
@@ -82,10 +84,10 @@ def validate(
     step: int,
     *,
     config: Config,
-    look: Look,
-    board: Any,
+    evaluator: Evaluator,
+    queue: Any,
 ) -> dict[str, Any]:
-    """Measure a checkpoint on CPUs and tell the board.
+    """Measure a checkpoint on CPUs and push the figures to the metrics queue.
 
     Returns:
         The figures of SHOWN.
@@ -95,13 +97,13 @@ def validate(
         with checkpoint.as_directory() as folder:
             load_model(folder, encoder)
         weights = save_export(encoder, config.model, config.data.image_size)
-        found = shown(look.measure(weights, config, gpu=False))
+        found = shown(evaluator.measure(weights, config, gpu=False))
     except Exception as error:  # training goes on, and Ray Train only logs it
         why = str(find_user_error(error) or f"{type(error).__name__}: {error}")
         text = f"no evaluation after epoch {epoch}: {why.splitlines()[0]}"
-        board.push.remote({"kind": "warning", "text": text})
+        queue.push.remote({"kind": "warning", "text": text})
         raise
-    board.push.remote({"kind": "evaluation", "epoch": epoch, "step": step, **found})
+    queue.push.remote({"kind": "evaluation", "epoch": epoch, "step": step, **found})
     return found
 
 

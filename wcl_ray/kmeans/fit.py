@@ -19,7 +19,7 @@ from wcl_ray.kmeans.seeding import update
 from wcl_ray.kmeans.state import Iteration, Work, load_work, save_work
 from wcl_ray.kmeans.validate import Data, Options
 from wcl_ray.kmeans.worker import Partial, Step
-from wcl_ray.kmeans.worker_group import Crew
+from wcl_ray.kmeans.worker_group import WorkerGroup
 from wcl_ray.storage import Folder
 
 NOISE = 1e-6  # relative rise of the objective that float32 centroids explain
@@ -35,14 +35,14 @@ class Fit:
 
     def __init__(
         self,
-        crew: Crew,
+        workers: WorkerGroup,
         options: Options,
         data: Data,
         folder: Folder | None,
         progress: Callable[[Iteration], None] | None,
     ) -> None:
-        self.crew, self.options, self.data = crew, options, data
-        self.phases = Phases(crew, options, data)
+        self.workers, self.options, self.data = workers, options, data
+        self.phases = Phases(workers, options, data)
         self.folder, self.progress = folder, progress
         self.history: list[Iteration] = []
         self.steps = 0
@@ -158,7 +158,7 @@ class Fit:
             groups=work.groups,
         )
         size = 8 * len(work.centroids) * (self.data.dimensions + 2)
-        return self.crew.total(size, "step", step, current, before, coarse)  # type: ignore[no-any-return]
+        return self.workers.total(size, "step", step, current, before, coarse)  # type: ignore[no-any-return]
 
     def _settled(self, work: Work, g: int, objective: float, part: Partial) -> bool:
         o = self.options

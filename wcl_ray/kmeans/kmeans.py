@@ -24,10 +24,10 @@ from wcl_ray.kmeans.lloyd import Stats, unit_rows
 from wcl_ray.kmeans.nearest import KERNELS
 from wcl_ray.kmeans.seeding import means, update, weighted_kmeans
 from wcl_ray.kmeans.state import Iteration
-from wcl_ray.kmeans.validate import Data, Options, check_finite, look
+from wcl_ray.kmeans.validate import Data, Options, check_finite, validate_input
 from wcl_ray.kmeans.vectors import open_vectors
 from wcl_ray.kmeans.worker import Step
-from wcl_ray.kmeans.worker_group import Crew
+from wcl_ray.kmeans.worker_group import WorkerGroup
 from wcl_ray.storage import Folder
 
 
@@ -82,7 +82,7 @@ class KMeans:
         iterations: int = 20,
         sample: int = 32,
         sample_iterations: int = 3,
-        breathe: Sequence[float] = (0.2, 0.1, 0.1, 0.05),
+        split_merge: Sequence[float] = (0.2, 0.1, 0.1, 0.05),
         tolerance: float = 1e-3,
         settled: float = 1e-3,
         min_size: int = 1,
@@ -116,7 +116,7 @@ class KMeans:
             iterations=iterations,
             sample=sample,
             sample_iterations=max(1, sample_iterations),
-            breathe=tuple(breathe),
+            split_merge=tuple(split_merge),
             tolerance=tolerance,
             settled=settled,
             min_size=max(1, min_size),
@@ -124,7 +124,7 @@ class KMeans:
             refine=refine,
             seed=seed,
         )
-        self._crew: dict[str, Any] = {
+        self._group_options: dict[str, Any] = {
             "actors": actors,
             "cpus": cpus,
             "gpu": gpu,
@@ -159,14 +159,16 @@ class KMeans:
             column: with the vectors, id_column: with the ids (see :func:`open_vectors`).
 
         Raises:
-            UserError: see :func:`wcl_ray.kmeans.validate.look`; a checkpoint of other vectors
-                or options; ``init`` or ``labels`` that do not fit.
+            UserError: see :func:`wcl_ray.kmeans.validate.validate_input`; a checkpoint of other
+                vectors or options; ``init`` or ``labels`` that do not fit.
         """
-        crew = Crew(open_vectors(source, column, id_column, endpoint), **self._crew)
+        workers = WorkerGroup(
+            open_vectors(source, column, id_column, endpoint), **self._group_options
+        )
         try:
-            data = look(crew, self._options)
-            start = self._start(crew, data, init, labels)
-            fit = Fit(crew, self._options, data, self._folder, self._progress)
+            data = validate_input(workers, self._options)
+            start = self._start(workers, data, init, labels)
+            fit = Fit(workers, self._options, data, self._folder, self._progress)
             work, stats = fit.run(start)
             self.history_, self.warnings_ = fit.history, fit.warnings()
             self._exponent = data.exponent
@@ -175,9 +177,9 @@ class KMeans:
             assert work.before is not None
             found = ray.put(work.before)  # the labels belong to these, not to the means after them
             parts = [work.part(work.before, g).copy() for g in range(len(self._options.ks))]
-            self._refs = [crew.keep("labels", step, g, found, coarse) for g in range(len(parts))]
+            self._refs = [workers.keep("labels", step, g, found, coarse) for g in range(len(parts))]
         finally:
-            crew.stop()
+            workers.stop()
         self._gathered = None
         self._publish(parts, [stats[g] for g in range(len(parts))])
         return self
@@ -203,9 +205,11 @@ class KMeans:
         wanted: list[np.ndarray] = [self.centroids_] if self._single else self.centroids_
         if self._finest is not None:
             wanted = [wanted[self._finest]]
-        crew = Crew(open_vectors(source, column, id_column, endpoint), **self._crew)
+        workers = WorkerGroup(
+            open_vectors(source, column, id_column, endpoint), **self._group_options
+        )
         try:
-            scans = crew.ask("scan")
+            scans = workers.ask("scan")
             check_finite(scans)
             d = wanted[0].shape[1]
             other = [scan.dimensions for scan in scans if scan.rows and scan.dimensions != d]
@@ -216,10 +220,10 @@ class KMeans:
             offsets = tuple(int(x) for x in np.cumsum([0] + [len(c) for c in wanted]))
             step = Step(0, 1.0, offsets, (), self._exponent)
             centroids = ray.put(np.concatenate(wanted))
-            refs = [crew.keep("labels", step, g, centroids) for g in range(len(wanted))]
+            refs = [workers.keep("labels", step, g, centroids) for g in range(len(wanted))]
             return self._gather(refs)
         finally:
-            crew.stop()
+            workers.stop()
 
     def predict(self, source: Any, **where: Any) -> np.ndarray:
         """The labels of :meth:`assign` alone."""
@@ -252,7 +256,7 @@ class KMeans:
 
     def _start(
         self,
-        crew: Crew,
+        workers: WorkerGroup,
         data: Data,
         init: Any,
         labels: tuple[np.ndarray, np.ndarray] | None,
@@ -282,7 +286,7 @@ class KMeans:
             if column.max(initial=-1) >= k:
                 raise UserError(f"k-means: labels go up to {column.max()}, but k is {k}")
             size = 8 * k * (data.dimensions + 2)
-            stats: Stats = crew.total(
+            stats: Stats = workers.total(
                 size, "label_stats", data.exponent, data.dimensions, k, known, ray.put(column)
             )
             if not stats.counts.any():

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wcl_ray.kmeans.rescoring import Referee, settle
+from wcl_ray.kmeans.rescoring import Rescoring, settle
 
 BLOCK = (
     768  # rows of one matrix product, each has as many; OpenBLAS's Haswell kernel takes 12 at once
@@ -50,7 +50,7 @@ def gemm_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> Ne
     Returns:
         A function float32 (n, d) → int32 (n,).
     """
-    referee = Referee(centroids, spherical)
+    referee = Rescoring(centroids, spherical)
     depth, width = centroids.shape[1], min(TILE, len(centroids))
     # the score's |c|²/2 by one more column, of ones in a copy of the rows without the mean; wide
     # rows near the origin are not worth a copy, there it is taken away from the products
@@ -125,7 +125,7 @@ def faiss_nearest(centroids: np.ndarray, spherical: bool, threads: int = 1) -> N
     import faiss
 
     faiss.omp_set_num_threads(threads)
-    referee = Referee(centroids, spherical)
+    referee = Rescoring(centroids, spherical)
     index = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(centroids.shape[1])
     index.add(np.ascontiguousarray(referee.c, dtype=np.float32))
     size = 16 * BLOCK
@@ -156,7 +156,7 @@ def torch_nearest(
     if device == "cpu":
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
-    referee = Referee(centroids, spherical)
+    referee = Rescoring(centroids, spherical)
     c = torch.from_numpy(referee.c.astype(np.float32)).to(device)
     half = torch.from_numpy(referee.half.astype(np.float32)).to(device)
     mean = torch.from_numpy(referee.mean).to(device)

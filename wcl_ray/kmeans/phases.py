@@ -19,7 +19,7 @@ from wcl_ray.kmeans.seeding import allot, plus_plus
 from wcl_ray.kmeans.split_merge import grow, shrink
 from wcl_ray.kmeans.state import Work
 from wcl_ray.kmeans.validate import Data, Options
-from wcl_ray.kmeans.worker_group import Crew
+from wcl_ray.kmeans.worker_group import WorkerGroup
 
 FLAT = 1e15  # N · K · d above which two levels are the default
 SEEDS = 20  # sampled rows a centroid for k-means++
@@ -34,7 +34,7 @@ BREATHE_MOST = 20_000  # centroids that the coordinator compares with each other
 class Phases:
     """The plan of one fit."""
 
-    crew: Crew
+    workers: WorkerGroup
     options: Options
     data: Data
 
@@ -47,7 +47,7 @@ class Phases:
             return ["coarse", "fine"] + (["all"] if o.refine else [])
         if not o.sample or given:
             return ["all"]
-        cycles = o.breathe if 1 < max(o.ks) <= BREATHE_MOST else ()
+        cycles = o.split_merge if 1 < max(o.ks) <= BREATHE_MOST else ()
         brief = [f"{way} {i + 1}" for i in range(len(cycles)) for way in ("split", "merge")]
         return ["sample", *brief, "all"]
 
@@ -92,7 +92,7 @@ class Phases:
         self, parts: list[np.ndarray], stats: dict[int, Stats], cycle: int, share: float
     ) -> list[np.ndarray]:
         """Centroids with a share of them split."""
-        o, more, found = self.options, self.options.breathe[cycle], []
+        o, more, found = self.options, self.options.split_merge[cycle], []
         for g, part in enumerate(parts):
             free = int(share * self.data.rows) - len(part)
             m = max(0, min(max(1, round(more * len(part))), free))
@@ -110,7 +110,7 @@ class Phases:
         wanted = min(SEEDS * k, max(2 * k, SEED_BYTES // (4 * d)))
         share = 1.0 if 2 * wanted > rows else wanted / rows
         while True:
-            parts = self.crew.ask("sample", share, self.data.exponent, d, coarse)
+            parts = self.workers.ask("sample", share, self.data.exponent, d, coarse)
             ids = np.concatenate([part[0] for part in parts])
             if len(ids) >= k or share >= 1:
                 break

@@ -16,7 +16,7 @@ import numpy as np
 CELLS = 1 << 22  # products that are held at once
 
 
-class Referee:
+class Rescoring:
     """Scores of centroids in float64, and how far float32 scores may be off.
 
     The score of a centroid is x·c, without ``spherical`` (x - m)·(c - m) - |c - m|²/2 with the mean
@@ -86,7 +86,7 @@ def settle(
     best: np.ndarray,
     margin: np.ndarray,
     norms: np.ndarray,
-    referee: Referee,
+    referee: Rescoring,
 ) -> None:
     """Write the labels of a block, asking the referee where the margin is too small.
 

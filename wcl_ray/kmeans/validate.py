@@ -11,7 +11,7 @@ import numpy as np
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.lloyd import BITS, Stats, exponent_of
 from wcl_ray.kmeans.worker import Scan
-from wcl_ray.kmeans.worker_group import Crew
+from wcl_ray.kmeans.worker_group import WorkerGroup
 
 LARGEST = 1e15  # magnitude of values
 
@@ -25,7 +25,7 @@ class Options:
     iterations: int
     sample: int
     sample_iterations: int
-    breathe: tuple[float, ...]
+    split_merge: tuple[float, ...]
     tolerance: float
     settled: float
     min_size: int
@@ -45,14 +45,14 @@ class Data:
     warnings: list[str] = field(default_factory=list)
 
 
-def look(crew: Crew, options: Options) -> Data:
+def validate_input(workers: WorkerGroup, options: Options) -> Data:
     """Check the rows of all shards and put them on the grid.
 
     Raises:
         UserError: no rows, fewer than k, different dimensions, values that are not finite,
             too large or too small, duplicate ids, or all rows equal.
     """
-    scans: list[Scan] = crew.ask("scan")
+    scans: list[Scan] = workers.ask("scan")
     rows = sum(scan.rows for scan in scans)
     widths = sorted({scan.dimensions for scan in scans if scan.rows})
     if rows == 0:
@@ -63,7 +63,7 @@ def look(crew: Crew, options: Options) -> Data:
     most = max(options.ks)
     if rows < most:
         raise UserError(f"k-means: k = {most} is more than the {rows} vectors there are")
-    twice = crew.duplicates()
+    twice = workers.duplicates()
     if len(twice):
         some = ", ".join(str(i) for i in twice[:5])
         raise UserError(
@@ -76,8 +76,8 @@ def look(crew: Crew, options: Options) -> Data:
             "float32; scale the vectors"
         )
     exponent = exponent_of(largest)
-    whole: Stats = crew.total(8 * d, "totals", exponent, d)
-    low, high = np.stack(crew.ask("bounds", exponent, d)).transpose(1, 0, 2)
+    whole: Stats = workers.total(8 * d, "totals", exponent, d)
+    low, high = np.stack(workers.ask("bounds", exponent, d)).transpose(1, 0, 2)
     if (high.max(0) - low.min(0) <= 2.0 ** (exponent - BITS)).all():  # one step of the grid
         what = "point the same way" if options.spherical else "are equal"
         raise UserError(f"k-means: all {rows} vectors {what}, there is nothing to cluster")

@@ -108,7 +108,7 @@ class Rows:
         return len(changed)
 
 
-class Shard:
+class KMeansWorker:
     """The rows of some pieces, normalised and on the grid, and what a fit asks of them.
 
     Args:

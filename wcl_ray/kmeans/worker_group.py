@@ -21,7 +21,7 @@ from wcl_ray.device import device_for
 from wcl_ray.kmeans import blas
 from wcl_ray.kmeans.placement import find_homes
 from wcl_ray.kmeans.vectors import Vectors, duplicated
-from wcl_ray.kmeans.worker import Shard
+from wcl_ray.kmeans.worker import KMeansWorker
 from wcl_ray.terminal import warn
 
 STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
@@ -31,7 +31,7 @@ RESTARTS = 16  # of each actor
 PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
 
 
-class Crew:
+class WorkerGroup:
     """Actors that each hold a shard.
 
     Args:
@@ -61,7 +61,7 @@ class Crew:
             actors = int(max(1, min(able, vectors.rows // self.LEAST)))
         threads = max(1, int(cpus))
         remote, options = (
-            ray.remote(Shard),
+            ray.remote(KMeansWorker),
             {
                 "num_cpus": cpus,
                 "num_gpus": 1 if gpu else 0,

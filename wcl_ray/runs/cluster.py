@@ -26,9 +26,9 @@ from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
 from wcl_ray.runs.clusters import alone, build_clusters, cache_of, qualities, show_quality
 from wcl_ray.runs.fit import gpus
-from wcl_ray.runs.lock import Lease
+from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
-from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
@@ -84,9 +84,9 @@ def cluster(
     held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if checkpoint is not None:
         folder = Folder(checkpoint, data.endpoint)
-        held = Lease(folder, instead="use another --checkpoint")
+        held = RunLock(folder, instead="use another --checkpoint")
     connect(config)
-    with Usage() as usage, held, usage.stage("clusters"):
+    with ResourceSummary() as usage, held, usage.stage("clusters"):
         if not of_features:
             images = open_images(data, config.storage, config.seed)
             say("images", images.train.describe())

@@ -29,9 +29,9 @@ from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.data.stream import check_faults, positions_of
 from wcl_ray.errors import UserError, reading
 from wcl_ray.runs.folder import add_faults
-from wcl_ray.runs.lock import LOCK, SIGN, Lease
+from wcl_ray.runs.lock import LOCK, SIGN, RunLock
 from wcl_ray.runs.nodes import check_shared, connect
-from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.terminal import Live, clock, say
@@ -71,7 +71,7 @@ def embed_run(
     data = replace(trained.data(given), label=None, group=None)  # they are not looked at
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
     facts = _facts(trained, data, features, columns)
-    with Lease(folder, instead="use another --out"):
+    with RunLock(folder, instead="use another --out"):
         _check_folder(folder, facts)
         folder.check()
         if folder.exists(FACTS):
@@ -86,7 +86,7 @@ def _embed(
     columns, features = tuple(facts["columns"]), facts["features"]
     connect(Config(scale=scale))
     check_shared(folder)
-    with Usage() as usage:
+    with ResourceSummary() as usage:
         with usage.stage("plan"):
             images = open_images(data, trained.config.storage, trained.config.seed)
             source = images.train

@@ -13,7 +13,7 @@ from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
 from wcl_ray.runs.fit import gpus
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.preflight import check_labels
-from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import check_target, write_file
 from wcl_ray.terminal import say, warn
@@ -42,7 +42,7 @@ def evaluate_run(
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(given)
     connect(config)
-    with Usage() as usage:
+    with ResourceSummary() as usage:
         with usage.stage("images"):
             images = open_images(data, config.storage, config.seed)
             say("images", images.train.describe())

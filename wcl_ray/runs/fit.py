@@ -21,7 +21,7 @@ from wcl_ray.storage import LASTING, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.failure import EndOnUserError, explain
 from wcl_ray.train.gauges import Gauges
-from wcl_ray.train.metrics_queue import Follower, MetricsLog, Row
+from wcl_ray.train.metrics_queue import MetricsLog, MetricsWriter, Row
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
@@ -171,7 +171,7 @@ def fit(
         ray.train.TrainingFailedError: the workers could not be started.
     """
     log = MetricsLog(folder)
-    follower = Follower(task.board, log, title, on_evaluation, Gauges(folder.uri))
+    follower = MetricsWriter(task.queue, log, title, on_evaluation, Gauges(folder.uri))
     mend_snapshot(round_folder / "train")
     try:
         with follower:
@@ -256,6 +256,6 @@ def _trainer(
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig("WARNING"),
-            callbacks=[EndOnUserError(task.board, validation is not None)],
+            callbacks=[EndOnUserError(task.queue, validation is not None)],
         ),
     )

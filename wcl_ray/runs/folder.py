@@ -30,7 +30,7 @@ from typing import Any
 from wcl_ray import __version__, stopping
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
-from wcl_ray.runs.lock import Lease
+from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.stored import FILE, PLACES, C, read_stored
 from wcl_ray.storage import Folder
 
@@ -66,7 +66,7 @@ def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:
             config = replace(config, name=config.name or _newest(storage, config))
             folder = storage / str(config.name)
             if not folder.exists(final):
-                stack.enter_context(Lease(folder))
+                stack.enter_context(RunLock(folder))
         config = _settled(config, storage, folder)
         if not folder.exists(final):
             folder.check()
@@ -79,9 +79,9 @@ def _fresh(config: C, storage: Folder, stack: ExitStack) -> tuple[C, Folder]:
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}-{number}"
         folder = storage / name
-        lease = Lease(folder)
-        if lease.take():
-            stack.push(lease)
+        lock = RunLock(folder)
+        if lock.take():
+            stack.push(lock)
             if not folder.exists(FILE):
                 break
             stack.close()

@@ -35,7 +35,7 @@ OLD = 600.0  # seconds after which no watching is needed, even where clocks diff
 SIGN, LOCK = ".alive", ".alive.lock"
 
 
-class Lease:
+class RunLock:
     """Holds a folder while the context lasts; a new one is removed again when nothing came of it.
 
     Args:
@@ -57,7 +57,7 @@ class Lease:
         self._thread: threading.Thread | None = None
         self._made: list[str] = []
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> RunLock:
         left = None  # the sign of a process that is gone
         while (seen := self._place(left)) is not None:
             if not self._alive(seen) or self._watch(seen):

@@ -23,7 +23,7 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
-from wcl_ray.evaluate.validate import Look
+from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.fit import plan_scale
@@ -32,8 +32,8 @@ from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests, mov
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels, check_readable
 from wcl_ray.runs.round_clusters import to_cluster
-from wcl_ray.runs.rounds import CLUSTERED, ENCODER, TRAINED, Variant, say_batches, train_rounds
-from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.rounds import CLUSTERED, ENCODER, TRAINED, Arm, say_batches, train_rounds
+from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 from wcl_ray.train.metrics_queue import MetricsLog
@@ -58,7 +58,7 @@ def pretrain(config: Config) -> dict[str, Any]:
         check_backbone(config)
         connect(config)
         check_shared(run)
-        with Usage() as usage:
+        with ResourceSummary() as usage:
             found = _variants(config, run, usage)
         workers = training([run, run / "baseline"])
         used = usage.to_dict() | workers
@@ -79,7 +79,7 @@ def _finished(run: Folder, config: Config) -> dict[str, Any]:
     return stored
 
 
-def _variants(config: Config, run: Folder, usage: Usage) -> dict[str, dict[str, Any]]:
+def _variants(config: Config, run: Folder, usage: ResourceSummary) -> dict[str, dict[str, Any]]:
     """Clusters, stream, and the training and evaluation of each kind of clusters."""
     with usage.stage("clusters"):
         images = open_images(config.data, config.storage, config.seed)
@@ -226,19 +226,19 @@ def _variant(
     stream: Stream,
     assignment: Assignment,
     title: str,
-    usage: Usage,
+    usage: ResourceSummary,
 ) -> dict[str, Any]:
     """Train, export and evaluate one kind of clusters; what is done already is not done again."""
     if run.exists("evaluation.json"):
         return dict(json.loads(run.read("evaluation.json")))
     scale = plan_scale(config, streamed=stream.mode == "anew")
-    look = Look(images, (len(assignment.ids), images.test_count() if images.label else 0))
-    variant = Variant(config, run, images, stream, assignment, look, title, scale)
+    evaluator = Evaluator(images, (len(assignment.ids), images.test_count() if images.label else 0))
+    arm = Arm(config, run, images, stream, assignment, evaluator, title, scale)
     with usage.stage("train"):
-        assignment = train_rounds(variant)
+        assignment = train_rounds(arm)
     say("evaluate", f"{title}: kNN and linear probe" if images.label else f"{title}: no label")
     with usage.stage("evaluate"):
-        figures = look.measure(run.read(ENCODER), config, scale.gpu)
+        figures = evaluator.measure(run.read(ENCODER), config, scale.gpu)
     for text in left_out(figures):
         warn(text)
     last = config.train.epochs - 1

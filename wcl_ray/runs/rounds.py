@@ -21,7 +21,7 @@ from wcl_ray.config import Config
 from wcl_ray.data import sampler
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
-from wcl_ray.evaluate.validate import Look, validation_config
+from wcl_ray.evaluate.validate import Evaluator, validation_config
 from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.fit import Scale, fit
@@ -29,7 +29,7 @@ from wcl_ray.runs.round_clusters import Previous, round_clusters
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
-from wcl_ray.train.metrics_queue import MetricsLog, Row, start_board
+from wcl_ray.train.metrics_queue import MetricsLog, Row, start_metrics_queue
 from wcl_ray.train.worker import Task
 
 CLUSTERED, DONE, TRAINED = "assignment.parquet", "round.json", "training.json"
@@ -37,11 +37,11 @@ ENCODER, PROJECTOR = "encoder.safetensors", "projector.safetensors"
 
 
 @dataclass(frozen=True)
-class Variant:
+class Arm:
     """One kind of clusters to train on.
 
     Attributes:
-        run: folder of the variant.
+        run: folder of the arm.
         base: clusters of the metadata, or every image alone.
         look: how its encoders are measured.
         title: for people.
@@ -53,7 +53,7 @@ class Variant:
     images: Images
     stream: Stream
     base: Assignment
-    look: Look
+    evaluator: Evaluator
     title: str
     scale: Scale
     on_evaluation: Callable[[Row], None] | None = None
@@ -70,30 +70,30 @@ class Variant:
         return self.config.clusters.from_features and r >= self.config.train.warmup_rounds
 
 
-def train_rounds(variant: Variant) -> Assignment:
-    """All rounds of a variant and the export of its encoder; finished steps are not done again.
+def train_rounds(arm: Arm) -> Assignment:
+    """All rounds of an arm and the export of its encoder; finished steps are not done again.
 
     Returns:
         The clusters of the last round.
     """
-    config, run = variant.config, variant.run
+    config, run = arm.config, arm.run
     if run.exists(ENCODER):
-        return _assignment(variant, config.rounds - 1, None)
-    say("train", f"{variant.title}: {config.train.epochs} epochs on {variant.scale.describe()}")
+        return _assignment(arm, config.rounds - 1, None)
+    say("train", f"{arm.title}: {config.train.epochs} epochs on {arm.scale.describe()}")
     previous: Previous | None = None
     seconds = 0.0
     for r in range(config.rounds):
-        folder = variant.folder(r)
-        assignment = _assignment(variant, r, previous)
+        folder = arm.folder(r)
+        assignment = _assignment(arm, r, previous)
         if not folder.exists(DONE):
-            _train_round(variant, r, assignment, previous)
+            _train_round(arm, r, assignment, previous)
         row = json.loads(folder.read(DONE))
         seconds += row["seconds"]
         train = folder / "train"
         checkpoint = ray.train.Checkpoint(train.file(row["checkpoint"]), train.fs)
         previous = Previous(checkpoint, assignment)
         if r:
-            (variant.folder(r - 1) / "train").remove()  # this round's checkpoints go on
+            (arm.folder(r - 1) / "train").remove()  # this round's checkpoints go on
     encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
     with checkpoint.as_directory() as path:
         load_model(path, encoder)
@@ -103,59 +103,55 @@ def train_rounds(variant: Variant) -> Assignment:
     return assignment
 
 
-def _train_round(
-    variant: Variant, r: int, assignment: Assignment, previous: Previous | None
-) -> None:
+def _train_round(arm: Arm, r: int, assignment: Assignment, previous: Previous | None) -> None:
     """The M step: train on the clusters of a round until its last epoch."""
-    config, run, rounds = variant.config, variant.run, variant.config.rounds
-    title = variant.title if rounds == 1 else f"{variant.title}, round {r + 1} of {rounds}"
+    config, run, rounds = arm.config, arm.run, arm.config.rounds
+    title = arm.title if rounds == 1 else f"{arm.title}, round {r + 1} of {rounds}"
     task = Task(
         config=config,
-        stream=_placed(variant, r, assignment),
+        stream=_placed(arm, r, assignment),
         clusters=ray.put(assignment.clusters),
         images=len(assignment.ids),
         fingerprint=fingerprint(assignment),
-        board=start_board(),
+        queue=start_metrics_queue(),
         audit=run / "audit" if config.train.audit else None,
-        until=variant.first_epoch(r + 1),
+        until=arm.first_epoch(r + 1),
         run=Folder(config.storage, config.data.endpoint) / str(config.name),
         start=previous.checkpoint if previous else None,
     )
     started = time.monotonic()
-    validation = validation_config(config, variant.look, task.board)
-    checkpoint = fit(
-        task, variant.scale, run, variant.folder(r), title, validation, variant.on_evaluation
-    )
+    validation = validation_config(config, arm.evaluator, task.queue)
+    checkpoint = fit(task, arm.scale, run, arm.folder(r), title, validation, arm.on_evaluation)
     row = {
         "checkpoint": checkpoint.path.rstrip("/").rpartition("/")[2],
         "seconds": round(time.monotonic() - started, 1),
     }
-    variant.folder(r).write(DONE, json.dumps(row).encode())
+    arm.folder(r).write(DONE, json.dumps(row).encode())
 
 
-def _assignment(variant: Variant, r: int, previous: Previous | None) -> Assignment:
+def _assignment(arm: Arm, r: int, previous: Previous | None) -> Assignment:
     """The E step: k-means of what the round before learned, where the clusters hang on it."""
-    if not variant.clustered(r):
-        return variant.base
-    config, folder = variant.config, variant.folder(r)
+    if not arm.clustered(r):
+        return arm.base
+    config, folder = arm.config, arm.folder(r)
     if folder.exists(CLUSTERED):
         return Assignment.from_parquet(folder.read(CLUSTERED))
     say("features", f"round {r + 1} of {config.rounds}: {config.clusters.features}")
     started = time.monotonic()
     assignment, figures = round_clusters(
         config,
-        variant.images,
-        variant.stream,
-        variant.base,
+        arm.images,
+        arm.stream,
+        arm.base,
         folder,
         previous,
-        variant.scale,
+        arm.scale,
         # the clusters of later rounds hang on those before, so that nobody else meets them
         shareable=r == config.train.warmup_rounds,
     )
-    log = MetricsLog(variant.run)
+    log = MetricsLog(arm.run)
     last = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})
-    row = {"round": r, "epoch": variant.first_epoch(r), "step": last["step"]}
+    row = {"round": r, "epoch": arm.first_epoch(r), "step": last["step"]}
     row |= {"images": last["images"]}
     if not any(old.get("round") == r for old in log.rows):  # left by a driver that was killed here
         log.add({**row, **figures, "cluster_seconds": round(time.monotonic() - started, 1)})
@@ -164,15 +160,15 @@ def _assignment(variant: Variant, r: int, previous: Previous | None) -> Assignme
     return assignment
 
 
-def _placed(variant: Variant, r: int, assignment: Assignment) -> Stream:
+def _placed(arm: Arm, r: int, assignment: Assignment) -> Stream:
     """The kept blocks; dealt anew where they lie on several nodes and the clusters are new."""
-    if not variant.clustered(r):
-        return variant.stream
-    column = say_batches(variant.config, assignment)
-    if variant.stream.shared:
-        return variant.stream
-    rows, data = variant.images.train.images(), variant.config.data
-    grows = capacity(variant.config.scale).grows
+    if not arm.clustered(r):
+        return arm.stream
+    column = say_batches(arm.config, assignment)
+    if arm.stream.shared:
+        return arm.stream
+    rows, data = arm.images.train.images(), arm.config.data
+    grows = capacity(arm.config.scale).grows
     return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column], grows)
 
 

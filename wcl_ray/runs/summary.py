@@ -17,7 +17,7 @@ from wcl_ray.terminal import bytes_text, say
 EVERY = 2.0  # seconds between two looks at the object store
 
 
-class Usage:
+class ResourceSummary:
     """Times of the stages, and the object store, looked at by a thread while the run lasts.
 
     Attributes:
@@ -38,7 +38,7 @@ class Usage:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Usage:
+    def __enter__(self) -> ResourceSummary:
         taken()  # of an earlier run in this process
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -105,8 +105,8 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The end-of-run lines: (what, text).
 
     Args:
-        figures: of :meth:`Usage.to_dict`, and optionally ``images_per_second``, ``wait`` (share of
-            the training time spent waiting for data) and ``restarts``.
+        figures: of :meth:`ResourceSummary.to_dict`, and optionally ``images_per_second``, ``wait``
+            (share of the training time spent waiting for data) and ``restarts``.
     """
     times = ", ".join(f"{name} {s:.0f} s" for name, s in figures["seconds"].items())
     store = (

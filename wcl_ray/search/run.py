@@ -29,7 +29,7 @@ from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.pretrain import training
-from wcl_ray.runs.summary import Usage
+from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
@@ -77,7 +77,7 @@ def search(config: SearchConfig, page: Page) -> Outcome:
         check_backbone(config)
         connect(config)
         check_shared(folder)
-        with Usage() as usage:
+        with ResourceSummary() as usage:
             outcome = _search(config, folder, given, usage, page)
     print()
     restarts = sum(trial.restarts for trial in outcome.trials)
@@ -92,7 +92,7 @@ def _search(
     found: SearchConfig,
     folder: Folder,
     given: dict[str, Dimension],
-    usage: Usage,
+    usage: ResourceSummary,
     page: Page,
 ) -> Outcome:
     """The search itself, on a cluster that is joined."""

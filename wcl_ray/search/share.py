@@ -21,7 +21,7 @@ SPARE = 0.25  # share of a trial's CPUs for the tasks that evaluate it, at most 
 
 
 @dataclass(frozen=True)
-class Share:
+class TrialResources:
     """What a trial gets.
 
     Attributes:
@@ -38,7 +38,7 @@ class Share:
         return f"{self.concurrent} at a time, each {self.scale.describe()}"
 
 
-def plan_share(config: SearchConfig, streamed: bool) -> Share:
+def plan_share(config: SearchConfig, streamed: bool) -> TrialResources:
     """Divide the cluster between trials, see :func:`divide`.
 
     On an autoscaling cluster it is divided as if it had grown to its largest: trials that do not
@@ -49,7 +49,9 @@ def plan_share(config: SearchConfig, streamed: bool) -> Share:
     return divide(config, cluster, there.node_cpus or 1.0, streamed)
 
 
-def divide(config: SearchConfig, cluster: dict[str, float], widest: float, streamed: bool) -> Share:
+def divide(
+    config: SearchConfig, cluster: dict[str, float], widest: float, streamed: bool
+) -> TrialResources:
     """Divide resources between trials.
 
     Args:
@@ -99,4 +101,4 @@ def divide(config: SearchConfig, cluster: dict[str, float], widest: float, strea
     if scale.cpus_per_worker:  # what is left is for the tasks
         spare = max(LEAST_SPARE, min(1.0, part - DRIVER - share * most))
     workers = Scale(least=least, most=most, cpus=share, gpu=graphics > 0, crowded=True)
-    return Share(concurrent, workers, min(1.0, spare))
+    return TrialResources(concurrent, workers, min(1.0, spare))

@@ -18,16 +18,16 @@ from wcl_ray.config import Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import TrainingError, UserError, find_user_error
-from wcl_ray.evaluate.validate import Look, shown
+from wcl_ray.evaluate.validate import Evaluator, shown
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.folder import claim
 from wcl_ray.runs.nodes import connect
-from wcl_ray.runs.rounds import ENCODER, Variant, train_rounds
+from wcl_ray.runs.rounds import ENCODER, Arm, train_rounds
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
 from wcl_ray.search.options import SearchConfig
-from wcl_ray.search.share import Share
+from wcl_ray.search.share import TrialResources
 from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
@@ -64,7 +64,7 @@ class Setup:
     quality: dict[Any, dict[str, Any]]
     ids: Any
     metadata: tuple[Any, Any] | None
-    share: Share
+    share: TrialResources
 
 
 def trial_folder(search: Folder, trial: str) -> Folder:
@@ -112,7 +112,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     reporter.replay()
     base, measures = _clusters(config, values, setup)
     stream = _stream(config, setup, base)
-    look = Look(
+    evaluator = Evaluator(
         setup.images,
         setup.counts,
         kept=setup.kept,
@@ -120,24 +120,24 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         probe=setup.config.objective == "probe",
         more=_more(setup),
     )
-    variant = Variant(
+    arm = Arm(
         config,
         folder,
         setup.images,
         stream,
         base,
-        look,
+        evaluator,
         name,
         setup.share.scale,
         on_evaluation=reporter.during,
     )
-    assignment = train_rounds(variant)
+    assignment = train_rounds(arm)
     if config.clusters.from_features:
-        last = json.loads(variant.folder(config.rounds - 1).read("clusters.json"))
+        last = json.loads(arm.folder(config.rounds - 1).read("clusters.json"))
         measures = last["quality"][0]
     folder.write(QUALITY, json.dumps(measures).encode())
     if not folder.exists(FINAL):
-        figures = shown(look.measure(folder.read(ENCODER), config, gpu=setup.share.scale.gpu))
+        figures = shown(evaluator.measure(folder.read(ENCODER), config, gpu=setup.share.scale.gpu))
         figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))

@@ -56,7 +56,7 @@ def run_trials(
     else:
         count = len(points)
     default = encode(setup.dimensions, config.plain())
-    news = _NEWS[:] = [News(setup, record, publish, default, word)]
+    news = _NEWS[:] = [ProgressCallback(setup, record, publish, default, word)]
     trainable = tune.with_resources(tune.with_parameters(run_trial, setup=setup), {"CPU": DRIVER})
     state = folder / NAME
     if tune.Tuner.can_restore(state.path, storage_filesystem=folder.fs):
@@ -163,7 +163,7 @@ def _current() -> Any:
     return _NEWS[0]
 
 
-class News(tune.Callback):
+class ProgressCallback(tune.Callback):
     """Keeps the record and prints a line for everything that happens."""
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:

@@ -10,7 +10,7 @@ from wcl_ray.model.loss import LossResult
 NAMES = ("loss", "positives", "lonely", "grad_norm")
 
 
-class Meter:
+class MetricAverager:
     """Sums on the device; one exchange between the workers reads them all."""
 
     def __init__(self, device: torch.device, world: int) -> None:

@@ -23,7 +23,7 @@ FILE = "state.pt"
 
 
 @dataclass
-class Position:
+class TrainState:
     """Where training stands.
 
     Attributes:
@@ -55,7 +55,7 @@ def save(
     folder: str | Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    position: Position,
+    position: TrainState,
     facts: dict[str, Any],
 ) -> None:
     """Write a checkpoint into a folder.
@@ -105,7 +105,7 @@ def load(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     facts: dict[str, Any] | None = None,
-) -> Position:
+) -> TrainState:
     """Read a checkpoint into a model and an optimiser; the file is mapped, not copied to memory.
 
     Raises:
@@ -122,10 +122,10 @@ def load(
     plain(model).load_state_dict(state["model"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
-    names = {field.name for field in fields(Position)}  # other versions have fewer or more
+    names = {field.name for field in fields(TrainState)}  # other versions have fewer or more
     position = {key: value for key, value in state["position"].items() if key in names}
     consumed = position["consumed"]
-    return Position(
+    return TrainState(
         **position | {"consumed": None if consumed is None else consumed.numpy().copy()}
     )
 

@@ -13,7 +13,7 @@ from ray.train import UserCallback, WorkerGroupError
 from wcl_ray.errors import StorageError, UserError, causes, find_user_error
 
 MENDED = "; once that is mended, --resume goes on from the last checkpoint"
-PATIENCE = 15.0  # seconds for the board to take an error
+PATIENCE = 15.0  # seconds for the queue to take an error
 
 
 class WorkerFailure(RuntimeError):
@@ -33,18 +33,18 @@ class EndOnUserError(UserCallback):
     for it in a collective. An exception of a callback ends the run, however many failures are left.
 
     Args:
-        board: told of failures that are tried again, and of the error where an evaluation has to
+        queue: told of failures that are tried again, and of the error where an evaluation has to
             be given up for it.
         evaluates: whether checkpoints are evaluated during training.
     """
 
-    def __init__(self, board: Any, evaluates: bool) -> None:
-        self._board, self._evaluates = board, evaluates
+    def __init__(self, queue: Any, evaluates: bool) -> None:
+        self._queue, self._evaluates = queue, evaluates
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         error = next(filter(None, map(final, worker_exceptions.values())), None)
         if error is None:
-            self._board.push.remote({"kind": "warning", "text": in_short(worker_exceptions)})
+            self._queue.push.remote({"kind": "warning", "text": in_short(worker_exceptions)})
             return
         # workers inside a collective cannot leave their group, and are killed after this
         os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
@@ -54,8 +54,8 @@ class EndOnUserError(UserCallback):
         raise error
 
     def _told(self, text: str) -> bool:
-        """Whether the error is on the board, since an aborted controller cannot hand it over."""
-        told = self._board.push.remote({"kind": "error", "text": text})
+        """Whether the error is in the queue, since an aborted controller cannot hand it over."""
+        told = self._queue.push.remote({"kind": "error", "text": text})
         try:
             ray.get(told, timeout=PATIENCE)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):

@@ -30,7 +30,7 @@ FLUSH = 10.0  # seconds between two looks of TensorBoard at the events
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Board:
+class MetricsQueue:
     """Holds the rows that were not read yet."""
 
     def __init__(self) -> None:
@@ -44,10 +44,10 @@ class Board:
         return rows
 
 
-def start_board() -> Any:
-    """A board on the driver's own node."""
+def start_metrics_queue() -> Any:
+    """A queue on the driver's own node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return MetricsQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 def guarded(what: str, show: Callable[..., None]) -> Callable[..., None]:
@@ -185,8 +185,8 @@ def format_row(row: Row) -> str:
     )
 
 
-class Follower:
-    """Reads the board in a thread while the driver waits in ``fit()``.
+class MetricsWriter:
+    """Reads the queue in a thread while the driver waits in ``fit()``.
 
     Row kinds: ``train`` rows go to the log and the live line, ``resume`` rows tell where training
     started (again), ``evaluation`` rows hold the figures of a checkpoint, ``fault`` rows are images
@@ -195,13 +195,13 @@ class Follower:
 
     def __init__(
         self,
-        board: Any,
+        queue: Any,
         log: MetricsLog,
         title: str,
         on_evaluation: Callable[[Row], None] | None = None,
         gauges: Gauges | None = None,
     ) -> None:
-        self._board = board
+        self._queue = queue
         self._on_evaluation = on_evaluation
         self._gauges = guarded("gauges", gauges.set) if gauges is not None else None
         self._restarts = max((row.get("restarts", 0) for row in log.rows), default=0)
@@ -215,7 +215,7 @@ class Follower:
         self._warned = False
         self.failure: Exception | None = None
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> MetricsWriter:
         self._thread.start()
         return self
 
@@ -232,9 +232,9 @@ class Follower:
                 return
 
     def read(self) -> None:
-        """Handle what is on the board now."""
+        """Handle what is in the queue now."""
         with self._reading, contextlib.suppress(Exception):  # it is started again
-            for row in ray.get(self._board.take.remote()):
+            for row in ray.get(self._queue.take.remote()):
                 self._try(row)
 
     def _try(self, row: Row) -> None:

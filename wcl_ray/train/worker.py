@@ -44,8 +44,8 @@ from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer, clip_gradients, learning_rate
 from wcl_ray.storage import NOT_SEEN, Folder, storage_error, told
 from wcl_ray.train import checkpoint as store
-from wcl_ray.train.averager import Meter
-from wcl_ray.train.checkpoint import Position
+from wcl_ray.train.averager import MetricAverager
+from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.failure import WorkerFailure
 from wcl_ray.train.step import Progress, batch_loss, seed_step
 
@@ -71,7 +71,7 @@ class Task:
     clusters: Any
     images: int
     fingerprint: str
-    board: Any
+    queue: Any
     audit: Folder | None = None
     until: int = 0
     run: Folder | None = None
@@ -135,7 +135,7 @@ class Worker:
             places=self._places(),
             augment=self.augment if self.config.data.crops_files else None,
         )
-        self.meter = Meter(self.device, self.world)
+        self.meter = MetricAverager(self.device, self.world)
         self.last_checkpoint = time.monotonic()
 
     def _places(self) -> Places | None:
@@ -163,7 +163,7 @@ class Worker:
             encoder = encoder.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(encoder, config.train)
         self.facts = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
-        self.position = Position()
+        self.position = TrainState()
         saved = ray.train.get_checkpoint()
         facts = self.facts if saved is not None else {}  # the round before had other clusters
         saved = saved or self.task.start
@@ -322,7 +322,7 @@ class Worker:
         )
 
     def _push(self, kind: str, **row: Any) -> Any:
-        return self.task.board.push.remote({"kind": kind, **row})
+        return self.task.queue.push.remote({"kind": kind, **row})
 
     def _merge_consumed(self) -> None:
         """Bring every worker's new images into everybody's set of consumed images.

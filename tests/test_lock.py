@@ -19,7 +19,7 @@ from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.errors import UserError
 from wcl_ray.runs import cluster as cluster_job
 from wcl_ray.runs import embed as embed_job
-from wcl_ray.runs.lock import SIGN, Lease
+from wcl_ray.runs.lock import SIGN, RunLock
 from wcl_ray.storage import Folder
 
 EVERY = 0.2
@@ -28,9 +28,9 @@ EVERY = 0.2
 def test_the_job_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_2"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
-    assert Lease(Folder(str(tmp_path))).own["job"] == "raysubmit_2"
+    assert RunLock(Folder(str(tmp_path))).own["job"] == "raysubmit_2"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert Lease(Folder(str(tmp_path))).own["job"] is None
+    assert RunLock(Folder(str(tmp_path))).own["job"] is None
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def sign(folder: Folder) -> dict[str, Any]:
 
 def leave(folder: Folder, **changes: Any) -> None:
     """The sign of another process."""
-    own = Lease(folder).own | {"token": "other", "time": time.time(), "host": "far"}
+    own = RunLock(folder).own | {"token": "other", "time": time.time(), "host": "far"}
     folder.write(SIGN, json.dumps(own | changes).encode())
 
 
@@ -55,7 +55,7 @@ def test_held_while_it_lasts(folder: Folder, where: str, s3: str) -> None:
     if where == "s3":
         folder = Folder("s3://bugs/held/one", s3)
         folder.write("config.json", b"{}")
-    with Lease(folder, EVERY):
+    with RunLock(folder, EVERY):
         first = sign(folder)
         assert first["pid"] == os.getpid()
         time.sleep(3 * EVERY)
@@ -65,7 +65,7 @@ def test_held_while_it_lasts(folder: Folder, where: str, s3: str) -> None:
 
 def test_a_new_folder_is_held_before_anything_is_in_it(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "runs/new"))
-    with Lease(folder, EVERY):
+    with RunLock(folder, EVERY):
         assert folder.names() == [SIGN]
     assert not (tmp_path / "runs").exists()  # nothing came of it
 
@@ -73,16 +73,16 @@ def test_a_new_folder_is_held_before_anything_is_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff"])
 def test_something_else_in_its_place(folder: Folder, content: bytes) -> None:
     folder.write(SIGN, content)
-    with Lease(folder, EVERY):
+    with RunLock(folder, EVERY):
         assert sign(folder)["pid"] == os.getpid()
 
 
 def test_two_at_once_on_an_object_store(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one whose sign is there a moment later goes on."""
     folder = Folder("s3://bugs/both/one", s3)
-    lease = Lease(folder, EVERY)
-    monkeypatch.setattr(lease, "_write", lambda: leave(folder, machine="other", pid=8))
-    assert not lease.take()
+    lock = RunLock(folder, EVERY)
+    monkeypatch.setattr(lock, "_write", lambda: leave(folder, machine="other", pid=8))
+    assert not lock.take()
 
 
 STARTERS = """
@@ -90,25 +90,25 @@ import random, sys, time
 from pathlib import Path
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-from wcl_ray.runs.lock import Lease
+from wcl_ray.runs.lock import RunLock
 
 which, uri, endpoint, marks, times, every = sys.argv[1:]
 every, marks = float(every), Path(marks)
 chance = random.Random(int(which))
 for name in ("_read", "_write"):  # delays of a slow storage, up to what the protocol allows for
-    def slow(self, *given, plain=getattr(Lease, name)):
+    def slow(self, *given, plain=getattr(RunLock, name)):
         time.sleep(chance.random() * every / 20)
         return plain(self, *given)
-    setattr(Lease, name, slow)
+    setattr(RunLock, name, slow)
 for number in range(int(times)):
     while not (marks / f"go-{number}").exists():
         time.sleep(0.001)
-    lease = Lease(Folder(uri.format(number=number), endpoint or None), every)
-    held = lease.take()
+    lock = RunLock(Folder(uri.format(number=number), endpoint or None), every)
+    held = lock.take()
     (marks / f"{number}-{which}-{'held' if held else 'busy'}").touch()
     while not (marks / f"end-{number}").exists():
         time.sleep(0.001)
-    lease.__exit__()
+    lock.__exit__()
 """
 
 
@@ -150,8 +150,8 @@ def test_another_at_work(folder: Folder) -> None:
     code = f"""
 import sys, time
 from wcl_ray.storage import Folder
-from wcl_ray.runs.lock import Lease
-with Lease(Folder({folder.path!r}), {EVERY}):
+from wcl_ray.runs.lock import RunLock
+with RunLock(Folder({folder.path!r}), {EVERY}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -160,11 +160,11 @@ with Lease(Folder({folder.path!r}), {EVERY}):
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"in the works: process {other.pid} on .*stop it"):
-            Lease(folder, EVERY).__enter__()
+            RunLock(folder, EVERY).__enter__()
         other.send_signal(signal.SIGKILL)
         other.wait()
         started = time.monotonic()
-        with Lease(folder, EVERY):  # a process that is seen to be gone is not waited for
+        with RunLock(folder, EVERY):  # a process that is seen to be gone is not waited for
             assert time.monotonic() - started < 2 * EVERY
             assert sign(folder)["pid"] == os.getpid()
     finally:
@@ -175,7 +175,7 @@ with Lease(Folder({folder.path!r}), {EVERY}):
 def test_a_lost_machine_is_waited_for(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     leave(folder, machine="other", pid=7, job="raysubmit_1")
     started = time.monotonic()
-    with Lease(folder, EVERY):
+    with RunLock(folder, EVERY):
         assert 4 * EVERY <= time.monotonic() - started < 20 * EVERY
         assert sign(folder)["token"] != "other"
     assert "process 7 on far, job raysubmit_1 was at work" in capsys.readouterr().out
@@ -184,7 +184,7 @@ def test_a_lost_machine_is_waited_for(folder: Folder, capsys: pytest.CaptureFixt
 def test_an_old_sign_is_not(folder: Folder) -> None:
     leave(folder, machine="other", time=time.time() - 3600)
     started = time.monotonic()
-    with Lease(folder, EVERY):
+    with RunLock(folder, EVERY):
         assert time.monotonic() - started < EVERY
 
 
@@ -195,7 +195,7 @@ def test_a_process_that_was_given_up_stops(
     stopped: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
-        with Lease(folder, EVERY):
+        with RunLock(folder, EVERY):
             leave(folder, machine="other", pid=9)
             time.sleep(4 * EVERY)
             assert stopped == [signal.SIGTERM]
@@ -216,9 +216,9 @@ def test_two_jobs_that_embed_into_one_folder(
         data=lambda given: DataConfig(path="x"),
     )
     monkeypatch.setattr(embed_job.Trained, "open", lambda run, endpoint: trained)
-    monkeypatch.setattr(embed_job, "Lease", functools.partial(Lease, every=EVERY))
+    monkeypatch.setattr(embed_job, "RunLock", functools.partial(RunLock, every=EVERY))
     out = Folder(f"{tmp_path}/out")
-    with Lease(out, EVERY) as other:
+    with RunLock(out, EVERY) as other:
         other.own["pid"] = os.getppid()  # a process that is there
         other._write()
         with pytest.raises(UserError, match=r"in the works: .* or use another --out"):
@@ -229,12 +229,12 @@ def test_two_jobs_that_embed_into_one_folder(
 def test_two_jobs_with_one_checkpoint_of_kmeans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_job, "Lease", functools.partial(Lease, every=EVERY))
+    monkeypatch.setattr(cluster_job, "RunLock", functools.partial(RunLock, every=EVERY))
     monkeypatch.setattr(cluster_job, "connect", lambda config: None)
     monkeypatch.setattr(cluster_job, "_vectors", lambda data, column: None)
     config = Config(clusters=ClustersConfig(kind="kmeans", k=(2,)))
     folder = Folder(f"{tmp_path}/state")
-    with Lease(folder, EVERY) as other:
+    with RunLock(folder, EVERY) as other:
         other.own["pid"] = os.getppid()
         other._write()
         with pytest.raises(UserError, match=r"in the works: .* or use another --checkpoint"):

@@ -77,11 +77,11 @@ def test_breathing_finds_every_blob() -> None:
     """Without it, most starts put two centroids into one blob and one between two."""
     x, truth = blobs(6000, 8, 60, noise=0.02)
     found = {}
-    for name, breathe in (("with", (0.2, 0.1, 0.1, 0.05)), ("without", ())):
+    for name, split_merge in (("with", (0.2, 0.1, 0.1, 0.05)), ("without", ())):
         scores = []
         for seed in range(3):
-            model = KMeans(60, spherical=False, seed=seed, actors=1, breathe=breathe).fit(x)
-            assert any(row.phase == "split 1" for row in model.history_) == bool(breathe)
+            model = KMeans(60, spherical=False, seed=seed, actors=1, split_merge=split_merge).fit(x)
+            assert any(row.phase == "split 1" for row in model.history_) == bool(split_merge)
             scores.append(agreement(model.labels_, truth).ari)
         found[name] = scores
     assert min(found["with"]) > 0.999
