@@ -263,7 +263,6 @@ def test_best_of_a_search_is_read_as_it_was_written(text: str, tmp_path: Path) -
         clusters=ClustersConfig(separator=text, columns=(text, "b")),
         train=TrainConfig(lr=1e-05, compile=True, channels_last=False),
         storage=text,
-        cache=text,
     )
     for name, content in (
         ("best.yaml", to_yaml(config, always=("data.eval-path", "loss.temperature", "compare"))),

@@ -19,7 +19,7 @@ import tyro
 import yaml
 
 from wcl_ray import stopping
-from wcl_ray.config import Config
+from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.terminal import any_script, warn
 from wcl_ray.texts import Empty, load_texts
@@ -157,7 +157,7 @@ def _read_yaml(name: str, cls: type) -> list[str]:
 
 def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        path = f"{prefix}{key}".replace("_", "-")
+        path = prefix + option_name(str(key))
         if isinstance(value, dict):
             yield from _flatten(value, name, f"{path}.")
         else:
@@ -205,7 +205,7 @@ def keys(cls: type, prefix: str = "") -> dict[str, str]:
     """Every option of a configuration class: dotted name with dashes → its type as text."""
     found: dict[str, str] = {}
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        name = prefix + item.name.replace("_", "-")
+        name = prefix + option_name(item)
         factory: Any = item.default_factory
         if isinstance(factory, type):  # a section
             found.update(keys(factory, f"{name}."))
