@@ -485,7 +485,7 @@ def test_clusters_of_features(
     clusters = ClustersConfig(kind="kmeans", k=(3, 6))
     config = replace(config, clusters=clusters, train=replace(config.train, rounds=3))
     opened = open_images(config.data, config.storage, config.seed)
-    base = run_clusters.alone(config, opened).assignment
+    base = run_clusters.singletons(config, opened).assignment
     stream = plan_stream(opened.train.images(), base.ids, config.data)
     scale = Scale(1, 1, 1.0, False)
 

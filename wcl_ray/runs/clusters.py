@@ -73,14 +73,14 @@ def cache_of(config: Config, images: Images) -> tuple[Folder | None, dict[str, A
         return None, {}
 
 
-def alone(config: Config, images: Images) -> Clustering:
-    """Every training image alone, and their labels."""
+def singletons(config: Config, images: Images) -> Clustering:
+    """Every training image a singleton, and their labels."""
     return _clustering(config, ClustersConfig(kind="instance"), images)
 
 
 def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> list[Quality]:
     """Measures of each granularity."""
-    group = 1 if config.clusters.kind == "instance" else config.clusters.group
+    group = 1 if config.clusters.kind == "instance" else config.clusters.samples_per_cluster
     return [
         measure(name, table.clusters[:, i], labels, config.train.batch_size, group)
         for i, name in enumerate(table.names)
@@ -91,7 +91,7 @@ def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray |
     """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
     if images.label is None:
         return None
-    found = alone(config, images.whole())  # which a search has asked for already
+    found = singletons(config, images.whole())  # which a search has asked for already
     assert found.labels is not None
     place = positions_of(found.assignment.ids, ids)
     return np.where(place >= 0, found.labels[place], np.int32(-1))

@@ -68,7 +68,7 @@ def embed_run(
     """
     scale = scale or ScaleConfig()
     trained = Trained.open(run, given.get("endpoint"))
-    data = replace(trained.data(given), label=None, group=None)  # they are not looked at
+    data = replace(trained.data(given), label=None, split_by=None)  # they are not looked at
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
     facts = _facts(trained, data, features, columns)
     with RunLock(folder, instead="use another --out"):

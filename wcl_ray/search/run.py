@@ -200,7 +200,7 @@ def _prepare(
     train = plan_stream(rows, ids[True], config.data, grows=grows)
     say("stream", train.reason)
     kept: tuple[Stream, Stream] | None = None
-    if train.mode != "anew":
+    if train.mode != "streaming":
         kept = (train, plan_stream(rows, ids[False], config.data, grows=grows))
         faults = [*train.faults, *kept[1].faults]
         if faults:
@@ -301,7 +301,7 @@ def _facts(
         "data": images.train.describe(),
         "clusters": config.clusters.kind,
         "images": f"{train:,} for training, {held:,} for validation"
-        + (f", {config.data.group} kept whole" if config.data.group else ""),
+        + (f", {config.data.split_by} kept whole" if config.data.split_by else ""),
         "trials": f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}",
         "sampler": config.sampler,
         "early stopping": config.scheduler

@@ -176,7 +176,7 @@ def _clusters(
     """Clusters of the training images, and their measures."""
     ids: np.ndarray = ray.get(setup.ids)
     value = values.get(setup.granularity) if setup.granularity else None
-    if value not in setup.columns and None in setup.columns:  # of features: all alone
+    if value not in setup.columns and None in setup.columns:  # of features: all singletons
         value = None
     if value in setup.columns:
         table = restricted(ray.get(setup.base), setup.columns[value], ids)
