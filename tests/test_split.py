@@ -135,7 +135,7 @@ def test_columns_of_a_side(data: tuple[str, str]) -> None:
 def test_other_data_have_no_group_of_the_run() -> None:
     run = Trained(Folder("x"), Config(data=DataConfig(path="a", split_by="unit")), b"")
     assert run.data({"label": "kind"}).split_by == "unit"
-    assert run.data({"path": "b"}).group is None
+    assert run.data({"path": "b"}).split_by is None
     assert run.data({"path": "b", "group": "scene"}).split_by == "scene"
 
 
