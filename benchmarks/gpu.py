@@ -81,7 +81,7 @@ def agree() -> dict[str, float]:
     """Largest differences between both devices."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     given = batch(64, 32)
-    strong = AugmentConfig(blur=0.5, solarise=0.2)
+    strong = AugmentConfig(blur=0.5, solarize=0.2)
     found = []
     for device in (torch.device("cpu"), DEVICE):
         torch.manual_seed(0)

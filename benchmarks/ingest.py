@@ -98,13 +98,13 @@ def main() -> None:
             rows = stream.dataset(None).iter_batches(batch_size=None, batch_format="pyarrow")
             return iter(rows)
 
-        anew = stream.mode == "anew"
+        anew = stream.mode == "streaming"
         return lambda: (
             batch.images for batch in reader.epoch(next(epochs), None, tables if anew else None)
         )
 
     chosen = stream_of("auto")[0].mode
-    streams = {mode: stream_of(mode) for mode in ("raw", "encoded", "anew")}
+    streams = {mode: stream_of(mode) for mode in ("raw", "encoded", "streaming")}
     sides = {"dataloader": loader} | {mode: reading(s) for mode, (s, _) in streams.items()}
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):

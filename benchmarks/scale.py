@@ -148,7 +148,7 @@ def epochs(n: int) -> None:
     for name, column, shared in (
         ("order of an epoch, shared", clusters, True),
         ("order of an epoch, dealt", clusters, False),
-        ("order of an epoch, all alone", alone, True),
+        ("order of an epoch, all singletons", alone, True),
     ):
         stream = Stream(shared=shared, **kept)
         reader = Reader(

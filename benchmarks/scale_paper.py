@@ -36,7 +36,7 @@ FEW_K = 10_000
 OPEN = 0.1  # s to read the footer of a file on an object store: three requests of 30 ms (A)
 FILE = 1e9  # bytes of a source file (A)
 BLOCK = 128 * 2**20  # bytes of a block that Ray Data hands on (V, its default target)
-WINDOW = 4096  # images among which a worker composes in mode anew, at least (the code's)
+WINDOW = 4096  # images among which a worker composes in mode streaming, at least (the code's)
 
 
 def paper(figures: Figures) -> str:
@@ -69,7 +69,7 @@ def keep_mode(n: float, gpus: int, raw: float, jpeg: float) -> tuple[str, bool, 
         if n * size <= room:
             shared = nodes(gpus) == 1 or n * size < REPLICATED * STORE
             return mode, shared, n * size
-    return "anew", True, 0.0
+    return "streaming", True, 0.0
 
 
 def nodes(gpus: int) -> int:
@@ -89,8 +89,8 @@ def keeping(figures: Figures) -> str:
         for raw, jpeg in ((RAW, JPEG), (RAW_32, JPEG_32)):
             mode, shared, kept = keep_mode(n, gpus, raw, jpeg)
             dealt = max(4 * nodes(gpus), int(kept / 64e6))
-            blocks = 0 if mode == "anew" else math.ceil(kept / BLOCK) if shared else dealt
-            how = "" if mode == "anew" else ", shared" if shared else ", dealt"
+            blocks = 0 if mode == "streaming" else math.ceil(kept / BLOCK) if shared else dealt
+            how = "" if mode == "streaming" else ", shared" if shared else ", dealt"
             row += [_b(n * jpeg), _b(n * raw), mode + how, _n(blocks) if blocks else "-"]
             if raw == RAW and blocks:
                 refs = blocks * gpus
@@ -118,7 +118,7 @@ def feeding(figures: Figures) -> str:
 
 
 def meeting(figures: Figures) -> str:
-    """Other images of an anchor's cluster among the 4,096 of a window in mode anew"""
+    """Other images of an anchor's cluster among the 4,096 of a window in mode streaming"""
     head = ["images", "clusters of 50", "clusters of 1,000", "1,000 clusters"]
     head += ["window for one partner in clusters of 50", "its files"]
     rows = []
@@ -172,7 +172,7 @@ def workers(figures: Figures) -> str:
     """One worker at the start of an epoch; a node has eight"""
     head = ["", "one row", *(_n(n) for n in IMAGES)]
     rows = []
-    for name in ("shared", "dealt", "all alone"):
+    for name in ("shared", "dealt", "all singletons"):
         name = f"order of an epoch, {name}"
         each, peak = cost(figures, name), cost(figures, name, "peak")
         rows.append([f"{name}, s", _s(each), *(_s(n * each) for n in IMAGES)])

@@ -61,7 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     storage, only = Path(given.storage), given.only or ["grid", "search", "full"]
     data = ["--data.path", given.data, "--data.eval-path", given.test, "--data.label", given.label]
-    data += ["--data.group", given.group] if given.group else []
+    data += ["--data.split-by", given.group] if given.group else []
     common = [*data, "--train.epochs", str(given.epochs), "--storage", str(storage)]
     short = [*common, "--trial-epochs", str(given.trial_epochs)]
     if "grid" in only:

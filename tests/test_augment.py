@@ -42,9 +42,9 @@ def test_operators(
 
 
 def test_greyscale_and_solarise(images: torch.Tensor) -> None:
-    grey = augment.greyscale(images).expand(-1, 3, -1, -1)
+    grey = augment.grayscale(images).expand(-1, 3, -1, -1)
     assert torch.allclose(grey, F.rgb_to_grayscale(images, 3), atol=1e-6)
-    assert torch.allclose(augment.solarise(images), F.solarize(images, 0.5))
+    assert torch.allclose(augment.solarize(images), F.solarize(images, 0.5))
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
@@ -93,7 +93,7 @@ def test_uniforms_are_uniform_and_independent() -> None:
 def test_views_depend_on_the_id_alone() -> None:
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     aspect, ids = torch.ones(8), torch.arange(100, 108)
-    make = Augment(AugmentConfig(blur=0.5, solarise=0.5), 24, seed=3)
+    make = Augment(AugmentConfig(blur=0.5, solarize=0.5), 24, seed=3)
     views = make.two_views(images, aspect, ids, epoch=5)
     assert views.shape == (16, 3, 24, 24)
     order = torch.randperm(8)
@@ -105,7 +105,7 @@ def test_views_depend_on_the_id_alone() -> None:
 
 def test_zero_strength_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    config = AugmentConfig(crop_min=1.0, flip=0, jitter=0, grey=0)
+    config = AugmentConfig(crop_min=1.0, flip=0, jitter=0, grayscale=0)
     view = Augment(config, 32, 0).view(images, torch.ones(4), torch.arange(4), 0, 0)
     # no candidate of full area but another ratio fits, which leaves the whole image
     assert torch.allclose(view, centre(images, torch.ones(4), 32), atol=1e-5)
@@ -121,7 +121,7 @@ def test_centre_crops_the_short_side() -> None:
 
 def test_compiles_without_graph_breaks() -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    make = Augment(replace(AugmentConfig(), blur=0.5, solarise=0.2), 32, 0)
+    make = Augment(replace(AugmentConfig(), blur=0.5, solarize=0.2), 32, 0)
     u = uniforms(torch.arange(4), 0, 0, 0, DRAWS)
     compiled = torch.compile(make.apply, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(images, torch.ones(4), u), make.apply(images, torch.ones(4), u))

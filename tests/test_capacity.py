@@ -164,11 +164,11 @@ def test_summary() -> None:
         "seconds": {"clusters": 3.2, "train": 61.0}, "object_store_peak": 2_000_000,
         "object_store": 500_000_000, "spilled": 12_000, "restored": 5_000,
         "data": {"metadata": {"rows": 5_000, "tasks": 7, "nodes": 2, "cpu_seconds": 1.26}},
-        "images_per_second": 1234.5, "wait": 0.123, "restarts": 2,
+        "images_per_second": 1234.5, "data_wait": 0.123, "restarts": 2,
     }  # fmt: skip
     lines = dict(summary(figures))
     assert lines["time"] == "clusters 3 s, train 61 s"
     assert lines["store"] == "peak 2 MB of 500 MB, spilled 12 kB, read back 5 kB"
     assert re.match(r"1,23\d images/s, 12% of the time", lines["workers"])
     assert lines["data"] == "metadata: 5,000 rows, 7 task(s) on 2 node(s), 1.3 s of CPU"
-    assert "workers" not in dict(summary({k: v for k, v in figures.items() if k != "wait"}))
+    assert "workers" not in dict(summary({k: v for k, v in figures.items() if k != "data_wait"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 from wcl_ray.cli import _read_yaml, keys, open_sections, parse
-from wcl_ray.config import ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.runs.stored import read_stored
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions
+from wcl_ray.storage import Folder
+from wcl_ray.train.metrics_queue import MetricsLog
 
 # Fixed by the users of the jobs: removing or renaming one breaks their scripts.
 FROZEN = [
@@ -216,7 +220,7 @@ def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> Non
             continue
         # all that take any text, through the parser
         checked = ("scale.workers", "data.encoding")
-        free = [key for key, kind in valued.items() if "str" in kind and key not in checked]
+        free = [k for k, kind in valued.items() if re.search(r"\bstr\b", kind) and k not in checked]
         flags = [word for key in free for word in words_of(key, kinds[key], text) or []]
         file.write_text(in_yaml(dict.fromkeys(free, text if text in ODD else quoted), kinds))
         base = [f"--{key}=x" for key in needed if key not in free]
@@ -283,3 +287,45 @@ def test_a_section_without_keys(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "run.yaml"
     file.write_text("train: [a, b]")
     assert "train is a section of options" in fails(["--config", str(file)], capsys)
+
+
+def test_old_names_of_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options that were renamed are taken under their old name, on the command line, in files and
+    from stored runs, with a warning that names the new one."""
+    flags = ["--data.group=unit", "--clusters.group", "4", "--augment.grey", "0.1"]
+    flags += ["--augment.solarise=0.3", "--data.keep", "anew", "--clusters.missing=alone"]
+    today = Config(
+        data=DataConfig(split_by="unit", keep="streaming"),
+        clusters=ClustersConfig(samples_per_cluster=4),
+        augment=AugmentConfig(grayscale=0.1, solarize=0.3),
+    )
+    assert parse(flags) == today
+    assert "--data.group is now called --data.split-by" in capsys.readouterr().out
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        "data: {group: unit, keep: anew}\nclusters: {group: 4, missing: alone}\n"
+        "augment: {grey: 0.1, solarise: 0.3}\n"
+    )
+    assert parse(["--config", str(file)]) == today
+    assert (
+        "--clusters.group is now called --clusters.samples-per-cluster" in capsys.readouterr().out
+    )
+    folder = Folder(f"{tmp_path}/run")
+    options = today.to_dict()
+    options["data"] |= {"group": options["data"].pop("split_by"), "keep": "anew"}
+    options["clusters"]["group"] = options["clusters"].pop("samples_per_cluster")
+    options["augment"]["grey"] = options["augment"].pop("grayscale")
+    folder.write("config.json", json.dumps({"version": "0.2.0", "config": options}).encode())
+    stored = read_stored(folder)
+    assert not stored.ignored
+    assert stored.config(Config) == today
+
+
+def test_old_names_of_metrics(tmp_path: Path) -> None:
+    """A run that an older version began is continued with rows under today's names."""
+    folder = Folder(str(tmp_path))
+    row = {"epoch": 0, "lonely": 0.1, "wait": 0.2, "left_seconds": 3.0}
+    folder.write("metrics.jsonl", (json.dumps(row) + "\n").encode())
+    assert MetricsLog(folder).rows == [
+        {"epoch": 0, "anchors_without_positive": 0.1, "data_wait": 0.2, "eta_seconds": 3.0}
+    ]

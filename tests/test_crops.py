@@ -22,7 +22,7 @@ from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.evaluate.embed import DISTANCE, embed, feature_matrix
-from wcl_ray.evaluate.spread import distances
+from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import build_encoder, save_export
 
 SIZE = 80
@@ -116,16 +116,16 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("keep", ["encoded", "anew"])
+@pytest.mark.parametrize("keep", ["encoded", "streaming"])
 def test_batches_of_crops(data: DataConfig, keep: str) -> None:
     """Whatever the worker and the place in the batch, both views show what their boxes say."""
     kept = plan_stream(open_source(data).images(), np.arange(24), replace(data, keep=keep))  # type: ignore[arg-type]
-    augment = Augment(replace(AugmentConfig(), jitter=0, grey=0, flip=1), SIZE, seed=5)
+    augment = Augment(replace(AugmentConfig(), jitter=0, grayscale=0, flip=1), SIZE, seed=5)
     reader = Reader(
         kept, np.zeros((24, 1), np.int32), rank=0, world=1, batch_size=8, seed=0, group=2,
         augment=augment,
     )  # fmt: skip
-    rows = kept.dataset(None) if keep == "anew" else None
+    rows = kept.dataset(None) if keep == "streaming" else None
 
     def tables() -> Any:
         assert rows is not None

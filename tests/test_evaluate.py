@@ -1,4 +1,4 @@
-"""kNN, probe and spread against naive references; embedding on a real Ray."""
+"""kNN, probe and geometry against naive references; embedding on a real Ray."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from wcl_ray.evaluate.embed import (
     feature_tensor,
     resources,
 )
+from wcl_ray.evaluate.geometry import distances, feature_std, rank_me, uniformity
 from wcl_ray.evaluate.knn import knn_accuracy, nearest
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.metrics import evaluate_features
@@ -42,7 +43,6 @@ from wcl_ray.evaluate.probe import (
     split,
 )
 from wcl_ray.evaluate.run import _readable, evaluate_encoder, results_table
-from wcl_ray.evaluate.spread import distances, rank_me, spread, uniformity
 from wcl_ray.model.encoder import build_encoder, save_export
 
 
@@ -223,10 +223,10 @@ def test_spread_figures_do_not_hang_on_the_order_of_the_rows() -> None:
     mixed = x[torch.randperm(len(x), generator=generator)]
     assert uniformity(x) == pytest.approx(uniformity(mixed), abs=0.1)
     assert rank_me(x) == pytest.approx(rank_me(mixed), rel=0.02)
-    assert spread(x) == pytest.approx(spread(mixed), rel=0.02)
+    assert feature_std(x) == pytest.approx(feature_std(mixed), rel=0.02)
 
 
-def test_uniformity_distances_spread() -> None:
+def test_uniformity_distances_feature_std() -> None:
     x = F.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     pairs = [float((x[i] - x[j]).square().sum()) for i in range(40) for j in range(i)]
     expected = math.log(sum(math.exp(-2 * d) for d in pairs) / len(pairs))
@@ -234,8 +234,8 @@ def test_uniformity_distances_spread() -> None:
     assert uniformity(torch.ones(30, 4)) == pytest.approx(0, abs=1e-4)
     assert float(distances(x, x).mean()) == pytest.approx(0, abs=1e-6)
     assert float(distances(x, -x).mean()) == pytest.approx(4, rel=1e-5)
-    assert spread(x) == pytest.approx(1, abs=0.05)
-    assert spread(torch.ones(30, 4)) == pytest.approx(0, abs=1e-5)
+    assert feature_std(x) == pytest.approx(1, abs=0.05)
+    assert feature_std(torch.ones(30, 4)) == pytest.approx(0, abs=1e-5)
 
 
 def features(n: int, seed: int, label: bool = True) -> pa.Table:

@@ -144,7 +144,7 @@ def first_images(config: Config, rank: int) -> set[int]:
     stream = plan_stream(images.train.images(), table.ids, config.data, table.clusters[:, 0])
     reader = Reader(
         stream, table.clusters, rank=rank, world=2, batch_size=BATCH, seed=config.seed,
-        group=config.clusters.group,
+        group=config.clusters.samples_per_cluster,
     )  # fmt: skip
     return set(table.ids[reader.order(0, None)[0]].tolist())
 

@@ -182,8 +182,9 @@ def test_metrics_log_rewinds_to_the_checkpoint(tmp_path: Path) -> None:
 def test_live_line_shows_what_matters() -> None:
     line = format_row(
         {
-            "epoch": 2, "share": 0.5, "epochs": 10, "loss": 3.21, "positives": 2.25, "lonely": 0.04,
-            "images_per_second": 12345.6, "wait": 0.07, "left_seconds": 3725,
+            "epoch": 2, "share": 0.5, "epochs": 10, "loss": 3.21, "positives": 2.25,
+            "anchors_without_positive": 0.04,
+            "images_per_second": 12345.6, "data_wait": 0.07, "eta_seconds": 3725,
         }
     )  # fmt: skip
     for part in ("2.50/10", "3.21", "2.2", "4%", "12,346 images/s", "7%", "1:02:05 left"):

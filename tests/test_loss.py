@@ -160,7 +160,7 @@ def test_counts_of_positives() -> None:
     c = torch.tensor([0, 0, 0, 1, -1])[:, None]
     result = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2)
     assert float(result.positives) == pytest.approx(6 / 5)
-    assert float(result.lonely) == pytest.approx(2 / 5)
+    assert float(result.without_positive) == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize("estimator", ["supcon", "paper"])

@@ -55,7 +55,7 @@ def trial(n: int, tau: Any = None, k: Any = None, **more: Any) -> Trial:
 
 def search(trials: list[Trial], **more: Any) -> Outcome:
     known: dict[str, Any] = {"validation": 1500, "facts": {"data": "a.parquet"}}
-    known |= {"correlations": {"rank_me": 0.61, "spread": -0.4}, "seconds": 3820.0}
+    known |= {"correlations": {"rank_me": 0.61, "feature_std": -0.4}, "seconds": 3820.0}
     known |= {"metric": "knn", "mode": "max", "epochs": 8, "granularity": TOP_K}
     return Outcome("beetles", trials=tuple(trials), **(known | more))
 

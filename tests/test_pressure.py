@@ -31,7 +31,7 @@ def test_back_pressure_with_a_slow_trainer(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / f"part-{i:02d}.parquet", row_group_size=500)
     data = DataConfig(path=str(tmp_path), image_size=64)
     stream = plan_stream(open_source(data).images(), np.arange(count), data)
-    assert stream.mode == "anew"
+    assert stream.mode == "streaming"
     usage = ResourceSummary()
     usage.look()
     shard = stream.dataset(None).streaming_split(1, equal=True)[0]

@@ -125,10 +125,10 @@ def test_edge_of_the_batch() -> None:
 
 
 def test_warning_and_table() -> None:
-    lonely = quality(list(range(20)), [i % 2 for i in range(20)])
-    assert "mostly SimCLR" in str(warning(lonely))
+    singles = quality(list(range(20)), [i % 2 for i in range(20)])
+    assert "mostly SimCLR" in str(warning(singles))
     good = quality([i % 4 for i in range(20)], [i % 2 for i in range(20)])
     assert warning(good) is None
-    text = render([lonely, good], 4)
+    text = render([singles, good], 4)
     assert "I(Z;T)" in text
     assert len(text.splitlines()) == 4

@@ -88,7 +88,7 @@ def test_rounds_and_the_jobs_after_them(
     assert "kmeans-4_nmi_previous" not in first
     assert 0 <= second["kmeans-4_nmi_previous"] <= 1
     assert -1 <= second["kmeans-12_ari_previous"] <= 1
-    assert {"rank_me", "uniformity", "spread", "kmeans-12_nmi_label"} <= first.keys()
+    assert {"rank_me", "uniformity", "feature_std", "kmeans-12_nmi_label"} <= first.keys()
     facts = json.loads((run / "rounds/002/clusters.json").read_text())
     assert sum(facts["sizes"]["kmeans-4"].values()) == len(assignment(run, 2).sizes(0))
     assert facts["kmeans"]["vectors"] == images

@@ -157,7 +157,7 @@ def test_run_folder_and_what_follows(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("keep", ["raw", "anew"])
+@pytest.mark.parametrize("keep", ["raw", "streaming"])
 def test_two_workers_see_each_image_once(config: Config, tmp_path: Path, keep: str) -> None:
     config = replace(
         config,
@@ -200,8 +200,8 @@ def test_dropped_and_unreadable_images_do_not_hold_up_the_learning_rate(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
     assert [row["share"] for row in rows] == [1, 1]
-    assert rows[-1]["left_seconds"] == 0
-    assert rows[0]["left_seconds"] == pytest.approx(80 / rows[0]["images_per_second"])
+    assert rows[-1]["eta_seconds"] == 0
+    assert rows[0]["eta_seconds"] == pytest.approx(80 / rows[0]["images_per_second"])
     assert rows[-1]["lr"] == pytest.approx(learning_rate(3 / 4, config.train))
 
 

@@ -76,10 +76,10 @@ def test_composing_brings_positives_that_shuffling_does_not() -> None:
     def batches(order: np.ndarray) -> np.ndarray:
         return c[order][: 16 * 256].reshape(16, 256)
 
-    positives, lonely = meeting(batches(epoch_order(c, 2, 256, rng)))
+    positives, without_positive = meeting(batches(epoch_order(c, 2, 256, rng)))
     before, lonely_before = meeting(batches(rng.permutation(len(c))))
     assert positives > 1.2 > 0.5 > before
-    assert lonely < 0.02
+    assert without_positive < 0.02
     assert lonely_before > 0.6
 
 
@@ -117,11 +117,11 @@ def test_partners_out_of_reach(size: int, window: int) -> None:
     """Against real random windows."""
     n, rng = 2000, np.random.default_rng(0)
     clusters = np.arange(n) // size
-    lonely = []
+    without_positive = []
     for _ in range(200):
         inside = clusters[rng.permutation(n)[:window]]
-        lonely.append((np.bincount(inside)[inside] == 1).mean())
-    assert apart(clusters, window) == pytest.approx(np.mean(lonely), abs=0.02)
+        without_positive.append((np.bincount(inside)[inside] == 1).mean())
+    assert apart(clusters, window) == pytest.approx(np.mean(without_positive), abs=0.02)
     alone = np.concatenate([clusters, np.full(500, -1)])  # who has no partner is not counted
-    assert apart(alone, window * 5 // 4) == pytest.approx(np.mean(lonely), abs=0.02)
+    assert apart(alone, window * 5 // 4) == pytest.approx(np.mean(without_positive), abs=0.02)
     assert apart(np.full(10, -1), 5) == 0

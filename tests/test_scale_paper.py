@@ -29,7 +29,7 @@ def test_the_mode_follows_the_rule_of_the_stream(scale_paper: ModuleType) -> Non
     room = scale_paper.SHARE * scale_paper.STORE * 8  # of 64 GPUs
     assert scale_paper.keep_mode(1000, 64, room / 1000, 1.0) == ("raw", False, room)
     assert scale_paper.keep_mode(1000, 64, room / 999, room / 1001)[0] == "encoded"
-    assert scale_paper.keep_mode(1000, 64, room, room)[0] == "anew"
+    assert scale_paper.keep_mode(1000, 64, room, room)[0] == "streaming"
     assert scale_paper.keep_mode(1000, 64, 1.0, 1.0)[:2] == ("raw", True)
 
 

@@ -248,7 +248,14 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
     assert (best.train.epochs, best.train.rounds) == (4, 2)
 
 
-HOPELESS = ["--search.clusters.top-k", "9", "--train.batch-size", "2", "--clusters.group", "1"]
+HOPELESS = [
+    "--search.clusters.top-k",
+    "9",
+    "--train.batch-size",
+    "2",
+    "--clusters.samples-per-cluster",
+    "1",
+]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +264,7 @@ HOPELESS = ["--search.clusters.top-k", "9", "--train.batch-size", "2", "--cluste
         (["--search.loss.temprature", "1"], "did you mean loss.temperature"),
         (HOPELESS, "of the anchors would meet no positive"),
         (["--validation", "0.999"], "training images, fewer than 24"),
-        (["--metric", "knn", "--data.group", "nothing"], "'nothing' is not a column"),
+        (["--metric", "knn", "--data.split-by", "nothing"], "'nothing' is not a column"),
         (["--search.model.backbone", "resnet18,resnet19"], "resnet19"),
         (["--search.clusters.columns", "colour,colours"], "'colours' is not a column"),
         (["--search.clusters.level", "1,2"], "no effect on clusters of kind attributes"),

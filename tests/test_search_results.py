@@ -112,9 +112,9 @@ def test_spearman_against_its_definition() -> None:
 def test_correlations_take_the_latest_epoch_of_half_the_trials() -> None:
     rows = {}
     for n in range(10):
-        rows[str(n)] = {4: {"knn": n / 10, "rank_me": n, "uniformity": -n, "spread": 1.0}}
+        rows[str(n)] = {4: {"knn": n / 10, "rank_me": n, "uniformity": -n, "feature_std": 1.0}}
         if n > 6:
-            rows[str(n)][8] = {"knn": 0.5, "rank_me": 1.0, "uniformity": 0.0, "spread": 1.0}
+            rows[str(n)][8] = {"knn": 0.5, "rank_me": 1.0, "uniformity": 0.0, "feature_std": 1.0}
     found, where = correlations(rows, "knn")
     assert found == {"rank_me": pytest.approx(1.0), "uniformity": pytest.approx(1.0)}
     assert where == "10 trials after epoch 4"

@@ -87,7 +87,11 @@ def test_trials_make_no_clusters_that_are_there(
     config: SearchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = setup_of(
-        config, tmp_path, "clusters.top-k=2,3,5", "clusters.quantiles=3,4", "clusters.group=2,4"
+        config,
+        tmp_path,
+        "clusters.top-k=2,3,5",
+        "clusters.quantiles=3,4",
+        "clusters.samples-per-cluster=2,4",
     )
 
     def clusters(**options: Any) -> tuple[Any, dict[str, Any]]:
@@ -101,12 +105,14 @@ def test_trials_make_no_clusters_that_are_there(
         return table, measures
 
     with counted(monkeypatch, trial, "build_clusters") as made:
-        clusters(top_k=(2,), quantiles=4, group=2)
-        clusters(top_k=(5,), quantiles=4, group=4)  # how batches are composed changes none
+        clusters(top_k=(2,), quantiles=4, samples_per_cluster=2)
+        clusters(
+            top_k=(5,), quantiles=4, samples_per_cluster=4
+        )  # how batches are composed changes none
         assert not made
-        clusters(top_k=(5,), quantiles=3, group=2)
+        clusters(top_k=(5,), quantiles=3, samples_per_cluster=2)
         assert len(made) == 1
-        clusters(top_k=(5,), quantiles=3, group=4)
+        clusters(top_k=(5,), quantiles=3, samples_per_cluster=4)
         assert len(made) == 1
     ids = ray.get(setup.ids)
     labels = trial._labels(setup, ids)
@@ -184,7 +190,7 @@ def test_trials_share_features_of_random_weights(
     ):
         fresh = make(None)
         assert same(make(shared), fresh)
-        assert same(make(shared, group=4), make(None, group=4))
+        assert same(make(shared, samples_per_cluster=4), make(None, samples_per_cluster=4))
         assert (len(embedded), len(clustered)) == (3, 3)
         other = make(shared, k=(5,))
         assert other[0].names == ("kmeans-5",)
@@ -248,7 +254,7 @@ def test_every_granularity_is_as_it_would_be_made_alone(config: SearchConfig) ->
             {"kind": "hierarchy", "columns": ("same", "colour"), "level": (1, 2, 3)},
             "level 3: the hierarchy is 2 levels deep",
         ),
-        ({"kind": "hierarchy", "columns": ("serial",)}, "every image is alone"),
+        ({"kind": "hierarchy", "columns": ("serial",)}, "every image is a singleton"),
     ],
 )
 def test_clusters_of_no_use(config: SearchConfig, options: dict[str, Any], words: str) -> None:

@@ -86,7 +86,7 @@ def sides(images: Images) -> tuple[set[int], set[int] | None]:
 def test_sides_are_disjoint_and_cover_everything(
     data: tuple[str, str], group: str | None, label: str | None
 ) -> None:
-    options = DataConfig(path=data[0], label=label, group=group, holdout=0.25)
+    options = DataConfig(path=data[0], label=label, split_by=group, holdout=0.25)
     images = open_images(options, "", 3)
     train, test = sides(images)
     everything = set(range(N))
@@ -119,12 +119,12 @@ def test_sides_are_disjoint_and_cover_everything(
 
 @pytest.mark.usefixtures("ray_local")
 def test_columns_of_a_side(data: tuple[str, str]) -> None:
-    images = open_images(DataConfig(path=data[0], label="species", group="unit"), "", 0)
+    images = open_images(DataConfig(path=data[0], label="species", split_by="unit"), "", 0)
     assert set(images.metadata(["unit"]).take(1)[0]) == {ID, "__key", "unit"}
     assert set(images.metadata(["size"], training=False).take(1)[0]) == {ID, "__key", "size"}
-    with pytest.raises(UserError, match=r"data\.group 'unt' is not a column.*'unit'"):
-        open_images(DataConfig(path=data[0], group="unt"), "", 0)
-    none = open_images(DataConfig(path=data[0], label="species", group="few"), "", 0)
+    with pytest.raises(UserError, match=r"data\.split-by 'unt' is not a column.*'unit'"):
+        open_images(DataConfig(path=data[0], split_by="unt"), "", 0)
+    none = open_images(DataConfig(path=data[0], label="species", split_by="few"), "", 0)
     kept = [none, Images(none.train, None, None, 0.0, 1, "few", 0.1)]
     for one in kept:
         if one.metadata().count():
@@ -133,15 +133,15 @@ def test_columns_of_a_side(data: tuple[str, str]) -> None:
 
 
 def test_other_data_have_no_group_of_the_run() -> None:
-    run = Trained(Folder("x"), Config(data=DataConfig(path="a", group="unit")), b"")
-    assert run.data({"label": "kind"}).group == "unit"
-    assert run.data({"path": "b"}).group is None
-    assert run.data({"path": "b", "group": "scene"}).group == "scene"
+    run = Trained(Folder("x"), Config(data=DataConfig(path="a", split_by="unit")), b"")
+    assert run.data({"label": "kind"}).split_by == "unit"
+    assert run.data({"path": "b"}).split_by is None
+    assert run.data({"path": "b", "group": "scene"}).split_by == "scene"
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_the_group_is_no_metadata_unless_named(data: tuple[str, str]) -> None:
-    images = open_images(DataConfig(path=data[0], group="unit"), "", 3)
+    images = open_images(DataConfig(path=data[0], split_by="unit"), "", 3)
     assert "unit" not in images.available
     assert "few" in images.available
     plain = columns_of(ClustersConfig(), None, images.available)

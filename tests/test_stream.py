@@ -51,7 +51,7 @@ def tables(s: Stream, consumed: np.ndarray | None = None) -> Any:
     def one() -> Iterator[pa.Table]:
         return iter(s.dataset(consumed).iter_batches(batch_size=None, batch_format="pyarrow"))
 
-    return one if s.mode == "anew" else None
+    return one if s.mode == "streaming" else None
 
 
 @pytest.mark.parametrize("keep", ["raw", "encoded"])
@@ -82,7 +82,7 @@ def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(i for t in tables for i in t["__id"].to_pylist()) == list(range(N))
 
 
-@pytest.mark.parametrize("keep", ["raw", "encoded", "anew"])
+@pytest.mark.parametrize("keep", ["raw", "encoded", "streaming"])
 def test_each_image_once_with_its_own_pixels(data: DataConfig, keep: str) -> None:
     ids = np.setdiff1d(np.arange(N), [3, 50, 77])  # these are held out
     clusters = (ids % 7).astype(np.int32)[:, None]
@@ -205,7 +205,7 @@ def shares_of(
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    n=st.integers(20, 90), unreadable=st.integers(0, 9), mode=st.sampled_from(["raw", "anew"]),
+    n=st.integers(20, 90), unreadable=st.integers(0, 9), mode=st.sampled_from(["raw", "streaming"]),
     shared=st.booleans(), batch=st.integers(4, 9), epochs=st.integers(1, 4),
     worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)), stop=st.integers(0, 40),
 )  # fmt: skip
@@ -226,7 +226,7 @@ def test_the_learning_rate_falls_until_the_last_step(
         np.testing.assert_allclose(shares, np.arange(steps) / steps)
 
 
-@pytest.mark.parametrize("keep", ["raw", "encoded", "anew"])
+@pytest.mark.parametrize("keep", ["raw", "encoded", "streaming"])
 def test_consumed_images_do_not_come_back(data: DataConfig, keep: str) -> None:
     ids = np.arange(N)
     s = plan(data, ids, keep)
@@ -257,7 +257,7 @@ def test_corrupt_images_are_left_out_and_listed(data: DataConfig, tmp_path: Path
     assert {int(b.ids) for b in one.epoch(0, None)} == set(range(N)) - {5, 40, 70}
 
 
-@pytest.mark.parametrize("keep", ["encoded", "anew"])
+@pytest.mark.parametrize("keep", ["encoded", "streaming"])
 def test_images_found_corrupt_later_are_not_valid(
     data: DataConfig, tmp_path: Path, keep: str
 ) -> None:
@@ -300,7 +300,7 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
         plan(big, ids, "raw")
     store(1000)
     found = plan(data, ids, "auto")
-    assert found.mode == "anew"
+    assert found.mode == "streaming"
     assert "neither" in found.reason
     rows = open_source(data).images()
     for keep in ("raw", "encoded"):  # a cluster that grows on demand is believed to

@@ -1,3 +1,3 @@
 """wcl_ray: image encoders from images and the metadata people already have about them."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

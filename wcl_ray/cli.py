@@ -21,6 +21,7 @@ import yaml
 from wcl_ray import stopping
 from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
+from wcl_ray.renamed import renamed
 from wcl_ray.terminal import any_script, warn
 from wcl_ray.texts import Empty, load_texts
 
@@ -54,7 +55,7 @@ def parse(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        words = _fold_open(_expand(words, cls), cls)
+        words = _fold_open(_current(_expand(words, cls)), cls)
         _check_flags(words, cls)
         words = _split_lists(implied(words) + words, cls)
         return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
@@ -161,7 +162,32 @@ def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tupl
         if isinstance(value, dict):
             yield from _flatten(value, name, f"{path}.")
         else:
-            yield path, value
+            yield _current_option(path, value)
+
+
+def _current(words: list[str]) -> list[str]:
+    """A command line with today's names of options that had others."""
+    current: list[str] = []
+    key = ""
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            key, value = _current_option(key, value)
+            current.append(f"--{key}{equals}{value}")
+        else:
+            current.append(_current_option(key, word)[1])
+    return current
+
+
+def _current_option(key: str, value: Any) -> tuple[str, Any]:
+    """Today's name of an option, with dashes, and of its value."""
+    option = key.replace("-", "_")
+    name, current = renamed(option, value)
+    if name == option:
+        return key, current
+    today = name.replace("_", "-")
+    warn(f"--{key} is now called --{today}; the old name will go")
+    return today, current
 
 
 def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:

@@ -63,7 +63,7 @@ class DataConfig:
     label: str | None = None
     """Column with the class to evaluate against. It never enters the clusters, except with
     --clusters.kind label."""
-    group: str | None = None
+    split_by: str | None = None
     """Column whose values are kept whole when images are held out (a patient, a unit, a scene), so
     that no test image has a near twin among the training images. Default: each image by itself."""
     image_size: int = 32
@@ -71,10 +71,10 @@ class DataConfig:
     store_size: int = 0
     """Side at which images are kept before the random crop, in pixels; above an image-size of 64
     only with data.keep raw. 0: image-size up to 64, 8/7 of it above."""
-    keep: Literal["auto", "raw", "encoded", "anew"] = "auto"
+    keep: Literal["auto", "raw", "encoded", "streaming"] = "auto"
     """Keep decoded pixels (raw) or image files (encoded) in Ray's object store, or read the source
-    anew each epoch. auto: the first that fits. Above an image-size of 64 raw cuts its crops out
-    of shrunk images, the others out of the files."""
+    again in each epoch (streaming). auto: the first that fits. Above an image-size of 64 raw cuts
+    its crops out of shrunk images, the others out of the files."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run stops. Below it they are skipped and listed
     in faults.jsonl."""
@@ -167,13 +167,13 @@ class ClustersConfig:
     kernel: Literal["auto", "gemm", "faiss", "torch"] = "auto"
     """What finds the nearest k-means centroid: matrix products of numpy, FAISS, or torch. auto:
     torch on GPUs, else gemm (benchmarks/kmeans.py compares them)."""
-    missing: Literal["alone", "kmeans"] = "alone"
-    """Images without any value in the metadata columns: each alone, or in k-means clusters of
-    their own, found anew each round."""
+    missing: Literal["singleton", "kmeans"] = "singleton"
+    """Images without any value in the metadata columns: each a cluster of its own, or in
+    k-means clusters of their own, found again in each round."""
     min_share: float = 0.01
     """Attributes true for a smaller share of images than this, or a larger one than 1 minus this,
     are left out."""
-    group: int = 2
+    samples_per_cluster: int = 2
     """Images of one cluster put together in a batch (m). 1: plain shuffling."""
 
     def __post_init__(self) -> None:
@@ -183,7 +183,10 @@ class ClustersConfig:
         _require(all(n >= 1 for n in self.level), "clusters.level starts at 1 (the coarsest)")
         _require(self.quantiles >= 1, "clusters.quantiles starts at 1")
         _require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
-        _require(self.group >= 1, "clusters.group starts at 1 (plain shuffling)")
+        _require(
+            self.samples_per_cluster >= 1,
+            "clusters.samples-per-cluster starts at 1 (plain shuffling)",
+        )
         _require(len(self.separator) > 0, "clusters.separator is empty")
         _require(all(k >= 2 for k in self.k), "clusters.k starts at 2")
         _require(len(set(self.k)) == len(self.k), "clusters.k holds a number twice")
@@ -194,7 +197,7 @@ class ClustersConfig:
             "clusters.two-level yes takes one clusters.k, or several with --clusters.nested",
         )
         _require(
-            self.missing == "alone" or self.kind not in ("instance", "kmeans"),
+            self.missing == "singleton" or self.kind not in ("instance", "kmeans"),
             f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
         )
         if self.from_ is None:
@@ -210,7 +213,7 @@ class ClustersConfig:
             "others; give one of the two",
         )
         object.__setattr__(self, "kind", "table")
-        spoken = {"kind", "from_", "columns", "group", "missing"}
+        spoken = {"kind", "from_", "columns", "samples_per_cluster", "missing"}
         spoken |= set(KMEANS) if self.missing == "kmeans" else set()
         for option in dataclasses.fields(self):
             _require(
@@ -287,15 +290,15 @@ class AugmentConfig:
     """Largest relative change of saturation."""
     hue: float = 0.1
     """Largest turn of the hue, in turns of the colour circle (at most 0.5)."""
-    grey: float = 0.2
+    grayscale: float = 0.2
     """Probability of turning grey."""
     blur: float = 0.0
     """Probability of Gaussian blur (0.5 is usual for 224-pixel images)."""
-    solarise: float = 0.0
+    solarize: float = 0.0
     """Probability of solarisation."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise"):
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             p = getattr(self, name)
             _require(0 <= p <= 1, f"augment.{name} is a probability in [0, 1], not {p}")
         for name in ("brightness", "contrast", "saturation"):

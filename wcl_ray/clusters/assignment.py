@@ -20,7 +20,7 @@ class Assignment:
 
     Attributes:
         ids: int64 (N,), strictly increasing.
-        clusters: int32 (N, G), 0 … K-1 by falling size; -1 = alone, no cluster.
+        clusters: int32 (N, G), 0 … K-1 by falling size; -1 = singleton.
         names: of the G granularities, such as ``attributes-20``.
         keys: string (N,), the user's own names of the images, or None.
     """

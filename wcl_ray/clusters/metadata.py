@@ -101,7 +101,7 @@ def cluster_metadata(
     seed: int = 0,
     strict: bool = True,
 ) -> Clustering:
-    """Cluster images by their metadata; k-means of features starts with every image alone.
+    """Cluster images by their metadata; k-means of features starts with every image a singleton.
 
     Args:
         rows: ``__id``, ``__key``, the columns of :func:`columns_of` and the label.
@@ -292,7 +292,7 @@ def _leaks(counts: dict[str, ColumnCounts], label: str | None) -> list[str]:
 
 
 def _patterns(
-    chosen: list[Attribute], top_k: tuple[int, ...], empty_alone: bool, table: pa.Table
+    chosen: list[Attribute], top_k: tuple[int, ...], empty_singleton: bool, table: pa.Table
 ) -> list[pa.Array]:
     """Joint pattern of the first k attributes, as the XOR of the codes of the true ones. Without a
     pattern is who has no value in any of their columns; so each k stands for itself."""
@@ -311,7 +311,7 @@ def _patterns(
         some |= mask
         unknown &= empty[attribute.column]
         if k in top_k or k == len(chosen):
-            found[k] = pa.array(code.astype(np.int64), mask=~some if empty_alone else unknown)
+            found[k] = pa.array(code.astype(np.int64), mask=~some if empty_singleton else unknown)
     return [found[min(k, len(chosen))] for k in top_k]
 
 
@@ -464,6 +464,6 @@ def check(assignment: Assignment, kind: str) -> None:
             )
         if len(sizes) == 0 or int(sizes.max()) == 1:
             raise UserError(
-                f"{name}: every image is alone in its cluster, which is SimCLR; {coarser}, or use "
+                f"{name}: every image is a singleton, which is SimCLR; {coarser}, or use "
                 "--clusters.kind instance"
             )

@@ -26,7 +26,7 @@ class Quality:
             labels. Images without a label are left out of those that need one.
         i_zt_adjusted: I(Z;T) less its mean over all ways to shuffle the images among the clusters;
             0 = chance.
-        singles: share of images that are alone in their cluster.
+        singles: share of singletons.
         pair_precision: share of pairs of one cluster that share a label; None without labels or
             pairs.
         sizes: 10th, 50th and 90th percentile and maximum of the cluster sizes, by cluster.
@@ -71,7 +71,7 @@ def measure(
     """Measure one granularity.
 
     Args:
-        clusters: int (N,); -1 = alone.
+        clusters: int (N,); -1 = singleton.
         labels: int (N,) or None; -1 = missing.
         batch: B, global batch size. group: m of the composition.
     """
@@ -104,8 +104,8 @@ def measure(
 def separate(clusters: np.ndarray) -> np.ndarray:
     """Clusters numbered without gaps, every -1 a cluster of its own."""
     z = clusters.astype(np.int64)
-    alone = z < 0
-    z[alone] = z.max(initial=-1) + 1 + np.arange(int(alone.sum()))
+    singleton = z < 0
+    z[singleton] = z.max(initial=-1) + 1 + np.arange(int(singleton.sum()))
     return np.unique(z, return_inverse=True)[1]
 
 
@@ -162,7 +162,7 @@ def expected_information(clusters: np.ndarray, classes: np.ndarray) -> float:
 
 
 def shuffled_positives(sizes: np.ndarray, batch: int) -> tuple[float, float]:
-    """Expected positives per anchor and share of lonely anchors in a random batch.
+    """Expected positives per anchor and share of anchors without any in a random batch.
 
     The other B - 1 images are drawn without replacement from N - 1 (hypergeometric).
     """
@@ -172,18 +172,18 @@ def shuffled_positives(sizes: np.ndarray, batch: int) -> tuple[float, float]:
     kinds, times = np.unique(sizes, return_counts=True)
     weight = kinds * times / n
     mean = float((weight * (kinds - 1)).sum() * (batch - 1) / (n - 1))
-    lonely = 0.0
+    without_positive = 0.0
     for size, share in zip(kinds, weight, strict=True):
         # probability that none of its size - 1 partners is among the batch - 1 others
         steps = np.arange(min(int(size) - 1, n - 1))
         free = n - batch - steps
         none = float(np.exp(np.log(free / (n - 1 - steps)).sum())) if (free > 0).all() else 0.0
-        lonely += float(share) * none
-    return mean, lonely
+        without_positive += float(share) * none
+    return mean, without_positive
 
 
 def composed_positives(sizes: np.ndarray, group: int, batch: int) -> tuple[float, float]:
-    """Expected positives per anchor in a composed batch, and share of images that stay alone.
+    """Expected positives per anchor in a composed batch, and share of images that stay singletons.
 
     An anchor has its own group, and of its cluster's other images those that fall into the batch
     at random.
@@ -204,7 +204,7 @@ def composed_positives(sizes: np.ndarray, group: int, batch: int) -> tuple[float
 def render(rows: list[Quality], batch: int) -> str:
     """A table for people, one line a granularity."""
     head = ["clusters", "K", "H(Z)", "I(Z;T)", "above chance", "H(Z|T)", "pair precision"]
-    head += ["alone", "size 10/50/90 %", f"positives at B={batch}", "without any"]
+    head += ["singletons", "size 10/50/90 %", f"positives at B={batch}", "without any"]
     body = []
     for q in rows:
         body.append(

@@ -19,8 +19,8 @@ from ray.data import Dataset
 from wcl_ray.errors import UserError
 
 NO_ROWS = (
-    "no row is left: the data are empty, or all are held out (too few values of data.group, or too "
-    "large a data.holdout)"
+    "no row is left: the data are empty, or all are held out (too few values of data.split-by, or "
+    "too large a data.holdout)"
 )
 PARTS = 8  # results that a task adds up
 

@@ -124,7 +124,7 @@ def resized_crop(
     return rows[:, None].to(x.dtype) @ x @ columns[:, None].transpose(2, 3).to(x.dtype)
 
 
-def greyscale(x: torch.Tensor) -> torch.Tensor:
+def grayscale(x: torch.Tensor) -> torch.Tensor:
     """(B, 3, s, s) → (B, 1, s, s) luma."""
     r, g, b = x.unbind(1)
     return (GREY[0] * r + GREY[1] * g + GREY[2] * b)[:, None]
@@ -142,12 +142,12 @@ def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Move (B, 3, s, s) away from each image's mean luma by factor (B,)."""
-    return _blend(x, greyscale(x).mean((1, 2, 3), keepdim=True), factor)
+    return _blend(x, grayscale(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Move (B, 3, s, s) away from its grey version by factor (B,)."""
-    return _blend(x, greyscale(x), factor)
+    return _blend(x, grayscale(x), factor)
 
 
 def hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
@@ -180,7 +180,7 @@ def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return flat.reshape(x.shape)
 
 
-def solarise(x: torch.Tensor) -> torch.Tensor:
+def solarize(x: torch.Tensor) -> torch.Tensor:
     """Invert all values of at least one half."""
     return torch.where(x >= 0.5, 1 - x, x)
 
@@ -235,13 +235,13 @@ class Augment:
             x = resized_crop(x, boxes, self.size, flip)
         if c.jitter > 0:
             x = self._jitter(x, v)
-        if c.grey > 0:
-            x = torch.where((v[:, 6] < c.grey)[:, None, None, None], greyscale(x), x)
+        if c.grayscale > 0:
+            x = torch.where((v[:, 6] < c.grayscale)[:, None, None, None], grayscale(x), x)
         if c.blur > 0:
             soft = blur(x, 0.1 + 1.9 * v[:, 8])
             x = torch.where((v[:, 7] < c.blur)[:, None, None, None], soft, x)
-        if c.solarise > 0:
-            x = torch.where((v[:, 9] < c.solarise)[:, None, None, None], solarise(x), x)
+        if c.solarize > 0:
+            x = torch.where((v[:, 9] < c.solarize)[:, None, None, None], solarize(x), x)
         return normalise(x)
 
     def _jitter(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -139,6 +139,6 @@ def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0
         if test is not None:
             test.check_columns([data.label], "data.label")
     holdout = data.holdout if data.label and test is None else 0.0
-    if data.group is not None:
-        train.check_columns([data.group], "data.group")
-    return Images(train, test, data.label, holdout, seed, data.group, validation)
+    if data.split_by is not None:
+        train.check_columns([data.split_by], "data.split-by")
+    return Images(train, test, data.label, holdout, seed, data.split_by, validation)

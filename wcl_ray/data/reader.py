@@ -45,7 +45,7 @@ class Batch:
         aspect: float32 (b,), width / height of the originals.
         ids: int64 (b,).
         positions: int64 (b,), to be marked as consumed.
-        clusters: int64 (b, G); -1 = alone.
+        clusters: int64 (b, G); -1 = singleton.
         valid: bool (b,), false for images that cannot be decoded: they have the pixels of another
             image of the batch and are to be left out of the loss.
     """
@@ -67,10 +67,10 @@ class Reader:
         group: m, images of one cluster that stand together.
         threads: decoding threads.
         pin: pin batches in memory for the copy to a GPU.
-        window: images among which a batch is composed in mode anew and where blocks are dealt
+        window: images among which a batch is composed in mode streaming and where blocks are dealt
             (there at least a block, and no more blocks than ``places.most``).
         places: where dealt blocks lie; the same on all workers but for ``most``.
-        augment: in modes encoded and anew, cut what its views show out of the files.
+        augment: in modes encoded and streaming, cut what its views show out of the files.
 
     Attributes:
         steps: whole global batches of the epoch that was begun last, without those consumed before.
@@ -109,7 +109,7 @@ class Reader:
         self._faults: list[tuple[str, str]] = []
         self._blocks: dict[int, Any] = {}
         self.places = places or nowhere(len(stream.blocks), world)
-        if stream.mode != "anew":
+        if stream.mode != "streaming":
             self.location: np.ndarray = ray.get(stream.location)
 
     def take_faults(self) -> list[tuple[str, str]]:
@@ -124,10 +124,10 @@ class Reader:
 
         Args:
             consumed: packed bits of the positions that are left out, or None.
-            tables: mode anew: this worker's rows of :meth:`Stream.dataset`, without the
+            tables: mode streaming: this worker's rows of :meth:`Stream.dataset`, without the
                 consumed images; equally many rows on all workers.
         """
-        if self.stream.mode == "anew":
+        if self.stream.mode == "streaming":
             assert tables is not None
             self._left(consumed)
             return ahead(self._parallel(self._anew(epoch, tables)), AHEAD)
@@ -151,7 +151,7 @@ class Reader:
     def _left(self, consumed: np.ndarray | None) -> np.ndarray:
         """int64: positions that are not consumed and, where that is known, readable."""
         left = sampler.unset_positions(consumed, len(self.ids))
-        if self.stream.mode != "anew":
+        if self.stream.mode != "streaming":
             left = left[self.location[left] >= 0]
         # also of equal parts: n // W images a worker make n // W // b = n // B batches
         self.steps = len(left) // self.batch

@@ -18,7 +18,7 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
     alone in its cluster stands alone.
 
     Args:
-        clusters: int (n,); -1 = alone.
+        clusters: int (n,); -1 = singleton.
         group: m; 1 gives a plain random order.
 
     Returns:
@@ -45,8 +45,8 @@ def _by_cluster(
     """Rows sorted by cluster, at random inside; start, rank and size of each row's cluster."""
     n = len(clusters)
     key = clusters[shuffled].astype(np.int64)
-    alone = key < 0
-    key[alone] = key.max(initial=0) + 1 + np.arange(int(alone.sum()))
+    singleton = key < 0
+    key[singleton] = key.max(initial=0) + 1 + np.arange(int(singleton.sum()))
     by_key = np.argsort(key, kind="stable")
     order, key = shuffled[by_key], key[by_key]
     first = np.ones(n, dtype=bool)
@@ -63,7 +63,7 @@ def epoch_order(
     """:func:`compose`, with groups kept whole at the borders of batches where that is possible.
 
     Args:
-        clusters: int (n,); -1 = alone.
+        clusters: int (n,); -1 = singleton.
         batch: B; consecutive slices of this length are the global batches.
 
     Returns:
@@ -78,7 +78,7 @@ def epoch_order(
 def _keep_whole(key: np.ndarray, batch: int) -> np.ndarray:
     """Permutation that moves single images to batch borders which would cut a group.
 
-    A border inside a group is mended by putting as many single images (alone in their cluster)
+    A border inside a group is mended by putting as many singletons
     before the group as it reaches over; without enough singles left the border cuts it.
     """
     n = len(key)
@@ -149,7 +149,7 @@ def apart(clusters: np.ndarray, window: int) -> float:
     probability of about (1 - (w - 1) / (N - 1)) ** (s - 1).
 
     Args:
-        clusters: int (N,); -1 = alone.
+        clusters: int (N,); -1 = singleton.
         window: w.
     """
     sizes = np.bincount(clusters[clusters >= 0])
@@ -159,10 +159,11 @@ def apart(clusters: np.ndarray, window: int) -> float:
 
 
 def meeting(batches: np.ndarray) -> tuple[float, float]:
-    """What given batches hold: mean number of other-image positives, share of lonely anchors.
+    """What given batches hold: mean number of other-image positives, share of anchors
+    without any.
 
     Args:
-        batches: int (steps, B), the cluster of each image; -1 = alone.
+        batches: int (steps, B), the cluster of each image; -1 = singleton.
     """
     others = []
     for batch in batches:

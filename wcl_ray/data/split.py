@@ -43,7 +43,7 @@ def held_groups(
     Raises:
         UserError: values that are no single ones, such as lists.
     """
-    encoded = value_names(groups, "data.group").dictionary_encode()
+    encoded = value_names(groups, "data.split-by").dictionary_encode()
     missing = encoded.is_null().to_numpy(zero_copy_only=False)
     keys = ids.astype(np.int64)
     if not missing.all():

@@ -3,7 +3,7 @@
 Ray Data reads the source once. What fits in the object store stays there as blocks of rows, which
 the workers read without a copy epoch after epoch: decoded and squashed pixels (``raw``), else
 image files (``encoded``), out of which crops are sharper above 64 pixels. What does not fit is read
-``anew`` each epoch.
+``streaming`` each epoch.
 
 A training image is addressed by its position, the row of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
@@ -39,10 +39,10 @@ class Stream:
     """What the workers need to read the images.
 
     Attributes:
-        mode: raw, encoded or anew.
+        mode: raw, encoded or streaming.
         reason: why this mode, for people.
         size: S, side of the stored images in pixels.
-        rows: readable training images (in mode anew: all training images).
+        rows: readable training images (in mode streaming: all training images).
         shared: every worker may read every block; else blocks are dealt to workers.
         ids: reference to int64 (N,), sorted.
         blocks: references to the kept blocks (pyarrow tables).
@@ -67,7 +67,7 @@ class Stream:
     def images(self) -> Dataset:
         """Every readable training image once: ``__id``, ``__key``, ``__fault`` and its pixels and
         aspect (mode raw) or its file."""
-        if self.mode == "anew":
+        if self.mode == "streaming":
             return self.dataset(None)
         return ray.data.from_arrow_refs(list(self.blocks))
 
@@ -104,7 +104,7 @@ def plan_stream(
     size = data.stored_size
     mode, reason, kept = _choose(images, len(ids), data, grows)
     ids_ref = ray.put(ids)
-    if mode == "anew":
+    if mode == "streaming":
         return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     least = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
@@ -166,8 +166,8 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
     room = SHARE * store
     raw = float(n * 3 * size * size)
     offer = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
-    if keep == "anew":
-        return "anew", "anew: chosen by data.keep", 0.0
+    if keep == "streaming":
+        return "streaming", "streaming: chosen by data.keep", 0.0
     if keep in ("auto", "raw") and raw <= room:
         text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
         if keep == "auto" and data.crops_files:
@@ -192,10 +192,10 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
     if keep == "encoded":
         raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
     both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
-    text = f"anew: neither {both} fit into {offer}"
+    text = f"streaming: neither {both} fit into {offer}"
     if grows:
         text += "; if the nodes to come have the room, --data.keep raw or encoded takes it"
-    return "anew", text, 0.0
+    return "streaming", text, 0.0
 
 
 def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

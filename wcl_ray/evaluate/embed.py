@@ -18,7 +18,7 @@ from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
 from wcl_ray.device import device_for
-from wcl_ray.evaluate.spread import distances
+from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import load_exported, load_projector
 
 TEST = "__test"  # bool column of rows that need no view

@@ -11,10 +11,10 @@ import torch
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import DISTANCE, feature_tensor
+from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.evaluate.knn import knn_accuracy
 from wcl_ray.evaluate.left_out import compare_labels
 from wcl_ray.evaluate.probe import linear_probe
-from wcl_ray.evaluate.spread import rank_me, spread, uniformity
 
 
 def evaluate_features(
@@ -36,7 +36,7 @@ def evaluate_features(
         device: where kNN and probe are worked out.
 
     Returns:
-        rank_me, uniformity, alignment and spread on the training images; with labels also knn,
+        rank_me, uniformity, alignment and feature_std on the training images; with labels also knn,
         probe, probe_mean_class, probe_strength, probe_validation, probe_capped (fits stopped before
         they had converged), classes, and what
         :func:`wcl_ray.evaluate.left_out.compare_labels` gives; test images of a class that was
@@ -54,7 +54,7 @@ def evaluate_features(
     figures: dict[str, Any] = {
         "rank_me": rank_me(x),
         "uniformity": uniformity(x),
-        "spread": spread(x),
+        "feature_std": feature_std(x),
         "features": x.shape[1],
     }
     if DISTANCE in train.column_names:

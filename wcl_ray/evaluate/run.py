@@ -180,7 +180,7 @@ def subset(rows: Dataset, most: int, total: int, seed: int, cpus: float = 1) -> 
 def results_table(variants: Mapping[str, dict[str, Any]]) -> str:
     """The figures for people, one line a variant."""
     head = ["clusters", "K", "kNN", "linear probe", "RankMe", "alignment", "uniformity"]
-    head += ["positives", "alone", "train s"]
+    head += ["positives", "without any", "train s"]
     body = []
     for name, found in variants.items():
         body.append(
@@ -191,7 +191,9 @@ def results_table(variants: Mapping[str, dict[str, Any]]) -> str:
                 *(f"{found[k]:.2f}" if k in found else "-" for k in ("rank_me", "alignment")),
                 f"{found['uniformity']:.2f}" if "uniformity" in found else "-",
                 f"{found['positives']:.1f}" if "positives" in found else "-",
-                f"{found['lonely']:.0%}" if "lonely" in found else "-",
+                f"{found['anchors_without_positive']:.0%}"
+                if "anchors_without_positive" in found
+                else "-",
                 f"{found['train_seconds']:.0f}" if "train_seconds" in found else "-",
             ]
         )

@@ -20,7 +20,7 @@ from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder, subset
 from wcl_ray.model.encoder import build_encoder, save_export
 from wcl_ray.train.checkpoint import load_model
 
-SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "spread")
+SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "feature_std")
 
 
 @dataclass(frozen=True)

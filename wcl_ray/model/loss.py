@@ -4,8 +4,8 @@ Source: Tsai et al., "Learning Weakly-supervised Contrastive Representations", I
 Shapes: b local images, B images of the global batch, D dimensions, G granularities; W = B / b.
 
 Local anchors meet the candidates of the whole batch, so memory and work are b × 2B, not (2B)².
-Clusters are integers; -1 stands for "alone": an image that shares its cluster with nobody. With
-every image alone both estimators are InfoNCE / SimCLR; with labels as clusters ``supcon`` is
+Clusters are integers; -1 stands for a singleton: an image that shares its cluster with nobody. With
+every image a singleton both estimators are InfoNCE / SimCLR; with labels as clusters ``supcon`` is
 supervised contrastive learning (Khosla et al., 2020).
 
 The loss is not multiplied by τ / 0.07 as in the code published with the paper: learning rates
@@ -27,12 +27,12 @@ class LossResult(NamedTuple):
     Attributes:
         loss: to be minimised, in nats.
         positives: other images of the anchor's cluster in the global batch (first granularity).
-        lonely: share of anchors without any (they only have their own second view).
+        without_positive: share of anchors without any (they only have their own second view).
     """
 
     loss: torch.Tensor
     positives: torch.Tensor
-    lonely: torch.Tensor
+    without_positive: torch.Tensor
 
 
 def cl_infonce(
@@ -64,7 +64,7 @@ def cl_infonce(
     Args:
         z1, z2: (b, D) embeddings of the two views, any float dtype; normalised here.
         all_z1, all_z2: (B, D) the same of all workers, in order of rank.
-        clusters: int (b, G); -1 = alone.
+        clusters: int (b, G); -1 = singleton.
         all_clusters: int (B, G).
         offset: index of the first local image in the global batch.
         temperature: τ > 0, dividing cosine similarities.
@@ -147,10 +147,10 @@ def partners(clusters: torch.Tensor) -> torch.Tensor:
     A cyclic shift in batch order, so that every worker finds the same one.
 
     Args:
-        clusters: int (B,); -1 = alone.
+        clusters: int (B,); -1 = singleton.
 
     Returns:
-        int64 (B,): index of the partner; the image itself where it is alone in its cluster.
+        int64 (B,): index of the partner; the image itself where it is a singleton.
     """
     total = len(clusters)
     index = torch.arange(total, device=clusters.device)

@@ -21,7 +21,7 @@ from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
-from wcl_ray.runs.clusters import alone, build_clusters, qualities, show_quality
+from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
 from wcl_ray.runs.fit import gpus
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
@@ -30,7 +30,7 @@ from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
 
-ALONE = ClustersConfig(kind="instance")
+HOPELESS_SHARE = ClustersConfig(kind="instance")
 
 
 def cluster(
@@ -133,7 +133,7 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
     images = open_images(data, trained.config.storage, trained.config.seed)
     images = replace(images, holdout=0.0)  # all are clustered
     say("images", images.train.describe())
-    base = alone(config, images)
+    base = singletons(config, images)
     ids = base.assignment.ids
     ks = wanted_k(config.clusters, len(ids))
     gpu = gpus(config.scale) > 0
@@ -162,7 +162,7 @@ def _of_vectors(
         gpu=gpus(config.scale) > 0,
         checkpoint=Folder(checkpoint, config.data.endpoint) if checkpoint else None,
     )
-    base = cluster_metadata(rows, ALONE, label, ())
+    base = cluster_metadata(rows, HOPELESS_SHARE, label, ())
     place = positions_of(base.assignment.ids, found.ids)
     keys = base.assignment.keys
     own = Assignment(

@@ -15,7 +15,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder, found
-from wcl_ray.terminal import warn
+from wcl_ray.terminal import put, warn
 
 
 def build_clusters(
@@ -51,7 +51,7 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
         where = _table_of(clusters.from_, data.endpoint)
         id_column = source.id_column
         table = open_table(where, id_column, clusters.columns, data.endpoint, data.encoding)
-        base = alone(config, images)
+        base = singletons(config, images)
         return replace(base, assignment=table.assign(base.assignment))
     source.check_columns(clusters.columns, "clusters.columns")
     columns = columns_of(clusters, label, images.available)
@@ -74,14 +74,14 @@ def _table_of(uri: str, endpoint: str | None) -> str:
     raise UserError(f"clusters.from {uri} is the folder of a run, but holds no rounds/*/{FILE}")
 
 
-def alone(config: Config, images: Images) -> Clustering:
-    """Every training image alone, and their labels."""
+def singletons(config: Config, images: Images) -> Clustering:
+    """Every training image a singleton, and their labels."""
     return _clustering(config, ClustersConfig(kind="instance"), images)
 
 
 def qualities(table: Assignment, labels: np.ndarray | None, config: Config) -> list[Quality]:
     """Measures of each granularity."""
-    group = 1 if config.clusters.kind == "instance" else config.clusters.group
+    group = 1 if config.clusters.kind == "instance" else config.clusters.samples_per_cluster
     return [
         measure(name, table.clusters[:, i], labels, config.train.batch_size, group)
         for i, name in enumerate(table.names)
@@ -92,7 +92,7 @@ def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray |
     """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
     if images.label is None:
         return None
-    known = alone(config, images)
+    known = singletons(config, images)
     assert known.labels is not None
     place = positions_of(known.assignment.ids, ids)
     return np.where(place >= 0, known.labels[place], np.int32(-1))
@@ -103,9 +103,9 @@ def report(clustering: Clustering, quality: list[Quality], config: Config) -> No
     if clustering.chosen:
         names = [f"{a.name} ({a.entropy:.2f} bits)" for a in clustering.chosen]
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        print(f"attributes: {', '.join(names[:6])}{more}")
+        put(f"attributes: {', '.join(names[:6])}{more}")
     for name, reason in clustering.skipped.items():
-        print(f"left out: column {name!r}, {reason}")
+        put(f"left out: column {name!r}, {reason}")
     show_quality(quality, config)
     for note in clustering.notes:
         warn(note)
@@ -113,7 +113,7 @@ def report(clustering: Clustering, quality: list[Quality], config: Config) -> No
 
 def show_quality(quality: list[Quality], config: Config) -> None:
     """Print the table of measures, and what is odd in it."""
-    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    put(f"\n{render(quality, config.train.batch_size)}\n")
     if config.clusters.kind != "instance":
         for text in filter(None, map(warning, quality)):
             warn(text)

@@ -68,7 +68,7 @@ def embed_run(
     """
     scale = scale or ScaleConfig()
     trained = Trained.open(run, given.get("endpoint"))
-    data = replace(trained.data(given), label=None, group=None)  # they are not looked at
+    data = replace(trained.data(given), label=None, split_by=None)  # they are not looked at
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
     facts = _facts(trained, data, features, columns)
     with RunLock(folder, instead="use another --out"):
@@ -138,7 +138,8 @@ def _follow(
             check_faults(faults, total, max_bad)
             speed = max(1, written + len(faults)) / (time.monotonic() - started)
             left = clock((todo - written - len(faults)) / speed)
-            live.show(f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left")
+            text = f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left"
+            live.show(text, (total - todo + written) / total)
         if todo:
             note("embedded", made, written + len(faults))
     finally:

@@ -94,9 +94,9 @@ def _variants(config: Config, run: Folder, usage: ResourceSummary) -> dict[str, 
         config.clusters.kind: (config, run, assignment)
     }
     if config.compare and config.clusters.kind != "instance":
-        single = replace(config.clusters, kind="instance", from_=None, missing="alone")
+        single = replace(config.clusters, kind="instance", from_=None, missing="singleton")
         baseline = replace(config, clusters=single, train=replace(config.train, rounds=0))
-        variants["instance"] = (baseline, run / "baseline", alone(assignment))
+        variants["instance"] = (baseline, run / "baseline", singletons(assignment))
     found: dict[str, dict[str, Any]] = {}
     for name, (one, folder, clusters) in variants.items():
         title = "SimCLR" if name == "instance" else name
@@ -134,12 +134,12 @@ def training(runs: list[Folder]) -> dict[str, Any]:
         restarts[uri] = max(restarts.get(uri, 0), row.get("restarts", 0))
     return {
         "images_per_second": len(epochs) / whole,
-        "wait": sum(seconds[key] * row["wait"] for key, row in epochs.items()) / whole,
+        "data_wait": sum(seconds[key] * row["data_wait"] for key, row in epochs.items()) / whole,
         "restarts": sum(restarts.values()),
     }
 
 
-def alone(assignment: Assignment) -> Assignment:
+def singletons(assignment: Assignment) -> Assignment:
     """The same images, each in a cluster of its own."""
     clusters = np.full((len(assignment.ids), 1), -1, dtype=np.int32)
     return Assignment(assignment.ids, clusters, ("instance",), assignment.keys)
@@ -192,7 +192,7 @@ def _stream(config: Config, images: Images, assignment: Assignment, run: Folder)
     clusters = assignment.clusters[:, column]
     stream = plan_stream(rows, assignment.ids, config.data, clusters, grows)
     say("stream", stream.reason)
-    if stream.mode == "anew" and config.clusters.group > 1:
+    if stream.mode == "streaming" and config.clusters.samples_per_cluster > 1:
         _warn_apart(config, clusters)
     if stream.faults:
         listed = add_faults(run, list(stream.faults))
@@ -231,7 +231,7 @@ def _variant(
     """Train, export and evaluate one kind of clusters; what is done already is not done again."""
     if run.exists("evaluation.json"):
         return dict(json.loads(run.read("evaluation.json")))
-    scale = plan_scale(config, streamed=stream.mode == "anew")
+    scale = plan_scale(config, streamed=stream.mode == "streaming")
     evaluator = Evaluator(images, (len(assignment.ids), images.test_count() if images.label else 0))
     arm = Arm(config, run, images, stream, assignment, evaluator, title, scale)
     with usage.stage("train"):
@@ -244,7 +244,10 @@ def _variant(
     last = config.train.epochs - 1
     rows = [row for row in MetricsLog(run).rows if row.get("epoch") == last and "loss" in row]
     if rows:
-        figures |= {key: float(np.mean([r[key] for r in rows])) for key in ("positives", "lonely")}
+        figures |= {
+            key: float(np.mean([r[key] for r in rows]))
+            for key in ("positives", "anchors_without_positive")
+        }
         figures |= {"images_per_second": rows[-1]["images_per_second"]}
     figures["train_seconds"] = json.loads(run.read(TRAINED))["seconds"]
     figures["clusters"] = int(assignment.clusters[:, 0].max(initial=-1)) + 1

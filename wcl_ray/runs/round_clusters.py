@@ -28,7 +28,7 @@ from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_matrix, resources
-from wcl_ray.evaluate.spread import rank_me, spread, uniformity
+from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
 from wcl_ray.runs.clusters import qualities, show_quality
 from wcl_ray.runs.fit import Scale
@@ -37,7 +37,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
 
-FEW = 4  # images without metadata a cluster, below which they stay alone
+FEW = 4  # images without metadata a cluster, below which they stay singletons
 COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
 
 
@@ -77,7 +77,7 @@ def round_clusters(
     """Clusters from the features of the weights that the round before left.
 
     Args:
-        base: the metadata's clusters, or all images alone; images that are alone in it are
+        base: the metadata's clusters, or all images singletons; singletons of it are
             clustered.
         labels: int32 (N,) of the images in ``base``, -1 = missing, to compare with.
         folder: of the round; gets ``clusters.json``.
@@ -113,7 +113,10 @@ def round_clusters(
         return found, collapse
 
     if shared is not None:
-        made_of = (_made_of(config, base.ids[wanted]), replace(config.clusters, group=1, k=ks))
+        made_of = (
+            _made_of(config, base.ids[wanted]),
+            replace(config.clusters, samples_per_cluster=1, k=ks),
+        )
         found, collapse = shared.value(f"clusters of {made_of}", make)
     else:
         found, collapse = make()
@@ -195,7 +198,7 @@ def _features(
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
 def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
-    """Does the embedding use its space? RankMe, uniformity and spread of a sample of features."""
+    """Does the embedding use its space? RankMe, uniformity, deviation of a sample of features."""
     total = sum(ray.get([_rows.remote(ref) for ref in refs]))
     parts = []
     for ref in refs:
@@ -210,7 +213,7 @@ def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
     x = torch.from_numpy(feature_matrix(rows["feature"]).copy())
     if not torch.isfinite(x).all():
         return {}  # k-means counts and names them
-    return {"rank_me": rank_me(x), "uniformity": uniformity(x), "spread": spread(x)}
+    return {"rank_me": rank_me(x), "uniformity": uniformity(x), "feature_std": feature_std(x)}
 
 
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
@@ -231,7 +234,7 @@ def _before(
 
 
 def _joined(base: Assignment, clusters: np.ndarray, names: tuple[str, ...]) -> Assignment:
-    """k-means clusters in place of images that are alone, numbered after those of the metadata."""
+    """k-means clusters in place of singletons, numbered after those of the metadata."""
     if (base.clusters < 0).all():
         return replace(base, clusters=clusters, names=names)
     columns = []
@@ -251,7 +254,7 @@ def _say(assignment: Assignment, compared: dict[str, float], collapse: dict[str,
         if words:
             say("agreement", f"{name} {', '.join(words)}")
     if collapse:
-        say("spread", "  ".join(f"{key} {value:.2f}" for key, value in collapse.items()))
+        say("features", "  ".join(f"{key} {value:.2f}" for key, value in collapse.items()))
 
 
 def _compare(

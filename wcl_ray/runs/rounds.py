@@ -45,7 +45,7 @@ class Arm:
 
     Attributes:
         run: folder of the arm.
-        base: clusters of the metadata, or every image alone.
+        base: clusters of the metadata, or every image a singleton.
         look: how its encoders are measured.
         title: for people.
         on_evaluation: called in a thread with every evaluation during training.
@@ -181,9 +181,9 @@ def _placed(arm: Arm, r: int, assignment: Assignment) -> Stream:
 def say_batches(config: Config, assignment: Assignment) -> int:
     """Print by which granularity batches are composed; returns its column."""
     column, reason = sampler.composing_column(assignment.clusters)
-    if config.clusters.group > 1 and (assignment.clusters >= 0).any():
+    if config.clusters.samples_per_cluster > 1 and (assignment.clusters >= 0).any():
         name = assignment.names[column]
-        say("batches", f"groups of {config.clusters.group} from {name}: {reason}")
+        say("batches", f"groups of {config.clusters.samples_per_cluster} from {name}: {reason}")
     return column
 
 

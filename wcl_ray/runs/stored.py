@@ -3,7 +3,9 @@
 Runs outlive versions of this package:
 
 - options that a stored configuration does not have take today's default;
-- options that it has and today's version does not are ignored, with one warning that names them;
+- options that had another name then are read under today's;
+- other options that it has and today's version does not are ignored, with one warning that names
+  them;
 - defaults may have changed: where a run is of an older version than today's, an option that stands
   at today's default counts as not given, and the stored value holds, with one line that says so.
   Another value than the default has to agree. Within one version all have to agree.
@@ -20,6 +22,7 @@ from packaging.version import InvalidVersion, Version
 from wcl_ray import __version__
 from wcl_ray.config import Config, from_dict, option_name
 from wcl_ray.errors import UserError
+from wcl_ray.renamed import renamed_tree
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -121,7 +124,7 @@ def read_stored(folder: Folder, cls: type[Config] = Config) -> Stored:
         raise UserError(f"{folder.uri} is no run folder: it has no {FILE}")
     try:
         content = json.loads(folder.read(FILE))
-        options, ignored = _overlaid(cls().to_dict(), content["config"])
+        options, ignored = _overlaid(cls().to_dict(), renamed_tree(content["config"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} is damaged ({type(error).__name__}: {error})") from None
     return Stored(

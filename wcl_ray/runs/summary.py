@@ -105,8 +105,8 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The end-of-run lines: (what, text).
 
     Args:
-        figures: of :meth:`ResourceSummary.to_dict`, and optionally ``images_per_second``, ``wait``
-            (share of the training time spent waiting for data) and ``restarts``.
+        figures: of :meth:`ResourceSummary.to_dict`, and optionally ``images_per_second``,
+            ``data_wait`` (share of the training time spent waiting for data) and ``restarts``.
     """
     times = ", ".join(f"{name} {s:.0f} s" for name, s in figures["seconds"].items())
     store = (
@@ -122,9 +122,9 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
             f"{work['cpu_seconds']:.1f} s of CPU"
         )
         lines.append(("data", text))
-    if "wait" in figures:
+    if "data_wait" in figures:
         text = (
-            f"{figures['images_per_second']:,.0f} images/s, {figures['wait']:.0%} of the time "
+            f"{figures['images_per_second']:,.0f} images/s, {figures['data_wait']:.0%} of the time "
             f"waiting for data, {figures['restarts']} restart(s)"
         )
         lines.append(("workers", text))

@@ -55,7 +55,7 @@ class Trained:
         changed = {key: value for key, value in given.items() if value is not None}
         data = self.config.data
         if "path" in changed:
-            none = dict.fromkeys(("path", "eval_path", "id", "image", "group", "encoding"))
+            none = dict.fromkeys(("path", "eval_path", "id", "image", "split_by", "encoding"))
             data = replace(data, **none, format="auto")  # type: ignore[arg-type]
         return replace(data, **changed)
 

@@ -22,11 +22,11 @@ from wcl_ray.runs.clusters import build_clusters, qualities, read_labels
 from wcl_ray.search.options import SearchConfig, with_value
 from wcl_ray.search.space import GRANULARITY, Dimension, listing, show, spaced
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 
 DEFAULT_TOP_K = (2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
 MOST = 12  # candidates of a range
-ALONE = 0.95  # share of images alone in their cluster from which a granularity is hopeless
+HOPELESS_SHARE = 0.95  # share of images that are singletons from which a granularity is hopeless
 LONELY = 0.95  # share of anchors without any positive
 
 
@@ -81,7 +81,7 @@ def find_granularities(
         with_value(plain, key, every), whole, strict=False, show=False
     )
     table = clustering.assignment
-    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    put(f"\n{render(quality, config.train.batch_size)}\n")
     for note in clustering.notes:
         warn(note)
     columns: dict[Any, tuple[int, ...]] = {
@@ -165,10 +165,10 @@ def _of_features(
     rows = []
     for k in shown:
         even = np.arange(n, dtype=np.int32) % k
-        group = config.clusters.group
+        group = config.clusters.samples_per_cluster
         rows.append(measure(f"kmeans-{k}, if even", even, None, config.train.batch_size, group))
     say("clusters", "k-means of features: these do not exist yet; even ones of each K would be")
-    print(f"\n{render(rows, config.train.batch_size)}\n", flush=True)
+    put(f"\n{render(rows, config.train.batch_size)}\n")
     return Granularities(dimension, clustering.assignment, clustering.labels, {None: (0,)}, {})
 
 
@@ -213,8 +213,8 @@ def hopeless(quality: Quality) -> str | None:
     """Why clusters cannot help, None when they may."""
     if quality.clusters <= 1:
         return "every image is in one cluster, nothing is left to push apart"
-    if quality.singles > ALONE:
-        return f"{quality.singles:.0%} of the images are alone in their cluster"
+    if quality.singles > HOPELESS_SHARE:
+        return f"{quality.singles:.0%} of the images are singletons"
     if quality.composed_lonely > LONELY:
         return f"{quality.composed_lonely:.0%} of the anchors would meet no positive"
     return None

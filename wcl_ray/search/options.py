@@ -54,8 +54,8 @@ class SearchConfig(Config):
     """How many of the best settings are trained at full length (train.epochs), beside the
     configuration as it is, and measured on the validation images before one is named; 0: none."""
     prune: bool = True
-    """Leave out granularities whose clusters cannot help: nearly all images alone, no positives
-    to expect in a batch, one cluster only, the same clusters as another."""
+    """Leave out granularities whose clusters cannot help: nearly all images singletons, no
+    positives to expect in a batch, one cluster only, the same clusters as another."""
 
     def __post_init__(self) -> None:
         super(SearchConfig, self).__post_init__()  # super() alone does not know slotted classes

@@ -96,7 +96,7 @@ class Outcome:
         metric is no accuracy.
 
         A success and a failure are added (so that 0 and 1 are not taken for certain), and images
-        count as independent: with ``data.group`` the true error is larger.
+        count as independent: with ``data.split_by`` the true error is larger.
         """
         best = self.best()
         if best is None or best.score is None or not self.validation:

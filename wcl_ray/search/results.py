@@ -19,7 +19,7 @@ QUALITY = (
     "clusters", "h_z", "h_t", "i_zt", "i_zt_adjusted", "h_z_t", "h_t_z", "pair_precision",
     "singles", "composed_positives", "composed_lonely",
 )  # fmt: skip
-LABEL_FREE = ("metadata", "rank_me", "uniformity", "alignment", "spread")
+LABEL_FREE = ("metadata", "rank_me", "uniformity", "alignment", "feature_std")
 PERCENT = ("knn", "probe", "metadata")
 FEW = 5  # trials below which a rank correlation says nothing
 SHOWN = 30  # trials on the terminal

@@ -185,12 +185,12 @@ def _clusters(
     another trial, are not made again."""
     ids: np.ndarray = ray.get(setup.ids)
     value = values.get(setup.granularity) if setup.granularity else None
-    if value not in setup.columns and None in setup.columns:  # of features: all alone
+    if value not in setup.columns and None in setup.columns:  # of features: all singletons
         value = None
     made_of = _made_of(config.clusters, setup.granularity)
     if value in setup.columns and made_of == _made_of(setup.config.clusters, setup.granularity):
         base = ray.get(setup.base)
-        if config.clusters.group == setup.config.clusters.group:
+        if config.clusters.samples_per_cluster == setup.config.clusters.samples_per_cluster:
             return restricted(base, setup.columns[value], ids), setup.quality.get(value, {})
         table = restricted(base, setup.columns[value], base.ids)
     else:
@@ -206,7 +206,7 @@ def _made_of(clusters: ClustersConfig, granularity: str | None) -> ClustersConfi
     """The options without those that clusters outside of rounds do not depend on."""
     if clusters.kind == "kmeans" and clusters.from_features:
         return ClustersConfig(kind="instance")
-    free = ["group", *([granularity.partition(".")[2]] if granularity else [])]
+    free = ["samples_per_cluster", *([granularity.partition(".")[2]] if granularity else [])]
     blank = ClustersConfig()
     return replace(clusters, **{field_name(x): getattr(blank, field_name(x)) for x in free})
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from wcl_ray.model.loss import LossResult
 
-NAMES = ("loss", "positives", "lonely", "grad_norm")
+NAMES = ("loss", "positives", "anchors_without_positive", "grad_norm")
 
 
 class MetricAverager:
@@ -19,7 +19,7 @@ class MetricAverager:
 
     def add(self, result: LossResult, norm: torch.Tensor) -> None:
         self._sums += torch.stack(
-            [result.loss.detach(), result.positives, result.lonely, norm.detach()]
+            [result.loss.detach(), result.positives, result.without_positive, norm.detach()]
         )
         self._steps += 1
 

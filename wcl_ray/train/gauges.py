@@ -8,7 +8,7 @@ from ray.util.metrics import Gauge
 
 GAUGES = {  # key of a row of metrics.jsonl → name and description
     "images_per_second": ("wcl_ray_images_per_second", "Training images a second, all workers"),
-    "wait": ("wcl_ray_data_wait", "Share of the training time spent waiting for data, 0 to 1"),
+    "data_wait": ("wcl_ray_data_wait", "Share of the training time spent waiting for data, 0 to 1"),
     "loss": ("wcl_ray_loss", "Cl-InfoNCE loss, nats"),
     "positives": ("wcl_ray_positives", "Positives an anchor meets in a batch"),
     "workers": ("wcl_ray_workers", "Training workers"),

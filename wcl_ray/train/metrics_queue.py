@@ -21,6 +21,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from wcl_ray.renamed import METRICS
 from wcl_ray.storage import Folder, told
 from wcl_ray.terminal import Live, clock, put, warn
 from wcl_ray.train.gauges import Gauges
@@ -131,7 +132,8 @@ class MetricsLog:
         rows: list[Row] = []
         for line in lines:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
+                rows.append({METRICS.get(key, key): value for key, value in row.items()})
             except json.JSONDecodeError:  # the last line of a killed run
                 self._whole = False
                 break
@@ -176,11 +178,12 @@ class MetricsLog:
 
 def format_row(row: Row) -> str:
     """One metrics row as the text of the live line."""
-    left = row.get("left_seconds")
+    left = row.get("eta_seconds")
     return (
         f"epoch {row['epoch'] + row['share']:5.2f}/{row['epochs']}  loss {row['loss']:.3f}  "
-        f"positives {row['positives']:.1f}  alone {row['lonely']:.0%}  "
-        f"{row['images_per_second']:,.0f} images/s  waiting {row['wait']:.0%}"
+        f"positives {row['positives']:.1f}  "
+        f"without any {row['anchors_without_positive']:.0%}  "
+        f"{row['images_per_second']:,.0f} images/s  waiting {row['data_wait']:.0%}"
         + (f"  {clock(left)} left" if left is not None else "")
     )
 
@@ -253,7 +256,7 @@ class MetricsWriter:
         if kind == "train":
             row["restarts"] = self._restarts
             self._log.add(row)
-            self._live.show(format_row(row))
+            self._live.show(format_row(row), (row["epoch"] + row["share"]) / row["epochs"])
             if self._gauges is not None:
                 self._gauges(row)
         elif kind == "resume":

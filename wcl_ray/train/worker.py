@@ -57,7 +57,8 @@ class Task:
     """What the driver hands to every worker.
 
     Attributes:
-        clusters: reference to int32 (N, G), cluster of each position per granularity; -1 = alone.
+        clusters: reference to int32 (N, G), cluster of each position per granularity; -1 =
+            singleton.
         images: N, number of training images.
         fingerprint: of the assignment; a checkpoint of another one is refused.
         audit: folder for the ids of every step, or None.
@@ -129,7 +130,7 @@ class Worker:
             world=self.world,
             batch_size=self.batch,
             seed=self.config.seed,
-            group=self.config.clusters.group,
+            group=self.config.clusters.samples_per_cluster,
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
             places=self._places(),
@@ -211,7 +212,7 @@ class Worker:
     def _epoch(self, epoch: int) -> None:
         self.started, self.waited, self.counted = time.monotonic(), 0.0, 0
         self.bad_images = 0  # a broken image comes back every epoch
-        tables = self._tables() if self.task.stream.mode == "anew" else None
+        tables = self._tables() if self.task.stream.mode == "streaming" else None
         batches = iter(self.reader.epoch(epoch, self.position.consumed, tables))
         done = sampler.count_bits(self.position.consumed)
         ahead = self.reader.steps * self.batch
@@ -315,8 +316,8 @@ class Worker:
             **means,
             lr=self.optimizer.param_groups[0]["lr"],
             images_per_second=speed,
-            wait=min(1.0, wait / seconds),
-            left_seconds=self.progress.images_left / speed,
+            data_wait=min(1.0, wait / seconds),
+            eta_seconds=self.progress.images_left / speed,
             workers=self.world,
             time=time.time(),
         )

@@ -49,7 +49,7 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a - b).square().sum(1)
 
 
-def spread(x: torch.Tensor) -> float:
+def feature_std(x: torch.Tensor) -> float:
     """Mean standard deviation of the normalised features' coordinates, times √F: about 1 when
     they fill the sphere, 0 when they have collapsed to a point."""
     unit = F.normalize(_rows(x, MOST).float(), dim=1)
