@@ -179,7 +179,7 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
 @pytest.mark.slow
 def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
     """Metadata have no checkpoint, k-means of vectors has one where it is asked for."""
-    words = [*options(tmp_path, "x")[:9]]
+    words = options(tmp_path, "x")[:9]
     process = started(tmp_path, "cluster.py", words, lambda text: "images " in text)
     pids = descendants(process.pid)
     errors, seconds = stop(process, signal.SIGTERM)

@@ -78,6 +78,8 @@ def cluster(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
             "makes vectors of images"
         )
+    else:
+        stopping.promise(f"{stopping.ANEW}; jobs/embed.py and then --checkpoint go on")
     held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if checkpoint is not None:
         folder = Folder(checkpoint, data.endpoint)

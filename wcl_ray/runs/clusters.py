@@ -65,7 +65,7 @@ def _table_of(uri: str, endpoint: str | None) -> str:
     Raises:
         UserError: a run without clusters.
     """
-    run = Folder(found(uri), endpoint)
+    run = Folder(found(uri).rstrip("/"), endpoint)
     if not run.exists("config.json"):
         return uri
     for name in reversed((run / "rounds").names()):
