@@ -19,7 +19,7 @@ from ray.data import DataContext, Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import is_id_type
-from wcl_ray.data.sources.listing import Files
+from wcl_ray.data.sources.listing import Files, check_there
 from wcl_ray.errors import UserError
 
 # Else Ray Data wraps what a plain function of map_batches raises, and a UserError is lost on its way
@@ -79,6 +79,17 @@ class Source(ABC):
                     f"{option} {name!r} is not a column of {self.uri}{hint}; the columns are: "
                     f"{', '.join(self.columns) or '(none)'}"
                 )
+
+
+def check_paths(data: DataConfig) -> None:
+    """Find out whether the images are there, before Ray is started: this process lists them.
+
+    Raises:
+        UserError: nothing there, or the store cannot be reached.
+    """
+    for path in (data.path, data.eval_path):
+        if path:
+            check_there(path, data.endpoint)
 
 
 def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:
