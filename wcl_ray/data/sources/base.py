@@ -22,8 +22,8 @@ from wcl_ray.data.ids import is_id_type
 from wcl_ray.data.sources.listing import Files, check_there
 from wcl_ray.errors import UserError
 
-# Else Ray Data wraps what a plain function of map_batches raises, and a UserError is lost on its way
-# to the driver. Here, since every process that makes a data set of ours imports this module.
+# Else Ray Data wraps what a plain function of map_batches raises, and a UserError is lost on its
+# way to the driver. Here, since every process that makes a data set of ours imports this module.
 DataContext.get_current().raise_original_map_exception = True
 # columns of the rows that a source gives; the user's own names are never these
 ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"

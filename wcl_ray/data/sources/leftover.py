@@ -94,8 +94,11 @@ def _some(names: list[str]) -> str:
 
 
 def splits_of(names: Iterable[str]) -> list[str]:
-    """Names of the parts of a data set (train, val, test) that the first folders or the beginnings
-    of file names are, below the folders that all share, the training part first; none unless there are two, training among them."""
+    """Parts of a data set (train, val, test) that folders or file names are called after.
+
+    Looks at the first folder below those that all share, and at the beginnings of names. The
+    training part comes first; none unless there are two parts, training among them.
+    """
     paths = list(names)
     above = posixpath.commonpath([path.rpartition("/")[0] for path in paths]) if paths else ""
     start = f"{above}/" if above else ""
