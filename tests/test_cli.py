@@ -219,7 +219,7 @@ def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> Non
         if text not in ("1:4", "no", "1.10", "007", "2020-01-01", "null", "a: b"):
             continue
         # all that take any text, through the parser
-        checked = ("scale.workers", "data.encoding")
+        checked = ("scale.workers", "data.encoding", "clusters.from")
         free = [k for k, kind in valued.items() if re.search(r"\bstr\b", kind) and k not in checked]
         flags = [word for key in free for word in words_of(key, kinds[key], text) or []]
         file.write_text(in_yaml(dict.fromkeys(free, text if text in ODD else quoted), kinds))
@@ -329,3 +329,13 @@ def test_old_names_of_metrics(tmp_path: Path) -> None:
     assert MetricsLog(folder).rows == [
         {"epoch": 0, "anchors_without_positive": 0.1, "data_wait": 0.2, "eta_seconds": 3.0}
     ]
+
+
+@pytest.mark.parametrize("value", ["!!set {a, b}", "!!binary aGFsbG8=", "!!omap [a: 1]"])
+def test_yaml_types_that_no_option_has_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"clusters: {{columns: {value}}}")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(tmp_path / "c.yaml")])
+    assert f"{value.split()[0]} is no value of an option" in capsys.readouterr().err

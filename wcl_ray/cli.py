@@ -87,11 +87,19 @@ def run_job(body: Callable[[], Any]) -> None:
                 raise SystemExit(128 + stopped) from None
             if not isinstance(error, Exception):
                 raise
-            found = find_user_error(error)
+            found = find_user_error(error) or _limit_reached(error)
             told = (FileNotFoundError, PermissionError, TrainingError)
             if found is None and not isinstance(error, told):
                 raise
             fail(str(found or error), 1)
+
+
+def _limit_reached(error: Exception) -> Exception | None:
+    if "ray" not in sys.modules:
+        return None
+    from wcl_ray.limits import limit_reached  # only here: --help stays fast
+
+    return limit_reached(error)
 
 
 def _signal_of(error: BaseException) -> int:
@@ -149,8 +157,9 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         options = {key: value for key, value in tree["config"].items() if key not in RUN_KEYS}
         flags = dict(_flatten(options, name))
         ignored = [key for key in flags if key not in keys(cls) and key not in open_sections(cls)]
-        if ignored:  # of another version, or of a search
-            warn(f"{name} is of version {tree['version']}; left out: {', '.join(ignored)}")
+        told = [key for key in ignored if not isinstance(flags[key], Empty)]
+        if told:  # of another version, or of a search
+            warn(f"{name} is of version {tree['version']}; left out: {', '.join(told)}")
         flags = {key: value for key, value in flags.items() if key not in ignored}
         return [word for key, value in flags.items() for word in _flag(key, value, cls, name)]
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]

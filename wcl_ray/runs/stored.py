@@ -145,7 +145,7 @@ def _overlaid(
     for key, value in tree.items():
         name = prefix + key
         if key not in default or isinstance(default[key], dict) != isinstance(value, dict):
-            unknown.append(name)
+            unknown += [] if value is None else [name]  # without a value it changed nothing
         elif isinstance(value, dict):
             found[key], inner = _overlaid(default[key], value, f"{name}.")
             unknown += inner

@@ -92,7 +92,7 @@ def test_a_run_that_had_a_cache_goes_on(runs: Path, capsys: pytest.CaptureFixtur
     change(runs / "run", lambda content: content["config"].update(cache="runs/cache"))
     command = parse([*own_options(), "--name", "run", "--resume"])
     assert settle(command)[0].data == command.data
-    assert "does not know its cache, which it leaves out" in capsys.readouterr().out
+    assert ", cache, which it leaves out" in capsys.readouterr().out
 
 
 def test_newest_run_is_found_among_those_of_an_older_version(runs: Path) -> None:
