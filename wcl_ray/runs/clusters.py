@@ -15,7 +15,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import warn
+from wcl_ray.terminal import put, warn
 
 
 def build_clusters(
@@ -102,9 +102,9 @@ def report(clustering: Clustering, quality: list[Quality], config: Config) -> No
     if clustering.chosen:
         names = [f"{a.name} ({a.entropy:.2f} bits)" for a in clustering.chosen]
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        print(f"attributes: {', '.join(names[:6])}{more}")
+        put(f"attributes: {', '.join(names[:6])}{more}")
     for name, reason in clustering.skipped.items():
-        print(f"left out: column {name!r}, {reason}")
+        put(f"left out: column {name!r}, {reason}")
     show_quality(quality, config)
     for note in clustering.notes:
         warn(note)
@@ -112,7 +112,7 @@ def report(clustering: Clustering, quality: list[Quality], config: Config) -> No
 
 def show_quality(quality: list[Quality], config: Config) -> None:
     """Print the table of measures, and what is odd in it."""
-    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    put(f"\n{render(quality, config.train.batch_size)}\n")
     if config.clusters.kind != "instance":
         for text in filter(None, map(warning, quality)):
             warn(text)

@@ -138,7 +138,8 @@ def _follow(
             check_faults(faults, total, max_bad)
             speed = max(1, written + len(faults)) / (time.monotonic() - started)
             left = clock((todo - written - len(faults)) / speed)
-            live.show(f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left")
+            text = f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left"
+            live.show(text, (total - todo + written) / total)
         if todo:
             note("embedded", made, written + len(faults))
     finally:

@@ -16,7 +16,7 @@ from wcl_ray.runs.preflight import check_labels
 from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import check_target, write_file
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 
 
 def evaluate_run(
@@ -64,7 +64,7 @@ def evaluate_run(
                 seed=config.seed,
                 gpu=gpus(scale) > 0,
             )
-    print(f"\n{results_table({config.clusters.kind: figures})}\n")
+    put(f"\n{results_table({config.clusters.kind: figures})}\n")
     for text in left_out(figures):
         warn(text)
     usage.report()

@@ -20,7 +20,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.search.options import SearchConfig, with_value
 from wcl_ray.search.space import GRANULARITY, Dimension, listing, show, spaced
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 
 DEFAULT_TOP_K = (2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
 MOST = 12  # candidates of a range
@@ -79,7 +79,7 @@ def find_granularities(
         with_value(plain, key, every), whole, strict=False, show=False
     )
     table = clustering.assignment
-    print(f"\n{render(quality, config.train.batch_size)}\n", flush=True)
+    put(f"\n{render(quality, config.train.batch_size)}\n")
     for note in clustering.notes:
         warn(note)
     columns: dict[Any, tuple[int, ...]] = {
@@ -151,7 +151,7 @@ def _of_features(
         group = config.clusters.samples_per_cluster
         rows.append(measure(f"kmeans-{k}, if even", even, None, config.train.batch_size, group))
     say("clusters", "k-means of features: these do not exist yet; even ones of each K would be")
-    print(f"\n{render(rows, config.train.batch_size)}\n", flush=True)
+    put(f"\n{render(rows, config.train.batch_size)}\n")
     return Granularities(dimension, clustering.assignment, {None: (0,)}, {})
 
 

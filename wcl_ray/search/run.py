@@ -48,7 +48,7 @@ from wcl_ray.search.space import (
 from wcl_ray.search.trial import Setup
 from wcl_ray.search.tuner import run_trials
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
 Page = Callable[[Outcome], str]  # HTML of the report
@@ -68,7 +68,7 @@ def search(config: SearchConfig, page: Page) -> Outcome:
         given = given_dimensions(config.search)
         if folder.exists(BEST):
             outcome = Record(folder, config, _granularity(config, given)).outcome()
-            print(f"{folder.uri} is finished")
+            put(f"{folder.uri} is finished")
             show(folder, outcome, look_up(folder, config, _granularity(config, given)))
             return outcome
         for d in default_dimensions(given):  # what cannot be trained is found at once
@@ -79,7 +79,7 @@ def search(config: SearchConfig, page: Page) -> Outcome:
         check_shared(folder)
         with ResourceSummary() as usage:
             outcome = _search(config, folder, given, usage, page)
-    print()
+    put()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
     usage.report(training([where / name for where in runs for name in where.names()]))
@@ -323,7 +323,7 @@ def _write(folder: Folder, outcome: Outcome, page: Page) -> None:
 
 def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> None:
     """Print the trials, those at full length, and where everything is."""
-    print(f"\n{results_table(outcome)}\n")
+    put(f"\n{results_table(outcome)}\n")
     for key, rho in outcome.correlations.items():
         say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
     if outcome.metric == "metadata" or "metadata" in outcome.correlations:
@@ -331,7 +331,7 @@ def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> 
     which = "trial"
     if confirmed is not None and confirmed.best() is not None:
         which = "full"
-        print(f"\nat full length\n{results_table(confirmed)}\n")
+        put(f"\nat full length\n{results_table(confirmed)}\n")
         outcome = replace(confirmed, seconds=outcome.seconds)
     best = outcome.best()
     if best is None:

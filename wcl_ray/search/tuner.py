@@ -23,7 +23,7 @@ from wcl_ray.search.share import DRIVER
 from wcl_ray.search.space import Dimension, decode, encode, grid, show
 from wcl_ray.search.trial import FAILURE, QUALITY, Setup, run_trial, trial_folder
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import put, say, warn
 
 NAME = "tune"
 SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses what came since
@@ -263,7 +263,7 @@ class ProgressCallback(tune.Callback):
         text = failure.get("traceback", "")
         if text and text not in self._tracebacks:  # which trials often share
             self._tracebacks.add(text)
-            print(text, flush=True)
+            put(text)
         return str(failure["error"])
 
     def _say(self, trial: Any, text: str) -> None:

@@ -256,7 +256,7 @@ class MetricsWriter:
         if kind == "train":
             row["restarts"] = self._restarts
             self._log.add(row)
-            self._live.show(format_row(row))
+            self._live.show(format_row(row), (row["epoch"] + row["share"]) / row["epochs"])
             if self._gauges is not None:
                 self._gauges(row)
         elif kind == "resume":
