@@ -85,7 +85,7 @@ def cluster(
     if checkpoint is not None:
         folder = Folder(checkpoint, data.endpoint)
         held = RunLock(folder, instead="use another --checkpoint")
-    connect(config)
+    connect(config.scale)
     with ResourceSummary() as usage, held, usage.stage("clusters"):
         if not of_features:
             images = open_images(data, config.storage, config.seed)

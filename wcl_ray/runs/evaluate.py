@@ -41,7 +41,7 @@ def evaluate_run(
     trained = Trained.open(run, endpoint)
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(given)
-    connect(config)
+    connect(config.scale)
     with ResourceSummary() as usage:
         with usage.stage("images"):
             images = open_images(data, config.storage, config.seed)

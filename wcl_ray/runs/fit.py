@@ -12,7 +12,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from wcl_ray import stopping
-from wcl_ray.config import Config, ScaleConfig
+from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_user_error
 from wcl_ray.runs.capacity import Capacity, capacity
 from wcl_ray.runs.folder import add_faults
@@ -68,31 +68,31 @@ def gpus(scale: ScaleConfig, there: Capacity | None = None) -> int:
     return there.gpus
 
 
-def plan_scale(config: Config, streamed: bool) -> Scale:
+def plan_scale(scale: ScaleConfig, batch_size: int, beside: bool) -> Scale:
     """Workers from the options and the cluster, see :func:`divide`."""
-    return divide(config, capacity(config.scale), streamed)
+    return divide(scale, batch_size, beside, capacity(scale))
 
 
-def divide(config: Config, there: Capacity, streamed: bool) -> Scale:
+def divide(scale: ScaleConfig, batch_size: int, beside: bool, there: Capacity) -> Scale:
     """Workers from the options and what the cluster has.
 
     Args:
-        streamed: Ray Data reads during training and needs CPUs of its own.
+        batch_size: B, global.
+        beside: Ray Data reads or evaluates during training and needs CPUs of its own.
 
     Raises:
         UserError: no GPU though one is demanded; a batch too small for the workers.
     """
-    scale = config.scale
     count = gpus(scale, there)
     gpu = count > 0
     first = 1 if there.grows else count  # nodes come while training goes on
     least, most = scale.range() or ((first, count) if gpu else (1, 1))
-    if config.train.batch_size < 2 * most:
+    if batch_size < 2 * most:
         raise UserError(
-            f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
+            f"train.batch-size {batch_size} is too small for {most} workers: each "
             "needs at least 2 images of a batch"
         )
-    reading = float(streamed or bool(config.evaluate.every))
+    reading = float(beside)
     grow = "or, on a cluster that grows on demand, add --scale.grows yes"
     unlimited = scale.grows == "yes"
     free = there.cpus - reading  # reading and evaluating beside training need a CPU of their own

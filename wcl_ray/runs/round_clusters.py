@@ -26,7 +26,7 @@ from wcl_ray.clusters.cache import (
     kmeans_facts,
     load_with_facts,
 )
-from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.features import cluster_features, to_cluster
 from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
@@ -39,38 +39,28 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_matrix, resources
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
-from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
+from wcl_ray.model.encoder import EncoderSpec, save_projector
 from wcl_ray.runs.clusters import cache_of, qualities, read_labels, show_quality
 from wcl_ray.runs.fit import Scale
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
-from wcl_ray.train.checkpoint import load_model
+from wcl_ray.train.checkpoint import trained_encoder
 
-FEW = 4  # images without metadata a cluster, below which they stay singletons
 COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
 
 
 @dataclass(frozen=True)
-class Previous:
-    """What a round starts from: the last checkpoint of the round before, and its clusters."""
+class RoundResult:
+    """What a round leaves, and the next starts from.
+
+    Attributes:
+        checkpoint: its last one.
+        seconds: of training.
+    """
 
     checkpoint: ray.train.Checkpoint
     assignment: Assignment
-
-
-def to_cluster(config: Config, base: Assignment) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Images whose features are clustered, bool (N,), and into how many clusters; () where too few
-    are without metadata.
-
-    Raises:
-        UserError: fewer images than clusters.
-    """
-    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
-    count = int(wanted.sum())
-    if config.clusters.missing == "kmeans" and count < 2 * FEW:
-        return wanted, ()
-    ks = wanted_k(config.clusters, count)
-    return wanted, ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
+    seconds: float = 0.0
 
 
 def round_clusters(
@@ -79,7 +69,7 @@ def round_clusters(
     stream: Stream,
     base: Assignment,
     folder: Folder,
-    previous: Previous | None,
+    previous: RoundResult | None,
     scale: Scale,
     shareable: bool,
 ) -> tuple[Assignment, dict[str, Any]]:
@@ -96,7 +86,7 @@ def round_clusters(
     Returns:
         The assignment, and figures for ``metrics.jsonl``.
     """
-    wanted, ks = to_cluster(config, base)
+    wanted, ks = to_cluster(config.clusters, base)
     if not ks:
         return base, {}
     old = previous.assignment if previous else None
@@ -139,14 +129,16 @@ def _cached(
     base: Assignment,
     wanted: np.ndarray,
     ks: tuple[int, ...],
-    previous: Previous | None,
+    previous: RoundResult | None,
     before: np.ndarray | None,
     scale: Scale,
     shareable: bool,
 ) -> _Found:
     """Embed and cluster, unless the cache holds the clusters, or the features, of these weights."""
-    encoder = _encoder(config, previous)
-    weights = save_export(encoder, config.model, config.data.image_size)
+    spec = EncoderSpec(config.model, config.data.image_size, config.loss.dual)
+    torch.manual_seed(config.seed)  # the weights that training starts from
+    encoder = trained_encoder(spec, previous.checkpoint) if previous else spec.build()
+    weights = spec.export(encoder)
     projector = None
     if config.clusters.features == "projector":
         projector = save_projector(encoder, config.loss.feature_head)
@@ -194,15 +186,6 @@ def _cached(
         more = {"facts": made.facts, "collapse": collapse}
         keep(cache, name, Clustering(table, None, 0), more)
     return _Found(made.clusters, made.names, made.facts, collapse)
-
-
-def _encoder(config: Config, previous: Previous | None) -> Encoder:
-    torch.manual_seed(config.seed)  # the weights that training starts from
-    encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-    if previous is not None:
-        with previous.checkpoint.as_directory() as folder:
-            load_model(folder, encoder)
-    return encoder
 
 
 def _features(

@@ -11,7 +11,7 @@ from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, resources
 from wcl_ray.runs.fit import gpus
-from wcl_ray.runs.rounds import ENCODER, PROJECTOR
+from wcl_ray.runs.folder import ENCODER, PROJECTOR
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.storage import Folder
 

@@ -19,11 +19,12 @@ from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, shown
+from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters
-from wcl_ray.runs.folder import claim
+from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.nodes import connect
-from wcl_ray.runs.rounds import ENCODER, Arm, train_rounds
+from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
 from wcl_ray.search.options import SearchConfig
@@ -105,7 +106,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     except ValueError as error:  # limits that hang on several options
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
-    connect(config)
+    connect(config.scale)
     claim(folder, config)
     started = time.monotonic()
     reporter = _Reporter(setup, folder)
@@ -113,8 +114,12 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     base, measures = _clusters(config, values, setup)
     stream = _stream(config, setup, base)
     evaluator = Evaluator(
+        EncoderSpec(config.model, config.data.image_size, config.loss.dual),
         setup.images,
         setup.counts,
+        config.evaluate,
+        config.data.stored_size,
+        config.seed,
         kept=setup.kept,
         cpus=setup.share.spare,
         probe=setup.config.objective == "probe",
@@ -137,7 +142,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         measures = last["quality"][0]
     folder.write(QUALITY, json.dumps(measures).encode())
     if not folder.exists(FINAL):
-        figures = shown(evaluator.measure(folder.read(ENCODER), config, gpu=setup.share.scale.gpu))
+        figures = shown(evaluator.measure(folder.read(ENCODER), setup.share.scale.gpu))
         figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.errors import UserError, causes
+from wcl_ray.model.encoder import Encoder, EncoderSpec
 from wcl_ray.storage import told
 
 FILE = "state.pt"
@@ -128,6 +129,14 @@ def load(
     return TrainState(
         **position | {"consumed": None if consumed is None else consumed.numpy().copy()}
     )
+
+
+def trained_encoder(spec: EncoderSpec, checkpoint: Any) -> Encoder:
+    """The encoder with the weights of a checkpoint of Ray Train."""
+    encoder = spec.build()
+    with checkpoint.as_directory() as folder:
+        load_model(folder, encoder)
+    return encoder
 
 
 def load_model(folder: str | Path, model: nn.Module) -> nn.Module:
