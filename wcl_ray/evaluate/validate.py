@@ -34,7 +34,7 @@ class Evaluator:
         kept: both as kept in the object store, with the label, instead of reading them anew.
         cpus: of each task; None: what the nodes have free.
         probe: also the linear probe.
-        more: further figures from the embedded images.
+        extra_metrics: further figures from the embedded images.
     """
 
     encoder: EncoderSpec
@@ -46,7 +46,7 @@ class Evaluator:
     kept: tuple[Stream, Stream] | None = None
     cpus: float | None = None
     probe: bool = True
-    more: ExtraMetrics | None = None
+    extra_metrics: ExtraMetrics | None = None
 
     def measure(self, weights: bytes, gpu: bool) -> dict[str, Any]:
         """Figures of an exported encoder (see :func:`evaluate_encoder`)."""
@@ -63,7 +63,7 @@ class Evaluator:
             gpu=gpu,
             cpus=self.cpus,
             probe=self.probe,
-            more=self.more,
+            extra_metrics=self.extra_metrics,
         )
 
     def _rows(self) -> tuple[Dataset, Dataset | None]:

@@ -33,6 +33,9 @@ class Scale:
     """Workers of a run and what each holds.
 
     Attributes:
+        least, most: number of workers; between the two the run is elastic.
+        cpus: that each worker holds.
+        gpu: whether each holds a GPU.
         crowded: other runs share the cluster, so that this one may not take what seems free.
     """
 
@@ -217,13 +220,13 @@ def fit(
 
 def _refused(error: BaseException, folder: Folder) -> StorageError | None:
     """What the storage refused Ray Train itself; None where it was something else."""
-    found = [e for e in causes(error) if isinstance(e, OSError)]
-    if not found:
+    refusal = next((e for e in causes(error) if isinstance(e, OSError)), None)
+    if refusal is None:
         return None
     at_storage = isinstance(error, (ray.train.ControllerError, OSError))
-    if not at_storage and found[0].errno not in LASTING:
+    if not at_storage and refusal.errno not in LASTING:
         return None
-    return storage_error(str(found[0].filename or folder.path), found[0])
+    return storage_error(str(refusal.filename or folder.path), refusal)
 
 
 class _Trainer(TorchTrainer):

@@ -55,13 +55,13 @@ def check_moves(
     Raises:
         UserError: they are not.
     """
-    found = moves(run, config)
-    if not found:
+    changed = moves(run, config)
+    if not changed:
         return
     known = read_stored(run, type(config)).images
     train = known.get(TRAIN) or train
     if train is None:
-        old, new = next(iter(found.values()))
+        old, new = next(iter(changed.values()))
         raise UserError(
             f"{run.uri} was started with images in {old} and does not tell whether those in {new} "
             "are the same; put them there, or choose another --name"
@@ -70,10 +70,10 @@ def check_moves(
     now = facts_of_tests(images).get(TEST)
     if now is not None and TEST in known:
         _compare("data.eval-path", config.data.eval_path, "test", known[TEST], now)
-    elif now is not None and "data.eval_path" in found:
+    elif now is not None and "data.eval_path" in changed:
         warn(f"whether {config.data.eval_path} holds the run's test images is not known")
     content = json.loads(run.read(FILE))
-    for name, (old, new) in found.items():
+    for name, (old, new) in changed.items():
         content["config"]["data"][name.partition(".")[2]] = new
         say("moved", f"{name.replace('_', '-')} was {old}, now {new}; the ids are the same")
     run.write(FILE, json.dumps(content, indent=2).encode())
@@ -95,8 +95,8 @@ def _compare(
 
 
 def _facts(rows: Dataset) -> dict[str, Any]:
-    found: dict[str, Any] = ray.get(_read.remote(rows.select_columns([ID]).to_arrow_refs()))
-    return found
+    facts: dict[str, Any] = ray.get(_read.remote(rows.select_columns([ID]).to_arrow_refs()))
+    return facts
 
 
 @ray.remote(num_cpus=0)

@@ -18,8 +18,11 @@ from wcl_ray.storage import Folder
 
 @dataclass(frozen=True)
 class Trained:
-    """Attributes:
-    weights: content of ``encoder.safetensors``.
+    """A finished run.
+
+    Attributes:
+        config: its options.
+        weights: content of ``encoder.safetensors``.
     """
 
     folder: Folder

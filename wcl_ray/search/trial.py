@@ -123,7 +123,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         kept=setup.kept,
         cpus=setup.share.spare,
         probe=setup.config.objective == "probe",
-        more=_more(setup),
+        extra_metrics=_extra_metrics(setup),
     )
     arm = Arm(
         config,
@@ -198,7 +198,7 @@ def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
     return plan_stream(rows, base.ids, config.data, base.clusters[:, 0], grows)
 
 
-def _more(setup: Setup) -> Any:
+def _extra_metrics(setup: Setup) -> Any:
     if setup.metadata is None:
         return None
     ids, bits = setup.metadata
