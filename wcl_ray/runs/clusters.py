@@ -39,7 +39,7 @@ def cluster_images(config: Config, opened: Opened, run: Folder) -> Assignment:
     if folder.exists(CLUSTERED):
         assignment = Assignment.from_parquet(folder.read(CLUSTERED))
         say("clusters", f"{', '.join(assignment.names)}, as before")
-        check_moves(run, config, images, facts_of(assignment.ids))
+        check_moves(run, config.data, images, facts_of(assignment.ids))
     else:
         clustering, quality = build_clusters(config, images)
         assignment = clustering.assignment
@@ -47,7 +47,7 @@ def cluster_images(config: Config, opened: Opened, run: Folder) -> Assignment:
         if run.exists(FILE):
             if not config.resume:  # made meanwhile, by a job that took this one for lost
                 raise UserError(f"{run.uri} holds a run already; choose another --name")
-            check_moves(run, config, images, facts_of(assignment.ids))
+            check_moves(run, config.data, images, facts_of(assignment.ids))
         claim(run, config, {TRAIN: facts_of(assignment.ids)} | facts_of_tests(images))
         folder.write("clusters.json", _summary(clustering, quality))
         folder.write(CLUSTERED, assignment.to_parquet())  # last: the stage is done

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.config import Config
+from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream
 from wcl_ray.evaluate.left_out import left_out
@@ -49,7 +49,7 @@ def pretrain(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
-            return read_results(config, run)
+            return read_results(config.data, run)
         check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
         connect(config.scale)
         check_shared(run)
@@ -148,9 +148,9 @@ def write_results(
     return results
 
 
-def read_results(config: Config, run: Folder) -> dict[str, Any]:
+def read_results(data: DataConfig, run: Folder) -> dict[str, Any]:
     """The results of a finished run, which are printed again."""
-    for name, (old, new) in moves(run, config).items():
+    for name, (old, new) in moves(run, data).items():
         warn(f"{name.replace('_', '-')} was {old}; {new} is not looked at")
     stored: dict[str, Any] = json.loads(run.read(RESULTS))
     put(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")

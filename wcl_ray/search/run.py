@@ -127,7 +127,7 @@ def _search(
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
     if folder.exists("config.json"):
-        check_moves(folder, found, images)
+        check_moves(folder, found.data, images)
     claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | facts_of_tests(images))
     space = [asdict(d) for d in dimensions]
     if folder.exists(SPACE) and not _same_space(json.loads(folder.read(SPACE)), space):

@@ -4,17 +4,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +33,7 @@ from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer
-from wcl_ray.storage import NOT_SEEN, Folder, storage_error, told
+from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.train import checkpoint as store
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.failure import WorkerFailure
@@ -85,20 +80,6 @@ def train_worker(options: dict[str, Any]) -> None:
         raise  # the first tells Ray Train whether a node was preempted, the second may pass
     except Exception as error:
         raise find_user_error(error) or WorkerFailure.of(error) from None
-
-
-def upload(storage: Any, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Ray Train's upload, in a thread; what it leaves of a failed one takes no room."""
-    try:
-        kept: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
-        return kept
-    except OSError as error:
-        size = sum(file.stat().st_size for file in Path(checkpoint.path).glob("*"))
-        path = storage.build_checkpoint_path_from_name(name)
-        with contextlib.suppress(OSError):
-            storage.storage_filesystem.delete_dir(path)
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
-        raise storage_error(path, error, size) from error
 
 
 class Worker:
@@ -330,7 +311,9 @@ class Worker:
         self._merge_consumed()
         saved = None
         if self.rank == 0:
-            saved = self._save()
+            learner = self.learner
+            folder = store.save_local(learner.model, learner.optimizer, self.state, self.facts)
+            saved = ray.train.Checkpoint.from_directory(folder)
         storage = ray.train.get_context().get_storage()
         where = {"epoch": self.state.epoch, "step": self.state.step}
         task = ray.train.ValidationTaskConfig(fn_kwargs=where) if validate else False
@@ -339,17 +322,6 @@ class Worker:
             checkpoint=saved,
             validation=task if saved is not None else False,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=functools.partial(upload, storage),
+            checkpoint_upload_fn=functools.partial(store.upload, storage),
         )
         self.last_checkpoint = time.monotonic()
-
-    def _save(self) -> ray.train.Checkpoint:
-        with told(os.environ.get("TMPDIR", "/tmp")):
-            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
-        try:
-            learner = self.learner
-            store.save(folder, learner.model, learner.optimizer, self.state, self.facts)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return ray.train.Checkpoint.from_directory(folder)
