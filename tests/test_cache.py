@@ -34,8 +34,8 @@ from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.runs import cluster as cluster_job
 from wcl_ray.runs import clusters as run_clusters
 from wcl_ray.runs import round_clusters, trained
+from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import build_clusters
-from wcl_ray.runs.fit import Scale
 from wcl_ray.storage import Folder
 
 N = 96

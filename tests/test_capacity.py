@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wcl_ray.config import Config, EvaluateConfig, ScaleConfig, TrainConfig
 from wcl_ray.errors import UserError
-from wcl_ray.runs import fit
+from wcl_ray.runs import capacity
 from wcl_ray.runs.capacity import Capacity, add_up, node_kinds
 from wcl_ray.runs.summary import summary
 from wcl_ray.storage import Folder, lasting
@@ -23,9 +23,9 @@ from wcl_ray.storage import Folder, lasting
 ROOT = Path(__file__).parent.parent
 
 
-def divide(config: Config, there: Capacity, streamed: bool) -> fit.Scale:
+def divide(config: Config, there: Capacity, streamed: bool) -> capacity.Scale:
     beside = streamed or bool(config.evaluate.every)
-    return fit.divide(config.scale, config.train.batch_size, beside, there)
+    return capacity.divide(config.scale, config.train.batch_size, beside, there)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from wcl_ray.data import sampler
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.fit import plan_scale
+from wcl_ray.runs.capacity import capacity, plan_scale
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn

@@ -24,8 +24,8 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
+from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.clusters import build_clusters, cache_of, qualities, show_quality, singletons
-from wcl_ray.runs.fit import gpus
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.summary import ResourceSummary

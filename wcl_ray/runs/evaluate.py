@@ -10,7 +10,7 @@ from wcl_ray.config import EvaluateConfig, ScaleConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
-from wcl_ray.runs.fit import gpus
+from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.preflight import check_labels
 from wcl_ray.runs.summary import ResourceSummary

@@ -24,8 +24,8 @@ from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.batches import stream_images
+from wcl_ray.runs.capacity import plan_scale
 from wcl_ray.runs.clusters import cluster_images
-from wcl_ray.runs.fit import plan_scale
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, RESULTS, TRAINED, open_run
 from wcl_ray.runs.moved import moves
 from wcl_ray.runs.nodes import check_shared, connect

@@ -40,8 +40,8 @@ from wcl_ray.evaluate.embed import embed, feature_matrix, resources
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.model.encoder import EncoderSpec, save_projector
+from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import cache_of, qualities, read_labels, show_quality
-from wcl_ray.runs.fit import Scale
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 from wcl_ray.train.checkpoint import trained_encoder

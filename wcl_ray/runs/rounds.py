@@ -23,7 +23,8 @@ from wcl_ray.data.stream import Stream
 from wcl_ray.evaluate.validate import Evaluator, validation_config
 from wcl_ray.model.encoder import save_projector
 from wcl_ray.runs.batches import deal_images, say_batches
-from wcl_ray.runs.fit import Scale, fit
+from wcl_ray.runs.capacity import Scale
+from wcl_ray.runs.fit import fit
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, PROJECTOR, ROUND_DONE, TRAINED
 from wcl_ray.runs.round_clusters import RoundResult, round_clusters
 from wcl_ray.storage import Folder

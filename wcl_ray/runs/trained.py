@@ -10,7 +10,7 @@ from ray.data import Dataset
 from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, resources
-from wcl_ray.runs.fit import gpus
+from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.folder import ENCODER, PROJECTOR
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.storage import Folder
