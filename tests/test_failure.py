@@ -35,6 +35,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.storage import Folder
 from wcl_ray.train.worker import Worker, train_worker
 
 N, BATCH = 96, 8
@@ -187,6 +188,8 @@ def test_an_evaluation_that_fails_is_told(config: Config, tmp_path: Path) -> Non
     evaluator: Any = SimpleNamespace(encoder=EncoderSpec(config.model, 16))
     empty = ray.train.Checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError):
-        wcl_ray.evaluate.validate.validate(empty, 2, 9, evaluator=evaluator, queue=queue)
+        wcl_ray.evaluate.validate.validate(
+            empty, 2, 9, evaluator=evaluator, queue=queue, run=Folder(str(tmp_path))
+        )
     assert [row["kind"] for row in rows] == ["warning"]
     assert rows[0]["text"].startswith("no evaluation after epoch 2: FileNotFoundError")

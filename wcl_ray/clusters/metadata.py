@@ -373,7 +373,7 @@ def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
     if len(columns) > 1:
         return len(columns)
 
-    def deepest(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:  # see tally
+    def deepest(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
         yield {"depth": np.array([len(_paths(table, columns, config.separator))])}
 
     found = rows.map_batches(deepest, batch_format="pyarrow", batch_size=None).take_all()
@@ -420,7 +420,7 @@ def _nothing(table: pa.Table) -> list[pa.Array]:
 def _assign(
     rows: Dataset, codes: Codes, names: tuple[str, ...], label: str | None
 ) -> tuple[Assignment, np.ndarray | None, int]:
-    def coded(table: pa.Table) -> Iterator[pa.Table]:  # see tally
+    def coded(table: pa.Table) -> Iterator[pa.Table]:
         found = {ID: table[ID], KEY: table[KEY]}
         found |= {f"c{i}": column for i, column in enumerate(codes(table))}
         if label is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.images import Images
+from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import Stream
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
@@ -50,6 +51,7 @@ def pretrain(config: Config) -> dict[str, Any]:
     with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
             return read_results(config.data, run)
+        check_paths(config.data)
         check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
         connect(config.scale)
         check_shared(run)

@@ -147,7 +147,7 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
             start=last.checkpoint if last else None,
         )
         title = arm.title + (f", round {r + 1} of {config.rounds}" if config.rounds > 1 else "")
-        validation = validation_config(arm.evaluator, task.queue)
+        validation = validation_config(arm.evaluator, task.queue, run)
         started = time.monotonic()
         checkpoint = fit(task, arm.scale, run, folder, title, validation, arm.on_evaluation)
         name = checkpoint.path.rstrip("/").rpartition("/")[2]

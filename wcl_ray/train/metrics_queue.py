@@ -139,6 +139,14 @@ class MetricsLog:
                 break
         return rows
 
+    def evaluated(self, row: Row) -> bool:
+        """Whether the figures of an evaluation are in the log: it may be told twice."""
+        return any(
+            (old.get("epoch"), old.get("step")) == (row["epoch"], row["step"])
+            for old in self.rows
+            if "loss" not in old and "round" not in old
+        )
+
     def rewind(self, images: int) -> None:
         """Drop the training rows beyond a position (images seen so far)."""
         kept = [row for row in self.rows if row.get("images", 0) <= images]
@@ -267,7 +275,7 @@ class MetricsWriter:
                 put(row["text"])
         elif kind == "fault":
             self.faults.append(row)
-        elif kind == "evaluation":
+        elif kind == "evaluation" and not self._log.evaluated(row):
             self._log.add(row)
             figures = {k: v for k, v in row.items() if k not in ("epoch", "step")}
             text = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())
