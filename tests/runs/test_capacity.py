@@ -20,7 +20,7 @@ from wcl_ray.runs.capacity import Capacity, add_up, node_kinds
 from wcl_ray.runs.summary import summary
 from wcl_ray.storage import Folder, lasting
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def divide(config: Config, there: Capacity, streamed: bool) -> capacity.Scale:
