@@ -28,7 +28,6 @@ from wcl_ray.config import (
     LossConfig,
     ModelConfig,
     ScaleConfig,
-    TrainConfig,
 )
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import load_exported

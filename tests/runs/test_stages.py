@@ -23,7 +23,7 @@ from wcl_ray.runs.pretrain import evaluate
 from wcl_ray.runs.rounds import Arm, train_round, train_rounds
 from wcl_ray.storage import Folder
 
-PACKAGE = Path(__file__).parent.parent / "wcl_ray"
+PACKAGE = Path(__file__).parents[2] / "wcl_ray"
 
 
 @pytest.fixture
