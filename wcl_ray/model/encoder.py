@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,28 @@ def build_encoder(model: ModelConfig, image_size: int, dual: bool = False) -> En
     if not torch.isfinite(features).all():  # the mean over a map of 0 × 0
         raise wrong_size(model.backbone, image_size, "its features are not finite")
     return Encoder(backbone, int(features.shape[1]), model, heads=2 if dual else 1)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is built from: the same for training, evaluation and export.
+
+    Attributes:
+        image_size: side of the training images, in pixels.
+        dual: a second projector, for plain InfoNCE.
+    """
+
+    model: ModelConfig
+    image_size: int
+    dual: bool = False
+
+    def build(self) -> Encoder:
+        """Randomly initialised, see :func:`build_encoder`."""
+        return build_encoder(self.model, self.image_size, self.dual)
+
+    def export(self, encoder: Encoder) -> bytes:
+        """Content of ``encoder.safetensors``, see :func:`save_export`."""
+        return save_export(encoder, self.model, self.image_size)
 
 
 def wrong_size(name: str, image_size: int, why: object) -> UserError:

@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray import stopping
-from wcl_ray.config import Config
+from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
@@ -33,7 +33,7 @@ def quiet_ray() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READING
 
 
-def connect(config: Config) -> None:
+def connect(scale: ScaleConfig) -> None:
     """Join the cluster of the job, ``scale.address`` or RAY_ADDRESS, else start a local Ray.
 
     Raises:
@@ -41,11 +41,11 @@ def connect(config: Config) -> None:
     """
     quiet_ray()
     if not ray.is_initialized():
-        where = config.scale.address or os.environ.get("RAY_ADDRESS")
+        where = scale.address or os.environ.get("RAY_ADDRESS")
         check_address(where)
         try:
             context = ray.init(
-                address=config.scale.address,
+                address=scale.address,
                 logging_level="ERROR",
                 log_to_driver=False,
                 configure_logging=True,

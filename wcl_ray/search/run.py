@@ -23,14 +23,14 @@ from wcl_ray.data.sources.base import ID, check_paths
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
+from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
-from wcl_ray.runs.pretrain import training
 from wcl_ray.runs.shared import Shared
-from wcl_ray.runs.summary import ResourceSummary
+from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
@@ -76,15 +76,15 @@ def search(config: SearchConfig, page: Page) -> Outcome:
         for d in default_dimensions(given):  # what cannot be trained is found at once
             for point in d.points(2):
                 _check(config, d, point)
-        check_backbone(config)
-        connect(config)
+        check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
+        connect(config.scale)
         check_shared(folder)
         with ResourceSummary() as usage:
             outcome = _search(config, folder, given, usage, page)
     put()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
-    usage.report(training([where / name for where in runs for name in where.names()]))
+    usage.report(worker_figures([where / name for where in runs for name in where.names()]))
     say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
     show(folder, outcome, look_up(folder, config, outcome.granularity))
     return outcome
@@ -123,7 +123,7 @@ def _search(
     if folder.exists("config.json") and not config.resume:  # by a job that took this one for lost
         raise UserError(f"{folder.uri} holds a search already; choose another --name")
     if folder.exists("config.json"):
-        check_moves(folder, found, images)
+        check_moves(folder, found.data, images)
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
@@ -278,7 +278,7 @@ def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
             "each needs at least 2 images of a batch"
         )
     if dimension.key.startswith("model."):
-        check_backbone(trial)
+        check_backbone(EncoderSpec(trial.model, trial.data.image_size, trial.loss.dual))
 
 
 def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:
