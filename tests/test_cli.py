@@ -18,7 +18,7 @@ from wcl_ray.runs.stored import read_stored
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions
 from wcl_ray.storage import Folder
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 # Fixed by the users of the jobs: removing or renaming one breaks their scripts.
 FROZEN = [

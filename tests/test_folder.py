@@ -23,7 +23,8 @@ from wcl_ray.runs.stored import differences
 from wcl_ray.storage import Folder, filesystem
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
-from wcl_ray.train.metrics_queue import MetricsLog, format_row
+from wcl_ray.train.metrics_queue import format_row
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
 def test_write_is_atomic_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -166,13 +167,13 @@ def test_metrics_log_rewinds_to_the_checkpoint(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     log = MetricsLog(folder)
     for images in (10, 20, 30):
-        log.add(row(images))
+        log.log(images, row(images))
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "ima')  # killed while writing
     log = MetricsLog(folder)
     log.rewind(20)
-    log.add(row(30))
+    log.log(30, row(30))
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["images"] for line in lines] == [10, 20, 30]

@@ -29,7 +29,7 @@ from wcl_ray.runs.snapshot import LIST, mend_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 Mount = Callable[[str], Path]
 
@@ -180,14 +180,14 @@ def test_metrics_on_a_full_disk_neither_block_nor_get_lost(
 ) -> None:
     place = mount("size=1m")
     log = MetricsLog(Folder(str(place)))
-    log.add({"step": 0, "loss": 0.5})
+    log.log(0, {"step": 0, "loss": 0.5})
     fill(place, 0)
     refusals = []
 
     def write() -> None:
         for step in range(1, 500):
             try:
-                log.add({"step": step, "loss": 0.5, "images": step})
+                log.log(step, {"step": step, "loss": 0.5, "images": step})
             except OSError as error:
                 refusals.append(error)
         with suppress(OSError):

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.binarise import Attribute
-from wcl_ray.clusters.metadata import Clustering, shortage
+from wcl_ray.clusters.kinds.attributes import shortage
+from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import ClustersConfig, Config
+from wcl_ray.registry import KINDS
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -82,7 +84,7 @@ def cached_clustering(
         columns: metadata columns that are read.
         make: makes the clusters of an options' set; whether they are of any use is not asked.
     """
-    if folder is None:
+    if folder is None or config.kind in KINDS.plugins():
         return make(config)
     ones = [_with(config, (value,)) for value in _values(config)] or [config]
     names = [_name(data, one, columns, seed) for one in ones]

@@ -36,7 +36,7 @@ from wcl_ray.runs.rounds import CLUSTERED, ENCODER, TRAINED, Arm, say_batches, t
 from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 RESULTS = "results.json"
 APART = 0.5  # share of images without a partner in reach above which a run warns

@@ -29,7 +29,8 @@ from wcl_ray.runs.round_clusters import Previous, round_clusters
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
-from wcl_ray.train.metrics_queue import MetricsLog, Row, start_metrics_queue
+from wcl_ray.train.metrics_queue import start_metrics_queue
+from wcl_ray.train.trackers import Row, Trackers
 from wcl_ray.train.worker import Task
 
 CLUSTERED, DONE, TRAINED = "assignment.parquet", "round.json", "training.json"
@@ -149,12 +150,16 @@ def _assignment(arm: Arm, r: int, previous: Previous | None) -> Assignment:
         # the clusters of later rounds hang on those before, so that nobody else meets them
         shareable=r == config.train.warmup_rounds,
     )
-    log = MetricsLog(arm.run)
-    last = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})
+    log = Trackers(arm.run, config.train.trackers)
+    last = next(
+        (row for row in reversed(log.file.rows) if "images" in row), {"step": 0, "images": 0}
+    )
     row = {"round": r, "epoch": arm.first_epoch(r), "step": last["step"]}
     row |= {"images": last["images"]}
-    if not any(old.get("round") == r for old in log.rows):  # left by a driver that was killed here
-        log.add({**row, **figures, "cluster_seconds": round(time.monotonic() - started, 1)})
+    if not any(
+        old.get("round") == r for old in log.file.rows
+    ):  # left by a driver that was killed here
+        log.log({**row, **figures, "cluster_seconds": round(time.monotonic() - started, 1)})
     log.close()
     folder.write(CLUSTERED, assignment.to_parquet())  # last: the step is done
     return assignment

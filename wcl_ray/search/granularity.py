@@ -19,7 +19,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.search.options import SearchConfig, with_value
-from wcl_ray.search.space import GRANULARITY, Dimension, listing, show, spaced
+from wcl_ray.search.space import Dimension, granularity_option, listing, show, spaced
 from wcl_ray.terminal import put, say, warn
 
 DEFAULT_TOP_K = (2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
@@ -61,7 +61,7 @@ def find_granularities(
         UserError: see :func:`build_clusters`; no candidate is left.
     """
     kind, whole = config.clusters.kind, images.whole()
-    key = GRANULARITY.get(kind)
+    key = granularity_option(kind)
     others = [k for k in given if k.startswith("clusters.") and k != key]
     plain = config.plain()
     if key is None or "clusters.kind" in given:

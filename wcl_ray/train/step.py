@@ -12,6 +12,7 @@ import torch
 from wcl_ray.config import LossConfig
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
+from wcl_ray.registry import LOSSES
 
 
 @dataclass
@@ -87,7 +88,7 @@ def batch_loss(
         z1, z2 = head.float().chunk(2)
         views = z1, z2, gather(z1), gather(z2)
         local = clusters[offset : offset + len(rows)]
-        settings = offset, loss.temperature, loss.estimator
+        settings = offset, loss.temperature, LOSSES.get(loss.estimator)
         return LossResult(*cl_infonce(*views, local, clusters, *settings, valid))
 
     result = of_head(heads[0], clusters)
