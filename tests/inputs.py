@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,6 +265,11 @@ TABLES = [
         refused("metadata.jsonl line 1", "nested too deeply"),
     ),
     Input(
+        "jsonl with a key twice",
+        with_table('{"file_name": "1.png", "x": 1, "x": 2}\n', "metadata.jsonl"),
+        refused("metadata.jsonl line 1", "'x' stands there twice"),
+    ),
+    Input(
         "jsonl of lists",
         with_table("[1]\n", "metadata.jsonl"),
         refused("metadata.jsonl line 1", "not an object"),
@@ -339,6 +345,22 @@ def hive(folder: Path) -> Path:
         part.mkdir(parents=True)
         pq.write_table(pa.table({"id": [year], "image": [png(year)]}), part / "0.parquet")
     return folder
+
+
+def hive_splits(folder: Path) -> Path:
+    for number, name in enumerate(("train", "test")):
+        part = folder / f"split={name}"
+        part.mkdir()
+        pq.write_table(pa.table({"id": [number], "image": [png(number)]}), part / "0.parquet")
+    return folder
+
+
+def hive_ids(folder: Path) -> DataConfig:
+    for number in (1, 2):
+        part = folder / f"id={number}"
+        part.mkdir()
+        pq.write_table(pa.table({"image": [png(number)]}), part / "0.parquet")
+    return DataConfig(path=str(folder), id="id")
 
 
 def latin_text(_: bytes) -> bytes:
@@ -422,6 +444,11 @@ PARQUET = [
         "an id that is empty", parquet({"id": [1, None, 3, 4]}), refused("'id' is empty in row 1")
     ),
     Input(
+        "folders of partitions as ids",
+        hive_ids,
+        refused("'id'", "id=", "leave --data.id out"),
+    ),
+    Input(
         "folders of partitions",
         hive,
         Read(2, values={"species": ["Käfer/X", None], "year": [7, 12]}),
@@ -450,6 +477,12 @@ def tar(
         return DataConfig(path=str(folder), encoding=told)
 
     return make
+
+
+def second_tar() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        tar(*PAIR[2:])(Path(folder))
+        return (Path(folder) / "a.tar").read_bytes()
 
 
 PAIR = (
@@ -501,6 +534,23 @@ SHARDS = [
         "tar with odd classes",
         tar(PAIR[0], ("1.cls", b"--5"), PAIR[2], ("2.cls", b"9" * 5000)),
         Read(2),
+    ),
+    Input(
+        "tar with classes that are no plain numbers",
+        tar(PAIR[0], ("1.cls", b"007"), PAIR[2], ("2.cls", b"1_000")),
+        Read(2, values={"cls": ["007", "1_000"]}),
+    ),
+    Input("tar with classes", tar(*PAIR, ("2.cls", b"12\n")), Read(2, values={"cls": [None, 12]})),
+    Input(
+        "tar with a class of a part",
+        tar(PAIR[0], ("1.x.cls", b"5")),
+        Read(1, notes=("members .x.cls",)),
+    ),
+    Input("tars joined end to end", tar(*PAIR[:2], damage=lambda c: c + second_tar()), Read(2)),
+    Input(
+        "tar with json of a key twice",
+        tar(PAIR[0], ("1.json", b'{"x": 1, "x": 2}')),
+        refused("a.tar: 1.json", "'x' stands there twice"),
     ),
     Input(
         "tar with members that are not read",
@@ -624,6 +674,26 @@ FOLDERS = [
         "train and val without a label",
         files("train/1.png", "val/2.png"),
         Read(2, notes=("train, val", "--data.eval-path")),
+    ),
+    Input(
+        "train and test within longer names",
+        labelled(files("train_images/1.png", "test_images/2.png")),
+        refused("train_images, test_images", "/train_images --data.eval-path"),
+    ),
+    Input(
+        "train and val in one folder",
+        files("images/train/1.png", "images/val/2.png"),
+        Read(2, notes=("images/train, images/val", "/images/train --data.eval-path")),
+    ),
+    Input(
+        "train and val of a class in one folder",
+        labelled(files("images/train/1.png", "images/val/2.png")),
+        refused("/images/train --data.eval-path"),
+    ),
+    Input(
+        "train and test as partitions",
+        hive_splits,
+        Read(2, notes=("split=train, split=test", "/split=train --data.eval-path")),
     ),
     Input(
         "train and test in Parquet",

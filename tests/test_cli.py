@@ -113,7 +113,7 @@ def test_lists_with_commas() -> None:
         (["--train.epochs", "0"], ["train.epochs starts at 1"]),
         (["--scale.workers", "4:2"], ["MIN is larger than MAX"]),
         (["--scale.workers", "two"], ["scale.workers is N, MIN:MAX or auto"]),
-        (["--loss.estimator", "simclr"], ["--loss.estimator", "paper", "supcon"]),
+        (["--loss.estimator", "simclr"], ["loss.estimator", "simclr", "paper", "supcon"]),
         (["--loss.temperature", "0"], ["loss.temperature", "above 0"]),
         (["--config"], ["--config needs the name"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml", "No such file"]),
@@ -330,3 +330,13 @@ def test_old_names_of_metrics(tmp_path: Path) -> None:
     assert MetricsLog(folder).rows == [
         {"epoch": 0, "anchors_without_positive": 0.1, "data_wait": 0.2, "eta_seconds": 3.0}
     ]
+
+
+@pytest.mark.parametrize("value", ["!!set {a, b}", "!!binary aGFsbG8=", "!!omap [a: 1]"])
+def test_yaml_types_that_no_option_has_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"clusters: {{columns: {value}}}")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(tmp_path / "c.yaml")])
+    assert f"{value.split()[0]} is no value of an option" in capsys.readouterr().err

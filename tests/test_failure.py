@@ -33,6 +33,7 @@ from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.storage import Folder
 from wcl_ray.train.worker import Worker, train_worker
 
 N, BATCH = 96, 8
@@ -188,6 +189,7 @@ def test_an_evaluation_that_fails_is_told(config: Config, tmp_path: Path) -> Non
             config=config,
             evaluator=None,
             queue=queue,  # type: ignore[arg-type]
+            run=Folder(str(tmp_path)),
         )
     assert [row["kind"] for row in rows] == ["warning"]
     assert rows[0]["text"].startswith("no evaluation after epoch 2: FileNotFoundError")

@@ -8,22 +8,27 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ray.train import Checkpoint
 from runs import settle
 
 import wcl_ray.runs.lock
-from wcl_ray.config import Config, TrainConfig
+from wcl_ray.config import Config, DataConfig, ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.validate import tell_again, validate
+from wcl_ray.model.encoder import build_encoder
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.stored import differences
 from wcl_ray.storage import Folder, filesystem
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
-from wcl_ray.train.metrics_queue import format_row
+from wcl_ray.train.metrics_queue import MetricsWriter, format_row
+from wcl_ray.train.trackers import Trackers
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
@@ -178,6 +183,32 @@ def test_metrics_log_rewinds_to_the_checkpoint(tmp_path: Path) -> None:
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["images"] for line in lines] == [10, 20, 30]
     assert list(tmp_path.glob("events.*"))
+
+
+def test_an_evaluation_that_the_driver_did_not_read(tmp_path: Path) -> None:
+    """Ray Train has noted it as done, and the board is gone with the driver."""
+    config = Config(data=DataConfig(image_size=16), model=ModelConfig(projector=(16, 8)))
+    encoder = build_encoder(config.model, 16, config.loss.dual)
+    optimizer = torch.optim.SGD(encoder.parameters())
+    checkpoint.save(tmp_path, encoder, optimizer, TrainState(), {})
+    evaluator: Any = SimpleNamespace(measure=lambda *unused, **given: {"knn": 0.5})
+    run, rows, told = Folder(str(tmp_path / "run")), list[Any](), list[Any]()
+    lost = SimpleNamespace(push=SimpleNamespace(remote=lambda row: None))
+    saved = Checkpoint(str(tmp_path))
+    for epoch in (1, 2):
+        where = {"epoch": epoch, "step": 10 * epoch}
+        validate(saved, **where, config=config, evaluator=evaluator, queue=lost, run=run)
+    log = Trackers(run, ())
+    log.log({"epoch": 1, "step": 10, "knn": 0.5})  # this one was read
+    queue = SimpleNamespace(push=SimpleNamespace(remote=rows.append))
+    follower = MetricsWriter(queue, log, "it", on_evaluation=told.append)
+    for _ in range(2):  # starts
+        tell_again(queue, run)
+        while rows:
+            follower._handle(rows.pop(0))
+    assert told == [{"epoch": 2, "step": 20, "knn": 0.5}]
+    log.close()
+    assert [row["epoch"] for row in MetricsLog(run).rows] == [1, 2]
 
 
 def test_live_line_shows_what_matters() -> None:

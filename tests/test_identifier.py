@@ -46,6 +46,7 @@ IDENTIFIERS = {
     "picture3": RNG.permutation(N) + 1.0,
     "picture4": [None if n % 9 == 0 else float(n) for n in range(N)],
     "frame": 10 * np.arange(N)[KEPT],  # every tenth was taken
+    "pair": RNG.permutation(np.repeat(np.arange(N // 2), 2)),
     "taxonid": RNG.integers(10**6, 10**7, N),
     "index": np.arange(N) % 300,  # of four tables
     "sender_id": RNG.integers(1, 501, N),
@@ -55,6 +56,7 @@ IDENTIFIERS = {
     "zip_code": RNG.integers(10_000, 99_999, N),
 }
 NUMBERS = {
+    "dense": RNG.integers(0, N // 2, N),
     "cost": np.repeat(np.arange(10, 110), 12),
     "hp": RNG.integers(1, 500, N),
     "year": np.arange(800, 800 + N),

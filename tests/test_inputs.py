@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from inputs import INPUTS, Input, Read
 from pictures import png
 from PIL import Image
@@ -274,3 +275,17 @@ def test_two_names_of_one_image_are_one_id(tmp_path: Path) -> None:
     source = open_source(DataConfig(path=str(tmp_path)))
     (part,) = read_here(source, ("y",), images=False)
     assert len(set(part[ID].to_pylist())) == 1  # a duplicate, which is an error by its name
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_what_plain_functions_of_ray_data_refuse_comes_back() -> None:
+    """Here a label that is a mapping in the count of labels before training."""
+    from wcl_ray.runs.preflight import _count
+
+    rows = ray.data.from_arrow(pa.table({"y": [{"a": 1}]}))
+    counts = rows.map_batches(_count, batch_format="pyarrow", fn_kwargs={"label": "y"})
+    with pytest.raises(Exception, match="y") as caught:
+        counts.take_all()
+    text = str(find_user_error(caught.value))
+    assert text.startswith("data.label 'y'")
+    assert "\n" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import pytest
 import torch
 from pictures import png, write_parquet
 
+import wcl_ray.runs.cluster
+import wcl_ray.runs.embed
+import wcl_ray.runs.evaluate
 import wcl_ray.runs.pretrain
+import wcl_ray.search.run
 from wcl_ray.config import (
     ClustersConfig,
     Config,
     DataConfig,
+    EvaluateConfig,
     ModelConfig,
     ScaleConfig,
     TrainConfig,
@@ -25,11 +31,15 @@ from wcl_ray.config import (
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out
 from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.runs.cluster import cluster
+from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import claim
 from wcl_ray.runs.preflight import check_backbone
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.rounds import ENCODER
+from wcl_ray.search.options import SearchConfig
+from wcl_ray.search.run import search
 from wcl_ray.storage import Folder
 
 N = 96
@@ -196,3 +206,48 @@ def test_labels_are_compared_by_class() -> None:
         compare_labels("kind", train, Counter({"c": 3}))
     assert left_out(compare_labels("kind", Counter("ab"), Counter("ab"))) == []
     assert left_out({"train_images": 3}) == []  # of an older run
+
+
+def of_features(config: Config) -> Config:
+    once = TrainConfig(batch_size=24, epochs=1, rounds=1, warmup_rounds=0)
+    return replace(config, clusters=ClustersConfig(kind="kmeans", k=(4,)), train=once)
+
+
+@pytest.mark.parametrize("job", ["pretrain", "search", "cluster", "run", "evaluate", "embed"])
+@pytest.mark.parametrize("typo", ["{}/phtos", "{}/phtos/*.parquet", "file://{}/phtos"])
+def test_a_path_that_is_not_there_before_ray_is_started(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, job: str, typo: str
+) -> None:
+    def connect(*unused: Any) -> None:
+        raise AssertionError("Ray is started")
+
+    modules = [wcl_ray.runs.pretrain, wcl_ray.search.run, wcl_ray.runs.cluster]
+    for module in (*modules, wcl_ray.runs.evaluate, wcl_ray.runs.embed):
+        monkeypatch.setattr(module, "connect", connect)
+    run = Folder(f"{config.storage}/done")
+    claim(run, config)
+    run.write(ENCODER, b"weights")
+    path = typo.format(tmp_path)
+    config = replace(config, data=replace(config.data, path=path, eval_path=None))
+    wanted = SearchConfig(data=config.data, model=config.model, storage=config.storage)
+    features = of_features(config)
+    calls: dict[str, Callable[[], Any]] = {
+        "pretrain": lambda: pretrain(config),
+        "search": lambda: search(wanted),
+        "cluster": lambda: cluster(config),
+        "run": lambda: cluster(features, run=run.uri),
+        "evaluate": lambda: evaluate_run(run.uri, {"path": path}, EvaluateConfig(), ScaleConfig()),
+        "embed": lambda: embed_run(run.uri, f"{tmp_path}/features", {"path": path}),
+    }
+    with pytest.raises(UserError, match=r"phtos.*: there is no "):
+        calls[job]()
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_run_that_is_not_there_before_ray_is_started(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(wcl_ray.runs.cluster, "connect")
+    features = of_features(config)
+    with pytest.raises(UserError, match="runs/typo"):
+        cluster(features, run=f"{config.storage}/typo")

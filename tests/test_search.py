@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import write_parquet
 from test_run import ROOT, N, descendants, job
+from test_storage_faults import Mount
+from test_storage_faults import mount as mount
 
 from wcl_ray.cli import parse
 
@@ -182,12 +185,16 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
     def evaluated(count: int) -> bool:
         return sum(len(row["evaluations"]) for row in record(folder).values()) >= count
 
+    def metrics(trial: str) -> list[dict[str, Any]]:
+        lines = (folder / f"trials/{trial}/metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
     def all_have_checkpoints() -> bool:
         rows = record(folder).values()
         return len(rows) >= 2 and all(row["evaluations"] for row in rows)
 
     search.until(all_have_checkpoints)
-    time.sleep(2)  # until Ray Train has noted that they are evaluated, too
+    begun = {key: metrics(key)[0] for key in record(folder)}
     victim = search.until(lambda: search.processes("ray::ImplicitFunc"))[0]
     os.kill(victim, signal.SIGKILL)  # a trial
     search.until(lambda: "is started again" in search.text)
@@ -211,10 +218,11 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
         assert after[key]["values"] == row["values"]
     assert len(after) == 3
     assert restarted[0] in after
-    lines = (folder / f"trials/{restarted[0]}/metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
+    found = metrics(restarted[0])
     first = [row for row in found if row["epoch"] == 1 and "loss" not in row]
-    assert len(first) == 1  # it went on from its checkpoint: its first epoch was not done again
+    assert len(first) == 1  # told once
+    # it went on from its checkpoint: else its first epoch would have been done and noted again
+    assert found[0] == begun[restarted[0]]
     for row in after.values():
         assert row["status"] == "finished"
         assert sorted(map(int, row["evaluations"])) == [1, 2, 3, 4]
@@ -247,6 +255,36 @@ def test_kmeans_grid_without_labels(tmp_path: Path) -> None:
     best = parse(["--config", str(tmp_path / "runs/grid/best.yaml")])
     assert best.clusters.kind == "kmeans"
     assert (best.train.epochs, best.train.rounds) == (4, 2)
+
+
+@pytest.mark.slow
+def test_a_search_on_a_full_disk_trains_its_failed_trial_again(
+    tmp_path: Path, mount: Mount
+) -> None:
+    place = mount("size=20m")  # a checkpoint has 15
+    given = words(tmp_path, "full", "--trials", "1", "--scheduler", "none", "--concurrent", "1")
+    given += ["--trial-epochs", "2", "--confirm", "0", "--retries", "0"]
+    given[given.index("--storage") + 1] = str(place)
+    search = Search(tmp_path, *given)
+    text = search.finish()
+    assert search.process.returncode == 1, text
+    last = text.splitlines()[-1]
+    assert re.search("^error: .*/checkpoint_.* no space left.*--resume goes on", last), text
+    assert "Traceback" not in text
+    (failed,) = record(place / "full").items()
+    assert failed[1]["status"] == "failed"
+    assert "no space left" in failed[1]["error"]
+    mount("size=200m")
+    resumed = Search(tmp_path, *given, "--resume")
+    text = resumed.finish()
+    assert resumed.process.returncode == 0, text
+    trials = record(place / "full")
+    assert failed[0] in trials
+    for row in trials.values():
+        assert (row["status"], row["error"]) == ("finished", "")
+    lines = (place / f"full/trials/{failed[0]}/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert max(row.get("restarts", 0) for row in rows) == 1  # it went on from its checkpoint
 
 
 HOPELESS = [

@@ -15,12 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from pictures import write_parquet
+from ray import cloudpickle
 
 from wcl_ray.cli import parse
 from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
 from wcl_ray.data.images import open_images
+from wcl_ray.errors import StorageError, UserError
+from wcl_ray.search import trial as trial_module
 from wcl_ray.search.confirm import in_words, to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig
@@ -36,9 +40,10 @@ from wcl_ray.search.results import (
 )
 from wcl_ray.search.run import show
 from wcl_ray.search.space import parse_space
-from wcl_ray.search.trial import FAILURE
+from wcl_ray.search.trial import FAILURE, StorageRefused, run_trial
 from wcl_ray.search.tuner import ProgressCallback
 from wcl_ray.storage import Folder
+from wcl_ray.train.failure import MENDED
 
 ROOT = Path(__file__).parent.parent
 
@@ -222,7 +227,8 @@ def news(
     setup: Any = SimpleNamespace(
         config=config, folder=place, dimensions=(dimension,), granularity=None, quality={}
     )
-    trial = SimpleNamespace(trial_id="t1", config={"loss.temperature": 0})
+    values = {"loss.temperature": 0}
+    trial = SimpleNamespace(trial_id="t1", config=values, pickled_error_file=None)
     return ProgressCallback(setup, record, publish, None, "trial"), record, trial
 
 
@@ -256,6 +262,53 @@ def test_the_traceback_of_a_trial_is_printed_once(
     assert printed.count("Traceback (…)\nOSError: no") == 1
     assert "is started again from its last checkpoint: worker 1 failed: OSError: no" in printed
     assert record.trials["t1"]["error"] == "worker 1 failed: OSError: no"
+
+
+LASTING = StorageError("/x/state.pt cannot be written: no space left", lasting=True)
+PASSING = StorageError("s3://b/x cannot be used: timed out")
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (LASTING, StorageRefused),
+        (UserError(f"/x/state.pt cannot be written: no space left{MENDED}"), StorageRefused),
+        (PASSING, StorageError),  # Tune tries it again
+        (UserError("the loss is not finite"), None),  # the same again would fail the same way
+    ],
+)
+def test_what_tune_is_told_of_storage_that_refuses_a_trial_something(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    raised: type[Exception] | None,
+) -> None:
+    def train(*given: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(trial_module, "_train", train)
+    context = SimpleNamespace(get_trial_id=lambda: "t1")
+    monkeypatch.setattr(trial_module.tune, "get_context", lambda: context)
+    setup: Any = SimpleNamespace(folder=Folder(str(tmp_path)), dimensions=())
+    if raised is None:
+        run_trial({}, setup)
+    else:
+        with pytest.raises(raised, match="cannot be"):
+            run_trial({}, setup)
+
+
+def test_storage_that_refuses_a_trial_something_ends_the_search(tmp_path: Path) -> None:
+    told, record, trial = news(tmp_path)
+    told.on_trial_start(0, [], trial)
+    refused = ray.exceptions.RayTaskError("run_trial", "…", StorageRefused(f"{LASTING}{MENDED}"))
+    trial.pickled_error_file = str(tmp_path / "error.pkl")
+    Path(trial.pickled_error_file).write_bytes(cloudpickle.dumps(refused.as_instanceof_cause()))
+    with pytest.raises(UserError, match=r"no space left.*--resume goes on"):
+        told.on_trial_recover(0, [], trial)
+    assert record.trials["t1"]["status"] == "failed"
+    assert "no space left" in record.trials["t1"]["error"]
+    told.on_trial_start(0, [], trial)
+    assert record.trials["t1"] | {"status": "unfinished", "error": ""} == record.trials["t1"]
 
 
 def test_a_trial_that_dies_before_its_start(

@@ -26,7 +26,7 @@ from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.snapshot import LIST, mend_snapshot
-from wcl_ray.storage import Folder, check_target, storage_error
+from wcl_ray.storage import Folder, check_target, storage_error, write_file
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.trackers.jsonl import MetricsLog
@@ -173,6 +173,36 @@ def test_trying_leaves_nothing(tmp_path: Path) -> None:
     Folder(f"{tmp_path}/a/b").check()
     check_target(f"{tmp_path}/a/b/table.parquet", "--out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_names_as_long_as_the_disk_takes(tmp_path: Path, letter: str) -> None:
+    """A file that passes the check can be written, whatever its name is while it is written."""
+    for size in (200, 238, 254, 255, 256, 300):
+        name = letter * (size // len(letter.encode())) + "x" * (size % len(letter.encode()))
+        uri = f"{tmp_path}/new/{name}"
+        if size <= 255:
+            check_target(uri, "--out")
+            write_file(uri, b"whole")
+            assert Path(uri).read_bytes() == b"whole"
+            Path(uri).unlink()
+        else:
+            assert "File name too long" in refused(lambda uri=uri: check_target(uri, "--out"))
+    assert list(tmp_path.glob("new/*")) == []
+
+
+def test_a_key_longer_than_a_store_takes(monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    """The check tries a key as long as that of the file."""
+    tried = []
+    write = Folder._write
+
+    def note(self: Folder, target: str, content: bytes) -> None:
+        tried.append(target)
+        write(self, target, content)
+
+    monkeypatch.setattr(Folder, "_write", note)
+    check_target(f"s3://bugs/{'k' * 900}", "--out", s3)
+    assert [len(key) for key in tried] == [len("bugs/") + 900]
 
 
 def test_metrics_on_a_full_disk_neither_block_nor_get_lost(

@@ -92,11 +92,19 @@ def run_job(body: Callable[[], Any]) -> None:
                 raise SystemExit(128 + stopped) from None
             if not isinstance(error, Exception):
                 raise
-            found = find_user_error(error)
+            found = find_user_error(error) or _limit_reached(error)
             told = (FileNotFoundError, PermissionError, TrainingError)
             if found is None and not isinstance(error, told):
                 raise
             fail(str(found or error), 1)
+
+
+def _limit_reached(error: Exception) -> Exception | None:
+    if "ray" not in sys.modules:
+        return None
+    from wcl_ray.limits import limit_reached  # only here: --help stays fast
+
+    return limit_reached(error)
 
 
 def _signal_of(error: BaseException) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# where Ray keeps the exception that another one is about
+INSIDE = ("controller_failure", "health_check_failure", "_base_exc", "cause")
+
 
 class UserError(ValueError):
     """Wrong input or options: the message names the file, column or value, and what to do.
@@ -64,6 +67,6 @@ def causes(error: BaseException | None) -> list[BaseException]:
             continue
         found.append(one)
         waiting += dict(getattr(one, "worker_failures", {})).values()  # of Ray Train
-        waiting += [getattr(one, key, None) for key in ("controller_failure", "_base_exc", "cause")]
+        waiting += [getattr(one, key, None) for key in INSIDE]
         waiting += [one.__context__, one.__cause__]
     return found

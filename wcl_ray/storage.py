@@ -195,8 +195,9 @@ class Folder:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(content)
             return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
+        parent = Path(target).parent
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = str(parent / f".{uuid.uuid4().hex[:8]}.partial")  # no longer than a name may be
         try:
             with open(partial, "wb") as stream:
                 stream.write(content)
@@ -212,17 +213,21 @@ class Folder:
         path = self.path if self.local else self.uri.rstrip("/")
         return f"{path}/{name}" if name else path
 
-    def check(self) -> None:
+    def check(self, name: str = "") -> None:
         """Write, read, rename and delete a file, so that storage that is of no use is found before
         any work; folders that are made for it are removed again.
+
+        Args:
+            name: of the file that will be written; the one that is tried is as long.
 
         Raises:
             StorageError: one of them failed.
         """
-        path, made = self.file(f".try-{uuid.uuid4().hex[:8]}"), self.missing()
+        tried = f".try-{uuid.uuid4().hex[:8]}".ljust(len(os.fsencode(name)), "x")
+        path, made = self.file(tried), self.missing()
         content = uuid.uuid4().bytes
         try:
-            with told(self._shown()):
+            with told(self._shown(name)):
                 self._write(path, content)  # renames where it is local
                 with self.fs.open_input_stream(path) as stream:
                     same = stream.read() == content
@@ -261,7 +266,8 @@ def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
         raise UserError(f"{option} {uri} is a folder; give the name of a file")
     if kinds[1] == pafs.FileType.File:
         raise UserError(f"{option} {uri}: {parent} is a file, not a folder")
-    _split(uri, endpoint)[0].check()
+    folder, name = _split(uri, endpoint)
+    folder.check(name)
 
 
 def write_file(uri: str, content: bytes, endpoint: str | None = None) -> None:

@@ -41,6 +41,17 @@ for _tag in ("bool", "int", "float", "timestamp", "null", "merge"):  # also writ
     _Text.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
 
 
+def _unknown(loader: Any, node: Any) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    raise yaml.constructor.ConstructorError(
+        None, None, f"!!{kind} is no value of an option; write a text or a list", node.start_mark
+    )
+
+
+for _tag in ("set", "omap", "pairs", "binary"):
+    _Text.add_constructor(f"tag:yaml.org,2002:{_tag}", _unknown)
+
+
 def load_texts(content: bytes) -> Any:
     """The content of a file: dicts and lists of texts.
 

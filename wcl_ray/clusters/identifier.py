@@ -4,7 +4,8 @@ A column of integers (floats without a fraction too) looks like
 
 - a row number when nearly every value occurs once and they fill a range at least by half, in steps
   of one or of any other number: with more than 20 values, at least 95 % of them different, and at
-  most twice as many steps in the range as there are values (a held-out share leaves holes). Not
+  most twice as many steps in the range as there are values (a held-out share leaves holes). So it
+  does when each of more than 20 values occurs exactly twice (two images a thing). Not
   under a name of times: years and seconds run on, too;
 - an identifier by its name: the last word is ``id``, ``uid``, ``uuid``, ``guid``, ``idx``, ``key``,
   ``pk``, ``code``, ``no``, ``nr``, ``num``, ``number``, ``sku``, ``ean`` or ``barcode``
@@ -125,9 +126,12 @@ def identifier(name: str, spread: Spread, known: int) -> str | None:
         )
     steps = (spread.high - spread.low) // max(1, spread.step)
     runs = known > LEAST and spread.different >= 0.95 and steps < 2 * known
-    if runs and not _TIMES & set(words):
+    # of a pair of images each; a number that measures is not spread that evenly
+    pairs = known > 2 * LEAST and set(spread.sample.values()) == {2} and steps < known
+    if (runs or pairs) and not _TIMES & set(words):
         return (
-            f"integers from {spread.low} to {spread.high} that hardly repeat: looks like a row "
+            f"integers from {spread.low} to {spread.high} that "
+            f"{'occur twice each' if pairs else 'hardly repeat'}: looks like a row "
             "number; give it in --clusters.columns to use it all the same"
         )
     return None

@@ -218,7 +218,7 @@ def assign(
         The assignment, int32 (N,) labels (None without a label), and the number of classes.
     """
 
-    def coded(table: pa.Table) -> Iterator[pa.Table]:  # see tally
+    def coded(table: pa.Table) -> Iterator[pa.Table]:
         found = {ID: table[ID], KEY: table[KEY]}
         found |= {f"c{i}": _codes(keys) for i, keys in enumerate(keys_of(table))}
         if label is not None:

@@ -34,7 +34,6 @@ def tally(rows: Dataset, count: Callable[[pa.Table], T]) -> T:
         UserError: no rows.
     """
 
-    # a generator: of a function's UserError Ray Data keeps the text of a traceback only
     def packed(table: pa.Table) -> Iterator[pa.Table]:
         yield pa.table({"counts": pa.array([pickle.dumps(count(table))], pa.large_binary())})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,6 +75,29 @@ def embed(
         batch_size=batch_size,
         **common,
     )
+
+
+def centre_crops(
+    files: Sequence[bytes | None], image_size: int, store_size: int, pool: ThreadPoolExecutor
+) -> tuple[torch.Tensor, dict[int, str]]:
+    """What the evaluation looks at of image files.
+
+    Args:
+        store_size: side to which files are decoded for images of at most 64 pixels; the crops of
+            larger ones are cut out of the files.
+
+    Returns:
+        float (B, 3, image_size, image_size), normalised, and row → why it cannot be read.
+    """
+    if image_size <= 64:
+        decoded = decode_batch(files, store_size, pool)
+        return centre(decoded.images, decoded.aspect, image_size), decoded.faults
+
+    def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
+        return centre_boxes(aspect, image_size)[:, None]
+
+    decoded = decode_crops(files, boxes, 1, image_size, pool)
+    return normalise(decoded.images[:, 0].to(torch.float32) / 255), decoded.faults
 
 
 def resources(gpus: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ While training goes on, Ray Train runs :func:`validate` on a checkpoint as a tas
 from __future__ import annotations
 
 import functools
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,10 @@ from wcl_ray.data.stream import Stream
 from wcl_ray.errors import find_user_error
 from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder, subset
 from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.storage import Folder
 from wcl_ray.train.checkpoint import load_model
 
+EVALUATIONS = "evaluations"  # folder of a run
 SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "feature_std")
 
 
@@ -67,12 +71,12 @@ class Evaluator:
 
 
 def validation_config(
-    config: Config, evaluator: Evaluator, queue: Any
+    config: Config, evaluator: Evaluator, queue: Any, run: Folder
 ) -> ray.train.ValidationConfig | None:
     """What Ray Train runs on checkpoints of every ``evaluate.every`` epochs; None when it is 0."""
     if not config.evaluate.every:
         return None
-    task = functools.partial(validate, config=config, evaluator=evaluator, queue=queue)
+    task = functools.partial(validate, config=config, evaluator=evaluator, queue=queue, run=run)
     # the task itself only waits for others; a GPU would be taken from the workers
     remote = {"num_cpus": 0, "scheduling_strategy": "DEFAULT"}
     return ray.train.ValidationConfig(fn=task, ray_remote_kwargs=remote)
@@ -86,8 +90,12 @@ def validate(
     config: Config,
     evaluator: Evaluator,
     queue: Any,
+    run: Folder,
 ) -> dict[str, Any]:
     """Measure a checkpoint on CPUs and push the figures to the metrics queue.
+
+    The figures are also left in the run folder: once this returns, Ray Train does not ask for them
+    again, though the driver may be gone before it reads the board (see :func:`tell_again`).
 
     Returns:
         The figures of SHOWN.
@@ -103,8 +111,18 @@ def validate(
         text = f"no evaluation after epoch {epoch}: {why.splitlines()[0]}"
         queue.push.remote({"kind": "warning", "text": text})
         raise
-    queue.push.remote({"kind": "evaluation", "epoch": epoch, "step": step, **found})
+    row = {"kind": "evaluation", "epoch": epoch, "step": step, **found}
+    with suppress(OSError):
+        (run / EVALUATIONS).write(f"{step:08d}.json", json.dumps(row).encode())
+    queue.push.remote(row)
     return found
+
+
+def tell_again(queue: Any, run: Folder) -> None:
+    """Push the evaluations before a restart; those that are known are passed over."""
+    there = run / EVALUATIONS
+    for name in there.names():
+        queue.push.remote(json.loads(there.read(name)))
 
 
 def shown(figures: dict[str, Any]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.fingerprint import covers_images
 from wcl_ray.data.images import open_images
+from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
@@ -81,6 +82,12 @@ def cluster(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
             "makes vectors of images"
         )
+    trained = None if run is None else Trained.open(run, data.endpoint)
+    images_at = data
+    if trained is not None and data.path is None:
+        images_at = trained.data({"label": data.label})
+    if vectors is None:
+        check_paths(images_at)
     held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if checkpoint is not None:
         folder = Folder(checkpoint, data.endpoint)
@@ -96,8 +103,8 @@ def cluster(
             if vectors is not None:
                 found, base = _of_vectors(config, vectors, checkpoint)
             else:
-                assert run is not None
-                found, base = _of_run(config, run)
+                assert trained is not None
+                found, base = _of_run(config, trained, images_at)
             table = replace(base.assignment, clusters=found.clusters, names=found.names)
             quality = qualities(table, base.labels, config)
             show_quality(quality, config)
@@ -126,13 +133,11 @@ def _vectors(data: DataConfig, column: str | None) -> Vectors:
     return open_vectors(data.path, column, data.id, data.endpoint)
 
 
-def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
+def _of_run(
+    config: Config, trained: Trained, data: DataConfig
+) -> tuple[FeatureClusters, Clustering]:
     """k-means of what the encoder of a run makes of the images."""
     assert config.clusters.features != "metadata"
-    trained = Trained.open(run, config.data.endpoint)
-    data = config.data
-    if data.path is None:
-        data = trained.data({"label": data.label})
     images = open_images(data, trained.config.storage, trained.config.seed)
     images = replace(images, holdout=0.0)  # all are clustered
     say("images", images.train.describe())
@@ -141,7 +146,7 @@ def _of_run(config: Config, run: str) -> tuple[FeatureClusters, Clustering]:
     ks = wanted_k(config.clusters, len(ids))
     gpu = gpus(config.scale) > 0
     which = config.clusters.features
-    say("features", f"{which} of {run}")
+    say("features", f"{which} of {trained.folder.uri}")
     cache, facts = cache_of(config, images)
     cache = cache if covers_images(images.train) else None
     head = trained.projector() if which == "projector" else None

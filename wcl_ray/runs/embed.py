@@ -25,7 +25,7 @@ from wcl_ray import stopping
 from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.images import open_images
-from wcl_ray.data.sources.base import FAULT, ID, KEY
+from wcl_ray.data.sources.base import FAULT, ID, KEY, check_paths
 from wcl_ray.data.stream import check_faults, positions_of
 from wcl_ray.errors import UserError, reading
 from wcl_ray.runs.folder import add_faults
@@ -69,6 +69,7 @@ def embed_run(
     scale = scale or ScaleConfig()
     trained = Trained.open(run, given.get("endpoint"))
     data = replace(trained.data(given), label=None, split_by=None)  # they are not looked at
+    check_paths(data)
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
     facts = _facts(trained, data, features, columns)
     with RunLock(folder, instead="use another --out"):

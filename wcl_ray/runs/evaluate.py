@@ -8,6 +8,7 @@ from typing import Any
 
 from wcl_ray.config import EvaluateConfig, ScaleConfig
 from wcl_ray.data.images import open_images
+from wcl_ray.data.sources.base import check_paths
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
 from wcl_ray.runs.fit import gpus
@@ -41,6 +42,7 @@ def evaluate_run(
     trained = Trained.open(run, endpoint)
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(given)
+    check_paths(data)
     connect(config)
     with ResourceSummary() as usage:
         with usage.stage("images"):

@@ -9,6 +9,7 @@ Layout::
         rounds/000/round.json           the round is done, and its last checkpoint
         metadata/                       clusters of the metadata, when round 0 has its own
         metrics.jsonl, events.*         training metrics, TensorBoard
+        evaluations/                    figures of checkpoints, by step (evaluate.every)
         faults.jsonl                    images that were skipped, and why
         encoder.safetensors             the backbone, plain torchvision names
         projector.safetensors           the projector whose output is clustered

@@ -19,6 +19,7 @@ from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import Config
 from wcl_ray.data import sampler
 from wcl_ray.data.images import Images, open_images
+from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
@@ -55,6 +56,7 @@ def pretrain(config: Config) -> dict[str, Any]:
     with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
             return _finished(run, config)
+        check_paths(config.data)
         check_backbone(config)
         connect(config)
         check_shared(run)

@@ -121,7 +121,7 @@ def _train_round(arm: Arm, r: int, assignment: Assignment, previous: Previous | 
         start=previous.checkpoint if previous else None,
     )
     started = time.monotonic()
-    validation = validation_config(config, arm.evaluator, task.queue)
+    validation = validation_config(config, arm.evaluator, task.queue, run)
     checkpoint = fit(task, arm.scale, run, arm.folder(r), title, validation, arm.on_evaluation)
     row = {
         "checkpoint": checkpoint.path.rstrip("/").rpartition("/")[2],

@@ -49,7 +49,7 @@ class Record:
             trial, fresh | {"quality": {}, "error": "", "default": default}
         )
         row["restarts"] += 1
-        row["status"] = "unfinished"
+        row |= {"status": "unfinished", "error": ""}
         self._running[trial] = time.monotonic() - row["seconds"]
         self.write()
         return row

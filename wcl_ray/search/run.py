@@ -19,7 +19,7 @@ from ray.data import Dataset
 from wcl_ray.clusters.cache import cache_folder
 from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.data.images import Images, open_images
-from wcl_ray.data.sources.base import ID
+from wcl_ray.data.sources.base import ID, check_paths
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
@@ -72,6 +72,7 @@ def search(config: SearchConfig, page: Page) -> Outcome:
             put(f"{folder.uri} is finished")
             show(folder, outcome, look_up(folder, config, _granularity(config, given)))
             return outcome
+        check_paths(config.data)
         for d in default_dimensions(given):  # what cannot be trained is found at once
             for point in d.points(2):
                 _check(config, d, point)

@@ -17,8 +17,9 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream
-from wcl_ray.errors import TrainingError, UserError, find_user_error
+from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, shown
+from wcl_ray.limits import limit_reached, no_room
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.folder import claim
@@ -31,7 +32,7 @@ from wcl_ray.search.share import TrialResources
 from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.failure import MENDED
+from wcl_ray.train.failure import MENDED, final
 from wcl_ray.train.trackers import Row
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
@@ -68,6 +69,15 @@ class Setup:
     share: TrialResources
 
 
+class StorageRefused(ray.exceptions.RayActorError):
+    """The storage refused a trial something that only a person can mend. For Tune its process was
+    preempted, which is never what a trial is given up for: the search ends (see
+    :class:`wcl_ray.search.tuner.ProgressCallback`), and the trial goes on with it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(error_msg=text, preempted=True)
+
+
 def trial_folder(search: Folder, trial: str) -> Folder:
     return search / f"trials/{trial}"
 
@@ -80,20 +90,23 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
     """
     name = tune.get_context().get_trial_id()
     folder = trial_folder(setup.folder, name)
-    folder.delete(FAILURE)  # of an earlier attempt
     try:
+        folder.delete(FAILURE)  # of an earlier attempt
         _train(decode(setup.dimensions, points), setup, name, folder)
     except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback
-        found = find_user_error(error)
-        folder.write(FAILURE, json.dumps(_in_words(found or error)).encode())
-        if found is None:  # else the same again would fail the same way
+        fault = final(no_room(error) or error)
+        if fault is not None and str(fault).endswith(MENDED):
+            raise StorageRefused(str(fault)) from None
+        words = _in_words(find_user_error(error) or limit_reached(error) or error)
+        folder.write(FAILURE, json.dumps(words).encode())
+        if fault is None:  # else the same again would fail the same way
             raise
 
 
 def _in_words(error: Exception) -> dict[str, str]:
     """One line on a failure and, where the user cannot mend it, the traceback."""
-    if isinstance(error, UserError):
-        return {"error": str(error).removesuffix(MENDED)}  # a failed trial does not go on
+    if isinstance(error, (UserError, StorageError)):
+        return {"error": str(error)}
     if isinstance(error, TrainingError):
         return {"error": str(error).splitlines()[0], "traceback": str(error)}
     first = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -8,20 +8,28 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
 
-from wcl_ray.errors import UserError
+from wcl_ray.errors import UserError, causes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.record import Record
 from wcl_ray.search.results import score_text
 from wcl_ray.search.share import DRIVER
 from wcl_ray.search.space import Dimension, decode, encode, grid, show
-from wcl_ray.search.trial import FAILURE, QUALITY, Setup, run_trial, trial_folder
+from wcl_ray.search.trial import (
+    FAILURE,
+    QUALITY,
+    Setup,
+    StorageRefused,
+    run_trial,
+    trial_folder,
+)
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 
@@ -45,7 +53,7 @@ def run_trials(
         Whether it was interrupted.
 
     Raises:
-        UserError: the cluster has no dashboard.
+        UserError: the cluster has no dashboard; the storage refused a trial something.
     """
     _environment()
     check_dashboard()
@@ -230,9 +238,22 @@ class ProgressCallback(tune.Callback):
         self._end(trial, status, error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._stop_if_refused(trial)
         error = self._error(trial) or "its process died"
         trial_folder(self._setup.folder, trial.trial_id).delete(FAILURE)
         self._say(trial, f"failed and is started again from its last checkpoint: {error}")
+
+    def _stop_if_refused(self, trial: Any) -> None:
+        """End the search where the storage refused a trial something: it would refuse the others
+        the same. For Tune all are still at work, and they go on when the search does."""
+        path = Path(trial.pickled_error_file or "")
+        if not path.is_file():
+            return
+        error = cloudpickle.loads(path.read_bytes())
+        refused = next((e for e in causes(error) if type(e) is StorageRefused), None)
+        if refused is not None:
+            self._end(trial, "failed", str(refused))
+            raise UserError(str(refused))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", self._error(trial) or "its process died")

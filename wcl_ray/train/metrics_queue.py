@@ -128,7 +128,7 @@ class MetricsWriter:
                 put(row["text"])
         elif kind == "fault":
             self.faults.append(row)
-        elif kind == "evaluation":
+        elif kind == "evaluation" and not self._trackers.file.evaluated(row):
             self._trackers.log(row)
             figures = {k: v for k, v in row.items() if k not in ("epoch", "step")}
             text = "  ".join(f"{key} {value:.3f}" for key, value in figures.items())

@@ -38,6 +38,7 @@ from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
+from wcl_ray.limits import no_room
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
@@ -88,7 +89,7 @@ def train_worker(options: dict[str, Any]) -> None:
     except (ray.exceptions.RayActorError, StorageError):
         raise  # the first tells Ray Train whether a node was preempted, the second may pass
     except Exception as error:
-        raise find_user_error(error) or WorkerFailure.of(error) from None
+        raise find_user_error(error) or no_room(error) or WorkerFailure.of(error) from None
 
 
 def upload(storage: Any, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

@@ -107,7 +107,7 @@ def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
     if len(columns) > 1:
         return len(columns)
 
-    def deepest(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:  # see tally
+    def deepest(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
         yield {"depth": np.array([len(_paths(table, columns, config.separator))])}
 
     found = rows.map_batches(deepest, batch_format="pyarrow", batch_size=None).take_all()

@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import is_id_type
-from wcl_ray.data.sources.listing import Files
+from wcl_ray.data.sources.listing import Files, check_there
 from wcl_ray.errors import UserError
 
+# Else Ray Data wraps what a plain function of map_batches raises, and a UserError is lost on its
+# way to the driver. Here, since every process that makes a data set of ours imports this module.
+DataContext.get_current().raise_original_map_exception = True
 # columns of the rows that a source gives; the user's own names are never these
 ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
 OURS = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
@@ -93,6 +96,17 @@ class Source(ABC):
                     f"{option} {name!r} is not a column of {self.uri}{hint}; the columns are: "
                     f"{', '.join(self.columns) or '(none)'}"
                 )
+
+
+def check_paths(data: DataConfig) -> None:
+    """Find out whether the images are there, before Ray is started: this process lists them.
+
+    Raises:
+        UserError: nothing there, or the store cannot be reached.
+    """
+    for path in (data.path, data.eval_path):
+        if path:
+            check_there(path, data.endpoint)
 
 
 def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:

@@ -123,7 +123,9 @@ def open_files(files: Files, data: DataConfig) -> FolderSource:
         return FolderSource(files, (), "", None, table=table)
     labels = [name.split("/")[0] if "/" in name else None for name in relative]
     splits = splits_of(name for name in relative if "/" in name)
-    if splits and (data.label is not None or set(labels) <= {*splits, None}):
+    if splits and (
+        data.label is not None or set(labels) <= {*(s.split("/")[0] for s in splits), None}
+    ):
         if data.label is not None:
             train, *others = splits
             uri = folder_of(files)

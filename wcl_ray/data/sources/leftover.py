@@ -97,12 +97,27 @@ def _some(names: list[str]) -> str:
 
 
 def splits_of(names: Iterable[str]) -> list[str]:
-    """Names of the parts of a data set (train, val, test) that the first folders or the beginnings
-    of file names are, the training part first; none unless there are two, training among them."""
-    first = Counter(re.split(r"[/]|[-_.]\d|[-_.]of|\.", name, maxsplit=1)[0] for name in names)
-    train = [name for name in first if name.lower() in TRAIN]
-    others = sorted(name for name in first if name.lower() in OTHERS)
+    """Parts of a data set (train, val, test) that folders or file names are called after.
+
+    Looks at the first folder below those that all share, and at the beginnings of names. The
+    training part comes first; none unless there are two parts, training among them.
+    """
+    paths = list(names)
+    above = posixpath.commonpath([path.rpartition("/")[0] for path in paths]) if paths else ""
+    start = f"{above}/" if above else ""
+    first = Counter(
+        start + re.split(r"[/]|[-_.]\d|[-_.]of|\.", name.removeprefix(start), maxsplit=1)[0]
+        for name in paths
+    )
+    train = [name for name in first if _part(name) in TRAIN]
+    others = sorted(name for name in first if _part(name) in OTHERS)
     return [*train, *others] if train and others else []
+
+
+def _part(name: str) -> str:
+    """``train`` for ``images/train``, ``split=train`` and ``train_images``."""
+    last = name.rpartition("/")[2].lower().rpartition("=")[2]
+    return re.sub(r"[-_ ]?(images?|imgs?|pictures?|photos?|data|set|split)$", "", last)
 
 
 def split_note(files: Files, read: Iterable[str], kind: str) -> str | None:

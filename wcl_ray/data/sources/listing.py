@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -70,17 +71,11 @@ def list_files(uri: str, endpoint: str | None) -> Files:
     Raises:
         UserError: nothing there, or the store cannot be reached.
     """
-    uri = found(uri)
-    if escaped(uri) != uri:
-        raise UserError(f"data.path {escaped(uri)}: {NOT_UTF8}")
-    fs, path = filesystem(uri, endpoint)
-    where = f" at {endpoint}" if endpoint else ""
-    try:
-        info = fs.get_file_info(path)
+    uri, fs, info = check_there(uri, endpoint)
+    path = info.path
+    with _read(uri, endpoint):
         if info.type == pafs.FileType.NotFound:
-            if set(path) & WILDCARDS:
-                return _glob(fs, uri, endpoint, path)
-            raise UserError(f"data.path {uri}{where}: there is no such file or folder")
+            return _glob(fs, uri, endpoint, path)
         if info.type != pafs.FileType.Directory:
             return Files(uri, endpoint, path.rpartition("/")[0], (path,))
         names, folders = _listed(fs, path, deep=False)
@@ -88,13 +83,47 @@ def list_files(uri: str, endpoint: str | None) -> Files:
         whole = bases & set(METADATA_FILES) or {suffix_of(b) for b in bases} & {"parquet", "tar"}
         if not whole and folders:
             names, folders = _listed(fs, path, deep=True)[0], []
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # pyarrow refuses some paths by an ArrowInvalid
-        raise UserError(f"data.path {uri}{where} cannot be read: {str(error)[:300]}") from error
     if not names:
         raise UserError(f"data.path {uri}: the folder is empty")
     return _files(uri, endpoint, path, names, [f.rpartition("/")[2] for f in folders])
+
+
+def check_there(uri: str, endpoint: str | None) -> tuple[str, pafs.FileSystem, pafs.FileInfo]:
+    """Find out whether there is such a file or folder, or the folder that a glob begins with; no
+    folder is listed.
+
+    Returns:
+        The path, its file system, and what is there: NotFound for a glob.
+
+    Raises:
+        UserError: nothing there, or the store cannot be reached.
+    """
+    uri = found(uri)
+    if escaped(uri) != uri:
+        raise UserError(f"data.path {escaped(uri)}: {NOT_UTF8}")
+    fs, path = filesystem(uri, endpoint)
+    with _read(uri, endpoint):
+        info = fs.get_file_info(path)
+        if info.type == pafs.FileType.NotFound and set(path) & WILDCARDS:
+            _root(fs, uri, endpoint, path)
+        elif info.type == pafs.FileType.NotFound:
+            raise UserError(f"data.path {uri}{_at(endpoint)}: there is no such file or folder")
+    return uri, fs, info
+
+
+@contextmanager
+def _read(uri: str, endpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow refuses some paths by an ArrowInvalid
+        text = f"data.path {uri}{_at(endpoint)} cannot be read: {str(error)[:300]}"
+        raise UserError(text) from error
+
+
+def _at(endpoint: str | None) -> str:
+    return f" at {endpoint}" if endpoint else ""
 
 
 def _files(
@@ -170,7 +199,10 @@ def _visible(root: str) -> Callable[[str], bool]:
     return keep
 
 
-def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> Files:
+def _root(
+    fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str
+) -> tuple[str, list[str]]:
+    """The folder that a glob begins with, and the parts that follow."""
     parts = pattern.split("/")
     wild = next(  # the first part that is no name of a folder: one may be called "photos [2019]"
         i
@@ -180,8 +212,12 @@ def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> 
     )
     root, rest = "/".join(parts[:wild]), parts[wild:]
     if fs.get_file_info(root or "/").type == pafs.FileType.NotFound:
-        where = f" at {endpoint}" if endpoint else ""
-        raise UserError(f"data.path {uri}{where}: there is no folder {root}")
+        raise UserError(f"data.path {uri}{_at(endpoint)}: there is no folder {root}")
+    return root, rest
+
+
+def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> Files:
+    root, rest = _root(fs, uri, endpoint, pattern)
     names, folders = _listed(fs, root or "/", deep=len(rest) > 1)
     inside = [n for n in names if _matches(n.removeprefix(root).lstrip("/"), rest)]
     if not inside:

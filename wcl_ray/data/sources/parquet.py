@@ -102,6 +102,12 @@ def open_files(files: Files, data: DataConfig) -> ParquetSource:
     hive = hive_columns(map(files.relative, paths))
     hive = {name: kind for name, kind in hive.items() if name not in schema.names}
     image, layout = _image_column(schema, data.image, files.uri)
+    if data.id in hive:
+        raise UserError(
+            f"data.id {data.id!r} is told by folders ({data.id}=…), not by a column of the files; "
+            "ids are read from the files: write it there, or leave --data.id out, and they are "
+            "made of the files' names and rows"
+        )
     key = id_column(data, schema, files.uri)
     names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
     return ParquetSource(files, names, image, key, layout=layout, hive=hive)

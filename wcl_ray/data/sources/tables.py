@@ -187,6 +187,20 @@ def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray | None) -> pa.
     return table.set_column(table.column_names.index(name), name, column)
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a key stands there twice; Python would take the last one without a word.
+    """
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return tree
+
+
 def read_json_lines(text: str, where: str) -> pa.Table:
     """Table of a file with one JSON object a row. Not by pyarrow's own reader, which ends the
     process on deep nesting and counts lines from one block to the next.
@@ -194,14 +208,15 @@ def read_json_lines(text: str, where: str) -> pa.Table:
     Raises:
         UserError: a line that is no JSON object, or a column of several types.
     """
-    decoder, at = json.JSONDecoder(), _end_of_space(text, 0)
+    decoder, at = json.JSONDecoder(object_pairs_hook=unique_keys), _end_of_space(text, 0)
     rows: list[dict[str, Any]] = []
     starts: list[int] = []
     while at < len(text):
         try:
             row, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            what = getattr(error, "msg", None) or "nested too deeply"
+            deep = isinstance(error, RecursionError)
+            what = "nested too deeply" if deep else getattr(error, "msg", str(error))
             raise UserError(f"{where} line {_line(text, at)} is not valid JSON: {what}") from None
         if not isinstance(row, dict):
             raise UserError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
-from wcl_ray.data.sources.tables import decode_text
+from wcl_ray.data.sources.tables import decode_text, unique_keys
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
@@ -186,6 +187,7 @@ def _opened(files: Files, path: str, local: bool) -> Iterator[tarfile.TarFile]:
                 tarinfo=_Member,
                 encoding=files.encoding or "utf-8",
                 errors="surrogateescape",
+                ignore_zeros=True,  # tars joined end to end
             )
         with tar:
             yield tar
@@ -232,17 +234,17 @@ def _add(
             sample["image"] = content()
     elif suffix == "json":
         try:
-            tree = json.loads(text())
+            tree = json.loads(text(), object_pairs_hook=unique_keys)
         except UserError:
             raise
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not valid JSON: {error}") from error
         sample["columns"].update(tree if isinstance(tree, dict) else {"json": tree})
     elif suffix in ("cls", "txt"):
-        value: int | str = text()
-        if suffix == "cls":
-            with suppress(ValueError):
-                value = int(value)
+        value: Any = text()
+        # 007, 1_000 and +1 would not come back
+        if suffix == "cls" and re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value):
+            value = int(value)
         sample["columns"][suffix] = value
     else:
         sample["other"].append(suffix)

@@ -44,6 +44,14 @@ class MetricsLog(Tracker):
                 break
         return rows
 
+    def evaluated(self, row: Row) -> bool:
+        """Whether the figures of an evaluation are in the log: it may be told twice."""
+        return any(
+            (old.get("epoch"), old.get("step")) == (row["epoch"], row["step"])
+            for old in self.rows
+            if "loss" not in old and "round" not in old
+        )
+
     def rewind(self, images: int) -> None:
         """Drop the training rows beyond a position (images seen so far)."""
         kept = [row for row in self.rows if row.get("images", 0) <= images]

@@ -1,0 +1,88 @@
+"""What notebooks and programs use: ``from wcl_ray import …``."""
+
+from __future__ import annotations
+
+import doctest
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import wcl_ray
+from wcl_ray import load_encoder
+from wcl_ray.config import ModelConfig
+from wcl_ray.data.decode import decode_batch
+from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import build_encoder, save_export
+
+ROOT = Path(__file__).parent.parent
+while not (ROOT / "pyproject.toml").exists():
+    ROOT = ROOT.parent
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testfile(
+        str(ROOT / "docs/python.md"), module_relative=False, optionflags=doctest.ELLIPSIS
+    )
+    assert result.attempted > 10
+    assert not result.failed
+
+
+def test_import_is_lazy() -> None:
+    """Neither the package nor its configuration brings torch, Ray or NumPy with it."""
+    code = "import sys, wcl_ray; wcl_ray.Config; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "numpy", "faiss"} & set(run.stdout.split())
+
+
+def test_names_of_the_package() -> None:
+    assert set(wcl_ray.__all__) <= set(dir(wcl_ray))
+    for name in wcl_ray.__all__:
+        assert getattr(wcl_ray, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'pretrian'"):
+        wcl_ray.pretrian  # noqa: B018
+
+
+def export(tmp_path: Path, size: int) -> str:
+    torch.manual_seed(0)
+    model = ModelConfig()
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(save_export(build_encoder(model, size, False), model, size))
+    return str(path)
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_encoder_takes_files_contents_and_pictures(size: int, tmp_path: Path) -> None:
+    encoder = load_encoder(export(tmp_path, size))
+    picture = Image.effect_noise((120, 90), 80).convert("RGB")
+    path = tmp_path / "a.png"
+    picture.save(path)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    features = encoder.encode([path, str(path), buffer.getvalue(), picture])
+    assert features.shape == (4, encoder.feature_dim)
+    assert torch.equal(features, features[:1].expand(4, -1))
+    prepared = encoder.prepare([path])
+    assert prepared.shape == (1, 3, size, size)
+    encoder(prepared).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_encoder_of_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    encoder = load_encoder(export(tmp_path, 32))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read"):
+        encoder.encode([path])
+    with pytest.raises(UserError, match="image 0 cannot be read"):
+        encoder.encode([b""])
+    assert decode_batch([b""], 32).faults
+    with pytest.raises(UserError, match="is no run folder"):
+        load_encoder(str(tmp_path / "nothing"))
