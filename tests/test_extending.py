@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from pictures import write_parquet
+from ray.experimental import internal_kv
 
 from wcl_ray import registry
 from wcl_ray.cli import parse
@@ -42,6 +44,8 @@ def _forgotten() -> Iterator[None]:
             del parts.added[name]
     registry._loaded.clear()
     registry._loaded.update(loaded)
+    if ray.is_initialized():
+        internal_kv._internal_kv_del(registry._key())
     for name in set(sys.modules) - modules:
         if not name.startswith(("wcl_ray", "torch", "ray")) and "." not in name:
             module = sys.modules[name]
@@ -105,8 +109,7 @@ def test_the_snippets_of_the_documentation_train(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     assert losses
-    # that of InfoNCE begins near log 31; this one is small, and below 0 where images are spread
-    assert all(-5 < loss < 1 for loss in losses.values())
+    assert all(loss < 0 for loss in losses.values())  # that of InfoNCE never is
     with open(run / "losses.csv") as stream:
         assert {int(r["step"]): float(r["loss"]) for r in csv.DictReader(stream)} == losses
     assert not list(run.glob("events.*"))  # TensorBoard was not chosen
