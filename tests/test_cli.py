@@ -14,6 +14,7 @@ import pytest
 
 from wcl_ray.cli import _read_yaml, keys, open_sections, parse
 from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.registry import REGISTRIES
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions
@@ -219,7 +220,7 @@ def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> Non
         if text not in ("1:4", "no", "1.10", "007", "2020-01-01", "null", "a: b"):
             continue
         # all that take any text, through the parser
-        checked = ("scale.workers", "data.encoding")
+        checked = ("scale.workers", "data.encoding", "plugins", *REGISTRIES)
         free = [k for k, kind in valued.items() if re.search(r"\bstr\b", kind) and k not in checked]
         flags = [word for key in free for word in words_of(key, kinds[key], text) or []]
         file.write_text(in_yaml(dict.fromkeys(free, text if text in ODD else quoted), kinds))
