@@ -232,7 +232,7 @@ def test_metrics_on_a_full_disk_neither_block_nor_get_lost(
     (place / "filling").unlink()
     again = MetricsLog(Folder(str(place)))  # with a part of a line at the end
     known = len(again.rows)
-    again.add({"step": 500, "loss": 0.5, "images": 500})
+    again.log(500, {"step": 500, "loss": 0.5, "images": 500})
     again.close()
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == known + 1 >= 2
