@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from mounts import Mount
+from mounts import mount as mount
 from pictures import write_parquet
-from test_run import ROOT, N, descendants, job
-from test_storage_faults import Mount
-from test_storage_faults import mount as mount
+from runs import ROOT, N, descendants, job
 
 from wcl_ray.cli import parse
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import write_parquet
-from test_run import N, descendants, job
+from runs import N, descendants, job
 
 from wcl_ray.stopping import PATIENCE
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pictures import write_parquet
-from test_run import N, job
+from runs import N, job
 
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig
