@@ -171,7 +171,6 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
         check=False,
     )
     assert best.returncode == 0, best.stdout + best.stderr
-    assert "from the cache" in best.stdout  # the clusters that the search made
 
 
 @pytest.mark.slow

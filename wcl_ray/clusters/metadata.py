@@ -252,15 +252,19 @@ def check(assignment: Assignment, kind: str) -> None:
     """Raise a UserError when nothing can be learned from clusters: one only, or single images."""
     if (assignment.clusters < 0).all() and KINDS.get(kind).needs in ("features", "nothing"):
         return
+    options = "--clusters.top-k or --clusters.level"
+    coarser, finer = f"lower {options}", f"raise {options}"
+    if kind == "table":
+        coarser = finer = "choose another --clusters.from"
     for number, name in enumerate(assignment.names):
         sizes = assignment.sizes(number)
         if len(sizes) == 1 and int(sizes[0]) == len(assignment.ids):
             raise UserError(
                 f"{name}: every image falls into one cluster (K = 1), nothing is left to push "
-                "apart; raise --clusters.top-k or --clusters.level, or choose other columns"
+                f"apart; {finer}, or choose other columns"
             )
         if len(sizes) == 0 or int(sizes.max()) == 1:
             raise UserError(
-                f"{name}: every image is a singleton, which is SimCLR; lower "
-                "--clusters.top-k or --clusters.level, or use --clusters.kind instance"
+                f"{name}: every image is a singleton, which is SimCLR; {coarser}, or use "
+                "--clusters.kind instance"
             )

@@ -12,7 +12,7 @@ from wcl_ray.clusters.metadata import Clustering, assign, count_columns, leaks
 from wcl_ray.config import ClustersConfig
 from wcl_ray.errors import UserError
 
-Needs = Literal["columns", "label", "features", "nothing"]
+Needs = Literal["columns", "label", "features", "table", "nothing"]
 
 
 class Kind:
@@ -24,7 +24,7 @@ class Kind:
 
     Attributes:
         needs: what the clusters are made of: metadata columns, the label, the encoder's features,
-            or nothing.
+            a table of clusters, or nothing.
         granularity: name of the option of :class:`wcl_ray.config.ClustersConfig` that holds one
             number for each granularity, which a search varies; None: there is one granularity.
         default: its values where none are given.

@@ -45,7 +45,8 @@ class Attributes(Kind):
             why = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
             raise UserError(f"no column gives a usable attribute ({why})")
         if len(chosen) < max(self.values):
-            self.notes.append(shortage(len(chosen), max(self.values)))
+            most = max(self.values)
+            self.notes.append(f"only {len(chosen)} attributes are usable, top-k {most}")
         self.chosen = chosen[: max(self.values)]
 
     def keys(self, table: pa.Table) -> list[pa.Array]:
@@ -77,8 +78,3 @@ def _no_member(array: pa.Array) -> np.ndarray:
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         return np.zeros(len(array), dtype=bool)
     return np.asarray(pc.fill_null(pc.equal(pc.list_value_length(array), 0), True))
-
-
-def shortage(usable: int, top_k: int) -> str:
-    """The note on fewer usable attributes than asked for."""
-    return f"only {usable} attributes are usable, top-k {top_k}"
