@@ -19,8 +19,8 @@ from wcl_ray.runs.snapshot import mend_snapshot
 from wcl_ray.storage import LASTING, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.failure import EndOnUserError, explain
-from wcl_ray.train.gauges import Gauges
-from wcl_ray.train.metrics_queue import MetricsLog, MetricsWriter, Row
+from wcl_ray.train.metrics_queue import MetricsWriter
+from wcl_ray.train.trackers import Row, Trackers
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
@@ -48,8 +48,8 @@ def fit(
         TrainingError: workers failed more often than ``scale.max_failures``.
         ray.train.TrainingFailedError: the workers could not be started.
     """
-    log = MetricsLog(folder)
-    follower = MetricsWriter(task.queue, log, title, on_evaluation, Gauges(folder.uri))
+    trackers = Trackers(folder, task.config.train.trackers)
+    follower = MetricsWriter(task.queue, trackers, title, on_evaluation)
     mend_snapshot(round_folder / "train")
     tell_again(task.queue, folder)
     try:
@@ -82,7 +82,7 @@ def fit(
             stopping.promise(f"{stopping.promised()} from the last checkpoint")
         raise
     finally:
-        for close in (functools.partial(add_faults, folder, follower.faults), log.close):
+        for close in (functools.partial(add_faults, folder, follower.faults), trackers.close):
             try:
                 close()
             except OSError as error:

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wcl_ray import stopping
 from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
+from wcl_ray.registry import publish
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -68,6 +69,7 @@ def connect(scale: ScaleConfig) -> None:
             ) from None
         stopping.take_sigterm()
         say("ray", describe(ray.nodes(), context.dashboard_url))
+    publish()
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False
     data.print_on_execution_start = False

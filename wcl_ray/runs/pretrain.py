@@ -35,7 +35,7 @@ from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
 def pretrain(config: Config) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import trained_encoder
-from wcl_ray.train.metrics_queue import MetricsLog, Row, start_metrics_queue
+from wcl_ray.train.metrics_queue import start_metrics_queue
+from wcl_ray.train.trackers import Row, Trackers
 from wcl_ray.train.worker import Task
 
 
@@ -127,12 +128,13 @@ def cluster_round(arm: Arm, r: int, last: RoundResult | None) -> Assignment:
 
 def _log_clusters(arm: Arm, r: int, figures: dict[str, float]) -> None:
     """Add the figures of a round's clusters to the metrics, once."""
-    log = MetricsLog(arm.run)
-    seen = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})
+    log = Trackers(arm.run, arm.config.train.trackers)
+    rows = log.file.rows
+    seen = next((row for row in reversed(rows) if "images" in row), {"step": 0, "images": 0})
     row = {"round": r, "epoch": arm.first_epoch(r), "step": seen["step"]}
     row |= {"images": seen["images"], **figures}
-    if not any(old.get("round") == r for old in log.rows):  # left by a driver that was killed here
-        log.add(row)
+    if not any(old.get("round") == r for old in rows):  # left by a driver that was killed here
+        log.log(row)
     log.close()
 
 

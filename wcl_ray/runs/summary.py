@@ -14,7 +14,7 @@ import ray
 from wcl_ray.data.data_stats import Pass, taken
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import bytes_text, say
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 EVERY = 2.0  # seconds between two looks at the object store
 

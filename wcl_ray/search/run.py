@@ -24,6 +24,7 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.model.encoder import EncoderSpec
+from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
@@ -40,10 +41,10 @@ from wcl_ray.search.record import Record
 from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
 from wcl_ray.search.share import plan_share
 from wcl_ray.search.space import (
-    GRANULARITY,
     Dimension,
     default_dimensions,
     given_dimensions,
+    granularity_option,
     grid,
 )
 from wcl_ray.search.trial import Setup
@@ -293,7 +294,7 @@ def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -
             images.train.check_columns(clusters.columns, f"search.{key}")
         columns_of(clusters, images.label, images.available)
         kinds.append(clusters.kind)
-    own = {kind for kind, name in GRANULARITY.items() if name == key}
+    own = {kind for kind in KINDS.names() if granularity_option(kind) == key}
     if own and not own & set(kinds):
         raise UserError(
             f"search.{key} has no effect on clusters of kind {config.clusters.kind}; it is for "
@@ -302,7 +303,7 @@ def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -
 
 
 def _granularity(config: SearchConfig, given: dict[str, Dimension]) -> str | None:
-    return None if "clusters.kind" in given else GRANULARITY.get(config.clusters.kind)
+    return None if "clusters.kind" in given else granularity_option(config.clusters.kind)
 
 
 def _facts(

@@ -35,7 +35,8 @@ from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.failure import MENDED, final
-from wcl_ray.train.metrics_queue import MetricsLog, Row
+from wcl_ray.train.trackers import Row
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 FAILURE, QUALITY, FINAL = "failure.json", "quality.json", "evaluation.json"
 

@@ -19,6 +19,7 @@ from wcl_ray.data.reader import Batch
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
 from wcl_ray.model.optim import clip_gradients, learning_rate
+from wcl_ray.registry import LOSSES
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.progress import Progress, StepMetrics
 
@@ -108,7 +109,7 @@ def batch_loss(
         z1, z2 = z_2bd.float().chunk(2)  # (b, D) each
         views = z1, z2, gather(z1), gather(z2)
         local = clusters[offset : offset + len(rows_bg)]
-        settings = offset, loss.temperature, loss.estimator
+        settings = offset, loss.temperature, LOSSES.get(loss.estimator)
         return LossResult(*cl_infonce(*views, local, clusters, *settings, valid))
 
     result = of_head(heads_2bd[0], clusters)
