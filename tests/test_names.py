@@ -17,7 +17,7 @@ from test_run import N, job
 
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig
-from wcl_ray.report.page import page
+from wcl_ray.report.search import page
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.outcome import Outcome
