@@ -234,7 +234,9 @@ def response(view: View) -> tuple[str, go.Figure, str] | None:
     caption = "Each dot is a trial; click one for its row."
     measured = [p for p in points if p[0] in view.full]
     if len({p[1:] for p in measured}) >= 4 and "category" not in (x["type"], y["type"]):
-        (across, i), (up, j) = (_cells([p[n] for p in measured], a) for n, a in ((1, x), (2, y)))
+        (across, i), (up, j) = (
+            _cells([place[n] for _, *place in measured], a) for n, a in enumerate((x, y))
+        )
         if len(across) > 1 and len(up) > 1:
             cells = np.full((len(up), len(across)), np.nan)
             scores = np.array([t.score for t, *_ in measured])
@@ -303,7 +305,7 @@ def plane(view: View) -> tuple[str, go.Figure | None, str]:
 
 def _apart(points: Sequence[Point]) -> list[Point]:
     """Points at one place packed around it like seeds of a sunflower, the first in the middle."""
-    wide, high = (max(abs(p[n]) for p in points) or 1.0 for n in (1, 2))
+    wide, high = (max(abs(place[n]) for _, *place in points) or 1.0 for n in (0, 1))
     seen: Counter[tuple[float, float]] = Counter()
     packed = []
     for trial, x, y in points:
@@ -367,8 +369,8 @@ def importances(view: View) -> tuple[str, go.Figure, str] | None:
         values = [number(t.values[key]) for t in view.full]
         known = [v for v in values if v is not None]
         if len(known) < len(values):
-            names = sorted({show(t.values[key]) for t in view.full})
-            spaces[key] = optuna.distributions.CategoricalDistribution(names)
+            choices = sorted({show(t.values[key]) for t in view.full})
+            spaces[key] = optuna.distributions.CategoricalDistribution(choices)
         else:
             log = view.axis(key, log=True if key == TEMPERATURE else None)["type"] == "log"
             low, high = min(known), max(known)
@@ -377,7 +379,7 @@ def importances(view: View) -> tuple[str, go.Figure, str] | None:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        better = "minimize" if view.outcome.mode == "min" else "maximize"
+        better = getattr(optuna.study.StudyDirection, f"{view.outcome.mode.upper()}IMIZE")
         study = optuna.create_study(direction=better)
         for t in view.full:
             params = {}
