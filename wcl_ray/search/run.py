@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -56,11 +56,12 @@ SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "repo
 Page = Callable[[Outcome], str]  # HTML of the report
 
 
-def search(config: SearchConfig, page: Page) -> Outcome:
+def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Outcome:
     """Run, continue or look up a search; prints its progress.
 
     Args:
         page: the HTML of the report, written after each trial and at the end.
+        assets: files that the page loads from its folder, name → content, written once.
 
     Raises:
         UserError: wrong input or options, before any trial; or every trial failed.
@@ -81,7 +82,9 @@ def search(config: SearchConfig, page: Page) -> Outcome:
         connect(config.scale)
         check_shared(folder)
         with ResourceSummary() as usage:
-            outcome = _search(config, folder, given, usage, page)
+            outcome = _search(
+                config, folder, given, usage, functools.partial(_write, page=page, assets=assets)
+            )
     put()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
@@ -96,7 +99,7 @@ def _search(
     folder: Folder,
     given: dict[str, Dimension],
     usage: ResourceSummary,
-    page: Page,
+    write: Callable[[Folder, Outcome], None],
 ) -> Outcome:
     """The search itself, on a cluster that is joined."""
     config = found
@@ -145,26 +148,24 @@ def _search(
     say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
     if not folder.exists(f"{CONFIRM}/{CHOSEN}"):  # else all trials have ended before
         with usage.stage("trials"):
-            if run_trials(setup, record, lambda: _write(folder, record.outcome(), page)):
+            if run_trials(setup, record, lambda: write(folder, record.outcome())):
                 raise KeyboardInterrupt
     outcome = record.outcome()
     if outcome.best() is None:
-        _write(folder, outcome, page)
+        write(folder, outcome)
         first = next((t.error for t in outcome.trials if t.error), "no trial was evaluated")
         raise UserError(f"every trial failed: {first}")
     confirmed = None
     if config.confirm and config.epochs < config.train.epochs:
         with usage.stage("confirm"):
-            confirmed, interrupted = run_confirm(
-                setup, record, functools.partial(_write, page=page)
-            )
+            confirmed, interrupted = run_confirm(setup, record, write)
         if interrupted:
             raise KeyboardInterrupt
     if confirmed is not None:
         record.facts["at full length"] = in_words(confirmed)
         record.write()
         outcome = record.outcome()
-    _write(folder, outcome, page)
+    write(folder, outcome)
     for where, of_search in ((folder, outcome), (folder / CONFIRM, confirmed)):
         for trial in of_search.trials if of_search else ():  # their encoders stay
             rounds = where / f"trials/{trial.id}/rounds"
@@ -329,8 +330,11 @@ def _facts(
     return facts
 
 
-def _write(folder: Folder, outcome: Outcome, page: Page) -> None:
+def _write(folder: Folder, outcome: Outcome, page: Page, assets: Mapping[str, bytes]) -> None:
     folder.write(RESULTS, to_parquet(outcome))
+    for name, content in assets.items():
+        if not folder.exists(name):
+            folder.write(name, content)
     folder.write(PAGE, page(outcome).encode())
 
 
