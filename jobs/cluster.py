@@ -3,6 +3,7 @@
     python jobs/cluster.py --data.path DIR --data.label CLASS --clusters.kind attributes
     python jobs/cluster.py --data.path DIR --clusters.top-k 5 10 20 40     # several granularities
     python jobs/cluster.py … --out clusters.parquet                       # keep the table
+    python jobs/cluster.py … --clusters.from clusters.csv                 # or bring your own
 
 k-means of vectors in Parquet files (jobs/embed.py makes them), or of what the encoder of a run
 makes of images:
@@ -59,7 +60,7 @@ def main() -> None:
 
 def demo_flags(words: list[str]) -> list[str]:
     """Without data of one's own the attributes of the demo data are shown."""
-    own = ("--data.path", "--run", "--clusters.kind")
+    own = ("--data.path", "--run", "--clusters.kind", "--clusters.from")
     given = any(word.split("=")[0] in own for word in words)
     return [] if given else ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from wcl_ray.cli import parse, run_job
 from wcl_ray.config import Config
 
-DEMO = ["--compare", "--data.label", "label", "--clusters.top-k", "8", "--train.epochs", "15"]
+DEMO = ["--compare", "--data.label", "label", "--train.epochs", "15"]
 
 
 def main() -> None:
@@ -30,8 +30,10 @@ def main() -> None:
 
 def demo_flags(words: list[str]) -> list[str]:
     """Without a data path the demo is trained twice, so that there is something to see."""
-    given = any(word.split("=")[0] == "--data.path" for word in words)
-    return [] if given else DEMO
+    given = {word.split("=")[0] for word in words}
+    if "--data.path" in given:
+        return []
+    return DEMO if "--clusters.from" in given else [*DEMO, "--clusters.top-k", "8"]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import os
 from wcl_ray.cli import parse, run_job
 from wcl_ray.search.options import SearchConfig
 
-DEMO = ["--data.label", "label", "--clusters.top-k", "8", "--train.epochs", "15"]
+DEMO = ["--data.label", "label", "--train.epochs", "15"]
 
 
 def main() -> None:
@@ -39,8 +39,10 @@ def main() -> None:
 
 def demo_flags(words: list[str]) -> list[str]:
     """Without a data path the demo data are searched."""
-    given = any(word.split("=")[0] == "--data.path" for word in words)
-    return [] if given else DEMO
+    given = {word.split("=")[0] for word in words}
+    if "--data.path" in given:
+        return []
+    return DEMO if "--clusters.from" in given else [*DEMO, "--clusters.top-k", "8"]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tyro
 import yaml
 
 from wcl_ray import stopping
-from wcl_ray.config import Config
+from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.renamed import renamed
 from wcl_ray.terminal import any_script, warn
@@ -157,8 +157,9 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         options = {key: value for key, value in tree["config"].items() if key not in RUN_KEYS}
         flags = dict(_flatten(options, name))
         ignored = [key for key in flags if key not in keys(cls) and key not in open_sections(cls)]
-        if ignored:  # of another version, or of a search
-            warn(f"{name} is of version {tree['version']}; left out: {', '.join(ignored)}")
+        told = [key for key in ignored if not isinstance(flags[key], Empty)]
+        if told:  # of another version, or of a search
+            warn(f"{name} is of version {tree['version']}; left out: {', '.join(told)}")
         flags = {key: value for key, value in flags.items() if key not in ignored}
         return [word for key, value in flags.items() for word in _flag(key, value, cls, name)]
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
@@ -166,7 +167,7 @@ def _read_yaml(name: str, cls: type) -> list[str]:
 
 def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        path = f"{prefix}{key}".replace("_", "-")
+        path = prefix + option_name(str(key))
         if isinstance(value, dict):
             yield from _flatten(value, name, f"{path}.")
         else:
@@ -239,7 +240,7 @@ def keys(cls: type, prefix: str = "") -> dict[str, str]:
     """Every option of a configuration class: dotted name with dashes → its type as text."""
     found: dict[str, str] = {}
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        name = prefix + item.name.replace("_", "-")
+        name = prefix + option_name(item)
         factory: Any = item.default_factory
         if isinstance(factory, type):  # a section
             found.update(keys(factory, f"{name}."))

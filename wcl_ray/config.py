@@ -10,9 +10,29 @@ another version means is said in :mod:`wcl_ray.runs.stored`. Whoever changes a d
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import unicodedata
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
+
+# options of k-means, which go with clusters of features only
+KMEANS = (
+    "k", "features", "nested", "min_size", "iterations", "spherical", "two_level", "kernel",
+)  # fmt: skip
+
+
+def option_name(item: dataclasses.Field[Any] | str) -> str:
+    """Name of an option on the command line by that of its field: ``top_k``, ``from_``."""
+    name = item if isinstance(item, str) else item.name
+    return name.rstrip("_").replace("_", "-")
+
+
+def field_name(option: str) -> str:
+    """The inverse of :func:`option_name`."""
+    name = option.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _require(ok: bool, message: str) -> None:
@@ -99,13 +119,21 @@ class DataConfig:
 class ClustersConfig:
     """Which images belong together."""
 
-    kind: Literal["attributes", "tags", "hierarchy", "label", "instance", "kmeans"] = "attributes"
+    kind: Literal["attributes", "tags", "hierarchy", "label", "instance", "kmeans", "table"] = (
+        "attributes"
+    )
     """attributes: joint pattern of the top-k attributes of highest entropy. tags: the same over
     tag lists. hierarchy: a tree cut at a level. label: supervised. instance: SimCLR. kmeans:
-    k-means of the features, found anew each round (see train.rounds)."""
+    k-means of the features, found anew each round (see train.rounds). table: clusters that exist
+    already, see --clusters.from, which implies it."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Clusters that exist already: the folder of another run, or a Parquet or CSV file with a
+    column of ids (id, the one of --data.id, or file_name) and one column a granularity, such as
+    jobs/cluster.py --out writes; a path or s3:// URI. Empty and -1: no cluster."""
     columns: tuple[str, ...] = ()
     """Metadata columns to use; for a hierarchy from coarse to fine, or one path column (texts
-    or lists). Default: every column but id, image, label, row numbers and identifiers."""
+    or lists); of the table of --clusters.from. Default: every column but id, image, label, row
+    numbers and identifiers."""
     top_k: tuple[int, ...] = (20,)
     """How many binary attributes form the pattern. Several numbers: several granularities, trained
     on together."""
@@ -172,6 +200,27 @@ class ClustersConfig:
             self.missing == "singleton" or self.kind not in ("instance", "kmeans"),
             f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
         )
+        if self.from_ is None:
+            _require(self.kind != "table", "clusters.kind table needs --clusters.from RUN or FILE")
+        else:
+            self._take_table()
+
+    def _take_table(self) -> None:
+        """Settle the kind, and refuse options that would make other clusters."""
+        _require(
+            self.kind in ("attributes", "table"),
+            f"clusters.from takes clusters that exist already, clusters.kind {self.kind} makes "
+            "others; give one of the two",
+        )
+        object.__setattr__(self, "kind", "table")
+        spoken = {"kind", "from_", "columns", "samples_per_cluster", "missing"}
+        spoken |= set(KMEANS) if self.missing == "kmeans" else set()
+        for option in dataclasses.fields(self):
+            _require(
+                option.name in spoken or getattr(self, option.name) == option.default,
+                f"clusters.from takes clusters that exist already, clusters.{option_name(option)} "
+                "makes others; give one of the two",
+            )
 
     @property
     def from_features(self) -> bool:
@@ -379,7 +428,7 @@ class EvaluateConfig:
         _require(self.max_images >= 100, "evaluate.max-images: at least 100")
 
 
-def _check_name(name: str, cache: bool) -> None:
+def _check_name(name: str) -> None:
     """Whether a name can be that of a folder on any storage."""
     _require("/" not in name, "name may not hold a slash")
     _require(name.strip() not in ("", ".", ".."), f"name {name!r} is no name of a folder")
@@ -390,7 +439,6 @@ def _check_name(name: str, cache: bool) -> None:
     )
     length = len(name.encode())
     _require(length <= 200, f"name is {length} bytes long, more than the 200 of a folder's name")
-    _require(not cache or name != "cache", "name cache is the folder of the cache")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,9 +457,6 @@ class Config:
     """Folder or URI (s3://…) that holds the run folders."""
     name: str | None = None
     """Name of the run folder. Default: made of the data, the clusters and the time."""
-    cache: str | None = None
-    """Folder or URI for clusterings and features that runs share; it may be deleted at any time.
-    Default: STORAGE/cache. none: keep nothing."""
     seed: int = 0
     """Seed of everything random."""
     compare: bool = False
@@ -426,7 +471,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            _check_name(self.name, cache=self.cache is None)
+            _check_name(self.name)
         _require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
         _require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds

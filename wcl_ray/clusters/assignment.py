@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from wcl_ray.errors import UserError
 
+FILE = "assignment.parquet"  # of a round in a run folder
+
 
 @dataclass(frozen=True)
 class Assignment:

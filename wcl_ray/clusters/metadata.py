@@ -68,6 +68,8 @@ def columns_of(config: ClustersConfig, label: str | None, available: tuple[str, 
     """
     if config.kind == "instance" or (config.kind == "kmeans" and config.features != "metadata"):
         return []
+    if config.kind == "table":
+        return []
     if config.kind == "label":
         if label is None:
             raise UserError("clusters.kind label needs --data.label")
@@ -127,7 +129,7 @@ def cluster_metadata(
             why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise UserError(f"no column gives a usable attribute ({why})")
         if len(chosen) < max(config.top_k):
-            notes.append(shortage(len(chosen), max(config.top_k)))
+            notes.append(f"only {len(chosen)} attributes are usable, top-k {max(config.top_k)}")
         chosen = chosen[: max(config.top_k)]
         names = tuple(f"{config.kind}-{k}" for k in config.top_k)
         codes = functools.partial(_patterns, chosen, config.top_k, config.kind == "tags")
@@ -197,11 +199,6 @@ def attribute_bits(
     order = np.argsort(ids, kind="stable")
     packed = np.frombuffer(b"".join(table["bits"].to_pylist()), np.uint8).reshape(-1, most // 8)
     return ids[order], packed[order]
-
-
-def shortage(usable: int, top_k: int) -> str:
-    """The note on fewer usable attributes than asked for."""
-    return f"only {usable} attributes are usable, top-k {top_k}"
 
 
 def _kmeans(
@@ -398,11 +395,11 @@ def _ancestors(
             if open_rows[row]:
                 prefix[row] = f"{prefix[row]}\x1f{_escaped(str(value))}"
         if depth in levels:
-            found[depth] = _hashed(pa.array([p or None for p in prefix], pa.string()))
+            found[depth] = hashed(pa.array([p or None for p in prefix], pa.string()))
     return [found[level] for level in levels]
 
 
-def _hashed(values: pa.Array) -> pa.Array:
+def hashed(values: pa.Array) -> pa.Array:
     """int64 hash of each string; null stays null."""
     encoded = values.dictionary_encode()
     codes = pa.array(hash_strings(encoded.dictionary.to_pylist()), pa.int64())
@@ -410,7 +407,7 @@ def _hashed(values: pa.Array) -> pa.Array:
 
 
 def _values(column: str, table: pa.Table) -> list[pa.Array]:
-    return [_hashed(_names(column, table, "data.label"))]
+    return [hashed(_names(column, table, "data.label"))]
 
 
 def _nothing(table: pa.Table) -> list[pa.Array]:
@@ -454,15 +451,19 @@ def check(assignment: Assignment, kind: str) -> None:
     """Raise a UserError when nothing can be learned from clusters: one only, or single images."""
     if (assignment.clusters < 0).all() and kind in ("instance", "kmeans"):
         return
+    options = "--clusters.top-k or --clusters.level"
+    coarser, finer = f"lower {options}", f"raise {options}"
+    if kind == "table":
+        coarser = finer = "choose another --clusters.from"
     for number, name in enumerate(assignment.names):
         sizes = assignment.sizes(number)
         if len(sizes) == 1 and int(sizes[0]) == len(assignment.ids):
             raise UserError(
                 f"{name}: every image falls into one cluster (K = 1), nothing is left to push "
-                "apart; raise --clusters.top-k or --clusters.level, or choose other columns"
+                f"apart; {finer}, or choose other columns"
             )
         if len(sizes) == 0 or int(sizes.max()) == 1:
             raise UserError(
-                f"{name}: every image is a singleton, which is SimCLR; lower "
-                "--clusters.top-k or --clusters.level, or use --clusters.kind instance"
+                f"{name}: every image is a singleton, which is SimCLR; {coarser}, or use "
+                "--clusters.kind instance"
             )

@@ -18,6 +18,13 @@ def hash_strings(keys: Iterable[str]) -> np.ndarray:
     return np.frombuffer(digests, "<i8").astype(np.int64)
 
 
+def array_digest(array: np.ndarray) -> str:
+    """Hash of an array's type, shape and content."""
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:40]
+
+
 def is_id_type(kind: pa.DataType) -> bool:
     """Whether ids may be of this type: integers or strings, dictionary-encoded ones too."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

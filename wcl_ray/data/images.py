@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,6 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.demo import demo_data
-from wcl_ray.data.fingerprint import fingerprint
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import ID, Source
 from wcl_ray.data.split import held_groups, held_out
@@ -52,17 +50,6 @@ class Images:
     def whole(self) -> Images:
         """The same without a validation split."""
         return replace(self, validation=0.0)
-
-    def facts(self) -> dict[str, Any]:
-        """What tells the training images from others, for the cache.
-
-        Raises:
-            OSError: the files cannot be listed.
-        """
-        split: dict[str, Any] = {"holdout": self.holdout, "validation": self.validation}
-        if self.holdout or self.validation:
-            split |= {"seed": self.seed, "group": self.group}
-        return {"fingerprint": fingerprint(self.train), **split}
 
     def metadata(self, columns: Sequence[str] = (), training: bool = True) -> Dataset:
         """Metadata of the train source's rows on one side, see :meth:`Source.metadata`."""

@@ -11,21 +11,18 @@ import pyarrow as pa
 
 from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.cache import array_digest, digest
 from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.data_stats import note
-from wcl_ray.data.fingerprint import covers_images
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
-from wcl_ray.runs.clusters import build_clusters, cache_of, qualities, show_quality, singletons
+from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
 from wcl_ray.runs.fit import gpus
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
@@ -82,6 +79,8 @@ def cluster(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
             "makes vectors of images"
         )
+    else:
+        stopping.promise(f"{stopping.ANEW}; jobs/embed.py and then --checkpoint go on")
     trained = None if run is None else Trained.open(run, data.endpoint)
     images_at = data
     if trained is not None and data.path is None:
@@ -147,24 +146,8 @@ def _of_run(
     gpu = gpus(config.scale) > 0
     which = config.clusters.features
     say("features", f"{which} of {trained.folder.uri}")
-    cache, facts = cache_of(config, images)
-    cache = cache if covers_images(images.train) else None
-    head = trained.projector() if which == "projector" else None
-    made_of = {
-        "data": facts,
-        "ids": array_digest(ids),
-        "weights": weights_digest(trained.weights, head),
-        "size": trained.config.data.stored_size,
-        "gpu": gpu,
-    }
-    if trained.config.data.crops_files:
-        made_of["crops"] = "files"
-    name = digest(made_of)
-    made = load_features(cache, name)
-    if made is None:
-        made = trained.embed(images.train_images(), which, config.scale).materialize()
-        note("embedded", made)
-        keep_features(cache, name, made)
+    made = trained.embed(images.train_images(), which, config.scale).materialize()
+    note("embedded", made)
     found = cluster_features(made, ids, ks, config.clusters, seed=config.seed, gpu=gpu)
     return found, base
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.cache import cache_folder, cached_clustering
+from wcl_ray.clusters.assignment import FILE, Assignment
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
+from wcl_ray.clusters.table import open_table
 from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
-from wcl_ray.storage import Folder
+from wcl_ray.storage import Folder, found
 from wcl_ray.terminal import put, warn
 
 
 def build_clusters(
     config: Config, images: Images, *, strict: bool = True, show: bool = True
 ) -> tuple[Clustering, list[Quality]]:
-    """Stage 1 and its quality report, from the cache where it holds them.
+    """Stage 1 and its quality report.
 
     Args:
         strict: one cluster only, or single images only, are an error.
         show: print the report.
 
     Raises:
-        UserError: see :func:`wcl_ray.clusters.metadata.cluster_metadata`; a label with one class.
+        UserError: see :func:`wcl_ray.clusters.metadata.cluster_metadata` and
+            :func:`wcl_ray.clusters.table.open_table`; a label with one class.
     """
     clustering = _clustering(config, config.clusters, images)
     label = images.label
@@ -44,33 +45,33 @@ def build_clusters(
 
 
 def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clustering:
-    """Clusters of the metadata from the cache, or made; of any use or not."""
-    source, label = images.train, images.label
+    """Clusters of the metadata or of ``clusters.from``; of any use or not."""
+    source, label, data = images.train, images.label, config.data
+    if clusters.from_ is not None:
+        where = _table_of(clusters.from_, data.endpoint)
+        id_column = source.id_column
+        table = open_table(where, id_column, clusters.columns, data.endpoint, data.encoding)
+        base = singletons(config, images)
+        return replace(base, assignment=table.assign(base.assignment))
     source.check_columns(clusters.columns, "clusters.columns")
     columns = columns_of(clusters, label, images.available)
-    wanted = list(dict.fromkeys([*columns, *([label] if label else [])]))
-
-    def make(options: ClustersConfig) -> Clustering:
-        rows = images.metadata(wanted)
-        return cluster_metadata(rows, options, label, images.available, config.seed, strict=False)
-
-    # ids alone are not worth an entry
-    folder, facts = cache_of(config, images) if wanted else (None, {})
-    data = facts | {"label": label}
-    return cached_clustering(folder, data, clusters, columns, config.seed, make)
+    rows = images.metadata(list(dict.fromkeys([*columns, *([label] if label else [])])))
+    return cluster_metadata(rows, clusters, label, images.available, config.seed, strict=False)
 
 
-def cache_of(config: Config, images: Images) -> tuple[Folder | None, dict[str, Any]]:
-    """The cache and what tells the training images from others; None where there is no cache, or
-    where the files cannot be listed."""
-    folder = cache_folder(config)
-    if folder is None:
-        return None, {}
-    try:
-        return folder, images.facts()
-    except OSError as error:
-        warn(f"the files of {images.train.uri} cannot be listed ({error}), so nothing is cached")
-        return None, {}
+def _table_of(uri: str, endpoint: str | None) -> str:
+    """The last clusters of a run, or the table itself.
+
+    Raises:
+        UserError: a run without clusters.
+    """
+    run = Folder(found(uri).rstrip("/"), endpoint)
+    if not run.exists("config.json"):
+        return uri
+    for name in reversed((run / "rounds").names()):
+        if run.exists(f"rounds/{name}/{FILE}"):
+            return f"{run.path if run.local else run.uri}/rounds/{name}/{FILE}"
+    raise UserError(f"clusters.from {uri} is the folder of a run, but holds no rounds/*/{FILE}")
 
 
 def singletons(config: Config, images: Images) -> Clustering:
@@ -91,10 +92,10 @@ def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray |
     """int32 (N,): number of the label of each training image, -1 = missing; None without one."""
     if images.label is None:
         return None
-    found = singletons(config, images.whole())  # which a search has asked for already
-    assert found.labels is not None
-    place = positions_of(found.assignment.ids, ids)
-    return np.where(place >= 0, found.labels[place], np.int32(-1))
+    known = singletons(config, images)
+    assert known.labels is not None
+    place = positions_of(known.assignment.ids, ids)
+    return np.where(place >= 0, known.labels[place], np.int32(-1))
 
 
 def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:

@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import Any
 
 from wcl_ray import __version__, stopping
-from wcl_ray.config import Config
+from wcl_ray.config import Config, option_name
 from wcl_ray.errors import UserError
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.stored import FILE, PLACES, C, read_stored
@@ -136,9 +136,7 @@ def _fresh_name(config: Config) -> str:
 
 def _check_same(found: dict[str, tuple[Any, Any]], name: str) -> None:
     text = "; ".join(
-        f"{k.replace('_', '-')} was {a!r}, now {b!r}"
-        for k, (a, b) in found.items()
-        if k not in PLACES
+        f"{option_name(k)} was {a!r}, now {b!r}" for k, (a, b) in found.items() if k not in PLACES
     )
     if text:
         raise UserError(f"--resume: run {name!r} was started with other options: {text}")

@@ -13,8 +13,8 @@ import numpy as np
 import ray
 from ray.data import Dataset
 
-from wcl_ray.clusters.cache import array_digest
 from wcl_ray.config import Config
+from wcl_ray.data.ids import array_digest
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError

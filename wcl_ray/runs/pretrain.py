@@ -96,7 +96,7 @@ def _variants(config: Config, run: Folder, usage: ResourceSummary) -> dict[str, 
         config.clusters.kind: (config, run, assignment)
     }
     if config.compare and config.clusters.kind != "instance":
-        single = replace(config.clusters, kind="instance", missing="singleton")
+        single = replace(config.clusters, kind="instance", from_=None, missing="singleton")
         baseline = replace(config, clusters=single, train=replace(config.train, rounds=0))
         variants["instance"] = (baseline, run / "baseline", singletons(assignment))
     found: dict[str, dict[str, Any]] = {}

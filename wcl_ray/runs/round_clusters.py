@@ -19,31 +19,22 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.cache import (
-    array_digest,
-    digest,
-    keep,
-    kmeans_facts,
-    load_with_facts,
-)
-from wcl_ray.clusters.features import cluster_features, wanted_k
-from wcl_ray.clusters.metadata import Clustering
+from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
-from wcl_ray.data.fingerprint import covers_images
-from wcl_ray.data.images import Images
+from wcl_ray.data.ids import array_digest
 from wcl_ray.data.sources.base import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_matrix, resources
-from wcl_ray.evaluate.feature_cache import keep_features, load_features, weights_digest
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
-from wcl_ray.runs.clusters import cache_of, qualities, read_labels, show_quality
+from wcl_ray.runs.clusters import qualities, show_quality
 from wcl_ray.runs.fit import Scale
+from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
 
 FEW = 4  # images without metadata a cluster, below which they stay singletons
@@ -75,23 +66,24 @@ def to_cluster(config: Config, base: Assignment) -> tuple[np.ndarray, tuple[int,
 
 def round_clusters(
     config: Config,
-    images: Images,
     stream: Stream,
     base: Assignment,
+    labels: np.ndarray | None,
     folder: Folder,
     previous: Previous | None,
     scale: Scale,
-    shareable: bool,
+    shared: Shared | None = None,
 ) -> tuple[Assignment, dict[str, Any]]:
     """Clusters from the features of the weights that the round before left.
 
     Args:
         base: the metadata's clusters, or all images singletons; singletons of it are
             clustered.
+        labels: int32 (N,) of the images in ``base``, -1 = missing, to compare with.
         folder: of the round; gets ``clusters.json``.
         previous: None: random weights.
         scale: of the training; where other runs share the cluster, this takes what one worker does.
-        shareable: other runs may come to the same weights, so that the features are kept.
+        shared: with other trials, whose random weights are the same.
 
     Returns:
         The assignment, and figures for ``metrics.jsonl``.
@@ -101,10 +93,34 @@ def round_clusters(
         return base, {}
     old = previous.assignment if previous else None
     before = _before(old, base, wanted, len(ks))
-    found = _cached(config, images, stream, base, wanted, ks, previous, before, scale, shareable)
+    if previous is not None:
+        shared = None  # what a trial has learned is its own
+
+    def make() -> tuple[FeatureClusters, dict[str, float]]:
+        features = _features(config, stream, previous, base.ids, wanted, scale, shared)
+        collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
+        crowd: dict[str, Any] = {"actors": 1, "cpus": min(1.0, scale.cpus)} if scale.crowded else {}
+        found = cluster_features(
+            features,
+            base.ids,
+            ks,
+            config.clusters,
+            seed=config.seed,
+            gpu=scale.gpu,
+            before=before,
+            **crowd,
+        )
+        return found, collapse
+
+    if shared is not None:
+        made_of = (
+            _made_of(config, base.ids[wanted]),
+            replace(config.clusters, samples_per_cluster=1, k=ks),
+        )
+        found, collapse = shared.value(f"clusters of {made_of}", make)
+    else:
+        found, collapse = make()
     assignment = _joined(base, found.clusters, found.names)
-    collapse = found.collapse
-    labels = read_labels(config, images, base.ids)
     compared = _compare(assignment, old, labels)
     quality = qualities(assignment, labels, config)
     show_quality(quality, config)
@@ -122,78 +138,11 @@ def round_clusters(
     return assignment, compared | collapse
 
 
-@dataclass(frozen=True)
-class _Found:
-    """k-means clusters by position; facts and collapse figures are JSON types."""
-
-    clusters: np.ndarray
-    names: tuple[str, ...]
-    facts: dict[str, Any]
-    collapse: dict[str, float]
-
-
-def _cached(
-    config: Config,
-    images: Images,
-    stream: Stream,
-    base: Assignment,
-    wanted: np.ndarray,
-    ks: tuple[int, ...],
-    previous: Previous | None,
-    before: np.ndarray | None,
-    scale: Scale,
-    shareable: bool,
-) -> _Found:
-    """Embed and cluster, unless the cache holds the clusters, or the features, of these weights."""
-    encoder = _encoder(config, previous)
-    weights = save_export(encoder, config.model, config.data.image_size)
-    projector = None
-    if config.clusters.features == "projector":
-        projector = save_projector(encoder, config.loss.feature_head)
-    cache, facts = cache_of(config, images)
-    cache = cache if covers_images(images.train) else None
-    made_of = {
-        "data": facts,
-        "ids": array_digest(base.ids[wanted]),
-        "weights": weights_digest(weights, projector),
-        "size": config.data.stored_size,
-        "gpu": scale.gpu,
-    }
-    if config.data.crops_files and stream.mode != "raw":
-        made_of["crops"] = "files"
-    options = kmeans_facts(config.clusters) | {"k": ks, "seed": config.seed}
-    start = {"before": array_digest(before), "positions": array_digest(base.ids)}
-    name = f"kmeans/{digest(made_of | options | start)}.parquet"
-    hit = None if cache is None else load_with_facts(cache, name)
-    if cache is not None and hit is not None:
-        table, more = hit[0].assignment, hit[1]
-        say("clusters", f"{', '.join(table.names)} from the cache in {cache.uri}")
-        for text in more["facts"]["warnings"]:
-            warn(f"k-means: {text}")
-        return _Found(table.clusters, table.names, more["facts"], more["collapse"])
-    own = digest(made_of)
-    features = load_features(cache, own) if shareable else None
-    if features is None:
-        features = _features(config, stream, weights, projector, base.ids, wanted, scale)
-        if shareable:
-            keep_features(cache, own, features)
-    collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
-    crowd: dict[str, Any] = {"actors": 1, "cpus": min(1.0, scale.cpus)} if scale.crowded else {}
-    made = cluster_features(
-        features,
-        base.ids,
-        ks,
-        config.clusters,
-        seed=config.seed,
-        gpu=scale.gpu,
-        before=before,
-        **crowd,
-    )
-    if cache is not None:
-        table = Assignment(base.ids, made.clusters, made.names)
-        more = {"facts": made.facts, "collapse": collapse}
-        keep(cache, name, Clustering(table, None, 0), more)
-    return _Found(made.clusters, made.names, made.facts, collapse)
+def _made_of(config: Config, ids: np.ndarray) -> str:
+    """What the features of random weights depend on, as far as trials of a search differ in it."""
+    head = config.loss.feature_head if config.clusters.features == "projector" else None
+    given = (config.seed, config.model, config.loss.dual, config.clusters.features, head)
+    return f"{given} {array_digest(ids)}"
 
 
 def _encoder(config: Config, previous: Previous | None) -> Encoder:
@@ -208,13 +157,27 @@ def _encoder(config: Config, previous: Previous | None) -> Encoder:
 def _features(
     config: Config,
     stream: Stream,
-    weights: bytes,
-    projector: bytes | None,
+    previous: Previous | None,
     ids: np.ndarray,
     wanted: np.ndarray,
     scale: Scale,
+    shared: Shared | None,
 ) -> Dataset:
     """Features of the wanted training images, kept in the object store: ``__id``, ``feature``."""
+    if shared is not None:
+
+        def make() -> list[Any]:
+            refs = _features(config, stream, previous, ids, wanted, scale, None).to_arrow_refs()
+            rows = ray.get([_rows.remote(ref) for ref in refs])
+            return [ref for ref, count in zip(refs, rows, strict=True) if count]
+
+        key = f"features of {_made_of(config, ids[wanted])}"
+        return ray.data.from_arrow_refs(shared.refs(key, make))
+    encoder = _encoder(config, previous)
+    weights = save_export(encoder, config.model, config.data.image_size)
+    projector = None
+    if config.clusters.features == "projector":
+        projector = save_projector(encoder, config.loss.feature_head)
     rows = stream.images()
     if not wanted.all():
         chosen = ray.put(ids[wanted])

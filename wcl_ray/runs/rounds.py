@@ -7,6 +7,7 @@ metadata do not change, so they make one round.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.assignment import FILE, Assignment
 from wcl_ray.config import Config
 from wcl_ray.data import sampler
 from wcl_ray.data.images import Images
@@ -24,15 +25,17 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.evaluate.validate import Evaluator, validation_config
 from wcl_ray.model.encoder import build_encoder, save_export, save_projector
 from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.clusters import read_labels
 from wcl_ray.runs.fit import Scale, fit
 from wcl_ray.runs.round_clusters import Previous, round_clusters
+from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import load_model
 from wcl_ray.train.metrics_queue import MetricsLog, Row, start_metrics_queue
 from wcl_ray.train.worker import Task
 
-CLUSTERED, DONE, TRAINED = "assignment.parquet", "round.json", "training.json"
+CLUSTERED, DONE, TRAINED = FILE, "round.json", "training.json"
 ENCODER, PROJECTOR = "encoder.safetensors", "projector.safetensors"
 
 
@@ -46,6 +49,8 @@ class Arm:
         look: how its encoders are measured.
         title: for people.
         on_evaluation: called in a thread with every evaluation during training.
+        shared: with the other trials of a search.
+        known_labels: int32 (N,), labels of the images in ``base`` where they were read before.
     """
 
     config: Config
@@ -57,6 +62,15 @@ class Arm:
     title: str
     scale: Scale
     on_evaluation: Callable[[Row], None] | None = None
+    shared: Shared | None = None
+    known_labels: np.ndarray | None = None
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """int32 (N,), labels of the images in ``base``, -1 = missing; None without any."""
+        if self.known_labels is not None:
+            return self.known_labels
+        return read_labels(self.config, self.images, self.base.ids)
 
     def folder(self, r: int) -> Folder:
         return self.run / f"rounds/{r:03d}"
@@ -139,15 +153,7 @@ def _assignment(arm: Arm, r: int, previous: Previous | None) -> Assignment:
     say("features", f"round {r + 1} of {config.rounds}: {config.clusters.features}")
     started = time.monotonic()
     assignment, figures = round_clusters(
-        config,
-        arm.images,
-        arm.stream,
-        arm.base,
-        folder,
-        previous,
-        arm.scale,
-        # the clusters of later rounds hang on those before, so that nobody else meets them
-        shareable=r == config.train.warmup_rounds,
+        config, arm.stream, arm.base, arm.labels, folder, previous, arm.scale, arm.shared
     )
     log = MetricsLog(arm.run)
     last = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})

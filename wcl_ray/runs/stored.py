@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from packaging.version import InvalidVersion, Version
 
 from wcl_ray import __version__
-from wcl_ray.config import Config, from_dict
+from wcl_ray.config import Config, from_dict, option_name
 from wcl_ray.errors import UserError
 from wcl_ray.renamed import renamed_tree
 from wcl_ray.storage import Folder
@@ -30,7 +30,7 @@ FILE = "config.json"
 C = TypeVar("C", bound=Config)
 # Options that may differ between the start of a run and its continuation.
 _FREE = (
-    "name", "resume", "start_or_resume", "storage", "cache", "compare", "scale.", "evaluate.every",
+    "name", "resume", "start_or_resume", "storage", "compare", "scale.", "evaluate.every",
     "train.checkpoint_", "concurrent", "retries", "data.endpoint",
 )  # fmt: skip
 PLACES = ("data.path", "data.eval_path")  # may differ where the same images are there
@@ -72,7 +72,7 @@ class Stored:
 
     def warn_ignored(self) -> None:
         if self.ignored:
-            names = ", ".join(name.replace("_", "-") for name in self.ignored)
+            names = ", ".join(map(option_name, self.ignored))
             warn(
                 f"{self.where} is of version {self.version}; {__version__} does not know its "
                 f"{names}, which it leaves out"
@@ -98,7 +98,7 @@ class Stored:
             for section in sections:
                 part = part[section]
             part[last] = value
-        text = ", ".join(f"{name.replace('_', '-')} {held[name]!r}" for name in held)
+        text = ", ".join(f"{option_name(name)} {held[name]!r}" for name in held)
         say("resume", f"started by version {self.version}, whose values hold: {text}")
         return self._build(options, type(config))
 
@@ -145,7 +145,7 @@ def _overlaid(
     for key, value in tree.items():
         name = prefix + key
         if key not in default or isinstance(default[key], dict) != isinstance(value, dict):
-            unknown.append(name)
+            unknown += [] if value is None else [name]  # without a value it changed nothing
         elif isinstance(value, dict):
             found[key], inner = _overlaid(default[key], value, f"{name}.")
             unknown += inner

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from wcl_ray.config import Config, _require
+from wcl_ray.config import Config, _require, field_name, option_name
 
 Metric = Literal["auto", "knn", "probe", "metadata", "rank_me", "uniformity", "alignment"]
 MINIMISED = ("uniformity", "alignment")
@@ -151,9 +151,9 @@ class SearchConfig(Config):
 
 def with_value(config: Config, key: str, value: Any) -> Config:
     """The configuration with one option changed: ``clusters.top-k``."""
-    section, _, name = key.replace("-", "_").partition(".")
-    old = getattr(config, section)
-    return replace(config, **{section: replace(old, **{name: value})})  # type: ignore[arg-type]
+    section, _, name = key.partition(".")
+    part = replace(getattr(config, section), **{field_name(name): value})
+    return replace(config, **{section: part})  # type: ignore[arg-type]
 
 
 def to_yaml(config: Config, comment: str = "", always: tuple[str, ...] = ()) -> str:
@@ -167,10 +167,10 @@ def to_yaml(config: Config, comment: str = "", always: tuple[str, ...] = ()) -> 
     for key in always:
         section, _, name = key.partition(".")
         if name:
-            value = whole[section.replace("-", "_")][name.replace("-", "_")]
+            value = whole[section][field_name(name)]
             tree.setdefault(section, {})[name] = value
         else:
-            tree[section] = whole[section.replace("-", "_")]
+            tree[section] = whole[field_name(section)]
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -178,7 +178,7 @@ def to_yaml(config: Config, comment: str = "", always: tuple[str, ...] = ()) -> 
 def _changed(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        name = key.replace("_", "-")
+        name = option_name(key)
         if isinstance(value, dict):
             inner = _changed(value, default[key])
             if inner:

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.data import Dataset
 
-from wcl_ray.clusters.cache import cache_folder
+from wcl_ray.clusters.assignment import FILE
 from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import ID, check_paths
@@ -29,6 +29,7 @@ from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.pretrain import training
+from wcl_ray.runs.shared import Shared
 from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
@@ -103,9 +104,6 @@ def _search(
     if images.label is not None:
         for text in left_out(check_labels(images)):
             warn(text)
-    place = cache_folder(config)
-    if place is not None:  # trials have another storage, and another working directory
-        config = replace(config, cache=place.path if place.local else place.uri)
     if config.metric == "auto" and config.objective == "rank_me":
         warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
     if config.objective == "metadata":
@@ -113,7 +111,7 @@ def _search(
     for d in given.values():
         _check_columns(config, images, d)
     with usage.stage("clusters"):
-        granularities = find_granularities(config, images, given)
+        granularities = find_granularities(config, images, given, folder)
     dimensions = default_dimensions(given)
     if granularities.dimension is not None:
         own = granularities.dimension
@@ -124,12 +122,14 @@ def _search(
         say("grid", f"{len(grid(dimensions, config.trials))} cells")
     if folder.exists("config.json") and not config.resume:  # by a job that took this one for lost
         raise UserError(f"{folder.uri} holds a search already; choose another --name")
+    if folder.exists("config.json"):
+        check_moves(folder, found, images)
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
-    if folder.exists("config.json"):
-        check_moves(folder, found, images)
     claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | facts_of_tests(images))
+    if not folder.exists(FILE):
+        folder.write(FILE, granularities.base.to_parquet())
     space = [asdict(d) for d in dimensions]
     if folder.exists(SPACE) and not _same_space(json.loads(folder.read(SPACE)), space):
         raise UserError(
@@ -196,6 +196,11 @@ def _prepare(
         if len(ids[side]) < least:
             hint = "change --validation or lower train.batch-size" if side else "raise --validation"
             raise UserError(f"there are {len(ids[side])} {name} images, fewer than {least}; {hint}")
+    if not np.array_equal(np.union1d(ids[True], ids[False]), found.base.ids):
+        raise UserError(
+            f"{folder.uri}/{FILE} is not of these images; have the data changed? Start a new "
+            "search under another --name"
+        )
     rows = images.whole().train.images(label)
     grows = capacity(config.scale).grows
     train = plan_stream(rows, ids[True], config.data, grows=grows)
@@ -228,11 +233,13 @@ def _prepare(
         kept=kept,
         counts=(len(ids[True]), len(ids[False])),
         base=ray.put(found.base),
+        labels=None if found.labels is None else ray.put(found.labels),
         columns=found.columns,
         quality={value: q.to_dict() for value, q in found.quality.items()},
         ids=ray.put(ids[True]),
         metadata=compared,
         share=plan_share(config, streamed=kept is None),
+        shared=Shared(),
     )
     return _Prepared(setup, train.reason)
 
@@ -260,7 +267,10 @@ def _ids(rows: Dataset) -> np.ndarray:
 
 
 def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
-    trial = config.of_trial({dimension.key: dimension.decode(point)})
+    try:
+        trial = config.of_trial({dimension.key: dimension.decode(point)})
+    except ValueError as error:  # it does not go with the other options
+        raise UserError(f"search.{dimension.key}: {error}") from None
     most = (trial.scale.range() or (1, 1))[1]
     if trial.train.batch_size < 2 * most:
         raise UserError(
@@ -279,7 +289,8 @@ def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -
     kinds = [config.clusters.kind]
     for point in dimension.points(2):
         clusters = config.of_trial({key: dimension.decode(point)}).clusters
-        images.train.check_columns(clusters.columns, f"search.{key}")
+        if clusters.from_ is None:
+            images.train.check_columns(clusters.columns, f"search.{key}")
         columns_of(clusters, images.label, images.available)
         kinds.append(clusters.kind)
     own = {kind for kind, name in GRANULARITY.items() if name == key}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wcl_ray.cli import BOOLEANS, keys
-from wcl_ray.config import Config
+from wcl_ray.config import Config, field_name
 from wcl_ray.errors import UserError
 from wcl_ray.search.options import with_value
 from wcl_ray.search.outcome import TEMPERATURE
@@ -203,8 +203,8 @@ def encode(dimensions: Sequence[Dimension], config: Config) -> dict[str, Any] | 
 
 def get(config: Config, key: str) -> Any:
     """An option by its dotted key."""
-    section, _, name = key.replace("-", "_").partition(".")
-    return getattr(getattr(config, section), name)
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), field_name(name))
 
 
 def _check_key(key: str) -> None:
@@ -220,9 +220,9 @@ def _check_key(key: str) -> None:
 
 
 def _type(key: str) -> Any:
-    section, _, name = key.replace("-", "_").partition(".")
+    section, _, name = key.partition(".")
     fields = {f.name: f for f in dataclasses.fields(Config)}
-    return typing.get_type_hints(fields[section].default_factory)[name]
+    return typing.get_type_hints(fields[section].default_factory)[field_name(name)]
 
 
 def _takes_several(key: str) -> bool:

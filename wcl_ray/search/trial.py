@@ -14,17 +14,18 @@ import ray
 from ray import tune
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.config import Config
+from wcl_ray.config import ClustersConfig, Config, field_name
 from wcl_ray.data.images import Images
-from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.data.stream import Stream, plan_stream, positions_of
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, shown
 from wcl_ray.limits import limit_reached, no_room
 from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.clusters import build_clusters
+from wcl_ray.runs.clusters import build_clusters, qualities
 from wcl_ray.runs.folder import claim
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import ENCODER, Arm, train_rounds
+from wcl_ray.runs.shared import Shared
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
 from wcl_ray.search.options import SearchConfig
@@ -48,9 +49,12 @@ class Setup:
         kept: training and validation images in the object store, with the label; None: read anew.
         counts: number of training and of validation images.
         base: reference to the clusters of all images (see ``Granularities``).
+        labels: reference to int32 (N,), their labels, or None.
+        columns: searched granularity → its columns of ``base``.
         ids: reference to int64 (N,), sorted ids of the training images.
         metadata: references to ids and attributes that neighbours are compared by, or None.
         quality: searched granularity → measures of its clusters.
+        shared: what a trial has made and others may use.
     """
 
     config: SearchConfig
@@ -61,11 +65,13 @@ class Setup:
     kept: tuple[Stream, Stream] | None
     counts: tuple[int, int]
     base: Any
+    labels: Any
     columns: dict[Any, tuple[int, ...]]
     quality: dict[Any, dict[str, Any]]
     ids: Any
     metadata: tuple[Any, Any] | None
     share: TrialResources
+    shared: Shared
 
 
 class StorageRefused(ray.exceptions.RayActorError):
@@ -143,6 +149,8 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         name,
         setup.share.scale,
         on_evaluation=reporter.during,
+        shared=setup.shared,
+        known_labels=_labels(setup, base.ids),
     )
     assignment = train_rounds(arm)
     if config.clusters.from_features:
@@ -186,16 +194,42 @@ class _Reporter:
 def _clusters(
     config: Config, values: dict[str, Any], setup: Setup
 ) -> tuple[Assignment, dict[str, Any]]:
-    """Clusters of the training images, and their measures."""
+    """Clusters of the training images, and their measures. Those that the search has made, or
+    another trial, are not made again."""
     ids: np.ndarray = ray.get(setup.ids)
     value = values.get(setup.granularity) if setup.granularity else None
     if value not in setup.columns and None in setup.columns:  # of features: all singletons
         value = None
-    if value in setup.columns:
-        table = restricted(ray.get(setup.base), setup.columns[value], ids)
-        return table, setup.quality.get(value, {})
-    clustering, quality = build_clusters(config, setup.images.whole(), show=False)
-    return clustering.assignment.restrict(ids), quality[0].to_dict()
+    made_of = _made_of(config.clusters, setup.granularity)
+    if value in setup.columns and made_of == _made_of(setup.config.clusters, setup.granularity):
+        base = ray.get(setup.base)
+        if config.clusters.samples_per_cluster == setup.config.clusters.samples_per_cluster:
+            return restricted(base, setup.columns[value], ids), setup.quality.get(value, {})
+        table = restricted(base, setup.columns[value], base.ids)
+    else:
+
+        def make() -> Assignment:
+            return build_clusters(config, setup.images.whole(), show=False)[0].assignment
+
+        table = setup.shared.value(f"clusters of {_made_of(config.clusters, None)}", make)
+    return table.restrict(ids), qualities(table, _labels(setup, table.ids), config)[0].to_dict()
+
+
+def _made_of(clusters: ClustersConfig, granularity: str | None) -> ClustersConfig:
+    """The options without those that clusters outside of rounds do not depend on."""
+    if clusters.kind == "kmeans" and clusters.from_features:
+        return ClustersConfig(kind="instance")
+    free = ["samples_per_cluster", *([granularity.partition(".")[2]] if granularity else [])]
+    blank = ClustersConfig()
+    return replace(clusters, **{field_name(x): getattr(blank, field_name(x)) for x in free})
+
+
+def _labels(setup: Setup, ids: np.ndarray) -> np.ndarray | None:
+    """int32 (N,), labels of some of the images."""
+    if setup.labels is None:
+        return None
+    base, labels = ray.get([setup.base, setup.labels])
+    return np.asarray(labels[positions_of(base.ids, ids)])
 
 
 def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:

@@ -20,7 +20,7 @@ from wcl_ray.runs.fit import divide
 from wcl_ray.runs.summary import summary
 from wcl_ray.storage import Folder, lasting
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

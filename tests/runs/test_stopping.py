@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import write_parquet
-from test_run import N, descendants, job
+from runs import N, descendants, job
 
 from wcl_ray.stopping import PATIENCE
 
@@ -179,7 +179,7 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
 @pytest.mark.slow
 def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
     """Metadata have no checkpoint, k-means of vectors has one where it is asked for."""
-    words = [*options(tmp_path, "x")[:9], "--cache", "none"]
+    words = options(tmp_path, "x")[:9]
     process = started(tmp_path, "cluster.py", words, lambda text: "images " in text)
     pids = descendants(process.pid)
     errors, seconds = stop(process, signal.SIGTERM)
@@ -193,7 +193,7 @@ def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
     (tmp_path / "vectors").mkdir()
     pq.write_table(pa.table({"feature": column}), tmp_path / "vectors/part.parquet")
     words = ["--clusters.kind", "kmeans", "--clusters.k", "900", "--clusters.iterations", "500"]
-    words += ["--data.path", str(tmp_path / "vectors"), "--cache", "none"]
+    words += ["--data.path", str(tmp_path / "vectors")]
     state = tmp_path / "state/kmeans.npz"
     words += ["--checkpoint", str(state.parent)]
     process = started(tmp_path, "cluster.py", words, lambda _: state.exists())

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from test_run import N
+from runs import N
 
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data import sampler

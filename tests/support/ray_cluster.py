@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from test_run import descendants
+from runs import descendants
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 ADDRESS = "127.0.0.1"
 FAST = {  # a lost node is noticed in a second

@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import torchvision
 from pictures import png, write_parquet
+from runs import N, check_exactly_once, descendants, job, steps_of
+from runs import config as config
 
 import wcl_ray.runs.fit
 import wcl_ray.runs.pretrain
 from wcl_ray.config import (
-    ClustersConfig,
     Config,
-    DataConfig,
     EvaluateConfig,
     LossConfig,
     ModelConfig,
@@ -41,53 +39,6 @@ from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.nodes import check_address
 from wcl_ray.runs.pretrain import pretrain
-
-ROOT = Path(__file__).parent.parent
-N = 192
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    data = write_parquet(tmp_path / "data", N)
-    return Config(
-        data=DataConfig(path=data, label="species", image_size=16),
-        clusters=ClustersConfig(columns=("colour", "marks"), top_k=(4,)),
-        model=ModelConfig(projector=(16, 8)),
-        train=TrainConfig(batch_size=24, epochs=2, audit=True),
-        scale=ScaleConfig(workers="1", cpus_per_worker=1),
-        storage=str(tmp_path / "runs"),
-        name="one",
-    )
-
-
-def steps_of(run: Path) -> dict[int, dict[int, list[np.ndarray]]]:
-    """Epoch → step → (ids, positions) of each worker, from the files of the audit.
-
-    A step that was trained again after a restart counts with its last version only.
-    """
-    found: dict[int, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    for epoch in sorted((run / "audit").iterdir()):
-        worlds: dict[int, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-        for file in epoch.iterdir():
-            step, _, rest = file.stem.partition("-")
-            worlds[int(step)][rest.split("-of-")[1]].append(file)
-        for step, versions in worlds.items():
-            last = max(
-                versions.values(), key=lambda files: max(f.stat().st_mtime_ns for f in files)
-            )
-            for file in last:
-                found[int(epoch.name)][step].append(np.fromfile(file, "<i8").reshape(-1, 2))
-    return found
-
-
-def check_exactly_once(run: Path, images: int, batch: int, epochs: int) -> None:
-    found = steps_of(run)
-    assert sorted(found) == list(range(epochs))
-    for steps in found.values():
-        rows = np.concatenate([part for parts in steps.values() for part in parts])
-        ids = rows[:, 0].tolist()
-        assert len(ids) == len(set(ids))
-        assert images - batch < len(ids) <= images
 
 
 @pytest.mark.slow
@@ -262,26 +213,6 @@ def test_a_killed_worker_is_replaced(config: Config, tmp_path: Path) -> None:
     rows = [json.loads(x) for x in (tmp_path / "runs/one/metrics.jsonl").read_text().splitlines()]
     images = [row["images"] for row in rows]
     assert images == sorted(set(images))  # rows of steps that were trained again are not doubled
-
-
-def job(tmp_path: Path, *words: str, script: str = "pretrain.py") -> list[str]:
-    return [sys.executable, str(ROOT / "jobs" / script), *words]
-
-
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = defaultdict(list)
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(fields[1])].append(int(process.name))
-    found, waiting = [], [pid]
-    while waiting:
-        one = waiting.pop()
-        found.append(one)
-        waiting += parents[one]
-    return found
 
 
 @pytest.mark.slow

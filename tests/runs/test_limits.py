@@ -9,6 +9,8 @@ import sys
 
 import pytest
 import ray
+from mounts import Mount
+from mounts import mount as mount
 from ray.exceptions import (
     ObjectStoreFullError,
     OutOfMemoryError,
@@ -18,9 +20,7 @@ from ray.exceptions import (
 )
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from test_run import ROOT
-from test_storage_faults import Mount
-from test_storage_faults import mount as mount
+from runs import ROOT
 
 from wcl_ray.cli import run_job
 from wcl_ray.errors import TrainingError

@@ -45,7 +45,7 @@ from wcl_ray.search.tuner import ProgressCallback
 from wcl_ray.storage import Folder
 from wcl_ray.train.failure import MENDED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def outcome() -> Outcome:

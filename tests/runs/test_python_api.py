@@ -19,9 +19,7 @@ from wcl_ray.data.decode import decode_batch
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder, save_export
 
-ROOT = Path(__file__).parent.parent
-while not (ROOT / "pyproject.toml").exists():
-    ROOT = ROOT.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import columns, png, write_parquet
-from test_run import check_exactly_once, descendants, job, steps_of
+from runs import check_exactly_once, descendants, job, steps_of
 
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, ScaleConfig, TrainConfig

@@ -6,10 +6,9 @@ import errno
 import json
 import os
 import re
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import config as config
+from mounts import Mount
+from mounts import mount as mount
+from runs import config as config
 
 from wcl_ray.config import Config, EvaluateConfig, ScaleConfig
 from wcl_ray.errors import StorageError, UserError, find_user_error
@@ -30,30 +31,6 @@ from wcl_ray.storage import Folder, check_target, storage_error, write_file
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.metrics_queue import MetricsLog
-
-Mount = Callable[[str], Path]
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts a file system in memory with these options; again with others: the same one."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = False
-
-    def call(options: str) -> Path:
-        nonlocal mounted
-        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        if mounted:
-            words = ["mount", "-o", f"remount,{options}", str(place)]
-        if subprocess.run(words, capture_output=True, check=False).returncode:
-            pytest.skip("nothing can be mounted here")
-        mounted = True
-        return place
-
-    yield call
-    if mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def refused(call: Callable[[], Any]) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import RayCluster
 from hypothesis import given
 from hypothesis import strategies as st
 from on_nodes import BLOCKS, IN_BLOCK
-from test_run import check_exactly_once, config  # noqa: F401
+from ray_cluster import RayCluster
+from runs import check_exactly_once, config  # noqa: F401
 
 from wcl_ray.config import Config
 from wcl_ray.data import stream

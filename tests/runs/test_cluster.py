@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import ROOT, RayCluster, fetch
 from pictures import write_parquet
-from test_run import N, check_exactly_once, descendants
+from ray_cluster import ROOT, RayCluster, fetch
+from runs import N, check_exactly_once, descendants
 
 SMALL = [
     "--data.label", "species", "--data.image-size", "16", "--clusters.columns", "colour", "marks",

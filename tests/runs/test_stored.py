@@ -88,6 +88,13 @@ def test_stored_options_of_an_older_version(runs: Path, capsys: pytest.CaptureFi
         settle(command)
 
 
+def test_a_run_that_had_a_cache_goes_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(runs / "run", lambda content: content["config"].update(cache="runs/cache"))
+    command = parse([*own_options(), "--name", "run", "--resume"])
+    assert settle(command)[0].data == command.data
+    assert ", cache, which it leaves out" in capsys.readouterr().out
+
+
 def test_newest_run_is_found_among_those_of_an_older_version(runs: Path) -> None:
     shutil.copytree(runs / "run", runs / "newer")
     change(runs / "newer", lambda c: (c.update(created=c["created"] + 9), other_version(c)))
