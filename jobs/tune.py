@@ -5,7 +5,8 @@
     python jobs/tune.py --config search.yaml --resume         # go on with a search that was stopped
     ray job submit --working-dir . -- python jobs/tune.py …
 
-It leaves a page (report.html, with plotly.min.js beside it), results.parquet, and best.yaml for jobs/pretrain.py --config.
+It leaves a page (report.html, with plotly.min.js beside it), results.parquet, and best.yaml for
+jobs/pretrain.py --config.
 All options of jobs/pretrain.py are those of the full run; --help lists every option.
 """
 

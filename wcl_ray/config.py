@@ -227,7 +227,7 @@ class ClustersConfig:
 
     @property
     def from_features(self) -> bool:
-        """Whether clusters hang on the encoder, so that training goes in rounds."""
+        """Whether clusters depend on the encoder, so that training goes in rounds."""
         encoder = self.kind == "kmeans" and self.features != "metadata"
         return encoder or self.missing == "kmeans"
 
@@ -321,7 +321,7 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the images."""
     rounds: int = 0
-    """Rounds of clustering and training when clusters hang on features; the epochs are shared out
+    """Rounds of clustering and training when clusters depend on features; the epochs are shared out
     between them. 0: five (as many as epochs where these are fewer)."""
     warmup_rounds: int = 1
     """First rounds that train on single images, until the features are worth clustering."""
@@ -442,7 +442,7 @@ class EvaluateConfig:
 def _check_name(name: str) -> None:
     """Whether a name can be that of a folder on any storage."""
     _require("/" not in name, "name may not hold a slash")
-    _require(name.strip() not in ("", ".", ".."), f"name {name!r} is no name of a folder")
+    _require(name.strip() not in ("", ".", ".."), f"name {name!r} is not a folder name")
     _require(name == name.strip(), f"name {name!r} begins or ends with a space")
     _require(
         not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),

@@ -17,12 +17,8 @@ from runs import N, job
 
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig
-<<<<<<< HEAD:tests/runs/test_names.py
 from wcl_ray.registry import TRACKERS
-from wcl_ray.report.page import page
-=======
 from wcl_ray.report.search import page
->>>>>>> report:tests/test_names.py
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.outcome import Outcome

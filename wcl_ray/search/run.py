@@ -109,7 +109,10 @@ def _search(
         for text in left_out(check_labels(images)):
             warn(text)
     if config.metric == "auto" and config.objective == "rank_me":
-        warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
+        warn(
+            "no label and no metadata: rank_me decides, which ranks runs badly "
+            "(see docs/results.md)"
+        )
     if config.objective == "metadata":
         warn(f"trials are compared by metadata, {CAVEAT}")
     for d in given.values():
