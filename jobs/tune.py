@@ -24,7 +24,7 @@ def main() -> None:
     config: SearchConfig = parse(cls=SearchConfig, prog="tune.py", implied=demo_flags)
 
     # A trial needs a dozen small processes. Ray warns of them again and again, and ends idle ones
-    # beyond the number of CPUs, though the next trial would have to start them anew. The first is
+    # beyond the number of CPUs, though the next trial would have to start them again. The first is
     # read on Ray's import, the second when a local Ray starts.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")

@@ -339,4 +339,4 @@ def test_yaml_types_that_no_option_has_are_named(
     (tmp_path / "c.yaml").write_text(f"clusters: {{columns: {value}}}")
     with pytest.raises(SystemExit):
         parse(["--config", str(tmp_path / "c.yaml")])
-    assert f"{value.split()[0]} is no value of an option" in capsys.readouterr().err
+    assert f"{value.split()[0]} is not a value of an option" in capsys.readouterr().err

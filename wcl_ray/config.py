@@ -446,7 +446,7 @@ def _check_name(name: str) -> None:
     _require(name == name.strip(), f"name {name!r} begins or ends with a space")
     _require(
         not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),
-        f"name {name!r} holds a line break, a control character, or bytes that are no text",
+        f"name {name!r} holds a line break, a control character, or bytes that are not text",
     )
     length = len(name.encode())
     _require(length <= 200, f"name is {length} bytes long, more than the 200 of a folder's name")

@@ -19,7 +19,7 @@ from ray.exceptions import (
 from wcl_ray.errors import StorageError, UserError, causes
 from wcl_ray.terminal import bytes_text
 
-LESS = "keep less there (--data.keep anew, or a smaller --data.image-size)"
+LESS = "keep less there (--data.keep streaming, or a smaller --data.image-size)"
 SPILL = "RAY_object_spilling_directory"
 
 

@@ -34,7 +34,7 @@ class Registry:
     Attributes:
         option: that chooses one, such as ``clusters.kind``.
         folder: of the package that holds those of this project, such as ``clusters/kinds``.
-        others: values of the option that are no parts.
+        others: values of the option that are not parts.
         closed: the option takes nothing but these names.
         added: name → part, of those that are imported.
     """

@@ -44,7 +44,7 @@ for _tag in ("bool", "int", "float", "timestamp", "null", "merge"):  # also writ
 def _unknown(loader: Any, node: Any) -> Any:
     kind = node.tag.rpartition(":")[2]
     raise yaml.constructor.ConstructorError(
-        None, None, f"!!{kind} is no value of an option; write a text or a list", node.start_mark
+        None, None, f"!!{kind} is not a value of an option; write a text or a list", node.start_mark
     )
 
 

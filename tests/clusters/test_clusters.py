@@ -188,7 +188,7 @@ def test_label_and_instance() -> None:
         (ClustersConfig(kind="hierarchy"), {}, ["needs --clusters.columns"]),
         (ClustersConfig(kind="hierarchy", columns=("sex",), level=(4,)), {}, ["level 4"]),
         (ClustersConfig(columns=("label", "sex")), {}, ["holds the label 'label'"]),
-        (ClustersConfig(kind="tags", columns=("sex",)), {}, ["'sex' is no list of tags"]),
+        (ClustersConfig(kind="tags", columns=("sex",)), {}, ["'sex' is not a list of tags"]),
         (ClustersConfig(), {"code": [None, *(f"c{-i % 5}" for i in range(1, N))]}, ["is an image"]),
         (ClustersConfig(), {"code": [f"c{-i % 5}" for i in range(N)]}, ["'code' is an image"]),
         (

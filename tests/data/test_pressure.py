@@ -21,7 +21,7 @@ from wcl_ray.runs.summary import ResourceSummary
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_back_pressure_with_a_slow_trainer(tmp_path: Path) -> None:
-    """60,000 images of 12 kB, more than the object store of 500 MB holds, read anew."""
+    """60,000 images of 12 kB, more than the object store of 500 MB holds, read again."""
     count, files = 60_000, 12
     pictures = [png(n, 64) for n in range(50)]
     step = count // files

@@ -82,5 +82,5 @@ def test_encoder_of_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image 0 cannot be read"):
         encoder.encode([b""])
     assert decode_batch([b""], 32).faults
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         load_encoder(str(tmp_path / "nothing"))

@@ -141,7 +141,7 @@ def check_embed(
         embed_run(run, str(tmp_path / "other"), {}, columns=("colr",))
     with pytest.raises(UserError, match="is not empty and holds no features"):
         embed_run(run, str(tmp_path / "data"), {})
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         embed_run(str(tmp_path), str(tmp_path / "other"), {})
 
     # images without the run's label

@@ -317,7 +317,7 @@ def test_partners_out_of_reach_are_told(
 ) -> None:
     """Composed by every worker among its own images."""
     warn_apart(np.arange(200_000) // 20, batch=4096 // workers)
-    assert ("read anew are composed among" in capsys.readouterr().out) == warned
+    assert ("streamed images are composed among" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
@@ -369,7 +369,7 @@ def test_wrong_input_is_found_before_training(
 def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     for words, script, message, status in (
         (["--data.pth", "x"], "pretrain.py", "did you mean --data.path?", 2),
-        (["--run", str(tmp_path)], "evaluate.py", "is no run folder", 1),
+        (["--run", str(tmp_path)], "evaluate.py", "is not a run folder", 1),
         (["--data.path", "x", "--clusters.kind", "attribute"], "cluster.py", "attributes", 2),
     ):
         found = subprocess.run(

@@ -62,7 +62,7 @@ class Assignment:
         return np.bincount(column[column >= 0])
 
     def restrict(self, ids: np.ndarray) -> Assignment:
-        """The rows of some images; their clusters are numbered anew by falling size.
+        """The rows of some images; their clusters are renumbered by falling size.
 
         Args:
             ids: int64 (M,), increasing; unknown ones are left out.

@@ -153,7 +153,7 @@ def open_table(
             near = difflib.get_close_matches(name, names, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UserError(
-                f"clusters.columns {name!r} is no column of clusters in {uri}{hint}; {listed}"
+                f"clusters.columns {name!r} is not a column of clusters in {uri}{hint}; {listed}"
             )
     wanted = columns or tuple(name for name in names if name not in (*keys, *OURS))
     if not wanted:

@@ -97,7 +97,7 @@ def vectors(
         if reason:
             left[name] = reason
         elif n > 1 and deviation > 0:
-            # sums of floats hang on the order of the blocks, in digits that do not matter
+            # sums of floats depend on the order of the blocks, in digits that do not matter
             scales[name] = (float(f"{total / n:.10g}"), float(f"{deviation:.10g}"))
     without = "".join(f"; left out: column {name!r}, {why}" for name, why in left.items())
     if not chosen and not scales:

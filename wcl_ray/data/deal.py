@@ -21,7 +21,7 @@ class Places:
     """Where the blocks and the workers are; nodes are numbered.
 
     Attributes:
-        blocks: int (blocks,): node of each block; a number that is no worker's: elsewhere.
+        blocks: int (blocks,): node of each block; a number that is not a worker's: elsewhere.
         ranks: int (world,): node of each worker.
         most: blocks that this worker may hold at a time, at least 1. As many more may be on their
             way to its node.

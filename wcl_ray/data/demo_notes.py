@@ -160,7 +160,7 @@ def true_information(
         misfiled: share of beetles with the notes of another.
 
     Raises:
-        ValueError: a name that is no such note, a knob out of range, or more than 2^22 joint
+        ValueError: a name that is not such a note, a knob out of range, or more than 2^22 joint
             values to enumerate.
     """
     _check(noise=noise, misfiled=misfiled)

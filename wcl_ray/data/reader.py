@@ -94,7 +94,7 @@ class Reader:
         augment: Augment | None = None,
     ) -> None:
         if batch_size % world:
-            raise ValueError(f"batch_size {batch_size} is no multiple of {world} workers")
+            raise ValueError(f"batch_size {batch_size} is not a multiple of {world} workers")
         self.stream, self.clusters = stream, clusters
         self.rank, self.world, self.batch = rank, world, batch_size
         self.local = batch_size // world

@@ -41,7 +41,7 @@ def held_groups(
     :func:`value_names`); an image without one by its id.
 
     Raises:
-        UserError: values that are no single ones, such as lists.
+        UserError: values that are not single values, such as lists.
     """
     encoded = value_names(groups, "data.split-by").dictionary_encode()
     missing = encoded.is_null().to_numpy(zero_copy_only=False)

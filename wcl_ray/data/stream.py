@@ -48,7 +48,7 @@ class Stream:
         blocks: references to the kept blocks (pyarrow tables).
         location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
-        source: the images, read anew each epoch.
+        source: the images, read again each epoch.
         faults: images that were left out, as {"key", "reason"}.
     """
 
@@ -72,7 +72,7 @@ class Stream:
         return ray.data.from_arrow_refs(list(self.blocks))
 
     def dataset(self, consumed: np.ndarray | None) -> Dataset:
-        """Mode anew: the training images that are not consumed yet, still encoded."""
+        """Mode streaming: the training images that are not consumed yet, still encoded."""
         assert self.source is not None
         fn_kwargs = {"ids": self.ids, "consumed": None if consumed is None else ray.put(consumed)}
         return self.source.map_batches(

@@ -37,7 +37,7 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
         string array, null where the value is missing.
 
     Raises:
-        UserError: values that are no single ones, such as lists.
+        UserError: values that are not single values, such as lists.
     """
     array = decoded(column)
     kind = array.type

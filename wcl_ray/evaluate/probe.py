@@ -43,8 +43,8 @@ def linear_probe(
     Features are standardised by the training images (constant ones are only centred). Each
     strength is fitted on four fifths of every class and judged on the rest, from the strongest to
     the weakest, each from the weights of the one before; the best (the strongest among equals) is
-    fitted again on all. A fit ends when its gradient has converged; nothing hangs on the number of
-    rows, and nothing is drawn at random but the split.
+    fitted again on all. A fit ends when its gradient has converged; nothing depends on the number
+    of rows, and nothing is drawn at random but the split.
 
     Args:
         train_x: float32 (N, F); one standardised copy is made, on the device where it fits there.

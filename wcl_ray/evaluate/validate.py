@@ -35,7 +35,7 @@ class Evaluator:
         encoder: what the encoders of checkpoints are built from.
         counts: number of training and of test images, for the samples.
         store_size: side at which images are kept, in pixels.
-        kept: both as kept in the object store, with the label, instead of reading them anew.
+        kept: both as kept in the object store, with the label, instead of reading them again.
         cpus: of each task; None: what the nodes have free.
         probe: also the linear probe.
         extra_metrics: further figures from the embedded images.

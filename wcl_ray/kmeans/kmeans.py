@@ -6,7 +6,7 @@
 
 A fit starts with k-means++ on a sample, runs Lloyd's iterations on a hash sample of the rows, where
 it also splits and merges clusters, then goes on with all rows until they have settled. All sums are
-exact (:mod:`wcl_ray.kmeans.lloyd`) and every random choice hangs on (id, seed), so
+exact (:mod:`wcl_ray.kmeans.lloyd`) and every random choice depends on (id, seed), so
 shards, their order and restarts leave no trace.
 """
 

@@ -132,7 +132,7 @@ def load_work(
     if facts["fingerprint"] != fingerprint:
         raise UserError(
             f"{folder.uri} holds the k-means of other vectors or with other options; use another "
-            "folder, or remove it to start anew"
+            "folder, or remove it to start again"
         )
     work = Work(
         phase=facts["phase"],

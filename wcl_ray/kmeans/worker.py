@@ -98,7 +98,7 @@ class Rows:
             self.stats[g] = Stats.zeros(k, self.x.shape[1])
         changed = np.flatnonzero(labels != old)
         device = self.on_device if self.on_device is not self.x else None
-        if 2 * len(changed) > len(labels):  # cheaper to sum everything anew; the same bits
+        if 2 * len(changed) > len(labels):  # cheaper to sum everything again; the same bits
             self.stats[g] = Stats.zeros(k, self.x.shape[1])
             self.stats[g].add_rows(self.x, self.squares, np.arange(len(labels)), labels, 1, device)
         else:

@@ -225,7 +225,7 @@ def load_exported(source: bytes | str | Path) -> nn.Module:
     size = int.from_bytes(content[:8], "little")
     facts = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     if "backbone" not in facts:
-        raise UserError("the file is no exported encoder: its metadata name no backbone")
+        raise UserError("the file is not an exported encoder: its metadata name no backbone")
     image_size = int(facts["image_size"])
     backbone = build_backbone(facts["backbone"], image_size)
     _head(backbone, facts["backbone"])[2](nn.Identity())

@@ -85,7 +85,7 @@ def warn_apart(clusters: np.ndarray, batch: int) -> None:
     share = sampler.apart(clusters, window)
     if share > APART:
         warn(
-            f"images that are read anew are composed among {window:,} at a time; {share:.0%} of "
+            f"streamed images are composed among {window:,} at a time; {share:.0%} of "
             "those with a partner will meet none there, unless the files are sorted by cluster: "
             "make the clusters coarser, or let the images be kept (data.keep; more memory, smaller "
             "data.image-size)"

@@ -183,7 +183,7 @@ def divide(scale: ScaleConfig, batch_size: int, beside: bool, there: Capacity) -
     free = there.cpus - reading  # reading and evaluating beside training need a CPU of their own
     if free <= 0 and not unlimited and not (gpu and not reading):
         raise UserError(
-            f"reading anew or evaluating during training needs 2 CPUs, the cluster has "
+            f"streaming or evaluating during training needs 2 CPUs, the cluster has "
             f"{there.cpus:g}; use --data.keep raw and --evaluate.every 0, {grow}"
         )
     share = scale.cpus_per_worker
@@ -214,7 +214,7 @@ def _beside_gpus(there: Capacity, reading: float) -> float:
     least = min(parts, default=1.0)
     if least <= 0 and kept:
         raise UserError(
-            "reading anew or evaluating during training needs a CPU beside those of the workers on "
+            "streaming or evaluating during training needs a CPU beside those of the workers on "
             "every GPU node; use --data.keep raw and --evaluate.every 0, or larger nodes"
         )
     return float(int(least)) if least >= 1 else int(100 * least) / 100

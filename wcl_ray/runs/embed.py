@@ -207,7 +207,7 @@ def _plan(refs: list[Any], folder: Folder, parts: list[str]) -> tuple[int, int, 
     done = [np.empty(0, np.int64)]
     for part in parts:
         file = folder.file(part)
-        damage = "is damaged; delete it, and its images are embedded anew"
+        damage = "is damaged; delete it, and its images are embedded again"
         with reading(file, damage), folder.fs.open_input_file(file) as stream:
             done.append(pq.read_table(stream, columns=["id"])["id"].to_numpy())
     there = np.sort(np.concatenate(done))

@@ -18,7 +18,7 @@ LIST = "checkpoint_manager_snapshot.json"
 
 
 def mend_snapshot(train: Folder) -> None:
-    """Write a list that cannot be read anew, with the newest checkpoint that is whole.
+    """Write a list that cannot be read again, with the newest checkpoint that is whole.
 
     Args:
         train: Ray Train's folder of a round.

@@ -122,7 +122,7 @@ def read_stored(folder: Folder, cls: type[Config] = Config) -> Stored:
     """
     where = f"{folder.uri}/{FILE}"
     if not folder.exists(FILE):
-        raise UserError(f"{folder.uri} is no run folder: it has no {FILE}")
+        raise UserError(f"{folder.uri} is not a run folder: it has no {FILE}")
     try:
         content = json.loads(folder.read(FILE))
         options, ignored = _overlaid(cls().to_dict(), renamed_tree(content["config"]))

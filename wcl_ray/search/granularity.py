@@ -37,7 +37,7 @@ class Granularities:
     Attributes:
         dimension: with the hopeless left out; None where the granularity is not searched.
         base: clusters of all images outside the test split, one column a granularity; single images
-            where clusters hang on features.
+            where clusters depend on features.
         labels: int32 (N,) of the images in ``base``, or None.
         columns: searched value (None where it is not searched) → its columns of ``base``.
         quality: searched value → measures.

@@ -93,7 +93,7 @@ class Outcome:
 
     def standard_error(self) -> float | None:
         """Standard error of the best score as a share of ``validation`` images, None where the
-        metric is no accuracy.
+        metric is not an accuracy.
 
         A success and a failure are added (so that 0 and 1 are not taken for certain), and images
         count as independent: with ``data.split_by`` the true error is larger.

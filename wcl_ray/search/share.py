@@ -92,7 +92,7 @@ def divide(
     room = (part - spare - DRIVER) / most
     if room <= 0:
         raise UserError(
-            f"reading anew needs a CPU of its own beside each trial, the cluster has {cpus:g}; "
+            f"streaming needs a CPU of its own beside each trial, the cluster has {cpus:g}; "
             "use --data.keep raw or a lower --concurrent"
         )
     whole = float(int(room)) if room >= 1 else room

@@ -279,7 +279,7 @@ def _one(key: str, kind: Any, text: str) -> Any:
 
 
 def _check_value(key: str, value: Any) -> None:
-    """The option's own limits; those that hang on other options are checked by the trial."""
+    """The option's own limits; those that depend on other options are checked by the trial."""
     section = key.split(".")[0]
     blank = Config()
     try:

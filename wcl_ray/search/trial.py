@@ -48,7 +48,7 @@ class Setup:
     Attributes:
         folder: of the search.
         images: with the validation share set aside.
-        kept: training and validation images in the object store, with the label; None: read anew.
+        kept: training and validation images in the object store, with the label; None: read again.
         counts: number of training and of validation images.
         base: reference to the clusters of all images (see ``Granularities``).
         labels: reference to int32 (N,), their labels, or None.
@@ -123,7 +123,7 @@ def _in_words(error: Exception) -> dict[str, str]:
 def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> None:
     try:
         config = setup.config.of_trial(values)
-    except ValueError as error:  # limits that hang on several options
+    except ValueError as error:  # limits that depend on several options
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
     connect(config.scale)
@@ -239,7 +239,7 @@ def _labels(setup: Setup, ids: np.ndarray) -> np.ndarray | None:
 
 
 def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
-    """The kept images; dealt anew where they lie on several nodes, by the trial's clusters."""
+    """The kept images; dealt again where they lie on several nodes, by the trial's clusters."""
     if setup.kept is not None and setup.kept[0].shared:
         return setup.kept[0]
     rows, grows = setup.images.train.images(), capacity(config.scale).grows

@@ -272,7 +272,7 @@ class ProgressCallback(tune.Callback):
         self._record.end(trial.trial_id, status, quality, error)
         try:
             self._publish()
-        except OSError as problem:  # it is written anew after the next trial
+        except OSError as problem:  # it is written again after the next trial
             warn(f"the results so far cannot be written: {problem}")
 
     def _error(self, trial: Any) -> str:

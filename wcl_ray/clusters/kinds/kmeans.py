@@ -1,4 +1,4 @@
-"""K-means of the features, found anew each round (see train.rounds), or of metadata columns."""
+"""K-means of the features, found again in each round (see train.rounds), or of metadata columns."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Tags(Attributes):
         lists = {name: column for name, column in counts.items() if column.kind == "list"}
         if self.config.columns and len(lists) < len(counts):
             other = next(name for name in counts if name not in lists)
-            raise UserError(f"clusters.kind tags: column {other!r} is no list of tags")
+            raise UserError(f"clusters.kind tags: column {other!r} is not a list of tags")
         if not lists:
             raise UserError(
                 "clusters.kind tags needs a column of lists; there is none among "

@@ -105,7 +105,7 @@ def open_files(files: Files, data: DataConfig) -> FolderSource:
     """
     tables = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
     if tables:
-        # what a label is may not hang on the other values of its file: 1.10 beside 1 and beside A
+        # what a label is may not depend on the other values of its file: 1.10 beside 1 and beside A
         label = frozenset([data.label]) if data.label else frozenset()
         only_csv = all(path.endswith(".csv") for path in tables)
         table = _metadata(files, tables, label if only_csv else frozenset())

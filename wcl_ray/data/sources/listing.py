@@ -204,7 +204,7 @@ def _root(
 ) -> tuple[str, list[str]]:
     """The folder that a glob begins with, and the parts that follow."""
     parts = pattern.split("/")
-    wild = next(  # the first part that is no name of a folder: one may be called "photos [2019]"
+    wild = next(  # the first part that names no folder: one may be called "photos [2019]"
         i
         for i, part in enumerate(parts)
         if set(part) & WILDCARDS

@@ -32,7 +32,7 @@ def decode_text(content: bytes, encoding: str | None, where: str) -> str:
     encodings are not guessed, since any bytes are valid text in most of them.
 
     Raises:
-        UserError: bytes that are no text in that encoding, or NUL characters.
+        UserError: bytes that are not text in that encoding, or NUL characters.
     """
     name = next((name for mark, name in _MARKS if content.startswith(mark)), encoding or "utf-8")
     try:
@@ -100,7 +100,7 @@ def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa
 
 def _same_values(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
     """Whether a column that was taken for numbers, truth values or times tells apart what its texts
-    tell apart: 007 and 7, or the codes 250.1 and 250.10, are no numbers. Words for a missing
+    tell apart: 007 and 7, or the codes 250.1 and 250.10, are not numbers. Words for a missing
     number, such as NA, are values among texts."""
     if pa.types.is_string(column.type):
         return False
@@ -206,7 +206,7 @@ def read_json_lines(text: str, where: str) -> pa.Table:
     process on deep nesting and counts lines from one block to the next.
 
     Raises:
-        UserError: a line that is no JSON object, or a column of several types.
+        UserError: a line that is not a JSON object, or a column of several types.
     """
     decoder, at = json.JSONDecoder(object_pairs_hook=unique_keys), _end_of_space(text, 0)
     rows: list[dict[str, Any]] = []
