@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def demo_flags(words: list[str]) -> list[str]:
-    """Without data of one's own the attributes of the demo data are shown."""
+    """Without a data path the attributes of the demo data are shown."""
     own = ("--data.path", "--run", "--clusters.kind", "--clusters.from")
     given = any(word.split("=")[0] in own for word in words)
     return [] if given else ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
