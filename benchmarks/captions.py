@@ -91,9 +91,9 @@ def attributes(folder: str) -> list[float]:
     from wcl_ray.clusters import metadata
 
     data = _start(folder)
-    metadata._count(data.limit(10), ["text"], "label")
+    metadata.count_columns(data.limit(10), ["text"], "label")
     driver, task = peak(), min(workers())
-    metadata._count(data, ["text"], "label")
+    metadata.count_columns(data, ["text"], "label")
     return [peak() - driver, max(workers()) - task]
 
 

@@ -23,8 +23,9 @@ class Images:
 
     path: str | None = None
     """Images to embed: a folder, a file or a glob, local or s3://. Default: the run's."""
-    format: Literal["auto", "parquet", "folder", "webdataset"] | None = None
-    """How the images are stored; told from the file names by default."""
+    format: str | None = None
+    """How the images are stored (parquet, folder, webdataset, …); told from the file names by
+    default."""
     id: str | None = None
     """Column with a unique id."""
     image: str | None = None

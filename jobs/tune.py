@@ -5,7 +5,8 @@
     python jobs/tune.py --config search.yaml --resume         # go on with a search that was stopped
     ray job submit --working-dir . -- python jobs/tune.py …
 
-It leaves a page (report.html), results.parquet, and best.yaml for jobs/pretrain.py --config.
+It leaves a page (report.html, with plotly.min.js beside it), results.parquet, and best.yaml for
+jobs/pretrain.py --config.
 All options of jobs/pretrain.py are those of the full run; --help lists every option.
 """
 
@@ -29,10 +30,12 @@ def main() -> None:
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
 
     def body() -> None:
-        from wcl_ray.report.page import page  # after the options: --help stays fast
+        from plotly.offline import get_plotlyjs  # after the options: --help stays fast
+
+        from wcl_ray.report.search import SCRIPT, page
         from wcl_ray.search.run import search
 
-        search(config, page)
+        search(config, page, {SCRIPT: get_plotlyjs().encode()})
 
     run_job(body)
 

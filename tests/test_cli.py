@@ -14,11 +14,12 @@ import pytest
 
 from wcl_ray.cli import _read_yaml, keys, open_sections, parse
 from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.registry import REGISTRIES
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions
 from wcl_ray.storage import Folder
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 # Fixed by the users of the jobs: removing or renaming one breaks their scripts.
 FROZEN = [
@@ -113,7 +114,7 @@ def test_lists_with_commas() -> None:
         (["--train.epochs", "0"], ["train.epochs starts at 1"]),
         (["--scale.workers", "4:2"], ["MIN is larger than MAX"]),
         (["--scale.workers", "two"], ["scale.workers is N, MIN:MAX or auto"]),
-        (["--loss.estimator", "simclr"], ["--loss.estimator", "paper", "supcon"]),
+        (["--loss.estimator", "simclr"], ["loss.estimator", "simclr", "paper", "supcon"]),
         (["--loss.temperature", "0"], ["loss.temperature", "above 0"]),
         (["--config"], ["--config needs the name"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml", "No such file"]),
@@ -219,7 +220,7 @@ def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> Non
         if text not in ("1:4", "no", "1.10", "007", "2020-01-01", "null", "a: b"):
             continue
         # all that take any text, through the parser
-        checked = ("scale.workers", "data.encoding", "clusters.from")
+        checked = ("scale.workers", "data.encoding", "clusters.from", "plugins", *REGISTRIES)
         free = [k for k, kind in valued.items() if re.search(r"\bstr\b", kind) and k not in checked]
         flags = [word for key in free for word in words_of(key, kinds[key], text) or []]
         file.write_text(in_yaml(dict.fromkeys(free, text if text in ODD else quoted), kinds))

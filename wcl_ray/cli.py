@@ -21,6 +21,7 @@ import yaml
 from wcl_ray import stopping
 from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
+from wcl_ray.registry import REGISTRIES, load_plugins
 from wcl_ray.renamed import renamed
 from wcl_ray.terminal import any_script, warn
 from wcl_ray.texts import Empty, load_texts
@@ -57,6 +58,10 @@ def parse(
     try:
         words = _fold_open(_current(_expand(words, cls)), cls)
         _check_flags(words, cls)
+        load_plugins(_values(words, "plugins"))  # what they add are values of options
+        for registry in REGISTRIES.values():
+            for name in _values(words, registry.option) if registry.closed else ():
+                registry.check(name)
         words = _split_lists(implied(words) + words, cls)
         return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
     except ValueError as error:
@@ -245,7 +250,7 @@ def keys(cls: type, prefix: str = "") -> dict[str, str]:
         if isinstance(factory, type):  # a section
             found.update(keys(factory, f"{name}."))
         else:
-            found[name] = str(item.type)
+            found[name] = str(item.type).replace("\n", "").removeprefix("Annotated[").strip()
     return found
 
 
@@ -297,6 +302,21 @@ def _check_flags(words: list[str], cls: type) -> None:
         key = word[2:].split("=")[0].replace("_", "-")
         if key not in known and key not in switches:
             raise ValueError(f"unknown option --{key}{_nearest(key, known, '--')}")
+
+
+def _values(words: list[str], option: str) -> list[str]:
+    """What is given for an option; of several times the last."""
+    found: list[str] = []
+    into = False
+    for word in words:
+        if word.startswith("--"):
+            head, equals, value = word.partition("=")
+            into = head[2:].replace("_", "-") == option
+            if into:
+                found = [value] if equals else []
+        elif into:
+            found.append(word)
+    return found
 
 
 def _split_lists(words: list[str], cls: type) -> list[str]:

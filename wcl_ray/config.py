@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, TRACKERS, load_plugins
+
 # options of k-means, which go with clusters of features only
 KMEANS = (
     "k", "features", "nested", "min_size", "iterations", "spherical", "two_level", "kernel",
@@ -49,8 +51,10 @@ class DataConfig:
     s3://. Without it the built-in demo data is rendered and used."""
     eval_path: str | None = None
     """Test images with the same columns. Without it a share of the images is held out."""
-    format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
-    """How the images are stored; told from the file names by default."""
+    format: Annotated[
+        str,
+        FORMATS.option_help("How the images are stored; told from the file names by default."),
+    ] = "auto"
     id: str | None = None
     """Column with a unique id per image (integers or strings). Default: a column called id, else a
     hash of the file's path (and of the row's number for Parquet)."""
@@ -86,6 +90,7 @@ class DataConfig:
     """Training images of the demo data."""
 
     def __post_init__(self) -> None:
+        FORMATS.check(self.format)
         _require(self.image_size >= 8, f"data.image-size is {self.image_size}; the least is 8")
         _require(
             self.store_size == 0 or self.store_size >= self.image_size,
@@ -119,13 +124,9 @@ class DataConfig:
 class ClustersConfig:
     """Which images belong together."""
 
-    kind: Literal["attributes", "tags", "hierarchy", "label", "instance", "kmeans", "table"] = (
+    kind: Annotated[str, KINDS.option_help("What images have in common that belong together.")] = (
         "attributes"
     )
-    """attributes: joint pattern of the top-k attributes of highest entropy. tags: the same over
-    tag lists. hierarchy: a tree cut at a level. label: supervised. instance: SimCLR. kmeans:
-    k-means of the features, found anew each round (see train.rounds). table: clusters that exist
-    already, see --clusters.from, which implies it."""
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Clusters that exist already: the folder of another run, or a Parquet or CSV file with a
     column of ids (id, the one of --data.id, or file_name) and one column a granularity, such as
@@ -177,6 +178,7 @@ class ClustersConfig:
     """Images of one cluster put together in a batch (m). 1: plain shuffling."""
 
     def __post_init__(self) -> None:
+        KINDS.check(self.kind)
         _require(
             all(k >= 1 for k in self.top_k) and len(self.top_k) >= 1, "clusters.top-k starts at 1"
         )
@@ -197,7 +199,8 @@ class ClustersConfig:
             "clusters.two-level yes takes one clusters.k, or several with --clusters.nested",
         )
         _require(
-            self.missing == "singleton" or self.kind not in ("instance", "kmeans"),
+            self.missing == "singleton"
+            or KINDS.get(self.kind).needs not in ("features", "nothing"),
             f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
         )
         if self.from_ is None:
@@ -224,7 +227,7 @@ class ClustersConfig:
 
     @property
     def from_features(self) -> bool:
-        """Whether clusters hang on the encoder, so that training goes in rounds."""
+        """Whether clusters depend on the encoder, so that training goes in rounds."""
         encoder = self.kind == "kmeans" and self.features != "metadata"
         return encoder or self.missing == "kmeans"
 
@@ -235,15 +238,16 @@ class LossConfig:
 
     temperature: float = 0.2
     """τ, by which cosine similarities are divided."""
-    estimator: Literal["supcon", "paper"] = "supcon"
-    """supcon: all images of the cluster in the batch are positives. paper: one partner per anchor,
-    the formula of the paper."""
+    estimator: Annotated[str, LOSSES.option_help("What pulls a cluster's images together.")] = (
+        "supcon"
+    )
     dual: bool = False
     """A second projector with plain InfoNCE beside the cluster loss."""
     dual_weight: float = 1.0
     """Weight of the InfoNCE head with --loss.dual."""
 
     def __post_init__(self) -> None:
+        LOSSES.check(self.estimator)
         _require(
             self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0"
         )
@@ -259,9 +263,10 @@ class LossConfig:
 class ModelConfig:
     """The encoder."""
 
-    backbone: str = "small"
-    """small (a light ResNet for small images), any torchvision classification model by name
-    (resnet18, resnet50, vit_b_16, …), or timm:NAME."""
+    backbone: Annotated[
+        str,
+        BACKBONES.option_help("The network, as FAMILY, FAMILY:NAME or the NAME of torchvision's."),
+    ] = "small"
     projector: tuple[int, ...] = (256, 128)
     """Widths of the projector's layers, the last is the size of the embedding."""
     projector_norm: bool = False
@@ -316,7 +321,7 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the images."""
     rounds: int = 0
-    """Rounds of clustering and training when clusters hang on features; the epochs are shared out
+    """Rounds of clustering and training when clusters depend on features; the epochs are shared out
     between them. 0: five (as many as epochs where these are fewer)."""
     warmup_rounds: int = 1
     """First rounds that train on single images, until the features are worth clustering."""
@@ -353,6 +358,10 @@ class TrainConfig:
     """Deterministic kernels: the same seed, configuration and workers give the same losses."""
     audit: bool = False
     """Write the ids of every step to the run folder (audit/), to check what the model saw."""
+    trackers: Annotated[
+        tuple[str, ...],
+        TRACKERS.option_help("Where the metrics of training go, beside metrics.jsonl."),
+    ] = ("tensorboard", "prometheus")
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
@@ -367,6 +376,8 @@ class TrainConfig:
         _require(self.checkpoint_steps >= 0, "train.checkpoint-steps is negative")
         _require(self.checkpoint_minutes >= 0, "train.checkpoint-minutes is negative")
         _require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
+        for name in self.trackers:
+            TRACKERS.check(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,7 +442,7 @@ class EvaluateConfig:
 def _check_name(name: str) -> None:
     """Whether a name can be that of a folder on any storage."""
     _require("/" not in name, "name may not hold a slash")
-    _require(name.strip() not in ("", ".", ".."), f"name {name!r} is no name of a folder")
+    _require(name.strip() not in ("", ".", ".."), f"name {name!r} is not a folder name")
     _require(name == name.strip(), f"name {name!r} begins or ends with a space")
     _require(
         not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),
@@ -457,6 +468,9 @@ class Config:
     """Folder or URI (s3://…) that holds the run folders."""
     name: str | None = None
     """Name of the run folder. Default: made of the data, the clusters and the time."""
+    plugins: tuple[str, ...] = ()
+    """Modules or .py files that add kinds of clusters, losses, backbones, formats or trackers (see
+    docs/extending.md)."""
     seed: int = 0
     """Seed of everything random."""
     compare: bool = False
@@ -516,6 +530,7 @@ def from_dict(tree: dict[str, Any], cls: type = Config) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = set(tree) - set(fields)
     _require(not unknown, f"unknown keys in a stored configuration: {', '.join(sorted(unknown))}")
+    load_plugins(tree.get("plugins", ()))
     values: dict[str, Any] = {}
     for key, value in tree.items():
         factory: Any = fields[key].default_factory

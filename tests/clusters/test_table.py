@@ -234,11 +234,11 @@ def test_a_resumed_run_needs_the_table_no_longer(
     pq.write_table(pa.table({"id": NAMES, "fine": FINE}), tmp_path / "a.parquet")
     config = replace(config_of(tmp_path, tmp_path / "a.parquet"), name="one", compare=True)
 
-    def reached(config: Config, images: Any, assignment: Assignment, *_: Any) -> None:
+    def reached(images: Any, assignment: Assignment, *_: Any, **unused: Any) -> None:
         check(assignment, FINE, "fine")
         raise Reached
 
-    monkeypatch.setattr(wcl_ray.runs.pretrain, "_stream", reached)
+    monkeypatch.setattr(wcl_ray.runs.pretrain, "stream_images", reached)
     with pytest.raises(Reached):
         pretrain(config)
     (tmp_path / "a.parquet").unlink()

@@ -333,7 +333,7 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "e/broken.parquet").write_text("x")
     assert "broken.parquet is not a readable" in failure(DataConfig(path=str(tmp_path / "e")))
     (tmp_path / "e/a.png").write_bytes(png(1))
-    assert "several formats (1 for parquet, 1 for folder)" in failure(
+    assert "several formats (1 for folder, 1 for parquet)" in failure(
         DataConfig(path=str(tmp_path / "e"))
     )
 

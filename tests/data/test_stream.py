@@ -26,7 +26,7 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
 from wcl_ray.model.encoder import build_encoder, save_export
-from wcl_ray.train.step import Progress
+from wcl_ray.train.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 N = 96

@@ -90,7 +90,7 @@ def shard_pids() -> set[int]:
             continue
         if "raylet/raylet" in command and session in command:
             parents.add(int(entry.name))
-        if command.startswith("ray::Shard") and state != "Z":
+        if command.startswith("ray::KMeansWorker") and state != "Z":
             found[int(entry.name)] = parent
     return {pid for pid, parent in found.items() if parent in parents}
 

@@ -19,7 +19,7 @@ from wcl_ray.config import LossConfig, ModelConfig, TrainConfig
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import LossResult, cl_infonce
-from wcl_ray.train.step import batch_loss
+from wcl_ray.train.loop import batch_loss
 
 B = 12
 BROKEN = [1, 2, 10]  # not as many on each of two or three workers

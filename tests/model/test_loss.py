@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wcl_ray.model.loss import cl_infonce, partners
+from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.losses.paper import partners
 
 
 def embeddings(b: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

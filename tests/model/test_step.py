@@ -1,24 +1,23 @@
-"""Steps of a training worker, without Ray: what dropout draws on each worker and at each step."""
+"""The step of a training worker, without Ray: what it learns, and what dropout draws on each worker
+and at each step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
-import ray.train
 import torch
 from torch import nn
 
-import wcl_ray.train.step
-import wcl_ray.train.worker
-from wcl_ray.config import Config, DataConfig, TrainConfig
-from wcl_ray.data import sampler
+import wcl_ray.train.loop
+from wcl_ray.config import AugmentConfig, LossConfig, TrainConfig
+from wcl_ray.data.augment import Augment
 from wcl_ray.data.reader import Batch
-from wcl_ray.train.averager import MetricAverager
+from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.optim import build_optimizer
 from wcl_ray.train.checkpoint import TrainState
-from wcl_ray.train.step import Progress
-from wcl_ray.train.worker import Worker
+from wcl_ray.train.loop import Learner
+from wcl_ray.train.progress import Progress
 
 B, SIZE = 6, 8
 Draw = Callable[[int, int, int], list[torch.Tensor]]
@@ -27,46 +26,56 @@ Draw = Callable[[int, int, int], list[torch.Tensor]]
 class Dropping(nn.Module):
     """An encoder with dropout that keeps the masks it drew."""
 
-    def __init__(self) -> None:
+    def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         self.linear = nn.Linear(3 * SIZE * SIZE, 16)
         self.masks: list[torch.Tensor] = []
+        self.p = p
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         z = self.linear(x.flatten(1))
-        self.masks.append(nn.functional.dropout(torch.ones_like(z), training=self.training))
-        return (z * self.masks[-1],)
+        mask = nn.functional.dropout(torch.ones_like(z), self.p, training=self.training)
+        self.masks.append(mask)
+        return (z * mask,)
+
+
+def learner(encoder: nn.Module, rank: int = 0, start: int = 0) -> Learner:
+    train = TrainConfig(batch_size=2 * B, clip=1.0)
+    return Learner(
+        model=encoder,
+        optimizer=build_optimizer(encoder, train),
+        augment=Augment(AugmentConfig(), SIZE, seed=0),
+        cl_infonce=cl_infonce,
+        train=train,
+        loss=LossConfig(),
+        seed=0,
+        device=torch.device("cpu"),
+        rank=rank,
+        state=TrainState(step=start, images=start * 2 * B),
+        progress=Progress(1, 0, 0, 10 * 2 * B),
+    )
+
+
+def batch(clusters: torch.Tensor) -> Batch:
+    images = torch.arange(B * 3 * SIZE * SIZE).to(torch.uint8).view(B, 3, SIZE, SIZE)
+    ids, valid = torch.arange(B), torch.ones(B, dtype=torch.bool)
+    return Batch(images, torch.ones(B), ids, ids, clusters[:, None], valid)
 
 
 @pytest.fixture
 def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
     """(rank of one of two workers, first step, steps) → the masks of those steps."""
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
-    monkeypatch.setattr(wcl_ray.train.worker, "build_encoder", lambda *_: Dropping())
     # the other worker is given the same images
-    monkeypatch.setattr(wcl_ray.train.step, "gather", lambda x: torch.cat([x, x]))
+    monkeypatch.setattr(wcl_ray.train.loop, "gather", lambda x: torch.cat([x, x]))
 
     def masks(rank: int, start: int, steps: int) -> list[torch.Tensor]:
-        config = Config(
-            data=DataConfig(image_size=SIZE), train=TrainConfig(batch_size=2 * B, clip=1.0)
-        )
-        worker = Worker.__new__(Worker)
-        worker.task = SimpleNamespace(fingerprint="", start=None, audit=None)  # type: ignore[assignment]
-        worker.config, worker.rank, worker.world = config, rank, 1
-        worker.device, worker.batch = torch.device("cpu"), 2 * B
-        torch.manual_seed(config.seed)
-        worker._build()
-        worker.position = TrainState(step=start, images=start * 2 * B)
-        worker.progress = Progress(1, 0, 0, 10 * 2 * B)
-        worker.meter, worker.counted = MetricAverager(worker.device, 1), 0
-        worker.fresh = sampler.empty_bits(B)
-        images = torch.arange(B * 3 * SIZE * SIZE).to(torch.uint8).view(B, 3, SIZE, SIZE)
-        ids, alone = torch.arange(B), torch.full((B, 1), -1)
-        batch = Batch(images, torch.ones(B), ids, ids, alone, torch.ones(B, dtype=torch.bool))
+        torch.manual_seed(0)
+        encoder = Dropping()
+        worker = learner(encoder, rank, start)
         for _ in range(steps):
-            worker._step(batch, epoch=0)
-        assert isinstance(worker.model, Dropping)
-        return worker.model.masks
+            worker.training_step(batch(torch.full((B,), -1)))
+            worker.state.step += 1
+        return encoder.masks
 
     return masks
 
@@ -77,3 +86,26 @@ def test_dropout_differs_between_workers_and_steps_and_goes_on(draw: Draw) -> No
     assert all(0.2 < float((mask == 0).float().mean()) < 0.8 for mask in drawn)
     assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
     assert torch.equal(resumed[0], first[2])
+
+
+def test_a_step_goes_from_the_uint8_batch_to_new_weights() -> None:
+    """The metrics are those of Cl-InfoNCE of the two views, before the optimiser's step."""
+    torch.manual_seed(0)
+    encoder = Dropping(p=0.0)
+    worker = learner(encoder)
+    clusters = torch.tensor([0, 0, 0, 1, 1, -1])
+    given = batch(clusters)
+    with torch.no_grad():
+        views = worker.augment.two_views(given.images, given.aspect, given.ids, epoch=0)
+        z1, z2 = encoder(views)[0].chunk(2)
+        column = clusters[:, None]
+        expected = cl_infonce(z1, z2, z1, z2, column, column, 0, worker.loss.temperature)
+    before = encoder.linear.weight.detach().clone()
+    metrics = worker.training_step(given)
+    assert torch.equal(metrics.loss, expected.loss)
+    assert float(metrics.positives) == pytest.approx((3 * 2 + 2 * 1) / B)
+    assert float(metrics.anchors_without_positive) == pytest.approx(1 / B)
+    assert float(metrics.grad_norm) > 0
+    assert not metrics.loss.requires_grad
+    step = (encoder.linear.weight.detach() - before).abs().max()
+    assert 0 < float(step) <= 1.01 * worker.optimizer.param_groups[0]["lr"]  # of AdamW's first

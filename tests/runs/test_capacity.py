@@ -15,12 +15,17 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wcl_ray.config import Config, EvaluateConfig, ScaleConfig, TrainConfig
 from wcl_ray.errors import UserError
+from wcl_ray.runs import capacity
 from wcl_ray.runs.capacity import Capacity, add_up, node_kinds
-from wcl_ray.runs.fit import divide
 from wcl_ray.runs.summary import summary
 from wcl_ray.storage import Folder, lasting
 
 ROOT = Path(__file__).parents[2]
+
+
+def divide(config: Config, there: Capacity, streamed: bool) -> capacity.Scale:
+    beside = streamed or bool(config.evaluate.every)
+    return capacity.divide(config.scale, config.train.batch_size, beside, there)
 
 
 @pytest.fixture(scope="module")

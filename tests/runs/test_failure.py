@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from wcl_ray.data.images import open_images
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.storage import Folder
@@ -104,8 +106,10 @@ def no_division(options: dict[str, Any]) -> None:
     Worker._say_where = divides  # type: ignore[method-assign]
 
 
-def long_evaluation(checkpoint: Any, epoch: int, step: int, **given: Any) -> dict[str, Any]:
-    Path(given["config"].storage, "evaluating").touch()
+def long_evaluation(
+    checkpoint: Any, epoch: int, step: int, *, storage: str, **given: Any
+) -> dict[str, Any]:
+    Path(storage, "evaluating").touch()
     for _ in range(3000):  # a task is cancelled between two of its calls
         time.sleep(0.1)
     return {}
@@ -153,7 +157,8 @@ def first_images(config: Config, rank: int) -> set[int]:
 def test_an_error_does_not_wait_for_an_evaluation(
     config: Config, starts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(wcl_ray.evaluate.validate, "validate", long_evaluation)
+    evaluation = functools.partial(long_evaluation, storage=config.storage)
+    monkeypatch.setattr(wcl_ray.evaluate.validate, "validate", evaluation)
     starts(fault_in_second_epoch)
     ends_with(replace(config, evaluate=EvaluateConfig(every=1)), starts, "rank 1 alone knows")
     assert (tmp_path / "runs/evaluating").exists()
@@ -180,16 +185,11 @@ def test_the_traceback_of_a_worker_is_shown_once(
 def test_an_evaluation_that_fails_is_told(config: Config, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     queue = SimpleNamespace(push=SimpleNamespace(remote=rows.append))
+    evaluator: Any = SimpleNamespace(encoder=EncoderSpec(config.model, 16))
     empty = ray.train.Checkpoint(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         wcl_ray.evaluate.validate.validate(
-            empty,
-            2,
-            9,
-            config=config,
-            evaluator=None,
-            queue=queue,  # type: ignore[arg-type]
-            run=Folder(str(tmp_path)),
+            empty, 2, 9, evaluator=evaluator, queue=queue, run=Folder(str(tmp_path))
         )
     assert [row["kind"] for row in rows] == ["warning"]
     assert rows[0]["text"].startswith("no evaluation after epoch 2: FileNotFoundError")

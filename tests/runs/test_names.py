@@ -17,13 +17,15 @@ from runs import N, job
 
 from wcl_ray.cli import parse
 from wcl_ray.config import Config, DataConfig
-from wcl_ray.report.page import page
+from wcl_ray.registry import TRACKERS
+from wcl_ray.report.search import page
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.outcome import Outcome
 from wcl_ray.storage import Folder
-from wcl_ray.train.gauges import Gauges
-from wcl_ray.train.metrics_queue import MetricsLog, guarded
+from wcl_ray.train.trackers import Tracker, Trackers
+from wcl_ray.train.trackers.jsonl import MetricsLog
+from wcl_ray.train.trackers.prometheus import Prometheus
 
 NAMES = [
     "my run é ü 100%", "昆虫 甲虫", "خنفساء", "🪲", "a#b?c=d&e", "[a]*{b}", "-dash", "'q\"uote",
@@ -51,8 +53,8 @@ def test_a_run_of_that_name_is_found_again(tmp_path: Path, name: str) -> None:
     config: Config = parse(words)
     with open_run(config, "results.json") as (resolved, folder):
         claim(folder, resolved)
-        log = MetricsLog(folder)
-        log.add({"step": 1, "loss": 0.5})
+        log = Trackers(folder, ("tensorboard",))
+        log.log({"step": 1, "loss": 0.5})
         log.close()
     found: Config = parse([*words, "--resume"])
     with open_run(found, "results.json") as (again, folder):
@@ -90,7 +92,7 @@ def test_the_name_made_of_a_path_can_be_one(tmp_path: Path, path: str) -> None:
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("name", [*NAMES, "a\nb"])
 def test_gauges_take_any_name(name: str) -> None:
-    Gauges(f"/rüns/{name}").set({"loss": 1.0})
+    Prometheus(Folder(f"/rüns/{name}")).log(1, {"loss": 1.0})
 
 
 def test_what_only_shows_something_never_ends_a_run(
@@ -99,16 +101,17 @@ def test_what_only_shows_something_never_ends_a_run(
     def broken(*given: object) -> None:
         raise UnicodeEncodeError("ascii", "é", 0, 1, "no")
 
-    show = guarded("gauges", broken)
-    show({})
-    show({})
-    assert capsys.readouterr().out.count("warning: gauges cannot be written") == 1
     monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter", broken)
-    log = MetricsLog(Folder(str(tmp_path)))
-    log.add({"step": 1, "loss": 0.5})
-    log.add({"step": 2, "loss": 0.5})
+    monkeypatch.setitem(TRACKERS.added, "closes badly", type("C", (Tracker,), {"close": broken}))
+    monkeypatch.setattr(TRACKERS.added["closes badly"], "log", lambda *_: None)
+    monkeypatch.setitem(TRACKERS.added, "opens badly", broken)
+    log = Trackers(Folder(str(tmp_path)), ("tensorboard", "closes badly", "opens badly"))
+    log.log({"step": 1, "loss": 0.5})
+    log.log({"step": 2, "loss": 0.5})
     log.close()
-    assert capsys.readouterr().out.count("warning: TensorBoard events cannot") == 1
+    told = capsys.readouterr().out
+    for name in ("tensorboard", "closes badly", "opens badly"):
+        assert told.count(f"warning: tracker {name} failed, the run goes on without it") == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -138,6 +141,9 @@ def test_a_reader_that_is_gone_does_not_end_a_run() -> None:
     code = """
 import os
 from wcl_ray.terminal import Live, say, warn
+from wcl_ray.train.trackers import Tracker, Trackers
+from wcl_ray.train.trackers.jsonl import MetricsLog
+from wcl_ray.train.trackers.prometheus import Prometheus
 os.close(1)
 say("run", "on")
 warn("on")

@@ -30,14 +30,13 @@ from wcl_ray.config import (
 )
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder, save_export
 from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.evaluate import evaluate_run
-from wcl_ray.runs.folder import claim
+from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.preflight import check_backbone
 from wcl_ray.runs.pretrain import pretrain
-from wcl_ray.runs.rounds import ENCODER
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.run import search
 from wcl_ray.storage import Folder
@@ -129,9 +128,8 @@ def test_some_test_images_of_no_use_are_told_before_training(
     ],
 )
 def test_a_backbone_that_does_not_take_the_images_is_named(backbone: str, size: int) -> None:
-    config = Config(model=ModelConfig(backbone=backbone), data=DataConfig(image_size=size))
     with pytest.raises(UserError, match=f"{backbone}.*{size} pixels.*image-size"):
-        check_backbone(config)
+        check_backbone(EncoderSpec(ModelConfig(backbone=backbone), size))
 
 
 def test_a_backbone_without_finite_features_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +142,9 @@ def test_a_backbone_without_finite_features_is_named(monkeypatch: pytest.MonkeyP
             return self.fc(x[:, :, 16:, 16:].mean((2, 3)))  # type: ignore[no-any-return]
 
     monkeypatch.setattr("wcl_ray.model.encoder.build_backbone", lambda name, size: Pooled())
-    check_backbone(Config(data=DataConfig(image_size=32)))
+    check_backbone(EncoderSpec(ModelConfig(), 32))
     with pytest.raises(UserError, match=r"16 pixels .its features are not finite"):
-        check_backbone(Config(data=DataConfig(image_size=16)))
+        check_backbone(EncoderSpec(ModelConfig(), 16))
 
 
 def test_check_of_the_backbone_covers_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +160,7 @@ def test_check_of_the_backbone_covers_training_mode(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("wcl_ray.model.encoder.build_backbone", lambda name, size: Demanding())
     with pytest.raises(UserError, match=r"32 pixels .Expected more than 1 value per channel"):
-        check_backbone(Config())
+        check_backbone(EncoderSpec(ModelConfig(), 32))
 
 
 @pytest.mark.usefixtures("ray_local")

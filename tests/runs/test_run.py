@@ -21,20 +21,18 @@ from pictures import png, write_parquet
 from runs import N, check_exactly_once, descendants, job, steps_of
 from runs import config as config
 
-import wcl_ray.runs.fit
-import wcl_ray.runs.pretrain
+import wcl_ray.runs.clusters
 from wcl_ray.config import (
     Config,
     EvaluateConfig,
     LossConfig,
     ModelConfig,
     ScaleConfig,
-    TrainConfig,
 )
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import load_exported
 from wcl_ray.model.optim import learning_rate
-from wcl_ray.runs.capacity import Capacity
+from wcl_ray.runs.batches import warn_apart
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.nodes import check_address
@@ -300,28 +298,25 @@ def test_a_run_that_another_job_has_made_meanwhile(
     run = tmp_path / "runs/one"
 
     def slow(*given: Any) -> Any:
-        found = build_clusters(*given)
+        clusters = build_clusters(*given)
         (run / "rounds/000").mkdir(parents=True)
         (run / "config.json").write_text("{}")
         (run / "rounds/000/assignment.parquet").write_text("theirs")
-        return found
+        return clusters
 
-    monkeypatch.setattr(wcl_ray.runs.pretrain, "build_clusters", slow)
+    monkeypatch.setattr(wcl_ray.runs.clusters, "build_clusters", slow)
     with pytest.raises(UserError, match="holds a run already; choose another --name"):
         pretrain(config)
     assert (run / "rounds/000/assignment.parquet").read_text() == "theirs"
     assert not (run / ".alive").exists()
 
 
-@pytest.mark.parametrize(("workers", "warned"), [("1", False), ("8", True)])
+@pytest.mark.parametrize(("workers", "warned"), [(1, False), (8, True)])
 def test_partners_out_of_reach_are_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: str, warned: bool
+    capsys: pytest.CaptureFixture[str], workers: int, warned: bool
 ) -> None:
     """Composed by every worker among its own images."""
-    there = Capacity(((64.0, 0, 1),))
-    monkeypatch.setattr(wcl_ray.runs.fit, "capacity", lambda scale: there)
-    config = Config(train=TrainConfig(batch_size=4096), scale=ScaleConfig(workers=workers))
-    wcl_ray.runs.pretrain._warn_apart(config, np.arange(200_000) // 20)
+    warn_apart(np.arange(200_000) // 20, batch=4096 // workers)
     assert ("read anew are composed among" in capsys.readouterr().out) == warned
 
 

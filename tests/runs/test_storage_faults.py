@@ -30,7 +30,8 @@ from wcl_ray.runs.snapshot import LIST, mend_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error, write_file
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
-from wcl_ray.train.metrics_queue import MetricsLog
+from wcl_ray.train.trackers import Trackers
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -186,15 +187,15 @@ def test_metrics_on_a_full_disk_neither_block_nor_get_lost(
     mount: Mount, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = mount("size=1m")
-    log = MetricsLog(Folder(str(place)))
-    log.add({"step": 0, "loss": 0.5})
+    log = Trackers(Folder(str(place)), ("tensorboard",))
+    log.log({"step": 0, "loss": 0.5})
     fill(place, 0)
     refusals = []
 
     def write() -> None:
         for step in range(1, 500):
             try:
-                log.add({"step": step, "loss": 0.5, "images": step})
+                log.log({"step": step, "loss": 0.5, "images": step})
             except OSError as error:
                 refusals.append(error)
         with suppress(OSError):
@@ -205,11 +206,11 @@ def test_metrics_on_a_full_disk_neither_block_nor_get_lost(
     thread.join(30)
     assert not thread.is_alive()
     assert "no space left" in str(refusals[0])
-    assert capsys.readouterr().out.count("TensorBoard events cannot be written") <= 1
+    assert capsys.readouterr().out.count("tracker tensorboard failed") <= 1
     (place / "filling").unlink()
     again = MetricsLog(Folder(str(place)))  # with a part of a line at the end
     known = len(again.rows)
-    again.add({"step": 500, "loss": 0.5, "images": 500})
+    again.log(500, {"step": 500, "loss": 0.5, "images": 500})
     again.close()
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == known + 1 >= 2

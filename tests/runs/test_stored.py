@@ -205,14 +205,14 @@ def test_ids_survive_a_move(
     shutil.move("test", "exam")
     moved = replace(data, path=str(tmp_path / "elsewhere"), eval_path="exam")
     again, _ = settle(replace(config, data=moved, resume=True))
-    check_moves(run, again, open_images(moved, "runs", 0))
+    check_moves(run, again.data, open_images(moved, "runs", 0))
     assert capsys.readouterr().out.count("the ids are the same") == 2
     assert read_stored(run).options["data"]["eval_path"] == "exam"
     first = min(path for path in (tmp_path / "exam").rglob("*") if path.is_file())
     first.rename(first.with_stem("another"))
     wrong = replace(moved, eval_path="./exam")
     with pytest.raises(UserError, match=r"data\.eval-path ./exam holds 6 test images, but not"):
-        check_moves(run, replace(config, data=wrong), open_images(wrong, "runs", 0))
+        check_moves(run, wrong, open_images(wrong, "runs", 0))
 
 
 def test_moved_images_need_the_name(runs: Path) -> None:

@@ -112,7 +112,7 @@ def evaluated(folder: str) -> dict[str, Any]:
         rows = open_source(data).images(("species",))
         figures = evaluate_encoder(
             weights, rows, rows, label="species", store_size=16, config=EvaluateConfig(), seed=0,
-            gpu=gpu, more=reserved,
+            gpu=gpu, extra_metrics=reserved,
         )  # fmt: skip
         found[name] = [figures["test_images"], figures["gpus"]]
     return found

@@ -72,6 +72,11 @@ class Assignment:
         keys = None if self.keys is None else self.keys.filter(pa.array(kept))
         return Assignment(self.ids[kept], np.stack(columns, 1), self.names, keys)
 
+    def as_singletons(self) -> Assignment:
+        """The same images, each in a cluster of its own."""
+        clusters = np.full((len(self.ids), 1), -1, dtype=np.int32)
+        return Assignment(self.ids, clusters, ("instance",), self.keys)
+
     def table(self) -> pa.Table:
         """Columns ``id``, ``key`` where there are keys, and one int32 column a granularity."""
         columns = {"id": pa.array(self.ids)}

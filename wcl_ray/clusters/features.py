@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ray.data import Dataset
 
-from wcl_ray.clusters.assignment import number_codes
+from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
@@ -18,6 +18,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
 IMAGES_A_CLUSTER = 50  # of the default k
+FEW = 4  # images without metadata a cluster, below which they stay singletons
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,24 @@ def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
     if max(ks) > images:
         raise UserError(f"clusters.k {max(ks)} is more than the {images} rows to cluster")
     return ks
+
+
+def to_cluster(config: ClustersConfig, base: Assignment) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Images whose features are clustered, bool (N,), and into how many clusters; () where too few
+    are without metadata.
+
+    Args:
+        base: clusters of the metadata; its singletons are clustered.
+
+    Raises:
+        UserError: fewer images than clusters.
+    """
+    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
+    count = int(wanted.sum())
+    if config.missing == "kmeans" and count < 2 * FEW:
+        return wanted, ()
+    ks = wanted_k(config, count)
+    return wanted, ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
 
 
 def cluster_features(

@@ -42,7 +42,7 @@ def evaluate_encoder(
     gpu: bool,
     cpus: float | None = None,
     probe: bool = True,
-    more: ExtraMetrics | None = None,
+    extra_metrics: ExtraMetrics | None = None,
 ) -> dict[str, Any]:
     """Embed the images and measure the encoder.
 
@@ -54,7 +54,7 @@ def evaluate_encoder(
         gpu: embed on a GPU, and when that is free again, work out kNN and probe on it.
         cpus: of each task; None: what a node can give, the cluster is ours.
         probe: also the linear probe.
-        more: further figures from the embedded training and test images.
+        extra_metrics: further figures from the embedded training and test images.
 
     Returns:
         Figures of :func:`wcl_ray.evaluate.metrics.evaluate_features`, counts (train_images and
@@ -79,7 +79,9 @@ def evaluate_encoder(
         cpus = 1.0 if gpu else _free_cpus()
     work = ray.remote(num_cpus=cpus, num_gpus=int(gpu), scheduling_strategy="DEFAULT")(_measure)
     threads, device = max(1, int(cpus)), device_for(gpu)
-    found = work.remote(refs, test is not None, label, config, seed, probe, more, threads, device)
+    found = work.remote(
+        refs, test is not None, label, config, seed, probe, extra_metrics, threads, device
+    )
     figures: dict[str, Any] = ray.get(found)
     return figures | {"seconds": round(time.monotonic() - started, 1)}
 
@@ -97,7 +99,7 @@ def _measure(
     config: EvaluateConfig,
     seed: int,
     probe: bool,
-    more: ExtraMetrics | None,
+    extra_metrics: ExtraMetrics | None,
     threads: int,
     device: str,
 ) -> dict[str, Any]:
@@ -111,8 +113,8 @@ def _measure(
     if test is not None and label is not None:
         check_label(label, {str(v) for v in train[label].to_pylist() if v is not None})
     figures = evaluate_features(train, test, label, config, seed, probe, device)
-    if more is not None and test is not None:
-        figures |= more(train, test)
+    if extra_metrics is not None and test is not None:
+        figures |= extra_metrics(train, test)
     counts = {
         "train_images": len(train),
         "test_images": len(test or ()),

@@ -42,7 +42,7 @@ class KMeans:
             of all rows: as many as that, and at least 12); 0: none, Lloyd's iterations start from
             k-means++ at once.
         sample_iterations: of those, before clusters are split and merged.
-        breathe: cycles on the sample that split this share of the clusters and merge as many
+        split_merge: cycles on the sample that split this share of the clusters and merge as many
             (:mod:`wcl_ray.kmeans.split_merge`); up to k = 20,000.
         tolerance: relative fall of the objective below which a phase ends.
         settled: share of moved rows below which a phase ends.

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision.models
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
-
-SMALL_IMAGE = 64  # up to this side a ResNet's stem is 3×3 without pooling
-
-
-class Small(ResNet):
-    """A light ResNet for small images: four stages of one basic block, 1.2 million weights.
-
-    3×3 stem with stride 2, so that a 32-pixel image is 16 × 16 in the first stage; widths 32, 64,
-    128, 256. Parameter names are those of torchvision's ResNet. Features: (B, 256).
-    """
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self._norm_layer = nn.BatchNorm2d
-        self.inplanes, self.dilation, self.groups, self.base_width = 32, 1, 1, 64
-        self.conv1 = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity()  # type: ignore[assignment]
-        self.layer1 = self._make_layer(BasicBlock, 32, 1)
-        self.layer2 = self._make_layer(BasicBlock, 64, 1, stride=2)
-        self.layer3 = self._make_layer(BasicBlock, 128, 1, stride=2)
-        self.layer4 = self._make_layer(BasicBlock, 256, 1, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(256, 1000)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+from wcl_ray.registry import BACKBONES
 
 
 class Encoder(nn.Module):
@@ -115,6 +86,28 @@ def build_encoder(model: ModelConfig, image_size: int, dual: bool = False) -> En
     return Encoder(backbone, int(features.shape[1]), model, heads=2 if dual else 1)
 
 
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is built from: the same for training, evaluation and export.
+
+    Attributes:
+        image_size: side of the training images, in pixels.
+        dual: a second projector, for plain InfoNCE.
+    """
+
+    model: ModelConfig
+    image_size: int
+    dual: bool = False
+
+    def build(self) -> Encoder:
+        """Randomly initialised, see :func:`build_encoder`."""
+        return build_encoder(self.model, self.image_size, self.dual)
+
+    def export(self, encoder: Encoder) -> bytes:
+        """Content of ``encoder.safetensors``, see :func:`save_export`."""
+        return save_export(encoder, self.model, self.image_size)
+
+
 def wrong_size(name: str, image_size: int, why: object) -> UserError:
     """The error for a backbone that does not take images of a size."""
     text = " ".join(str(why).split())[:200] or type(why).__name__
@@ -125,47 +118,24 @@ def wrong_size(name: str, image_size: int, why: object) -> UserError:
 
 
 def build_backbone(name: str, image_size: int) -> nn.Module:
-    """The whole network of a name, its classifier included."""
-    if name == "small":
-        return Small()
-    if name.startswith("timm:"):
-        return _timm(name.removeprefix("timm:"), image_size)
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = difflib.get_close_matches(name, ["small", *known], n=3, cutoff=0.4)
-        raise UserError(
-            f"model.backbone {name!r} is unknown; it is small, timm:NAME, or a torchvision "
-            f"classification model such as {', '.join(near or ['resnet18', 'resnet50'])}"
-        )
-    options: dict[str, Any] = {"weights": None}
-    if name.startswith("vit_"):
-        options["image_size"] = image_size
-    if name in ("inception_v3", "googlenet"):
-        options |= {"aux_logits": False, "init_weights": True}
+    """The whole network of a name, its classifier included.
+
+    Args:
+        name: FAMILY or FAMILY:NAME of :data:`wcl_ray.registry.BACKBONES`, or torchvision's NAME.
+
+    Raises:
+        UserError: there is none, or it does not take images of this size.
+    """
+    family, _, model = name.partition(":")
+    if family not in BACKBONES:
+        family, model = "torchvision", name
     try:
-        network: nn.Module = torchvision.models.get_model(name, **options)
+        network: nn.Module = BACKBONES.get(family)(model, image_size)
+    except UserError:
+        raise
     except (ValueError, AssertionError) as error:
         raise wrong_size(name, image_size, error) from None
-    if isinstance(network, ResNet) and image_size <= SMALL_IMAGE:
-        network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()  # type: ignore[assignment]
     return network
-
-
-def _timm(name: str, image_size: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise UserError('timm is not installed: pip install "wcl_ray[timm]"') from None
-    if name not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise UserError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
-    options = {"pretrained": False}
-    try:
-        return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]
-    except TypeError:  # fully convolutional models take any size
-        return timm.create_model(name, **options)  # type: ignore[no-any-return]
 
 
 def _head(network: nn.Module, name: str) -> tuple[str, nn.Module, Any]:

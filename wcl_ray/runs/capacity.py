@@ -1,4 +1,4 @@
-"""What the cluster has, and what it may grow to."""
+"""What the cluster has, what it may grow to, and what a run takes of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import ray
 import yaml
 
 from wcl_ray.config import ScaleConfig
+from wcl_ray.errors import UserError
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # where `ray up` leaves cluster.yaml on the head
 Resources = dict[str, float]
@@ -107,3 +108,127 @@ def node_kinds(tree: dict[str, Any]) -> list[tuple[Resources, int]]:
         count = 1 if name == head else min(most, int(kind.get("max_workers") or 0))
         found.append((resources, count))
     return found
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Workers of a run and what each holds.
+
+    Attributes:
+        least, most: number of workers; between the two the run is elastic.
+        cpus: that each worker holds.
+        gpu: whether each holds a GPU.
+        crowded: other runs share the cluster, so that this one may not take what seems free.
+    """
+
+    least: int
+    most: int
+    cpus: float
+    gpu: bool
+    crowded: bool = False
+
+    def describe(self) -> str:
+        count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+        kind = "1 GPU and " if self.gpu else ""
+        return f"{count} worker(s) with {kind}{self.cpus:g} CPU(s) each"
+
+
+def gpus(scale: ScaleConfig, there: Capacity | None = None) -> int:
+    """GPUs to use; 0: work on CPUs.
+
+    Raises:
+        UserError: none is there though one is demanded.
+    """
+    if scale.gpu == "no":
+        return 0
+    there = there or capacity(scale)
+    if scale.gpu == "yes" and there.gpus == 0:
+        wanted = scale.range()
+        if there.grows and wanted:
+            return wanted[1]
+        raise UserError(
+            "scale.gpu is yes, but the cluster has no GPU; use auto or no, or on a cluster that "
+            "grows on demand --scale.grows yes and --scale.workers MIN:MAX"
+        )
+    return there.gpus
+
+
+def plan_scale(scale: ScaleConfig, batch_size: int, beside: bool) -> Scale:
+    """Workers from the options and the cluster, see :func:`divide`."""
+    return divide(scale, batch_size, beside, capacity(scale))
+
+
+def divide(scale: ScaleConfig, batch_size: int, beside: bool, there: Capacity) -> Scale:
+    """Workers from the options and what the cluster has.
+
+    Args:
+        batch_size: B, global.
+        beside: Ray Data reads or evaluates during training and needs CPUs of its own.
+
+    Raises:
+        UserError: no GPU though one is demanded; a batch too small for the workers.
+    """
+    count = gpus(scale, there)
+    gpu = count > 0
+    first = 1 if there.grows else count  # nodes come while training goes on
+    least, most = scale.range() or ((first, count) if gpu else (1, 1))
+    if batch_size < 2 * most:
+        raise UserError(
+            f"train.batch-size {batch_size} is too small for {most} workers: each "
+            "needs at least 2 images of a batch"
+        )
+    reading = float(beside)
+    grow = "or, on a cluster that grows on demand, add --scale.grows yes"
+    unlimited = scale.grows == "yes"
+    free = there.cpus - reading  # reading and evaluating beside training need a CPU of their own
+    if free <= 0 and not unlimited and not (gpu and not reading):
+        raise UserError(
+            f"reading anew or evaluating during training needs 2 CPUs, the cluster has "
+            f"{there.cpus:g}; use --data.keep raw and --evaluate.every 0, {grow}"
+        )
+    share = scale.cpus_per_worker
+    if share > there.node_cpus and not unlimited:
+        raise UserError(
+            f"scale.cpus-per-worker {share:g} is more than the {there.node_cpus:g} CPUs of the "
+            f"largest node; lower it, {grow}"
+        )
+    share = share or (_beside_gpus(there, reading) if gpu else _even(there, most, reading))
+    fits = there.workers(share, gpu)
+    if fits < least and not unlimited:
+        raise UserError(
+            f"{least} workers with {'a GPU and ' if gpu else ''}{share:g} CPUs each do not fit, "
+            f"only {fits}; lower --scale.workers or --scale.cpus-per-worker, {grow}"
+        )
+    return Scale(least=least, most=most, cpus=share, gpu=gpu)
+
+
+def _beside_gpus(there: Capacity, reading: float) -> float:
+    """CPUs of each worker on a GPU: its part of its node, all of it where nodes without GPUs are
+    there to read and decode, which then have to go there.
+
+    Raises:
+        UserError: no CPU is left for the tasks that read.
+    """
+    kept = 0.0 if there.now >= max(reading, 1.0) else reading
+    parts = [(cpus - kept) / gpus for cpus, gpus, _ in there.nodes if gpus]
+    least = min(parts, default=1.0)
+    if least <= 0 and kept:
+        raise UserError(
+            "reading anew or evaluating during training needs a CPU beside those of the workers on "
+            "every GPU node; use --data.keep raw and --evaluate.every 0, or larger nodes"
+        )
+    return float(int(least)) if least >= 1 else int(100 * least) / 100
+
+
+def _even(there: Capacity, most: int, reading: float) -> float:
+    """The most CPUs with which ``most`` workers find a place, a CPU left for reading; whole ones
+    where each can have one."""
+    nodes = sorted(there.nodes, reverse=True)
+    if reading and nodes:
+        cpus, gpus, count = nodes[0]
+        nodes = [(cpus - reading, gpus, 1), (cpus, gpus, count - 1), *nodes[1:]]
+    left = Capacity(tuple((c, g, n) for c, g, n in nodes if c > 0 and n))
+    parts = {cpus / k for cpus, _, _ in left.nodes for k in range(1, most + 1)}
+    shares = {float(int(part)) if part >= 1 else int(1000 * part) / 1000 for part in parts}
+    fitting = [share for share in shares if share and left.workers(share, gpu=False) >= most]
+    return max(fitting, default=1.0)

@@ -22,8 +22,8 @@ from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
+from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
-from wcl_ray.runs.fit import gpus
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.summary import ResourceSummary
@@ -91,7 +91,7 @@ def cluster(
     if checkpoint is not None:
         folder = Folder(checkpoint, data.endpoint)
         held = RunLock(folder, instead="use another --checkpoint")
-    connect(config)
+    connect(config.scale)
     with ResourceSummary() as usage, held, usage.stage("clusters"):
         if not of_features:
             images = open_images(data, config.storage, config.seed)

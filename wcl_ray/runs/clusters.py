@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 
-from wcl_ray.clusters.assignment import FILE, Assignment
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.features import to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.clusters.table import open_table
@@ -14,8 +16,67 @@ from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
+from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
+from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
+from wcl_ray.runs.preflight import Opened
+from wcl_ray.runs.stored import FILE
 from wcl_ray.storage import Folder, found
-from wcl_ray.terminal import put, warn
+from wcl_ray.terminal import put, say, warn
+
+
+def cluster_images(config: Config, opened: Opened, run: Folder) -> Assignment:
+    """Clusters of the metadata, or those in the run folder; claims the run's name once the input is
+    good.
+
+    Raises:
+        UserError: see :func:`build_clusters`; fewer images than a batch or than clusters; the run
+            is another's, or has other images.
+    """
+    images, folder = opened.images, run / "rounds/000"
+    if config.clusters.from_features and not config.train.warmup_rounds:
+        folder = run / "metadata"  # the first round has clusters of its own
+    if folder.exists(CLUSTERED):
+        assignment = Assignment.from_parquet(folder.read(CLUSTERED))
+        say("clusters", f"{', '.join(assignment.names)}, as before")
+        check_moves(run, config.data, images, facts_of(assignment.ids))
+    else:
+        clustering, quality = build_clusters(config, images)
+        assignment = clustering.assignment
+        _check_counts(assignment, config.clusters, config.train.batch_size)
+        if run.exists(FILE):
+            if not config.resume:  # made meanwhile, by a job that took this one for lost
+                raise UserError(f"{run.uri} holds a run already; choose another --name")
+            check_moves(run, config.data, images, facts_of(assignment.ids))
+        claim(run, config, {TRAIN: facts_of(assignment.ids)} | facts_of_tests(images))
+        folder.write("clusters.json", _summary(clustering, quality))
+        folder.write(CLUSTERED, assignment.to_parquet())  # last: the stage is done
+    if opened.unreadable:
+        add_faults(run, list(opened.unreadable))
+    return assignment
+
+
+def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: int) -> None:
+    """Whether there are images enough for a batch and, later, for k-means of features."""
+    count = len(assignment.ids)
+    if count < batch_size:
+        raise UserError(
+            f"there are {count} training images, fewer than train.batch-size {batch_size}; lower it"
+        )
+    if clusters.from_features:
+        wanted, ks = to_cluster(clusters, assignment)
+        if not ks:
+            warn(f"clusters.missing: {wanted.sum()} images have no metadata, too few for k-means")
+
+
+def _summary(clustering: Clustering, quality: list[Quality]) -> bytes:
+    """Content of ``clusters.json``."""
+    summary = {
+        "quality": [q.to_dict() for q in quality],
+        "attributes": [asdict(a) for a in clustering.chosen],
+        "skipped": clustering.skipped,
+        "notes": list(clustering.notes),
+    }
+    return json.dumps(summary, indent=2).encode()
 
 
 def build_clusters(
@@ -66,12 +127,14 @@ def _table_of(uri: str, endpoint: str | None) -> str:
         UserError: a run without clusters.
     """
     run = Folder(found(uri).rstrip("/"), endpoint)
-    if not run.exists("config.json"):
+    if not run.exists(FILE):
         return uri
     for name in reversed((run / "rounds").names()):
-        if run.exists(f"rounds/{name}/{FILE}"):
-            return f"{run.path if run.local else run.uri}/rounds/{name}/{FILE}"
-    raise UserError(f"clusters.from {uri} is the folder of a run, but holds no rounds/*/{FILE}")
+        if run.exists(f"rounds/{name}/{CLUSTERED}"):
+            return f"{run.path if run.local else run.uri}/rounds/{name}/{CLUSTERED}"
+    raise UserError(
+        f"clusters.from {uri} is the folder of a run, but holds no rounds/*/{CLUSTERED}"
+    )
 
 
 def singletons(config: Config, images: Images) -> Clustering:

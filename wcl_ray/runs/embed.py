@@ -22,7 +22,7 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray import stopping
-from wcl_ray.config import Config, DataConfig, ScaleConfig
+from wcl_ray.config import DataConfig, ScaleConfig
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import FAULT, ID, KEY, check_paths
@@ -85,7 +85,7 @@ def _embed(
 ) -> dict[str, Any]:
     """Embed what is missing into a folder that no other process writes to."""
     columns, features = tuple(facts["columns"]), facts["features"]
-    connect(Config(scale=scale))
+    connect(scale)
     check_shared(folder)
     with ResourceSummary() as usage:
         with usage.stage("plan"):

@@ -11,7 +11,7 @@ from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
-from wcl_ray.runs.fit import gpus
+from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.preflight import check_labels
 from wcl_ray.runs.summary import ResourceSummary
@@ -43,7 +43,7 @@ def evaluate_run(
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(given)
     check_paths(data)
-    connect(config)
+    connect(config.scale)
     with ResourceSummary() as usage:
         with usage.stage("images"):
             images = open_images(data, config.storage, config.seed)

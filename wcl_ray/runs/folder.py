@@ -35,6 +35,12 @@ from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.stored import FILE, PLACES, C, read_stored
 from wcl_ray.storage import Folder
 
+# the file that each stage leaves; a stage is done when it is there
+CLUSTERED, ROUND_DONE = "assignment.parquet", "round.json"  # in the folder of a round
+ENCODER, PROJECTOR = "encoder.safetensors", "projector.safetensors"
+TRAINED, EVALUATION, RESULTS = "training.json", "evaluation.json", "results.json"
+BASELINE = "baseline"  # folder of SimCLR, with --compare
+
 
 @contextmanager
 def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:

@@ -13,12 +13,12 @@ import numpy as np
 import ray
 from ray.data import Dataset
 
-from wcl_ray.config import Config
+from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import array_digest
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
-from wcl_ray.runs.stored import FILE, PLACES, flat, read_stored
+from wcl_ray.runs.stored import FILE, PLACES, read_stored
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -37,15 +37,16 @@ def facts_of_tests(images: Images) -> dict[str, Any]:
     return {TEST: _facts(images.test.metadata())}
 
 
-def moves(run: Folder, config: Config) -> dict[str, tuple[Any, Any]]:
+def moves(run: Folder, data: DataConfig) -> dict[str, tuple[Any, Any]]:
     """Places that are others than when the run was started: option → (then, now)."""
-    old = flat(read_stored(run, type(config)).options)
-    new = flat(config.to_dict())
-    return {name: (old[name], new[name]) for name in PLACES if old[name] != new[name]}
+    stored = read_stored(run).options["data"]
+    names = [name.removeprefix("data.") for name in PLACES]
+    places = {name: (stored[name], getattr(data, name)) for name in names}
+    return {f"data.{name}": (then, now) for name, (then, now) in places.items() if then != now}
 
 
 def check_moves(
-    run: Folder, config: Config, images: Images, train: dict[str, Any] | None = None
+    run: Folder, data: DataConfig, images: Images, train: dict[str, Any] | None = None
 ) -> None:
     """Go on with images from another place when they are those of the run; it is noted there.
 
@@ -55,25 +56,25 @@ def check_moves(
     Raises:
         UserError: they are not.
     """
-    found = moves(run, config)
-    if not found:
+    changed = moves(run, data)
+    if not changed:
         return
-    known = read_stored(run, type(config)).images
+    known = read_stored(run).images
     train = known.get(TRAIN) or train
     if train is None:
-        old, new = next(iter(found.values()))
+        old, new = next(iter(changed.values()))
         raise UserError(
             f"{run.uri} was started with images in {old} and does not tell whether those in {new} "
             "are the same; put them there, or choose another --name"
         )
-    _compare("data.path", config.data.path, "training", train, _facts(images.metadata()))
+    _compare("data.path", data.path, "training", train, _facts(images.metadata()))
     now = facts_of_tests(images).get(TEST)
     if now is not None and TEST in known:
-        _compare("data.eval-path", config.data.eval_path, "test", known[TEST], now)
-    elif now is not None and "data.eval_path" in found:
-        warn(f"whether {config.data.eval_path} holds the run's test images is not known")
+        _compare("data.eval-path", data.eval_path, "test", known[TEST], now)
+    elif now is not None and "data.eval_path" in changed:
+        warn(f"whether {data.eval_path} holds the run's test images is not known")
     content = json.loads(run.read(FILE))
-    for name, (old, new) in found.items():
+    for name, (old, new) in changed.items():
         content["config"]["data"][name.partition(".")[2]] = new
         say("moved", f"{name.replace('_', '-')} was {old}, now {new}; the ids are the same")
     run.write(FILE, json.dumps(content, indent=2).encode())
@@ -95,8 +96,8 @@ def _compare(
 
 
 def _facts(rows: Dataset) -> dict[str, Any]:
-    found: dict[str, Any] = ray.get(_read.remote(rows.select_columns([ID]).to_arrow_refs()))
-    return found
+    facts: dict[str, Any] = ray.get(_read.remote(rows.select_columns([ID]).to_arrow_refs()))
+    return facts
 
 
 @ray.remote(num_cpus=0)

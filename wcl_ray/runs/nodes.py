@@ -13,8 +13,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wcl_ray import stopping
-from wcl_ray.config import Config
+from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
+from wcl_ray.registry import publish
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -33,7 +34,7 @@ def quiet_ray() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READING
 
 
-def connect(config: Config) -> None:
+def connect(scale: ScaleConfig) -> None:
     """Join the cluster of the job, ``scale.address`` or RAY_ADDRESS, else start a local Ray.
 
     Raises:
@@ -41,11 +42,11 @@ def connect(config: Config) -> None:
     """
     quiet_ray()
     if not ray.is_initialized():
-        where = config.scale.address or os.environ.get("RAY_ADDRESS")
+        where = scale.address or os.environ.get("RAY_ADDRESS")
         check_address(where)
         try:
             context = ray.init(
-                address=config.scale.address,
+                address=scale.address,
                 logging_level="ERROR",
                 log_to_driver=False,
                 configure_logging=True,
@@ -68,6 +69,7 @@ def connect(config: Config) -> None:
             ) from None
         stopping.take_sigterm()
         say("ray", describe(ray.nodes(), context.dashboard_url))
+    publish()
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False
     data.print_on_execution_start = False

@@ -6,35 +6,71 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import torch
 
-from wcl_ray.config import Config
+from wcl_ray.config import DataConfig
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.images import Images
+from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import AT_ONCE, check_faults
 from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.left_out import compare_labels
+from wcl_ray.evaluate.left_out import compare_labels, left_out
 from wcl_ray.evaluate.run import subset
-from wcl_ray.model.encoder import build_encoder, wrong_size
+from wcl_ray.model.encoder import EncoderSpec, wrong_size
+from wcl_ray.runs.folder import ENCODER
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say, warn
 
 TRIED = 5000  # test images that are decoded, a hash sample
 
 
-def check_backbone(config: Config) -> None:
+@dataclass(frozen=True)
+class Opened:
+    """The images of a run, looked at before anything is trained.
+
+    Attributes:
+        unreadable: test images that cannot be read, as {"key", "reason"}.
+    """
+
+    images: Images
+    unreadable: tuple[dict[str, str], ...] = ()
+
+
+def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Opened:
+    """Open the sources and look at the test images; these only until the encoder is there.
+
+    Raises:
+        UserError: see :func:`open_images`, :func:`check_labels` and :func:`check_readable`.
+    """
+    images = open_images(data, storage, seed)
+    say("images", images.train.describe())
+    if images.label is None or run.exists(ENCODER):
+        return Opened(images)
+    labels = check_labels(images)
+    for text in left_out(labels):
+        warn(text)
+    tried, unreadable = check_readable(images, labels["test_images"], seed, data.max_bad)
+    if unreadable:
+        count = f"{len(unreadable):,} of {tried:,} test images that were tried cannot be read"
+        say("faults", f"{count}, see {run.uri}/faults.jsonl")
+    return Opened(images, tuple(unreadable))
+
+
+def check_backbone(spec: EncoderSpec) -> None:
     """Build the encoder and train it on two images, without learning from them.
 
     Raises:
-        UserError: an unknown backbone, one that does not take images of ``data.image_size``, or
+        UserError: an unknown backbone, one that does not take images of this size, or
             features of them that are not finite.
     """
-    size, name = config.data.image_size, config.model.backbone
-    encoder = build_encoder(config.model, size, config.loss.dual)
+    size, name = spec.image_size, spec.model.backbone
+    encoder = spec.build()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         heads = encoder.train()(images)
@@ -63,31 +99,33 @@ def check_labels(images: Images) -> dict[str, Any]:
         ).to_arrow_refs()
         for rows in (images.metadata([label]), images.test_metadata([label]))
     ]
-    found: dict[str, Any] = ray.get(_compare.remote(label, *counts))
-    if not found["test_images"]:
+    labels: dict[str, Any] = ray.get(_compare.remote(label, *counts))
+    if not labels["test_images"]:
         images.test_count()  # which says why
         raise UserError("there is no test image; see --data.eval-path")
-    return found
+    return labels
 
 
-def check_readable(config: Config, images: Images, count: int) -> tuple[int, list[dict[str, str]]]:
+def check_readable(
+    images: Images, count: int, seed: int, max_bad: float
+) -> tuple[int, list[dict[str, str]]]:
     """Decode a sample of the ``count`` test images.
 
     Returns:
         How many were tried, and the unreadable ones, as {"key", "reason"}.
 
     Raises:
-        UserError: more of them are unreadable than ``data.max_bad`` allows.
+        UserError: more of them are unreadable than ``max_bad``, a share, allows.
     """
     rows = images.test_images()
     assert rows is not None
-    rows = subset(rows, TRIED, count, config.seed)
+    rows = subset(rows, TRIED, count, seed)
     tried, faults = 0, list[dict[str, str]]()
     tests = rows.map_batches(_try, batch_format="pyarrow", batch_size=None)
     for row in tests.iter_rows():
         tried += row["tried"]
         faults += json.loads(row["faults"])
-        check_faults(faults, min(TRIED, count), config.data.max_bad, "test images")
+        check_faults(faults, min(TRIED, count), max_bad, "test images")
     return tried, sorted(faults, key=lambda fault: fault["key"])
 
 
@@ -116,8 +154,8 @@ def _try(table: pa.Table) -> Iterator[pa.Table]:
     """One row: how many images were decoded, and which cannot be."""
     for start in range(0, len(table), AT_ONCE):
         part = table.slice(start, AT_ONCE)
-        found = decode_batch(part[IMAGE].to_pylist(), 8).faults
-        reasons = [fault or found.get(i) for i, fault in enumerate(part[FAULT].to_pylist())]
+        broken = decode_batch(part[IMAGE].to_pylist(), 8).faults
+        reasons = [fault or broken.get(i) for i, fault in enumerate(part[FAULT].to_pylist())]
         names = part.select([ID, KEY]).to_pylist()
         faults = [
             {"key": str(row[KEY] or row[ID]), "reason": reason}

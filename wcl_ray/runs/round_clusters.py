@@ -19,7 +19,7 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
+from wcl_ray.clusters.features import FeatureClusters, cluster_features, to_cluster
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import array_digest
@@ -29,39 +29,29 @@ from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_matrix, resources
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
-from wcl_ray.model.encoder import Encoder, build_encoder, save_export, save_projector
+from wcl_ray.model.encoder import EncoderSpec, save_projector
+from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import qualities, show_quality
-from wcl_ray.runs.fit import Scale
 from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.checkpoint import load_model
+from wcl_ray.train.checkpoint import trained_encoder
 
-FEW = 4  # images without metadata a cluster, below which they stay singletons
 COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
 
 
 @dataclass(frozen=True)
-class Previous:
-    """What a round starts from: the last checkpoint of the round before, and its clusters."""
+class RoundResult:
+    """What a round leaves, and the next starts from.
+
+    Attributes:
+        checkpoint: its last one.
+        seconds: of training.
+    """
 
     checkpoint: ray.train.Checkpoint
     assignment: Assignment
-
-
-def to_cluster(config: Config, base: Assignment) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Images whose features are clustered, bool (N,), and into how many clusters; () where too few
-    are without metadata.
-
-    Raises:
-        UserError: fewer images than clusters.
-    """
-    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
-    count = int(wanted.sum())
-    if config.clusters.missing == "kmeans" and count < 2 * FEW:
-        return wanted, ()
-    ks = wanted_k(config.clusters, count)
-    return wanted, ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
+    seconds: float = 0.0
 
 
 def round_clusters(
@@ -70,7 +60,7 @@ def round_clusters(
     base: Assignment,
     labels: np.ndarray | None,
     folder: Folder,
-    previous: Previous | None,
+    previous: RoundResult | None,
     scale: Scale,
     shared: Shared | None = None,
 ) -> tuple[Assignment, dict[str, Any]]:
@@ -88,7 +78,7 @@ def round_clusters(
     Returns:
         The assignment, and figures for ``metrics.jsonl``.
     """
-    wanted, ks = to_cluster(config, base)
+    wanted, ks = to_cluster(config.clusters, base)
     if not ks:
         return base, {}
     old = previous.assignment if previous else None
@@ -145,19 +135,10 @@ def _made_of(config: Config, ids: np.ndarray) -> str:
     return f"{given} {array_digest(ids)}"
 
 
-def _encoder(config: Config, previous: Previous | None) -> Encoder:
-    torch.manual_seed(config.seed)  # the weights that training starts from
-    encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-    if previous is not None:
-        with previous.checkpoint.as_directory() as folder:
-            load_model(folder, encoder)
-    return encoder
-
-
 def _features(
     config: Config,
     stream: Stream,
-    previous: Previous | None,
+    previous: RoundResult | None,
     ids: np.ndarray,
     wanted: np.ndarray,
     scale: Scale,
@@ -173,8 +154,10 @@ def _features(
 
         key = f"features of {_made_of(config, ids[wanted])}"
         return ray.data.from_arrow_refs(shared.refs(key, make))
-    encoder = _encoder(config, previous)
-    weights = save_export(encoder, config.model, config.data.image_size)
+    spec = EncoderSpec(config.model, config.data.image_size, config.loss.dual)
+    torch.manual_seed(config.seed)  # the weights that training starts from
+    encoder = trained_encoder(spec, previous.checkpoint) if previous else spec.build()
+    weights = spec.export(encoder)
     projector = None
     if config.clusters.features == "projector":
         projector = save_projector(encoder, config.loss.feature_head)

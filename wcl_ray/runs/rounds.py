@@ -1,4 +1,4 @@
-"""Rounds of clustering (E step) and training (M step); each is a resumable step of a run.
+"""Rounds of clustering (E step) and training (M step): a loop of resumable stages.
 
 A round leaves ``assignment.parquet``, ``clusters.json``, its checkpoints and, when it is done,
 ``round.json`` with the name of its last checkpoint, from which the next round goes on. Clusters of
@@ -17,26 +17,25 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from wcl_ray.clusters.assignment import FILE, Assignment
+from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import Config
-from wcl_ray.data import sampler
 from wcl_ray.data.images import Images
-from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.data.stream import Stream
 from wcl_ray.evaluate.validate import Evaluator, validation_config
-from wcl_ray.model.encoder import build_encoder, save_export, save_projector
-from wcl_ray.runs.capacity import capacity
+from wcl_ray.model.encoder import save_projector
+from wcl_ray.runs.batches import deal_images, say_batches
+from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import read_labels
-from wcl_ray.runs.fit import Scale, fit
-from wcl_ray.runs.round_clusters import Previous, round_clusters
+from wcl_ray.runs.fit import fit
+from wcl_ray.runs.folder import CLUSTERED, ENCODER, PROJECTOR, ROUND_DONE, TRAINED
+from wcl_ray.runs.round_clusters import RoundResult, round_clusters
 from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.checkpoint import load_model
-from wcl_ray.train.metrics_queue import MetricsLog, Row, start_metrics_queue
+from wcl_ray.train.checkpoint import trained_encoder
+from wcl_ray.train.metrics_queue import start_metrics_queue
+from wcl_ray.train.trackers import Row, Trackers
 from wcl_ray.train.worker import Task
-
-CLUSTERED, DONE, TRAINED = FILE, "round.json", "training.json"
-ENCODER, PROJECTOR = "encoder.safetensors", "projector.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Arm:
     Attributes:
         run: folder of the arm.
         base: clusters of the metadata, or every image a singleton.
-        look: how its encoders are measured.
+        evaluator: how its encoders are measured.
         title: for people.
         on_evaluation: called in a thread with every evaluation during training.
         shared: with the other trials of a search.
@@ -73,6 +72,7 @@ class Arm:
         return read_labels(self.config, self.images, self.base.ids)
 
     def folder(self, r: int) -> Folder:
+        """Folder of round r."""
         return self.run / f"rounds/{r:03d}"
 
     def first_epoch(self, r: int) -> int:
@@ -85,66 +85,31 @@ class Arm:
 
 
 def train_rounds(arm: Arm) -> Assignment:
-    """All rounds of an arm and the export of its encoder; finished steps are not done again.
+    """All rounds of an arm and the export of its encoder; finished stages are not done again.
 
     Returns:
         The clusters of the last round.
     """
-    config, run = arm.config, arm.run
-    if run.exists(ENCODER):
-        return _assignment(arm, config.rounds - 1, None)
-    say("train", f"{arm.title}: {config.train.epochs} epochs on {arm.scale.describe()}")
-    previous: Previous | None = None
+    rounds = arm.config.rounds
+    if arm.run.exists(ENCODER):
+        return cluster_round(arm, rounds - 1, None)
+    say("train", f"{arm.title}: {arm.config.train.epochs} epochs on {arm.scale.describe()}")
+    last: RoundResult | None = None
     seconds = 0.0
-    for r in range(config.rounds):
-        folder = arm.folder(r)
-        assignment = _assignment(arm, r, previous)
-        if not folder.exists(DONE):
-            _train_round(arm, r, assignment, previous)
-        row = json.loads(folder.read(DONE))
-        seconds += row["seconds"]
-        train = folder / "train"
-        checkpoint = ray.train.Checkpoint(train.file(row["checkpoint"]), train.fs)
-        previous = Previous(checkpoint, assignment)
+    for r in range(rounds):
+        assignment = cluster_round(arm, r, last)
+        last = train_round(arm, r, assignment, last)
+        seconds += last.seconds
         if r:
             (arm.folder(r - 1) / "train").remove()  # this round's checkpoints go on
-    encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
-    with checkpoint.as_directory() as path:
-        load_model(path, encoder)
-    run.write(TRAINED, json.dumps({"seconds": round(seconds, 1)}).encode())
-    run.write(PROJECTOR, save_projector(encoder, config.loss.feature_head))
-    run.write(ENCODER, save_export(encoder, config.model, config.data.image_size))
+    assert last is not None
+    export_encoder(arm, last, seconds)
     return assignment
 
 
-def _train_round(arm: Arm, r: int, assignment: Assignment, previous: Previous | None) -> None:
-    """The M step: train on the clusters of a round until its last epoch."""
-    config, run, rounds = arm.config, arm.run, arm.config.rounds
-    title = arm.title if rounds == 1 else f"{arm.title}, round {r + 1} of {rounds}"
-    task = Task(
-        config=config,
-        stream=_placed(arm, r, assignment),
-        clusters=ray.put(assignment.clusters),
-        images=len(assignment.ids),
-        fingerprint=fingerprint(assignment),
-        queue=start_metrics_queue(),
-        audit=run / "audit" if config.train.audit else None,
-        until=arm.first_epoch(r + 1),
-        run=Folder(config.storage, config.data.endpoint) / str(config.name),
-        start=previous.checkpoint if previous else None,
-    )
-    started = time.monotonic()
-    validation = validation_config(config, arm.evaluator, task.queue, run)
-    checkpoint = fit(task, arm.scale, run, arm.folder(r), title, validation, arm.on_evaluation)
-    row = {
-        "checkpoint": checkpoint.path.rstrip("/").rpartition("/")[2],
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    arm.folder(r).write(DONE, json.dumps(row).encode())
-
-
-def _assignment(arm: Arm, r: int, previous: Previous | None) -> Assignment:
-    """The E step: k-means of what the round before learned, where the clusters hang on it."""
+def cluster_round(arm: Arm, r: int, last: RoundResult | None) -> Assignment:
+    """The E step: k-means of the features that the last round left; where clusters do not depend on
+    features, those of the metadata."""
     if not arm.clustered(r):
         return arm.base
     config, folder = arm.config, arm.folder(r)
@@ -153,38 +118,71 @@ def _assignment(arm: Arm, r: int, previous: Previous | None) -> Assignment:
     say("features", f"round {r + 1} of {config.rounds}: {config.clusters.features}")
     started = time.monotonic()
     assignment, figures = round_clusters(
-        config, arm.stream, arm.base, arm.labels, folder, previous, arm.scale, arm.shared
+        config, arm.stream, arm.base, arm.labels, folder, last, arm.scale, arm.shared
     )
-    log = MetricsLog(arm.run)
-    last = next((row for row in reversed(log.rows) if "images" in row), {"step": 0, "images": 0})
-    row = {"round": r, "epoch": arm.first_epoch(r), "step": last["step"]}
-    row |= {"images": last["images"]}
-    if not any(old.get("round") == r for old in log.rows):  # left by a driver that was killed here
-        log.add({**row, **figures, "cluster_seconds": round(time.monotonic() - started, 1)})
-    log.close()
-    folder.write(CLUSTERED, assignment.to_parquet())  # last: the step is done
+    figures["cluster_seconds"] = round(time.monotonic() - started, 1)
+    _log_clusters(arm, r, figures)
+    folder.write(CLUSTERED, assignment.to_parquet())  # last: the stage is done
     return assignment
 
 
-def _placed(arm: Arm, r: int, assignment: Assignment) -> Stream:
-    """The kept blocks; dealt anew where they lie on several nodes and the clusters are new."""
+def _log_clusters(arm: Arm, r: int, figures: dict[str, float]) -> None:
+    """Add the figures of a round's clusters to the metrics, once."""
+    log = Trackers(arm.run, arm.config.train.trackers)
+    rows = log.file.rows
+    seen = next((row for row in reversed(rows) if "images" in row), {"step": 0, "images": 0})
+    row = {"round": r, "epoch": arm.first_epoch(r), "step": seen["step"]}
+    row |= {"images": seen["images"], **figures}
+    if not any(old.get("round") == r for old in rows):  # left by a driver that was killed here
+        log.log(row)
+    log.close()
+
+
+def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | None) -> RoundResult:
+    """The M step: train on the clusters of a round until its last epoch."""
+    config, run, folder = arm.config, arm.run, arm.folder(r)
+    if not folder.exists(ROUND_DONE):
+        task = Task(
+            config=config,
+            stream=stream_round(arm, r, assignment),
+            clusters=ray.put(assignment.clusters),
+            images=len(assignment.ids),
+            fingerprint=fingerprint(assignment),
+            queue=start_metrics_queue(),
+            audit=run / "audit" if config.train.audit else None,
+            until=arm.first_epoch(r + 1),
+            run=Folder(config.storage, config.data.endpoint) / str(config.name),
+            start=last.checkpoint if last else None,
+        )
+        title = arm.title + (f", round {r + 1} of {config.rounds}" if config.rounds > 1 else "")
+        validation = validation_config(arm.evaluator, task.queue, run)
+        started = time.monotonic()
+        checkpoint = fit(task, arm.scale, run, folder, title, validation, arm.on_evaluation)
+        name = checkpoint.path.rstrip("/").rpartition("/")[2]
+        row = {"checkpoint": name, "seconds": round(time.monotonic() - started, 1)}
+        folder.write(ROUND_DONE, json.dumps(row).encode())
+    row, train = json.loads(folder.read(ROUND_DONE)), folder / "train"
+    checkpoint = ray.train.Checkpoint(train.file(row["checkpoint"]), train.fs)
+    return RoundResult(checkpoint, assignment, row["seconds"])
+
+
+def stream_round(arm: Arm, r: int, assignment: Assignment) -> Stream:
+    """The kept blocks; dealt again where they lie on several nodes and the clusters are new."""
     if not arm.clustered(r):
         return arm.stream
-    column = say_batches(arm.config, assignment)
+    column = say_batches(assignment, arm.config.clusters.samples_per_cluster)
     if arm.stream.shared:
         return arm.stream
-    rows, data = arm.images.train.images(), arm.config.data
-    grows = capacity(arm.config.scale).grows
-    return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column], grows)
+    return deal_images(arm.images, assignment, column, arm.config.data, arm.config.scale)
 
 
-def say_batches(config: Config, assignment: Assignment) -> int:
-    """Print by which granularity batches are composed; returns its column."""
-    column, reason = sampler.composing_column(assignment.clusters)
-    if config.clusters.samples_per_cluster > 1 and (assignment.clusters >= 0).any():
-        name = assignment.names[column]
-        say("batches", f"groups of {config.clusters.samples_per_cluster} from {name}: {reason}")
-    return column
+def export_encoder(arm: Arm, last: RoundResult, seconds: float) -> None:
+    """Write the encoder and the projector of the last checkpoint, and how long training took."""
+    spec, run = arm.evaluator.encoder, arm.run
+    encoder = trained_encoder(spec, last.checkpoint)
+    run.write(TRAINED, json.dumps({"seconds": round(seconds, 1)}).encode())
+    run.write(PROJECTOR, save_projector(encoder, arm.config.loss.feature_head))
+    run.write(ENCODER, spec.export(encoder))  # last: the stage is done
 
 
 def fingerprint(assignment: Assignment) -> str:

@@ -32,6 +32,7 @@ C = TypeVar("C", bound=Config)
 _FREE = (
     "name", "resume", "start_or_resume", "storage", "compare", "scale.", "evaluate.every",
     "train.checkpoint_", "concurrent", "retries", "data.endpoint",
+    "plugins", "train.trackers",
 )  # fmt: skip
 PLACES = ("data.path", "data.eval_path")  # may differ where the same images are there
 

@@ -12,7 +12,9 @@ from typing import Any
 import ray
 
 from wcl_ray.data.data_stats import Pass, taken
+from wcl_ray.storage import Folder
 from wcl_ray.terminal import bytes_text, say
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 EVERY = 2.0  # seconds between two looks at the object store
 
@@ -80,29 +82,29 @@ class ResourceSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """For ``results.json``."""
-        for name, found in taken().items():
-            self.passes[name] = self.passes.get(name, Pass()) + found
+        for name, seen in taken().items():
+            self.passes[name] = self.passes.get(name, Pass()) + seen
         return {
             "seconds": {name: round(s, 1) for name, s in self.seconds.items()},
             "object_store_peak": self.peak,
             "object_store": self.capacity,
             "spilled": self.spilled,
             "restored": self.restored,
-            "data": {name: asdict(found) for name, found in self.passes.items()},
+            "data": {name: asdict(total) for name, total in self.passes.items()},
         }
 
-    def report(self, more: dict[str, Any] | None = None) -> None:
+    def report(self, workers: dict[str, Any] | None = None) -> None:
         """Print the end-of-run lines.
 
         Args:
-            more: figures of the workers, see :func:`summary`.
+            workers: figures of the workers, see :func:`worker_figures`.
         """
-        for what, text in summary(self.to_dict() | (more or {})):
-            say(what, text)
+        for topic, text in summary(self.to_dict() | (workers or {})):
+            say(topic, text)
 
 
 def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The end-of-run lines: (what, text).
+    """The end-of-run lines: (topic, text).
 
     Args:
         figures: of :meth:`ResourceSummary.to_dict`, and optionally ``images_per_second``,
@@ -129,6 +131,27 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
         )
         lines.append(("workers", text))
     return lines
+
+
+def worker_figures(runs: list[Folder]) -> dict[str, Any]:
+    """What the training workers of runs said, over all epochs and starts: speed, share of the time
+    they waited for data, restarts."""
+    epochs: dict[tuple[str, int], dict[str, Any]] = {}  # the figures of a row are since its start
+    for folder in runs:
+        rows = [row for row in MetricsLog(folder).rows if "images_per_second" in row]
+        epochs |= {(folder.uri, row["epoch"]): row for row in rows}
+    if not epochs:
+        return {}
+    seconds = {key: 1 / max(row["images_per_second"], 1e-9) for key, row in epochs.items()}
+    whole = sum(seconds.values())
+    restarts: dict[str, int] = {}
+    for (uri, _), row in epochs.items():
+        restarts[uri] = max(restarts.get(uri, 0), row.get("restarts", 0))
+    return {
+        "images_per_second": len(epochs) / whole,
+        "data_wait": sum(seconds[key] * row["data_wait"] for key, row in epochs.items()) / whole,
+        "restarts": sum(restarts.values()),
+    }
 
 
 def store_stats() -> Any:

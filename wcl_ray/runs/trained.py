@@ -10,16 +10,19 @@ from ray.data import Dataset
 from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, resources
-from wcl_ray.runs.fit import gpus
-from wcl_ray.runs.rounds import ENCODER, PROJECTOR
+from wcl_ray.runs.capacity import gpus
+from wcl_ray.runs.folder import ENCODER, PROJECTOR
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.storage import Folder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Attributes:
-    weights: content of ``encoder.safetensors``.
+    """A finished run.
+
+    Attributes:
+        config: its options.
+        weights: content of ``encoder.safetensors``.
     """
 
     folder: Folder

@@ -20,7 +20,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
 from wcl_ray.runs.clusters import build_clusters, qualities, read_labels
 from wcl_ray.search.options import SearchConfig, with_value
-from wcl_ray.search.space import GRANULARITY, Dimension, listing, show, spaced
+from wcl_ray.search.space import Dimension, granularity_option, listing, show, spaced
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 
@@ -64,7 +64,7 @@ def find_granularities(
         UserError: see :func:`build_clusters`; no candidate is left.
     """
     kind, whole = config.clusters.kind, images.whole()
-    key = GRANULARITY.get(kind)
+    key = granularity_option(kind)
     plain = config.plain()
     if key is None or "clusters.kind" in given:
         if key in given:

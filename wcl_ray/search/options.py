@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from wcl_ray.config import Config, _require, field_name, option_name
+from wcl_ray.registry import KINDS
 
 Metric = Literal["auto", "knn", "probe", "metadata", "rank_me", "uniformity", "alignment"]
 MINIMISED = ("uniformity", "alignment")
@@ -91,7 +92,7 @@ class SearchConfig(Config):
     @property
     def has_metadata(self) -> bool:
         """Whether there are clusters of metadata to compare neighbours by."""
-        return self.clusters.kind in ("attributes", "tags", "hierarchy")
+        return bool(KINDS.get(self.clusters.kind).needs == "columns")
 
     @property
     def objective(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,14 +23,15 @@ from wcl_ray.data.sources.base import ID, check_paths
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
+from wcl_ray.model.encoder import EncoderSpec
+from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
-from wcl_ray.runs.pretrain import training
 from wcl_ray.runs.shared import Shared
-from wcl_ray.runs.summary import ResourceSummary
+from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
@@ -40,10 +41,10 @@ from wcl_ray.search.record import Record
 from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
 from wcl_ray.search.share import plan_share
 from wcl_ray.search.space import (
-    GRANULARITY,
     Dimension,
     default_dimensions,
     given_dimensions,
+    granularity_option,
     grid,
 )
 from wcl_ray.search.trial import Setup
@@ -55,11 +56,12 @@ SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "repo
 Page = Callable[[Outcome], str]  # HTML of the report
 
 
-def search(config: SearchConfig, page: Page) -> Outcome:
+def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Outcome:
     """Run, continue or look up a search; prints its progress.
 
     Args:
         page: the HTML of the report, written after each trial and at the end.
+        assets: files that the page loads from its folder, name → content, written once.
 
     Raises:
         UserError: wrong input or options, before any trial; or every trial failed.
@@ -76,15 +78,17 @@ def search(config: SearchConfig, page: Page) -> Outcome:
         for d in default_dimensions(given):  # what cannot be trained is found at once
             for point in d.points(2):
                 _check(config, d, point)
-        check_backbone(config)
-        connect(config)
+        check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
+        connect(config.scale)
         check_shared(folder)
         with ResourceSummary() as usage:
-            outcome = _search(config, folder, given, usage, page)
+            outcome = _search(
+                config, folder, given, usage, functools.partial(_write, page=page, assets=assets)
+            )
     put()
     restarts = sum(trial.restarts for trial in outcome.trials)
     runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
-    usage.report(training([where / name for where in runs for name in where.names()]))
+    usage.report(worker_figures([where / name for where in runs for name in where.names()]))
     say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
     show(folder, outcome, look_up(folder, config, outcome.granularity))
     return outcome
@@ -95,7 +99,7 @@ def _search(
     folder: Folder,
     given: dict[str, Dimension],
     usage: ResourceSummary,
-    page: Page,
+    write: Callable[[Folder, Outcome], None],
 ) -> Outcome:
     """The search itself, on a cluster that is joined."""
     config = found
@@ -105,7 +109,10 @@ def _search(
         for text in left_out(check_labels(images)):
             warn(text)
     if config.metric == "auto" and config.objective == "rank_me":
-        warn("no label and no metadata: rank_me decides, which ranks runs badly (see the README)")
+        warn(
+            "no label and no metadata: rank_me decides, which ranks runs badly "
+            "(see docs/results.md)"
+        )
     if config.objective == "metadata":
         warn(f"trials are compared by metadata, {CAVEAT}")
     for d in given.values():
@@ -123,7 +130,7 @@ def _search(
     if folder.exists("config.json") and not config.resume:  # by a job that took this one for lost
         raise UserError(f"{folder.uri} holds a search already; choose another --name")
     if folder.exists("config.json"):
-        check_moves(folder, found, images)
+        check_moves(folder, found.data, images)
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
@@ -144,26 +151,24 @@ def _search(
     say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
     if not folder.exists(f"{CONFIRM}/{CHOSEN}"):  # else all trials have ended before
         with usage.stage("trials"):
-            if run_trials(setup, record, lambda: _write(folder, record.outcome(), page)):
+            if run_trials(setup, record, lambda: write(folder, record.outcome())):
                 raise KeyboardInterrupt
     outcome = record.outcome()
     if outcome.best() is None:
-        _write(folder, outcome, page)
+        write(folder, outcome)
         first = next((t.error for t in outcome.trials if t.error), "no trial was evaluated")
         raise UserError(f"every trial failed: {first}")
     confirmed = None
     if config.confirm and config.epochs < config.train.epochs:
         with usage.stage("confirm"):
-            confirmed, interrupted = run_confirm(
-                setup, record, functools.partial(_write, page=page)
-            )
+            confirmed, interrupted = run_confirm(setup, record, write)
         if interrupted:
             raise KeyboardInterrupt
     if confirmed is not None:
         record.facts["at full length"] = in_words(confirmed)
         record.write()
         outcome = record.outcome()
-    _write(folder, outcome, page)
+    write(folder, outcome)
     for where, of_search in ((folder, outcome), (folder / CONFIRM, confirmed)):
         for trial in of_search.trials if of_search else ():  # their encoders stay
             rounds = where / f"trials/{trial.id}/rounds"
@@ -278,7 +283,7 @@ def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
             "each needs at least 2 images of a batch"
         )
     if dimension.key.startswith("model."):
-        check_backbone(trial)
+        check_backbone(EncoderSpec(trial.model, trial.data.image_size, trial.loss.dual))
 
 
 def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:
@@ -293,7 +298,7 @@ def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -
             images.train.check_columns(clusters.columns, f"search.{key}")
         columns_of(clusters, images.label, images.available)
         kinds.append(clusters.kind)
-    own = {kind for kind, name in GRANULARITY.items() if name == key}
+    own = {kind for kind in KINDS.names() if granularity_option(kind) == key}
     if own and not own & set(kinds):
         raise UserError(
             f"search.{key} has no effect on clusters of kind {config.clusters.kind}; it is for "
@@ -302,7 +307,7 @@ def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -
 
 
 def _granularity(config: SearchConfig, given: dict[str, Dimension]) -> str | None:
-    return None if "clusters.kind" in given else GRANULARITY.get(config.clusters.kind)
+    return None if "clusters.kind" in given else granularity_option(config.clusters.kind)
 
 
 def _facts(
@@ -328,8 +333,11 @@ def _facts(
     return facts
 
 
-def _write(folder: Folder, outcome: Outcome, page: Page) -> None:
+def _write(folder: Folder, outcome: Outcome, page: Page, assets: Mapping[str, bytes]) -> None:
     folder.write(RESULTS, to_parquet(outcome))
+    for name, content in assets.items():
+        if not folder.exists(name):
+            folder.write(name, content)
     folder.write(PAGE, page(outcome).encode())
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wcl_ray.errors import UserError
-from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.fit import Scale, gpus
+from wcl_ray.runs.capacity import Scale, capacity, gpus
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.terminal import warn
 

@@ -19,6 +19,7 @@ import numpy as np
 from wcl_ray.cli import BOOLEANS, keys
 from wcl_ray.config import Config, field_name
 from wcl_ray.errors import UserError
+from wcl_ray.registry import KINDS
 from wcl_ray.search.options import with_value
 from wcl_ray.search.outcome import TEMPERATURE
 
@@ -30,12 +31,6 @@ RANGES = {
 }
 SECTIONS = ("clusters", "loss", "model", "augment", "train")
 FIXED = ("train.epochs", "train.audit", "train.rounds", "train.warmup-rounds")
-GRANULARITY = {
-    "attributes": "clusters.top-k",
-    "tags": "clusters.top-k",
-    "hierarchy": "clusters.level",
-    "kmeans": "clusters.k",
-}
 DEFAULT_TEMPERATURE = "loguniform:0.03:0.5"
 
 
@@ -92,6 +87,12 @@ class Dimension:
         return (
             f"{how}{'integer' if self.kind == 'int' else 'uniform'} {self.low:g} to {self.high:g}"
         )
+
+
+def granularity_option(kind: str) -> str | None:
+    """The option whose values are the granularities of a kind of clusters."""
+    name = KINDS.get(kind).granularity
+    return None if name is None else f"clusters.{name.replace('_', '-')}"
 
 
 def show(value: Any) -> str:

@@ -20,11 +20,12 @@ from wcl_ray.data.stream import Stream, plan_stream, positions_of
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, shown
 from wcl_ray.limits import limit_reached, no_room
+from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, qualities
-from wcl_ray.runs.folder import claim
+from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.nodes import connect
-from wcl_ray.runs.rounds import ENCODER, Arm, train_rounds
+from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.shared import Shared
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
@@ -34,7 +35,8 @@ from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.failure import MENDED, final
-from wcl_ray.train.metrics_queue import MetricsLog, Row
+from wcl_ray.train.trackers import Row
+from wcl_ray.train.trackers.jsonl import MetricsLog
 
 FAILURE, QUALITY, FINAL = "failure.json", "quality.json", "evaluation.json"
 
@@ -124,7 +126,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     except ValueError as error:  # limits that hang on several options
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
-    connect(config)
+    connect(config.scale)
     claim(folder, config)
     started = time.monotonic()
     reporter = _Reporter(setup, folder)
@@ -132,12 +134,16 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     base, measures = _clusters(config, values, setup)
     stream = _stream(config, setup, base)
     evaluator = Evaluator(
+        EncoderSpec(config.model, config.data.image_size, config.loss.dual),
         setup.images,
         setup.counts,
+        config.evaluate,
+        config.data.stored_size,
+        config.seed,
         kept=setup.kept,
         cpus=setup.share.spare,
         probe=setup.config.objective == "probe",
-        more=_more(setup),
+        extra_metrics=_extra_metrics(setup),
     )
     arm = Arm(
         config,
@@ -158,7 +164,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         measures = last["quality"][0]
     folder.write(QUALITY, json.dumps(measures).encode())
     if not folder.exists(FINAL):
-        figures = shown(evaluator.measure(folder.read(ENCODER), config, gpu=setup.share.scale.gpu))
+        figures = shown(evaluator.measure(folder.read(ENCODER), setup.share.scale.gpu))
         figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))
@@ -240,7 +246,7 @@ def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
     return plan_stream(rows, base.ids, config.data, base.clusters[:, 0], grows)
 
 
-def _more(setup: Setup) -> Any:
+def _extra_metrics(setup: Setup) -> Any:
     if setup.metadata is None:
         return None
     ids, bits = setup.metadata

@@ -6,7 +6,10 @@ state to keep: every random choice is a function of (seed, epoch, image) or of (
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.errors import UserError, causes
-from wcl_ray.storage import told
+from wcl_ray.model.encoder import Encoder, EncoderSpec
+from wcl_ray.storage import storage_error, told
 
 FILE = "state.pt"
 
@@ -92,6 +96,33 @@ def save(
         os.replace(partial, target)
 
 
+def save_local(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, facts: dict[str, Any]
+) -> str:
+    """Write a checkpoint into a new folder on this node, see :func:`save`; returns the folder."""
+    with told(os.environ.get("TMPDIR", "/tmp")):
+        folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
+    try:
+        save(folder, model, optimizer, state, facts)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def upload(storage: Any, checkpoint: Any, name: str) -> Any:
+    """Ray Train's upload, in a thread; what it leaves of a failed one takes no room."""
+    try:
+        return storage.persist_current_checkpoint(checkpoint, name)
+    except OSError as error:
+        size = sum(file.stat().st_size for file in Path(checkpoint.path).glob("*"))
+        path = storage.build_checkpoint_path_from_name(name)
+        with contextlib.suppress(OSError):
+            storage.storage_filesystem.delete_dir(path)
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+        raise storage_error(path, error, size) from error
+
+
 def _size(tree: Any) -> int:
     """Bytes of the tensors in nested dicts and lists."""
     if isinstance(tree, torch.Tensor):
@@ -128,6 +159,14 @@ def load(
     return TrainState(
         **position | {"consumed": None if consumed is None else consumed.numpy().copy()}
     )
+
+
+def trained_encoder(spec: EncoderSpec, checkpoint: Any) -> Encoder:
+    """The encoder with the weights of a checkpoint of Ray Train."""
+    encoder = spec.build()
+    with checkpoint.as_directory() as folder:
+        load_model(folder, encoder)
+    return encoder
 
 
 def load_model(folder: str | Path, model: nn.Module) -> nn.Module:

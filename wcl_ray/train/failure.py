@@ -90,12 +90,12 @@ def explain(error: WorkerGroupError) -> str:
 
 
 def _by_text(failures: dict[int, Exception]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    ranks: dict[str, list[int]] = {}
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "health_check_failure", failure)  # of a process that died
         text = str(cause).strip() or type(cause).__name__
-        found.setdefault(text, []).append(rank)
-    return found
+        ranks.setdefault(text, []).append(rank)
+    return ranks
 
 
 def _workers(ranks: list[int]) -> str:

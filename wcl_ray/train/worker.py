@@ -1,24 +1,15 @@
-"""The loop of one training worker: the only file that talks to ``ray.train`` while training.
-
-Per step: a composed uint8 batch of this worker → device → two views → embeddings → gather →
-Cl-InfoNCE → one optimiser step. The batch is global: every worker has an equal part of it and the
-gradient is that of one process with the whole batch, but for batch norm on CPUs and the masks of
-dropout (see :mod:`wcl_ray.model.gather`).
+"""One training worker: set-up, epochs, metrics and checkpoints. The only file that talks to
+``ray.train`` while training; the step itself is in :mod:`wcl_ray.train.loop`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,13 +33,13 @@ from wcl_ray.limits import no_room
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
-from wcl_ray.model.optim import build_optimizer, clip_gradients, learning_rate
-from wcl_ray.storage import NOT_SEEN, Folder, storage_error, told
+from wcl_ray.model.optim import build_optimizer
+from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.train import checkpoint as store
-from wcl_ray.train.averager import MetricAverager
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.failure import WorkerFailure
-from wcl_ray.train.step import Progress, batch_loss, seed_step
+from wcl_ray.train.loop import Learner
+from wcl_ray.train.progress import MetricAverager, Progress
 
 SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint decisions
 
@@ -92,21 +83,9 @@ def train_worker(options: dict[str, Any]) -> None:
         raise find_user_error(error) or no_room(error) or WorkerFailure.of(error) from None
 
 
-def upload(storage: Any, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Ray Train's upload, in a thread; what it leaves of a failed one takes no room."""
-    try:
-        kept: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
-        return kept
-    except OSError as error:
-        size = sum(file.stat().st_size for file in Path(checkpoint.path).glob("*"))
-        path = storage.build_checkpoint_path_from_name(name)
-        with contextlib.suppress(OSError):
-            storage.storage_filesystem.delete_dir(path)
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
-        raise storage_error(path, error, size) from error
-
-
 class Worker:
+    """One of W processes: reads its part of every global batch, steps, reports and checkpoints."""
+
     def __init__(self, task: Task) -> None:
         self.task, self.config = task, task.config
         if task.run is not None and not task.run.exists("config.json"):
@@ -120,7 +99,7 @@ class Worker:
             torch.set_num_threads(cpus)
         torch.manual_seed(self.config.seed)
         torch.use_deterministic_algorithms(self.config.train.deterministic, warn_only=True)
-        self._build()
+        self.learner = self._build_learner()
         batch = self.config.train.batch_size
         self.batch = batch - batch % self.world
         self.clusters = ray.get(task.clusters)
@@ -135,9 +114,9 @@ class Worker:
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
             places=self._places(),
-            augment=self.augment if self.config.data.crops_files else None,
+            augment=self.learner.augment if self.config.data.crops_files else None,
         )
-        self.meter = MetricAverager(self.device, self.world)
+        self.averager = MetricAverager(self.device, self.world)
         self.last_checkpoint = time.monotonic()
 
     def _places(self) -> Places | None:
@@ -145,88 +124,101 @@ class Worker:
         if self.task.stream.shared:
             return None
         here = bytes.fromhex(ray.get_runtime_context().get_node_id())
-        everyone = gather(torch.tensor([list(here)], dtype=torch.uint8, device=self.device))
-        names, ranks = np.unique(everyone.cpu().numpy(), axis=0, return_inverse=True)
-        found = torch.empty(len(self.task.stream.blocks) + 1, dtype=torch.int64, device=self.device)
+        nodes = gather(torch.tensor([list(here)], dtype=torch.uint8, device=self.device))
+        names, ranks = np.unique(nodes.cpu().numpy(), axis=0, return_inverse=True)
+        homes = torch.empty(len(self.task.stream.blocks) + 1, dtype=torch.int64, device=self.device)
         if self.rank == 0:
             numbers, largest = number_homes(self.task.stream, [n.tobytes().hex() for n in names])
-            found.copy_(torch.from_numpy(np.append(numbers, largest)))
+            homes.copy_(torch.from_numpy(np.append(numbers, largest)))
         if self.world > 1:
-            dist.broadcast(found, 0)
-        *blocks, largest = found.tolist()
+            dist.broadcast(homes, 0)
+        *blocks, largest = homes.tolist()
         return places_of(np.array(blocks), ranks.reshape(-1), self.rank, largest)
 
-    def _build(self) -> None:
+    def _build_learner(self) -> Learner:
+        """Encoder and optimiser, new or from the last checkpoint."""
         config = self.config
         encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
         encoder = synchronised(encoder, self.device, self.world, config.train.sync_bn)
         encoder = encoder.to(self.device)
         if config.train.channels_last:
             encoder = encoder.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(encoder, config.train)
+        optimizer = build_optimizer(encoder, config.train)
         self.facts = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
-        self.position = TrainState()
+        self.state = TrainState()
         saved = ray.train.get_checkpoint()
         facts = self.facts if saved is not None else {}  # the round before had other clusters
         saved = saved or self.task.start
         if saved is not None:
             with saved.as_directory() as folder:
-                self.position = store.load(folder, encoder, self.optimizer, facts)
+                self.state = store.load(folder, encoder, optimizer, facts)
         fused = config.train.compile
-        self.model: torch.nn.Module = torch.compile(encoder) if fused else encoder  # type: ignore[assignment]
-        self.cl_infonce: Any = torch.compile(cl_infonce) if fused else cl_infonce
-        self.augment = Augment(config.augment, config.data.image_size, config.seed, fused)
+        model: torch.nn.Module = torch.compile(encoder) if fused else encoder  # type: ignore[assignment]
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.model, device_ids=ids)
-        wants = config.train.precision
+            model = DistributedDataParallel(model, device_ids=ids)
+        wanted = config.train.precision
         able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.bf16 = wants == "bf16" or (wants == "auto" and able)
+        return Learner(
+            model=model,
+            optimizer=optimizer,
+            augment=Augment(config.augment, config.data.image_size, config.seed, fused),
+            cl_infonce=torch.compile(cl_infonce) if fused else cl_infonce,
+            train=config.train,
+            loss=config.loss,
+            seed=config.seed,
+            device=self.device,
+            rank=self.rank,
+            bf16=wanted == "bf16" or (wanted == "auto" and able),
+            state=self.state,
+        )
 
     def run(self) -> None:
         self._say_where()
         epochs = self.config.train.epochs
-        for epoch in range(self.position.epoch, self.task.until):
-            self.position.epoch = epoch
-            if self.position.consumed is None:
-                self.position.consumed = sampler.empty_bits(self.task.images)
+        for epoch in range(self.state.epoch, self.task.until):
+            self.state.epoch = epoch
+            if self.state.consumed is None:
+                self.state.consumed = sampler.empty_bits(self.task.images)
             self.fresh = sampler.empty_bits(self.task.images)
             self._epoch(epoch)
-            if self.position.step == 0:
+            if self.state.step == 0:
                 raise UserError(
                     f"an epoch has no whole batch of train.batch-size {self.batch}; lower it"
                 )
-            self.position.epoch, self.position.consumed = epoch + 1, None
-            every, look = self.config.train.checkpoint_epochs, self.config.evaluate.every
+            self.state.epoch, self.state.consumed = epoch + 1, None
+            saves, validates = self.config.train.checkpoint_epochs, self.config.evaluate.every
             final = epoch + 1 == epochs  # the finished encoder is evaluated by the driver
-            validate = bool(look) and (epoch + 1) % look == 0 and not final
-            if (epoch + 1) % every == 0 or validate or epoch + 1 == self.task.until:
+            validate = bool(validates) and (epoch + 1) % validates == 0 and not final
+            if (epoch + 1) % saves == 0 or validate or epoch + 1 == self.task.until:
                 self._checkpoint(validate)
 
     def _say_where(self) -> None:
         if self.rank == 0:
-            at = f"epoch {self.position.epoch}, step {self.position.step}"
+            at = f"epoch {self.state.epoch}, step {self.state.step}"
             text = f"going on from {at} with {self.world} worker(s), batches of {self.batch}"
             again = ray.train.get_checkpoint() is not None
-            self._push("resume", images=self.position.images, text=text if again else "")
+            self._push("resume", images=self.state.images, text=text if again else "")
 
     def _epoch(self, epoch: int) -> None:
         self.started, self.waited, self.counted = time.monotonic(), 0.0, 0
         self.bad_images = 0  # a broken image comes back every epoch
         tables = self._tables() if self.task.stream.mode == "streaming" else None
-        batches = iter(self.reader.epoch(epoch, self.position.consumed, tables))
-        done = sampler.count_bits(self.position.consumed)
+        batches = iter(self.reader.epoch(epoch, self.state.consumed, tables))
+        done = sampler.count_bits(self.state.consumed)
         ahead = self.reader.steps * self.batch
         self.progress = Progress(self.config.train.epochs, epoch, done, ahead)
-        self.model.train()
+        self.learner.progress = self.progress
+        self.learner.model.train()
         while True:
             before = time.monotonic()
             batch = next(batches, None)
             self.waited += time.monotonic() - before
             if batch is None:
                 break
-            self._step(batch, epoch)
-            if self.position.step % SYNC_STEPS == 0:
+            self.averager.add(self.learner.training_step(batch))
+            self._advance(batch, epoch)
+            if self.state.step % SYNC_STEPS == 0:
                 self._exchange(epoch)
         self._exchange(epoch, last=True)
 
@@ -236,46 +228,23 @@ class Worker:
 
         shards = None
         if self.rank == 0:
-            dataset = self.task.stream.dataset(self.position.consumed)
+            dataset = self.task.stream.dataset(self.state.consumed)
             shards = dataset.streaming_split(self.world, equal=True)
         shard = ray.train.collective.broadcast_from_rank_zero(shards)[self.rank]
         return lambda: iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
 
-    def _step(self, batch: Batch, epoch: int) -> None:
-        images = batch.images.to(self.device, non_blocking=True)
-        aspect = batch.aspect.to(self.device, non_blocking=True)
-        ids = batch.ids.to(self.device, non_blocking=True)
-        rows = torch.column_stack([batch.clusters, batch.valid])  # copied and gathered at once
-        rows = rows.to(self.device, non_blocking=True)
-        rate = learning_rate(self.progress.share, self.config.train)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        seed_step(self.config.seed, self.position.step, self.rank)
-        views = self.augment.two_views(images, aspect, ids, epoch)
-        if self.config.train.channels_last:
-            views = views.to(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            heads = self.model(views)
-        result = batch_loss(heads, rows, self.rank, self.config.loss, self.cl_infonce)
-        self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        norm = clip_gradients(self.model, self.config.train.clip)
-        self.optimizer.step()
-        self.meter.add(result, norm)
-        self._advance(batch, epoch)
-
     def _advance(self, batch: Batch, epoch: int) -> None:
-        self.position.step += 1
-        self.position.images += self.batch
+        self.state.step += 1
+        self.state.images += self.batch
         self.progress.add(self.batch)
         self.counted += self.batch
         sampler.set_bits(self.fresh, batch.positions.numpy())
         if self.task.audit is not None:
             row = np.column_stack([batch.ids.numpy(), batch.positions.numpy()])
-            name = f"{epoch:04d}/{self.position.step:08d}-{self.rank:04d}-of-{self.world:04d}.bin"
+            name = f"{epoch:04d}/{self.state.step:08d}-{self.rank:04d}-of-{self.world:04d}.bin"
             self.task.audit.write(name, row.astype("<i8").tobytes())
         steps = self.config.train.checkpoint_steps
-        if steps and self.position.step % steps == 0:
+        if steps and self.state.step % steps == 0:
             self._checkpoint()
 
     def _exchange(self, epoch: int, last: bool = False) -> None:
@@ -283,11 +252,11 @@ class Worker:
         minutes = self.config.train.checkpoint_minutes
         overdue = minutes > 0 and time.monotonic() - self.last_checkpoint > 60 * minutes
         faults = self.reader.take_faults()
-        told = [self._push("fault", key=key, reason=reason) for key, reason in faults]
-        if told:  # another rank may end the run after this exchange
-            ray.wait(told, num_returns=len(told), timeout=5)
+        pushed = [self._push("fault", key=key, reason=reason) for key, reason in faults]
+        if pushed:  # another rank may end the run after this exchange
+            ray.wait(pushed, num_returns=len(pushed), timeout=5)
         asked = float(overdue and self.rank == 0)
-        means, (due, bad, wait) = self.meter.exchange(asked, len(faults), self.waited)
+        means, (due, bad, wait) = self.averager.exchange(asked, len(faults), self.waited)
         self.bad_images += int(bad)
         if self.bad_images > self.config.data.max_bad * self.task.images:
             raise UserError(
@@ -296,7 +265,7 @@ class Worker:
             )
         if means and not math.isfinite(means["loss"]):
             raise UserError(
-                f"the loss is not finite at step {self.position.step}; lower --train.lr or raise "
+                f"the loss is not finite at step {self.state.step}; lower --train.lr or raise "
                 "--loss.temperature, then start under a new --name"
             )
         if means and self.rank == 0:
@@ -305,17 +274,17 @@ class Worker:
             self._checkpoint()
 
     def _log(self, epoch: int, means: dict[str, float], wait: float) -> None:
-        seconds, position = time.monotonic() - self.started, self.position
+        seconds, state = time.monotonic() - self.started, self.state
         speed = self.counted / seconds
         self._push(
             "train",
             epoch=epoch,
             epochs=self.progress.epochs,
             share=self.progress.of_epoch,
-            step=position.step,
-            images=position.images,
+            step=state.step,
+            images=state.images,
             **means,
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self.learner.optimizer.param_groups[0]["lr"],
             images_per_second=speed,
             data_wait=min(1.0, wait / seconds),
             eta_seconds=self.progress.images_left / speed,
@@ -331,37 +300,29 @@ class Worker:
 
         Workers never share an image, so the sum of their packed bits is their union.
         """
-        if self.position.consumed is None:
+        if self.state.consumed is None:
             return
         fresh = torch.from_numpy(self.fresh).to(self.device)
         if self.world > 1:
             dist.all_reduce(fresh)
-        self.position.consumed |= fresh.cpu().numpy()
+        self.state.consumed |= fresh.cpu().numpy()
         self.fresh = np.zeros_like(self.fresh)
 
     def _checkpoint(self, validate: bool = False) -> None:
         self._merge_consumed()
         saved = None
         if self.rank == 0:
-            saved = self._save()
+            learner = self.learner
+            folder = store.save_local(learner.model, learner.optimizer, self.state, self.facts)
+            saved = ray.train.Checkpoint.from_directory(folder)
         storage = ray.train.get_context().get_storage()
-        where = {"epoch": self.position.epoch, "step": self.position.step}
+        where = {"epoch": self.state.epoch, "step": self.state.step}
         task = ray.train.ValidationTaskConfig(fn_kwargs=where) if validate else False
         ray.train.report(
             where,
             checkpoint=saved,
             validation=task if saved is not None else False,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=functools.partial(upload, storage),
+            checkpoint_upload_fn=functools.partial(store.upload, storage),
         )
         self.last_checkpoint = time.monotonic()
-
-    def _save(self) -> ray.train.Checkpoint:
-        with told(os.environ.get("TMPDIR", "/tmp")):
-            folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
-        try:
-            store.save(folder, self.model, self.optimizer, self.position, self.facts)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return ray.train.Checkpoint.from_directory(folder)

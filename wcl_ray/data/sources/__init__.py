@@ -1,22 +1,16 @@
-"""Where images come from. A new format is a module with ``open_files`` and a row in FORMATS."""
+"""Where images come from. A new format is a module with a :class:`Source` under
+``@FORMATS.add("NAME")``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data.sources import folder, parquet, webdataset
 from wcl_ray.data.sources.base import OURS, Source
 from wcl_ray.data.sources.leftover import PICTURES, left_out, split_note
-from wcl_ray.data.sources.listing import METADATA_FILES, Files, is_image, list_files, suffix_of
+from wcl_ray.data.sources.listing import Files, is_image, list_files, suffix_of
 from wcl_ray.errors import UserError
-
-FORMATS: dict[str, Callable[[Files, DataConfig], Source]] = {
-    "parquet": parquet.open_files,
-    "folder": folder.open_files,
-    "webdataset": webdataset.open_files,
-}
+from wcl_ray.registry import FORMATS
 
 
 def open_source(data: DataConfig, path: str | None = None) -> Source:
@@ -33,12 +27,16 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
         raise UserError("data.path is not given")
     files = replace(list_files(uri, data.endpoint), encoding=data.encoding)
     kind = data.format if data.format != "auto" else _format(files)
-    source = FORMATS[kind](files, data)
+    source: Source = FORMATS.get(kind).open(files, data)
     if data.id is not None and source.id_column is None:
         raise UserError(f"data.id {data.id!r}: {kind} data without metadata has no id column")
     named = source.table["__path"].to_pylist() if source.image_column == "file_name" else None  # type: ignore[attr-defined]
     read = named or [path for path in source.files.paths if kind != "folder" or is_image(path)]
-    notes = [left_out(files, kind, named), split_note(files, read, kind), *source.notes]
+    notes = [
+        left_out(files, source.files, kind, named),
+        split_note(files, read, kind),
+        *source.notes,
+    ]
     taken = [name for name in source.columns if name in OURS]
     if taken:
         notes.append(f"left out: column {taken[0]!r}, a name that wcl_ray uses itself; rename it")
@@ -47,12 +45,7 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
 
 
 def _format(files: Files) -> str:
-    metadata = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
-    counts = {
-        "parquet": sum(suffix_of(p) == "parquet" for p in files.paths if p not in metadata),
-        "webdataset": sum(suffix_of(p) == "tar" for p in files.paths),
-        "folder": sum(map(is_image, files.paths)) or len(metadata) or len(files.unnamed),
-    }
+    counts = {name: FORMATS.get(name).count(files) for name in FORMATS.names()}
     found = [kind for kind, count in counts.items() if count]
     if not found:
         some = ", ".join(files.relative(p) for p in files.paths[:3])

@@ -53,6 +53,23 @@ class Source(ABC):
     id_column: str | None
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
+    @staticmethod
+    def count(files: Files) -> int:
+        """How many of the files are of this format, by their names; for ``data.format auto``."""
+        return 0
+
+    @staticmethod
+    def open(files: Files, data: DataConfig) -> Source:
+        """Open files: no more is read than tells the columns.
+
+        Args:
+            files: all below the path. The source has those of them that it reads.
+
+        Raises:
+            UserError: they are not of this format, hold no images, or lack a column.
+        """
+        raise NotImplementedError
+
     @property
     def uri(self) -> str:
         return self.files.uri

@@ -33,11 +33,13 @@ from wcl_ray.data.sources.tables import (
     read_json_lines,
 )
 from wcl_ray.errors import UserError, reading
+from wcl_ray.registry import FORMATS
 
 ROWS = 256  # image files a task opens, at least
 PATH = "__path"
 
 
+@FORMATS.add("folder")
 @dataclass(frozen=True)
 class FolderSource(Source):
     """See :class:`Source`. ``table``: one row an image: its path, why it cannot be opened (or
@@ -49,6 +51,15 @@ class FolderSource(Source):
         how = "metadata table" if self.image_column == "file_name" else "class sub-folders"
         how = how if self.columns else "no metadata"
         return f"{self.uri}: {self.table.num_rows:,} image files, {how}"
+
+    @staticmethod
+    def count(files: Files) -> int:
+        metadata = sum(p.rpartition("/")[2] in METADATA_FILES for p in files.paths)
+        return sum(map(is_image, files.paths)) or metadata or len(files.unnamed)
+
+    @staticmethod
+    def open(files: Files, data: DataConfig) -> FolderSource:
+        return open_files(files, data)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return ray.data.from_arrow(self.parts(columns, images=False))

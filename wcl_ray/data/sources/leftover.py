@@ -34,20 +34,23 @@ PACKED = ("zip", "gz", "tgz", "zst", "bz2", "xz", "rar", "7z", "arrow")
 MANY = 5
 
 
-def left_out(files: Files, kind: str, named: Iterable[str] | None = None) -> str | None:
+def left_out(
+    files: Files, read: Files, kind: str, named: Iterable[str] | None = None
+) -> str | None:
     """One line on the files below a path that are not read, or None.
 
     Args:
+        read: files that are read.
         kind: format of the source.
         named: paths of the images that metadata tables name.
     """
-    wanted = {"parquet": ("parquet",), "webdataset": ("tar",)}.get(kind, ())
+    wanted = frozenset[str]() if kind == "folder" else frozenset(read.paths)
     names = None if named is None else set(map(_plain, named))
     parts: list[str] = []
     tables, others, pictures, unnamed = [], Counter[str](), Counter[str](), 0
     for path in files.paths:
         suffix, base = suffix_of(path), path.rpartition("/")[2]
-        if suffix in wanted or (kind == "folder" and base in METADATA_FILES):
+        if path in wanted or (kind == "folder" and base in METADATA_FILES):
             continue
         if is_image(path) and kind == "folder":
             unnamed += names is not None and _plain(path) not in names

@@ -18,9 +18,10 @@ from wcl_ray.data.ids import hash_strings, ids_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
 from wcl_ray.data.sources.files import OPEN, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
-from wcl_ray.data.sources.listing import Files
+from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
 from wcl_ray.data.sources.tables import bare_type, check_names, common_type
 from wcl_ray.errors import UserError, reading
+from wcl_ray.registry import FORMATS
 
 TASK_BYTES = 2_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
 OUTSIDE = 50_000  # bytes taken for an image that the table only names
@@ -33,6 +34,7 @@ NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "im
 PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file", "filename")
 
 
+@FORMATS.add("parquet")
 @dataclass(frozen=True)
 class ParquetSource(Source):
     """See :class:`Source`.
@@ -50,6 +52,17 @@ class ParquetSource(Source):
         return (
             f"{self.uri}: {count} Parquet file{'s' * (count > 1)}, images in {self.image_column!r}"
         )
+
+    @staticmethod
+    def count(files: Files) -> int:
+        return sum(
+            suffix_of(p) == "parquet" and p.rpartition("/")[2] not in METADATA_FILES
+            for p in files.paths
+        )
+
+    @staticmethod
+    def open(files: Files, data: DataConfig) -> ParquetSource:
+        return open_files(files, data)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)

@@ -19,9 +19,10 @@ from ray.data import Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
-from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped
+from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
 from wcl_ray.data.sources.tables import decode_text, unique_keys
 from wcl_ray.errors import UserError, reading
+from wcl_ray.registry import FORMATS
 
 ROWS = 512
 CHUNK = 16 * 2**20  # bytes of a table handed on, about
@@ -31,6 +32,7 @@ NOT_UTF8 = "its name in the shard is not UTF-8"
 Sample = dict[str, Any]
 
 
+@FORMATS.add("webdataset")
 @dataclass(frozen=True)
 class WebDatasetSource(Source):
     """See :class:`Source`.
@@ -46,6 +48,14 @@ class WebDatasetSource(Source):
     def describe(self) -> str:
         count = len(self.files.paths)
         return f"{self.uri}: {count} WebDataset shard{'s' * (count > 1)}"
+
+    @staticmethod
+    def count(files: Files) -> int:
+        return sum(suffix_of(p) == "tar" for p in files.paths)
+
+    @staticmethod
+    def open(files: Files, data: DataConfig) -> WebDatasetSource:
+        return open_files(files, data)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)

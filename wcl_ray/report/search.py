@@ -1,12 +1,18 @@
-"""What people look at after a search: one HTML file that needs nothing else."""
+"""What people look at after a search: an HTML page, with plotly's script in a file beside it.
+
+The script has 4.8 MB and never changes, the page is written after every trial: apart, only the
+first is written once. Neither asks the network for anything.
+"""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 
-from wcl_ray.report import panels
-from wcl_ray.report.axes import escape
-from wcl_ray.report.view import NAMES, STATUS, View, count, finite, number
+import plotly.graph_objects as go
+
+from wcl_ray.report import figures
+from wcl_ray.report.figures import NAMES, STATUS, View, count, finite, number, plain
 from wcl_ray.search.outcome import Outcome, Trial
 from wcl_ray.search.space import show
 from wcl_ray.terminal import clock
@@ -32,26 +38,7 @@ border-radius:4px;padding:14px 18px;margin:18px 0 28px}.answer p:first-child{fon
 .answer p:last-child{margin:0}.answer .whole{white-space:nowrap}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));
 gap:36px 32px;margin-bottom:36px}figure{margin:0;min-width:0}
-section{margin-bottom:36px}svg{display:block;width:100%;height:auto}
-svg text{font-size:12.5px;fill:var(--ink)}svg a{text-decoration:none}
-.x,.axis,.name,.inside{text-anchor:middle}.y,.head{text-anchor:end}
-svg .x,svg .y,svg .bar{fill:var(--muted);font-variant-numeric:tabular-nums}
-svg .inside{font-size:9.5px}
-svg .name{font-weight:600;paint-order:stroke;stroke:var(--paper);stroke-width:4px;
-stroke-linejoin:round}
-.rules{stroke:var(--line);stroke-width:.75;fill:none}
-.tick{stroke:var(--muted)}.edge{fill:var(--paper)}.full{stroke:var(--ink);stroke-width:1.2;paint-order:stroke}
-.hollow{fill:var(--paper);stroke:var(--ink);stroke-width:1.6}
-.under,.halo{stroke:var(--paper);stroke-width:5;fill:none}
-.cross{stroke:var(--bad);stroke-width:2.4;fill:none}
-.ring{stroke:var(--ink);stroke-width:2.2;fill:none}.span{stroke:var(--ink);stroke-width:1.5}
-.bound{stroke:var(--muted);stroke-dasharray:5 4;stroke-width:1.3}
-.curve{fill:none;stroke:var(--muted);stroke-width:1.2;opacity:.5}
-.curve.whole{opacity:.85}.many .curve{stroke-width:.5;opacity:.4}
-.curve.top,.many .curve.top{stroke:var(--accent);stroke-width:3;opacity:1}
-.curve.base,.many .curve.base{stroke:var(--ink);stroke-width:2;stroke-dasharray:6 3;opacity:1}
-.key{display:flex;flex-wrap:wrap;gap:2px 14px;margin:0 0 6px;color:var(--ink)}
-.key svg{display:inline;width:22px;height:22px;vertical-align:-6px;margin-right:2px}
+section{margin-bottom:36px}.plot{height:400px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;line-height:1.35}
 th,td{padding:5px 8px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
 overflow-wrap:normal;white-space:nowrap;
@@ -65,21 +52,44 @@ max-width:75vw;margin:4px 0;font-size:.8rem}summary{color:var(--bad)}
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:4px 18px;margin:0;
 font-size:.9rem}dt{color:var(--muted);max-width:14rem}dd{margin:0;min-width:0}
 .rho svg{width:160px;height:14px}
-@media (max-width:600px){svg text{font-size:15px}svg .inside{font-size:11px}}
+"""
+SCRIPT = "plotly.min.js"  # beside the page
+DRAW = """
+const draw = () => { for (const div of document.querySelectorAll(".plot")) {
+  if (!window.Plotly) { div.style.height = "auto";
+    div.textContent = "The figures need plotly.min.js in the folder of this page."; continue }
+  const style = getComputedStyle(document.documentElement);
+  const known = JSON.parse(div.nextElementSibling.textContent
+    .replace(/var[(](--[a-z]+)[)]/g, (_, name) => style.getPropertyValue(name).trim()));
+  const shown = { responsive: true, displayModeBar: false };
+  Plotly.react(div, known.data, known.layout, shown).then(() => {
+    div.removeAllListeners("plotly_click");
+    div.on("plotly_click", event => {
+      const trial = event.points[0].customdata;
+      if (trial !== undefined) location.hash = "trial-" + trial }) }) } };
+draw();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 """
 
 
+def escape(text: object) -> str:
+    """Text that is safe in HTML and in attributes, and can be written as UTF-8."""
+    return html.escape(plain(text), quote=True)
+
+
 def page(outcome: Outcome) -> str:
-    """The results of a search as a self-contained HTML5 document: no network, no scripts."""
+    """The results of a search as an HTML5 document that loads ``SCRIPT`` from its own folder."""
     view = View(finite(outcome))
-    figures = [panels.response(view), panels.plane(view), panels.curves(view)]
-    figures += [panels.against(view, key) for key in view.others]
+    panels = [figures.response(view), figures.plane(view), figures.curves(view)]
+    panels += [figures.importances(view)]
+    panels += [figures.against(view, key) for key in view.keys if key not in (view.two or ())]
+    drawn = "".join(_figure(*panel) for panel in panels if panel is not None)
     title = f"Search {escape(outcome.name)}"
     body = [
         f"<h1>{title}</h1>",
         f'<p class="muted">{_summary(view)}</p>',
         f'<section class="answer" aria-label="Answer">{_answer(view)}</section>',
-        f'<div class="grid">{"".join(filter(None, figures))}</div>' if outcome.trials else "",
+        f'<div class="grid">{drawn}</div>' if outcome.trials else "",
         _table(view),
         _correlations(view),
         _facts(view),
@@ -88,8 +98,19 @@ def page(outcome: Outcome) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main></body></html>\n"
+        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main>\n"
+        f'<script src="{SCRIPT}"></script><script>{DRAW}</script></body></html>\n'
     )
+
+
+def _figure(title: str, plot: go.Figure | None, caption: str) -> str:
+    drawn = ""
+    if plot is not None:
+        known = plot.to_json(engine="json").replace("<", "\\u003c")  # a name cannot end the element
+        drawn = f'<div class="plot" role="img" aria-label="{escape(title)}"></div>'
+        drawn += f'<script type="application/json">{known}</script>'
+    drawn += f"<figcaption>{escape(caption)}</figcaption>"
+    return f"<figure><h2>{escape(title)}</h2>{drawn}</figure>"
 
 
 def _summary(view: View) -> str:
@@ -112,7 +133,7 @@ def _answer(view: View) -> str:
     text = view.text(best.score)
     sure = f" ± {error:.1%}" if error is not None else ""
     on = f" on {count(o.validation, 'validation image')}" if o.validation else ""
-    setting = view.setting_html(best) or "the only setting"
+    setting = _setting(view, best) or "the only setting"
     first = f"Best: <strong>{setting}</strong> with {escape(view.metric)} <strong>{text}{sure}"
     first += f"</strong>{' (standard error)' if sure else ''}{on} after "
     first += f"{count(best.epoch, 'epoch')}{_against_default(view, best, error)}."
@@ -129,13 +150,21 @@ def _answer(view: View) -> str:
     return f"<p>{first}</p><p>{'; '.join(notes)}.</p>"
 
 
+def _setting(view: View, trial: Trial) -> str:
+    """A short name and its value stay on one line."""
+    return ", ".join(
+        f'<span class="{"whole" if len(p) < 30 else "long"}">{escape(p)}</span>'
+        for p in view.pairs(trial)
+    )
+
+
 def _against_default(view: View, best: Trial, error: float | None) -> str:
     default = next((t for t in view.trials if t.default), None)
     if default is None:
         return ""
     if default is best:
         return "; that is the default configuration"
-    setting = view.setting_html(default)
+    setting = _setting(view, default)
     if default.score is None or default.status == "failed":
         return f"; the default configuration ({setting}) has no score"
     text = f"; the default configuration ({setting}) has {view.text(default.score)}"
@@ -233,7 +262,8 @@ def _correlations(view: View) -> str:
         words = words or ("a faint hint" if rho >= 0.25 else "no better than chance")
         words = "a misleading order" if rho <= -0.25 else words
         at = 80 + 78 * min(1.0, max(-1.0, rho))
-        bar = f'<path class="bound" d="M80 0V14"/><rect x="{min(80, at):.1f}" y="3" height="8"'
+        bar = '<path d="M80 0V14" stroke="var(--muted)"/>'
+        bar += f'<rect x="{min(80, at):.1f}" y="3" height="8"'
         bar += f' width="{abs(at - 80):.1f}" fill="var(--accent)"/>'
         rows.append(
             f'<tr><th scope="row">{escape(NAMES.get(key, key))}</th><td class="number">{rho:+.2f}'

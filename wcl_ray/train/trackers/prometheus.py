@@ -1,10 +1,12 @@
-"""Metrics of a run for Prometheus, through Ray's metrics endpoint of the driver's node."""
+"""Gauges for Prometheus at Ray's metrics endpoint of the driver's node."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.util.metrics import Gauge
+
+from wcl_ray.registry import TRACKERS
+from wcl_ray.storage import Folder
+from wcl_ray.train.trackers import Row, Tracker
 
 GAUGES = {  # key of a row of metrics.jsonl → name and description
     "images_per_second": ("wcl_ray_images_per_second", "Training images a second, all workers"),
@@ -16,19 +18,20 @@ GAUGES = {  # key of a row of metrics.jsonl → name and description
 }
 
 
-class Gauges:
+@TRACKERS.add("prometheus")
+class Prometheus(Tracker):
     """One gauge for each of :data:`GAUGES`, tagged with the run."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: Folder) -> None:
+        super().__init__(run)
         self._gauges = {
             key: Gauge(name, description=text, tag_keys=("run",))
             for key, (name, text) in GAUGES.items()
         }
         # Ray takes ASCII only
-        self._tags = {"run": run.encode("ascii", "backslashreplace").decode()}
+        self._tags = {"run": run.uri.encode("ascii", "backslashreplace").decode()}
 
-    def set(self, row: dict[str, Any]) -> None:
-        """Show the values of a row."""
+    def log(self, step: int, metrics: Row) -> None:
         for key, gauge in self._gauges.items():
-            if key in row:
-                gauge.set(float(row[key]), tags=self._tags)
+            if key in metrics:
+                gauge.set(float(metrics[key]), tags=self._tags)

@@ -1,0 +1,111 @@
+"""Stages of a run: each is skipped when its file is there, and takes its part of the options."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wcl_ray.runs.clusters
+import wcl_ray.runs.rounds
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.config import ClustersConfig, Config, TrainConfig
+from wcl_ray.runs.capacity import Scale
+from wcl_ray.runs.clusters import cluster_images
+from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, claim
+from wcl_ray.runs.preflight import Opened
+from wcl_ray.runs.pretrain import evaluate
+from wcl_ray.runs.rounds import Arm, train_round, train_rounds
+from wcl_ray.storage import Folder
+
+PACKAGE = Path(__file__).parents[2] / "wcl_ray"
+
+
+@pytest.fixture
+def arm(tmp_path: Path) -> Arm:
+    """Two rounds of k-means; nothing is there to work with, so that no stage can be done."""
+    nothing: Any = None
+    config = Config(
+        clusters=ClustersConfig(kind="kmeans"), train=TrainConfig(epochs=4, rounds=2), name="one"
+    )
+    return Arm(
+        config=config,
+        run=Folder(f"{tmp_path}/one", None),
+        images=nothing,
+        stream=nothing,
+        base=Assignment(np.arange(3), np.full((3, 1), -1, np.int32), ("instance",)),
+        evaluator=nothing,
+        title="kmeans",
+        scale=Scale(least=1, most=1, cpus=1.0, gpu=False),
+    )
+
+
+def table(arm: Arm) -> Assignment:
+    return replace(arm.base, clusters=np.array([[0], [0], [1]], np.int32), names=("kmeans-2",))
+
+
+def test_clusters_of_a_run_are_not_made_again(arm: Arm) -> None:
+    claim(arm.run, arm.config)
+    (arm.run / "rounds/000").write(CLUSTERED, table(arm).to_parquet())
+    clusters = cluster_images(arm.config, Opened(arm.images), arm.run)
+    assert clusters.clusters.tolist() == [[0], [0], [1]]
+    assert clusters.names == ("kmeans-2",)
+
+
+def test_a_round_that_is_done_is_not_trained_again(
+    arm: Arm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*unused: Any) -> None:
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(wcl_ray.runs.rounds, "fit", fit)
+    done = {"checkpoint": "checkpoint_7", "seconds": 2.5}
+    arm.folder(1).write(ROUND_DONE, json.dumps(done).encode())
+    result = train_round(arm, 1, table(arm), None)
+    assert result.seconds == 2.5
+    assert result.checkpoint.path == arm.folder(1).file("train/checkpoint_7")
+    assert result.assignment.names == ("kmeans-2",)
+
+
+def test_an_arm_with_its_encoder_is_not_trained_again(arm: Arm) -> None:
+    """It gives the clusters of its last round."""
+    arm.run.write(ENCODER, b"")
+    arm.folder(1).write(CLUSTERED, table(arm).to_parquet())
+    assert train_rounds(arm).names == ("kmeans-2",)
+
+
+def test_an_evaluation_is_not_done_again(arm: Arm) -> None:
+    arm.run.write(EVALUATION, json.dumps({"knn": 0.5}).encode())
+    assert evaluate(arm, table(arm)) == {"knn": 0.5}
+
+
+def takes_all(path: Path) -> bool:
+    """Whether a function or a dataclass of a module takes the whole configuration of a run."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        kinds = [node] if isinstance(node, ast.AnnAssign) else []
+        kinds += getattr(node, "args", None).args if isinstance(node, ast.FunctionDef) else []  # type: ignore[union-attr]
+        if any(k.annotation is not None and ast.unparse(k.annotation) == "Config" for k in kinds):
+            return True
+    return False
+
+
+def test_stages_take_their_part_of_the_configuration() -> None:
+    """The whole of it goes through the recipe, its rounds and the worker, and where it is kept."""
+    files = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if takes_all(p)}
+    files = {name for name in files if not name.startswith(("search/", "report/"))}
+    assert files <= {
+        "runs/pretrain.py",
+        "runs/round_clusters.py",
+        "runs/rounds.py",
+        "runs/clusters.py",
+        "runs/cluster.py",
+        "runs/folder.py",
+        "runs/stored.py",
+        "runs/trained.py",
+        "train/worker.py",
+    }

@@ -1,0 +1,111 @@
+"""Kinds of clusters, one a module. A new one is a :class:`Kind` under ``@KINDS.add("NAME")``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from wcl_ray.clusters.binarise import Attribute
+from wcl_ray.clusters.metadata import Clustering, assign, count_columns, leaks
+from wcl_ray.config import ClustersConfig
+from wcl_ray.errors import UserError
+
+Needs = Literal["columns", "label", "features", "table", "nothing"]
+
+
+class Kind:
+    """One kind of clusters: from metadata columns to keys, where rows of equal keys are a cluster.
+
+    A subclass has to have :meth:`keys`, and :meth:`prepare` where that needs to know all rows.
+    Objects are sent to the tasks that call :meth:`keys`. The first paragraph of the module's
+    docstring is the line of ``--help``; for plugins that of the class.
+
+    Attributes:
+        needs: what the clusters are made of: metadata columns, the label, the encoder's features,
+            a table of clusters, or nothing.
+        granularity: name of the option of :class:`wcl_ray.config.ClustersConfig` that holds one
+            number for each granularity, which a search varies; None: there is one granularity.
+        default: its values where none are given.
+        columns: metadata columns that are read.
+        values: of the granularity option.
+        chosen, skipped, notes: see :class:`wcl_ray.clusters.metadata.Clustering`.
+    """
+
+    needs: Needs = "columns"
+    granularity: str | None = None
+    default: tuple[int, ...] = ()
+
+    def __init__(
+        self, config: ClustersConfig, label: str | None, available: tuple[str, ...]
+    ) -> None:
+        """See :func:`wcl_ray.clusters.metadata.columns_of` for the arguments and errors."""
+        self.config, self.label = config, label
+        if self.needs == "label" and label is None:
+            raise UserError(f"clusters.kind {config.kind} needs --data.label")
+        self.columns = self.find_columns(available) if self.needs == "columns" else []
+        given: tuple[int, ...] = getattr(config, self.granularity) if self.granularity else ()
+        self.values = given or self.default
+        self.chosen: list[Attribute] = []
+        self.skipped: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def find_columns(self, available: tuple[str, ...]) -> list[str]:
+        """The columns of ``clusters.columns``, else all but the label.
+
+        Raises:
+            UserError: the label is among them, or there are none.
+        """
+        config, label = self.config, self.label
+        if label is not None and label in config.columns:
+            raise UserError(
+                f"clusters.columns holds the label {label!r}: the evaluation would be told the "
+                "answer; leave it out, or use --clusters.kind label"
+            )
+        columns = list(config.columns) or [name for name in available if name != label]
+        if not columns:
+            raise UserError(
+                f"clusters.kind {config.kind} needs metadata columns, but there are none; use "
+                "--clusters.kind instance"
+            )
+        return columns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the granularities, such as ``attributes-20``."""
+        return tuple(f"{self.config.kind}-{value}" for value in self.values) or (self.config.kind,)
+
+    def prepare(self, rows: Dataset) -> None:
+        """Whatever has to be known of all rows before the keys; by default whether a column is an
+        image of the label.
+
+        Args:
+            rows: ``__id``, ``__key``, the columns and the label.
+
+        Raises:
+            UserError: the columns cannot be used.
+        """
+        if self.columns and self.label is not None:
+            self.notes += leaks(count_columns(rows, self.columns, self.label), self.label)
+
+    def keys(self, table: pa.Table) -> list[pa.Array]:
+        """The key of each row, one array for each of ``values``: int64, or anything that can be
+        cast to strings. Null: no cluster."""
+        raise NotImplementedError
+
+    def cluster(self, rows: Dataset, seed: int) -> Clustering:
+        """The clusters of all rows.
+
+        Args:
+            rows: see :meth:`prepare`.
+        """
+        self.prepare(rows)
+        assignment, labels, classes = assign(rows, self.keys, self.names, self.label)
+        notes = tuple(self.notes)
+        return Clustering(assignment, labels, classes, tuple(self.chosen), self.skipped, notes)
+
+
+def no_keys(table: pa.Table) -> list[pa.Array]:
+    """Every row without a cluster."""
+    return [pa.nulls(table.num_rows, pa.int64())]

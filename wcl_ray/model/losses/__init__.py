@@ -1,0 +1,39 @@
+"""Estimators of the loss, one a module. A new one is an :class:`Estimator` under
+``@LOSSES.add("NAME")``; the gather, the weights of the anchors and the mean are its caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class GlobalBatch(NamedTuple):
+    """What local anchors meet. b local images, B of the global batch, D dimensions, G
+    granularities.
+
+    Attributes:
+        z1, z2: (b, D) embeddings of both views of the local images, of unit length.
+        all_z1, all_z2: (B, D) the same of all workers, in order of rank.
+        clusters: int (B, G); -1: a singleton, or not valid.
+        same: bool (G, b, B): another image of the anchor's cluster.
+        valid: bool (B,), images that count; others may be neither positives nor candidates.
+        offset: index of the first local image in the global batch.
+        temperature: τ > 0, dividing cosine similarities.
+    """
+
+    z1: torch.Tensor
+    z2: torch.Tensor
+    all_z1: torch.Tensor
+    all_z2: torch.Tensor
+    clusters: torch.Tensor
+    same: torch.Tensor
+    valid: torch.Tensor
+    offset: int
+    temperature: float
+
+
+# (b,) losses of the local images in nats, means over both views and the granularities; any finite
+# number where an image is not valid
+Estimator = Callable[[GlobalBatch], torch.Tensor]

@@ -1,0 +1,58 @@
+"""One partner per anchor, the formula of the paper."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from wcl_ray.model.losses import GlobalBatch
+from wcl_ray.registry import LOSSES
+
+
+@LOSSES.add("paper")
+def paper(batch: GlobalBatch) -> torch.Tensor:
+    """One partner per anchor is drawn, which is the formula of the paper: with pairs
+    (x_i, y_i), i = 1..n,  ``mean_i log( e^{f(x_i,y_i)} / (1/n Σ_j e^{f(x_i,y_j)}) )`` equals
+    ``log n - loss`` with ``loss = mean_i [ logsumexp_j f(x_i,y_j) - f(x_i,y_i) ]``. Here x is the
+    first view of an image and y the second view of its partner; the loss is averaged with the one
+    where the views change places.
+    """
+    z1, z2, all_z1, all_z2, all_clusters, _, all_valid, offset, temperature = batch
+    least = torch.finfo(z1.dtype).min
+    forward, backward = (
+        (anchors @ candidates.T / temperature).masked_fill(~all_valid, least)
+        for anchors, candidates in ((z1, all_z2), (z2, all_z1))
+    )
+    local = slice(offset, offset + len(z1))
+    losses = []
+    for column in all_clusters.T:
+        partner = partners(column)
+        inverse = torch.argsort(partner)
+        losses.append(F.cross_entropy(forward, partner[local], reduction="none"))
+        losses.append(F.cross_entropy(backward, inverse[local], reduction="none"))
+    return torch.stack(losses).mean(0)
+
+
+def partners(clusters: torch.Tensor) -> torch.Tensor:
+    """One partner per image: a permutation inside each cluster, without fixed points.
+
+    A cyclic shift in batch order, so that every worker finds the same one.
+
+    Args:
+        clusters: int (B,); -1 = singleton.
+
+    Returns:
+        int64 (B,): index of the partner; the image itself where it is a singleton.
+    """
+    total = len(clusters)
+    index = torch.arange(total, device=clusters.device)
+    key = torch.where(clusters < 0, clusters.max().clamp(min=0) + 1 + index, clusters)
+    order = torch.argsort(key, stable=True)
+    sorted_key = key[order]
+    last = torch.ones(total, dtype=torch.bool, device=key.device)
+    last[:-1] = sorted_key[1:] != sorted_key[:-1]
+    first_of = torch.searchsorted(sorted_key, sorted_key)  # leftmost member of the same cluster
+    following = torch.where(last, first_of, index + 1)
+    result = torch.empty_like(order)
+    result[order] = order[following.clamp(max=total - 1)]
+    return result

@@ -1,0 +1,35 @@
+"""All images of the cluster in the batch are positives."""
+
+from __future__ import annotations
+
+import torch
+
+from wcl_ray.model.losses import GlobalBatch
+from wcl_ray.registry import LOSSES
+
+
+@LOSSES.add("supcon")
+def supcon(batch: GlobalBatch) -> torch.Tensor:
+    """Every view of the cluster's images in the batch, and the image's own other view, are
+    positives: mean over them of -log p, the denominator over all other 2B - 1 views.
+
+    With labels as clusters it is supervised contrastive learning (Khosla et al., 2020).
+    """
+    z1, z2, all_z1, all_z2, _, same, all_valid, offset, temperature = batch
+    b, total = len(z1), len(all_z1)
+    rows = torch.arange(b, device=z1.device)
+    own = rows + offset
+    eye = own[:, None] == torch.arange(total, device=z1.device)  # (b, B)
+    left_out = torch.cat([eye | ~all_valid, (~all_valid).expand(b, total)], dim=1)
+    losses = []
+    for anchor, first, second in ((z1, all_z1, all_z2), (z2, all_z2, all_z1)):
+        # first: the anchor's own view, where it must not meet itself; second: the other view
+        logits = torch.cat([anchor @ first.T, anchor @ second.T], dim=1) / temperature
+        # not -inf, whose product with a mask of zeros is not a number
+        logits = logits.masked_fill(left_out, torch.finfo(logits.dtype).min)
+        log_all = torch.logsumexp(logits, dim=1)
+        for others in same:
+            positive = torch.cat([others, others | eye], dim=1)
+            count = positive.sum(1, dtype=logits.dtype)
+            losses.append(log_all - (logits * positive).sum(1) / count)
+    return torch.stack(losses).mean(0)

@@ -1,0 +1,128 @@
+"""One step of training, from the uint8 batch to the optimiser: plain torch, without Ray.
+
+Shapes: b images of this worker, B of the global batch, c = 3 channels, D dimensions of an
+embedding, G granularities of the clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from wcl_ray.config import LossConfig, TrainConfig
+from wcl_ray.data.augment import Augment
+from wcl_ray.data.reader import Batch
+from wcl_ray.model.gather import gather
+from wcl_ray.model.loss import LossResult
+from wcl_ray.model.optim import clip_gradients, learning_rate
+from wcl_ray.registry import LOSSES
+from wcl_ray.train.checkpoint import TrainState
+from wcl_ray.train.progress import Progress, StepMetrics
+
+
+@dataclass
+class Learner:
+    """What a worker's steps work on.
+
+    The batch is global: every worker has an equal part of it, and the gradient is that of one
+    process with the whole batch, but for batch norm on CPUs and the masks of dropout (see
+    :mod:`wcl_ray.model.gather`).
+
+    Attributes:
+        model: the encoder; compiled, and inside DistributedDataParallel where there are others.
+        cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, compiled or not.
+        rank: of this worker.
+        bf16: autocast to bfloat16.
+        state: epoch and step, which seed the views and the masks of dropout.
+        progress: how far training is, which the learning rate follows.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    augment: Augment
+    cl_infonce: Callable[..., Any]
+    train: TrainConfig
+    loss: LossConfig
+    seed: int
+    device: torch.device
+    rank: int = 0
+    bf16: bool = False
+    state: TrainState = field(default_factory=TrainState)
+    progress: Progress = field(default_factory=lambda: Progress(1, 0, 0, 0))
+
+    def training_step(self, batch: Batch) -> StepMetrics:
+        """One step of the optimiser on this worker's part of a global batch."""
+        # uint8 (b, c, S, S), squashed to a square; or (b, 2, c, s, s), the crops of both views
+        images_bchw = batch.images.to(self.device, non_blocking=True)
+        aspect_b = batch.aspect.to(self.device, non_blocking=True)
+        ids_b = batch.ids.to(self.device, non_blocking=True)
+        # int64 (b, G + 1): clusters and whether the image is valid, copied and gathered at once
+        rows_bg = torch.column_stack([batch.clusters, batch.valid])
+        rows_bg = rows_bg.to(self.device, non_blocking=True)
+
+        # float32 (2b, c, s, s): view 1 of every image, then view 2
+        seed_step(self.seed, self.state.step, self.rank)
+        views_2bchw = self.augment.two_views(images_bchw, aspect_b, ids_b, self.state.epoch)
+        if self.train.channels_last:
+            views_2bchw = views_2bchw.to(memory_format=torch.channels_last)
+
+        # (2b, D) from each head: that of the clusters and, with loss.dual, that of InfoNCE
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            heads_2bd = self.model(views_2bchw)
+
+        result = batch_loss(heads_2bd, rows_bg, self.rank, self.loss, self.cl_infonce)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        norm = clip_gradients(self.model, self.train.clip)
+        rate = learning_rate(self.progress.share, self.train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        figures = result.positives, result.without_positive
+        return StepMetrics(result.loss.detach(), *figures, norm.detach())
+
+
+def batch_loss(
+    heads_2bd: tuple[torch.Tensor, ...],
+    rows_bg: torch.Tensor,
+    rank: int,
+    loss: LossConfig,
+    cl_infonce: Callable[..., Any],
+) -> LossResult:
+    """This worker's part of the loss of the global batch; its figures are those of the first head.
+
+    Args:
+        heads_2bd: (2b, D) embeddings of each head, the first b of them are view 1.
+        rows_bg: int64 (b, G + 1): the clusters of each image, and whether it is valid.
+        cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, compiled or not.
+    """
+    everyone = gather(rows_bg)  # (B, G + 1), in order of rank
+    clusters, valid = everyone[:, :-1], everyone[:, -1] > 0
+    offset = rank * len(rows_bg)
+
+    def of_head(z_2bd: torch.Tensor, clusters: torch.Tensor) -> LossResult:
+        z1, z2 = z_2bd.float().chunk(2)  # (b, D) each
+        views = z1, z2, gather(z1), gather(z2)
+        local = clusters[offset : offset + len(rows_bg)]
+        settings = offset, loss.temperature, LOSSES.get(loss.estimator)
+        return LossResult(*cl_infonce(*views, local, clusters, *settings, valid))
+
+    result = of_head(heads_2bd[0], clusters)
+    if not loss.dual:
+        return result
+    instance = of_head(heads_2bd[1], torch.full_like(clusters[:, :1], -1))
+    return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators on all devices, for dropout and stochastic depth.
+
+    Workers draw different masks, steps too, and a resumed run draws those of an uninterrupted one.
+    """
+    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(mixed[0]))

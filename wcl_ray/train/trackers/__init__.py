@@ -1,0 +1,72 @@
+"""Where the metrics of a run go, one a module. A new one is a :class:`Tracker` under
+``@TRACKERS.add("NAME")``; it runs on the driver."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from wcl_ray.registry import TRACKERS
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import warn
+
+Row = dict[str, Any]
+
+
+class Tracker:
+    """Takes the metrics of a run. Whatever it raises, training goes on: the user is told once, and
+    the tracker is not called again."""
+
+    def __init__(self, run: Folder) -> None:
+        self.run = run
+
+    def log(self, step: int, metrics: Row) -> None:
+        """Take one row.
+
+        Args:
+            step: optimiser steps so far. After a restart earlier steps come again.
+            metrics: name → number, those of ``metrics.jsonl``: of training about every ten steps,
+                of evaluations, and of new clusters.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Called once at the end of a training, also of one that failed."""
+
+
+class Trackers:
+    """``metrics.jsonl``, from which a run goes on, and the chosen trackers.
+
+    Attributes:
+        file: the former. Only its errors are raised.
+    """
+
+    def __init__(self, run: Folder, names: Iterable[str]) -> None:
+        self.file = TRACKERS.get("jsonl")(run)
+        self._others: dict[str, Tracker] = {}
+        for name in names:
+            if name != "jsonl":
+                self._try(name, functools.partial(self._open, name))
+
+    def _open(self, name: str) -> None:
+        self._others[name] = TRACKERS.get(name)(self.file.run)
+
+    def _try(self, name: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a library raises
+            self._others.pop(name, None)
+            what = f"{type(error).__name__}: {error}"
+            warn(f"tracker {name} failed, the run goes on without it: {what}")
+
+    def log(self, row: Row) -> None:
+        """Hand a row to all of them."""
+        for name, tracker in list(self._others.items()):
+            self._try(name, functools.partial(tracker.log, row.get("step", 0), dict(row)))
+        self.file.log(row.get("step", 0), row)
+
+    def close(self) -> None:
+        for name, tracker in list(self._others.items()):
+            self._try(name, tracker.close)
+        self.file.close()
