@@ -27,7 +27,7 @@ from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.runs.trained import Trained
 from wcl_ray.search.options import SearchConfig
-from wcl_ray.search.record import Record
+from wcl_ray.search.record import Record, stored_count
 from wcl_ray.search.run import _same_space
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
@@ -213,6 +213,29 @@ def test_ids_survive_a_move(
     wrong = replace(moved, eval_path="./exam")
     with pytest.raises(UserError, match=r"data\.eval-path ./exam holds 6 test images, but not"):
         check_moves(run, wrong, open_images(wrong, "runs", 0))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_search_of_an_older_version_with_moved_images(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stored the number of the training images, and nothing of the test images."""
+    for name, count in (("fewer", 93), ("photos", 96), ("exam", 12)):
+        write_parquet(tmp_path / name, count)
+    folder = Folder(str(runs / "search"))
+    config = read_stored(folder, SearchConfig).config(SearchConfig)
+    data = replace(config.data, path="fewer")
+    images = open_images(data, "runs", config.seed, config.validation)
+    with pytest.raises(UserError, match=r"data\.path fewer holds \d+ training images, the run has"):
+        check_moves(folder, data, images, stored_count(folder))
+    data = replace(data, path="photos")
+    images = open_images(data, "runs", config.seed, config.validation)
+    check_moves(folder, data, images, stored_count(folder))
+    assert "83 training images as before, whose ids were not stored" in capsys.readouterr().out
+    data = replace(data, eval_path="exam")
+    check_moves(folder, data, open_images(data, "runs", config.seed), {"count": 96})
+    printed = capsys.readouterr().out
+    assert "data.eval-path was None, now exam; nothing is known of the test images" in printed
 
 
 def test_moved_images_need_the_name(runs: Path) -> None:

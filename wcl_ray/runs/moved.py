@@ -20,7 +20,7 @@ from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
 from wcl_ray.runs.stored import FILE, PLACES, read_stored
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import say, warn
+from wcl_ray.terminal import say
 
 TRAIN, TEST = "train", "test"
 
@@ -50,8 +50,11 @@ def check_moves(
 ) -> None:
     """Go on with images from another place when they are those of the run; it is noted there.
 
+    What an older version did not store cannot be compared, which is said.
+
     Args:
-        train: facts of the run's training images where ``config.json`` has none.
+        train: facts of the run's training images, those for validation included, where
+            ``config.json`` has none: ``count``, and ``ids`` where they are known.
 
     Raises:
         UserError: they are not.
@@ -60,31 +63,44 @@ def check_moves(
     if not changed:
         return
     known = read_stored(run).images
-    train = known.get(TRAIN) or train
+    train, side = (known[TRAIN], images) if TRAIN in known else (train, images.whole())
     if train is None:
         old, new = next(iter(changed.values()))
         raise UserError(
             f"{run.uri} was started with images in {old} and does not tell whether those in {new} "
             "are the same; put them there, or choose another --name"
         )
-    _compare("data.path", data.path, "training", train, _facts(images.metadata()))
+    compared = {
+        "data.path": _compare("data.path", data.path, "training", train, _facts(side.metadata()))
+    }
     now = facts_of_tests(images).get(TEST)
-    if now is not None and TEST in known:
-        _compare("data.eval-path", data.eval_path, "test", known[TEST], now)
-    elif now is not None and "data.eval_path" in changed:
-        warn(f"whether {data.eval_path} holds the run's test images is not known")
+    if now is not None:
+        compared["data.eval_path"] = _compare(
+            "data.eval-path", data.eval_path, "test", known.get(TEST, {}), now
+        )
     content = json.loads(run.read(FILE))
     for name, (old, new) in changed.items():
         content["config"]["data"][name.partition(".")[2]] = new
-        say("moved", f"{name.replace('_', '-')} was {old}, now {new}; the ids are the same")
+        result = compared.get(name, "its images are not used")
+        say("moved", f"{name.replace('_', '-')} was {old}, now {new}; {result}")
     run.write(FILE, json.dumps(content, indent=2).encode())
 
 
 def _compare(
     option: str, where: str | None, what: str, old: dict[str, Any], new: dict[str, Any]
-) -> None:
-    if old == new:
-        return
+) -> str:
+    """What was found to agree.
+
+    Raises:
+        UserError: something that is known of both sides differs.
+    """
+    known = old.keys() & new.keys()
+    if all(old[key] == new[key] for key in known):
+        if "ids" in known:
+            return "the ids are the same"
+        if "count" in known:
+            return f"{new['count']:,} {what} images as before, whose ids were not stored"
+        return f"nothing is known of the {what} images there were, so nothing was compared"
     if old["count"] == new["count"]:
         text = f"{new['count']:,} {what} images, but not those of the run (other ids)"
     else:

@@ -14,6 +14,13 @@ from wcl_ray.storage import Folder
 FILE = "trials.json"
 
 
+def stored_count(folder: Folder) -> dict[str, int] | None:
+    """``count`` of the training images that the trials of a search had; None before the first."""
+    trials = json.loads(folder.read(FILE))["trials"] if folder.exists(FILE) else {}
+    counts = {row["quality"]["images"] for row in trials.values() if row.get("quality")}
+    return {"count": max(counts)} if counts else None
+
+
 class Record:
     """All trials of a search, over all its starts.
 

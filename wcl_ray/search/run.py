@@ -37,7 +37,7 @@ from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
-from wcl_ray.search.record import Record
+from wcl_ray.search.record import Record, stored_count
 from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
 from wcl_ray.search.share import plan_share
 from wcl_ray.search.space import (
@@ -130,7 +130,7 @@ def _search(
     if folder.exists("config.json") and not config.resume:  # by a job that took this one for lost
         raise UserError(f"{folder.uri} holds a search already; choose another --name")
     if folder.exists("config.json"):
-        check_moves(folder, found.data, images)
+        check_moves(folder, found.data, images, stored_count(folder))
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
