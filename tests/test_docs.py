@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import wcl_ray
 from wcl_ray.cli import parse
 from wcl_ray.config import Config
 
@@ -47,3 +51,12 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_examples_in_docstrings() -> None:
+    tried = 0
+    for module in pkgutil.walk_packages(wcl_ray.__path__, "wcl_ray."):
+        result = doctest.testmod(importlib.import_module(module.name))
+        assert not result.failed, module.name
+        tried += result.attempted
+    assert tried >= 10

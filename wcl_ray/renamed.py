@@ -25,7 +25,11 @@ METRICS = {
 
 
 def renamed(option: str, value: Any) -> tuple[str, Any]:
-    """Today's name of an option, dotted and with underscores, and of its value."""
+    """Today's name of an option, dotted and with underscores, and of its value.
+
+    >>> renamed("data.group", "unit"), renamed("data.keep", "anew")
+    (('data.split_by', 'unit'), ('data.keep', 'streaming'))
+    """
     name = OPTIONS.get(option, option)
     return name, VALUES.get((name, value), value) if isinstance(value, str) else value
 

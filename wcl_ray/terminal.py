@@ -133,14 +133,22 @@ class Live:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Seconds as m:ss or h:mm:ss.
+
+    >>> clock(75), clock(3725)
+    ('1:15', '1:02:05')
+    """
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def bytes_text(count: float) -> str:
-    """Bytes as people read them."""
+    """Bytes as people read them.
+
+    >>> bytes_text(20_000_000)
+    '20 MB'
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -25,12 +25,14 @@ from runs import ROOT, N, descendants, job
 from wcl_ray.cli import parse
 
 
-def words(tmp_path: Path, name: str, *more: str) -> list[str]:
+def words(tmp_path: Path, name: str, *more: str, epochs: int = 8) -> list[str]:
+    """A search whose trials have half the epochs of a full run."""
     data = write_parquet(tmp_path / "data", N)
     return [
         "--data.path", data, "--data.label", "species", "--data.image-size", "16",
         "--clusters.columns", "colour", "marks", "size", "--train.batch-size", "24",
-        "--train.epochs", "8", "--model.projector", "16", "8", "--trial-epochs", "4",
+        "--train.epochs", str(epochs), "--model.projector", "16", "8", "--trial-epochs",
+        str(epochs // 2),
         "--search.clusters.top-k", "2,4,9,300", "--storage", "runs",  # where it was started
         "--name", name, *more,
     ]  # fmt: skip
@@ -98,7 +100,7 @@ class Search:
         return found
 
 
-def check_results(tmp_path: Path, name: str, trials: int) -> None:
+def check_results(tmp_path: Path, name: str, trials: int, epochs: int = 8) -> None:
     folder = tmp_path / "runs" / name
     table = pq.read_table(io.BytesIO((folder / "results.parquet").read_bytes()))
     assert table.num_rows == trials
@@ -110,14 +112,15 @@ def check_results(tmp_path: Path, name: str, trials: int) -> None:
     confirmed = (folder / "confirm").exists()  # then any of the best may win
     rows = [row for row in table.to_pylist() if confirmed or row["score"] == max(scores)]
     assert best.loss.temperature in [row["loss.temperature"] for row in rows]
-    assert best.train.epochs == 8
+    assert best.train.epochs == epochs
     assert 'src="plotly.min.js"' in (folder / "report.html").read_text()
     assert (folder / "plotly.min.js").stat().st_size > 1_000_000
 
 
 @pytest.mark.slow
 def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
-    given = words(tmp_path, "one", "--trials", "5", "--grace", "2", "--evaluate.every", "1")
+    more = ["--trials", "5", "--grace", "1", "--evaluate.every", "1"]
+    given = words(tmp_path, "one", *more, epochs=4)
     given += ["--search.train.lr", "1e-3,1e30"]  # diverges at once: a failed trial
     text = Search(tmp_path, *given).finish()
     folder = tmp_path / "runs/one"
@@ -143,14 +146,14 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
     assert failed
     assert len(list(folder.glob("trials/*/config.json"))) == 5
     assert not list(folder.glob("trials/*/rounds/*/train/*"))  # checkpoints of trials go at the end
-    check_results(tmp_path, "one", 5)
+    check_results(tmp_path, "one", 5, epochs=4)
     full = json.loads((folder / "confirm/trials.json").read_text())["trials"]
     assert 1 <= len(full) <= 2  # the best settings, at full length
-    assert all(max(map(int, row["evaluations"])) == 8 for row in full.values())
+    assert all(max(map(int, row["evaluations"])) == 4 for row in full.values())
     tried = [row["values"] for row in trials.values()]
     assert all(row["values"] in tried for row in full.values())
     assert "at full length" in text
-    top = max(full.values(), key=lambda row: row["evaluations"]["8"]["knn"])
+    top = max(full.values(), key=lambda row: row["evaluations"]["4"]["knn"])
     assert f"temperature: {top['values']['loss.temperature']}" in (folder / "best.yaml").read_text()
     assert not list(folder.glob("confirm/trials/*/rounds/*/train/*"))
 

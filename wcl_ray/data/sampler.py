@@ -23,6 +23,10 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
 
     Returns:
         int64 (n,): a permutation of range(n).
+
+    >>> order = compose(np.array([0, 1, 0, 1]), 2, np.random.default_rng(0))
+    >>> np.array([0, 1, 0, 1])[order]  # partners stand side by side
+    array([1, 1, 0, 0])
     """
     n = len(clusters)
     shuffled = rng.permutation(n)
@@ -164,6 +168,9 @@ def meeting(batches: np.ndarray) -> tuple[float, float]:
 
     Args:
         batches: int (steps, B), the cluster of each image; -1 = singleton.
+
+    >>> meeting(np.array([[0, 0, 0, -1]]))
+    (1.5, 0.25)
     """
     others = []
     for batch in batches:

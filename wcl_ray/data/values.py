@@ -38,6 +38,11 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
 
     Raises:
         UserError: values that are not single values, such as lists.
+
+    >>> value_names(pa.array([47219, 4097, None]), "label").to_pylist()
+    ['47219', '4097', None]
+    >>> value_names(pa.array([1.0, float("nan"), 2.5]), "label").to_pylist()
+    ['1', None, '2.5']
     """
     array = decoded(column)
     kind = array.type

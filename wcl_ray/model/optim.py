@@ -18,6 +18,10 @@ def learning_rate(share: float, train: TrainConfig) -> float:
 
     Args:
         share: of the training that is done, in [0, 1].
+
+    >>> from wcl_ray.config import TrainConfig
+    >>> [round(learning_rate(share, TrainConfig(lr=1.0)), 3) for share in (0.05, 0.1, 0.55, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
     """
     if share < train.warmup:
         # the first step is not at zero: it would be lost
