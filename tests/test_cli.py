@@ -71,13 +71,13 @@ def test_yaml_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(
         "data: {path: some/where, image-size: 48}\n"
-        "train:\n  epochs: 7\n  compile: true\n  channels_last: false\n"
+        "train:\n  epochs: 7\n  compile: true\n  sync_bn: false\n"
         "clusters: {top_k: [3, 5]}\nname: null\n".replace("name: null\n", "")
     )
     config = parse(["--train.epochs", "9", f"--config={file}"])
     assert config.train.epochs == 9
     assert config.train.compile
-    assert not config.train.channels_last
+    assert not config.train.sync_bn
     assert config.data.image_size == 48
     assert config.clusters.top_k == (3, 5)
 
@@ -266,7 +266,7 @@ def test_best_of_a_search_is_read_as_it_was_written(text: str, tmp_path: Path) -
     config = Config(
         data=DataConfig(path=text, label=text, id=text),
         clusters=ClustersConfig(separator=text, columns=(text, "b")),
-        train=TrainConfig(lr=1e-05, compile=True, channels_last=False),
+        train=TrainConfig(lr=1e-05, compile=True, sync_bn=False),
         storage=text,
     )
     for name, content in (

@@ -22,7 +22,7 @@ from wcl_ray import stopping
 from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.registry import REGISTRIES, load_plugins
-from wcl_ray.renamed import renamed
+from wcl_ray.renamed import renamed, renamed_tree
 from wcl_ray.terminal import any_script, warn
 from wcl_ray.texts import Empty, load_texts
 
@@ -159,7 +159,9 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         kind = "list" if isinstance(tree, list) else "text"
         raise ValueError(f"--config {name}: expected keys and values, found a {kind}")
     if isinstance(tree.get("config"), dict) and "version" in tree:  # config.json of a run folder
-        options = {key: value for key, value in tree["config"].items() if key not in RUN_KEYS}
+        options = {
+            key: value for key, value in renamed_tree(tree["config"]).items() if key not in RUN_KEYS
+        }
         flags = dict(_flatten(options, name))
         ignored = [key for key in flags if key not in keys(cls) and key not in open_sections(cls)]
         told = [key for key in ignored if not isinstance(flags[key], Empty)]

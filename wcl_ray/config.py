@@ -21,7 +21,7 @@ from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, TRACKERS, load_p
 
 # options of k-means, which go with clusters of features only
 KMEANS = (
-    "k", "features", "nested", "min_size", "iterations", "spherical", "two_level", "kernel",
+    "k", "features", "nested", "min_size", "iterations", "spherical", "kernel",
 )  # fmt: skip
 
 
@@ -162,9 +162,6 @@ class ClustersConfig:
     spherical: Literal["auto", "yes", "no"] = "auto"
     """k-means of directions (cosine similarity) or of plain vectors. auto: directions, but plain
     vectors for metadata."""
-    two_level: Literal["auto", "yes", "no"] = "auto"
-    """For very many k-means clusters: cluster inside √k coarse clusters, then two passes over all.
-    auto: where N · k · dimensions is above 1e15."""
     kernel: Literal["auto", "gemm", "faiss", "torch"] = "auto"
     """What finds the nearest k-means centroid: matrix products of numpy, FAISS, or torch. auto:
     torch on GPUs, else gemm (benchmarks/kmeans.py compares them)."""
@@ -194,10 +191,6 @@ class ClustersConfig:
         _require(len(set(self.k)) == len(self.k), "clusters.k holds a number twice")
         _require(self.min_size >= 1, "clusters.min-size starts at 1")
         _require(self.iterations >= 1, "clusters.iterations starts at 1")
-        _require(
-            self.two_level != "yes" or len(self.k) < 2 or self.nested,
-            "clusters.two-level yes takes one clusters.k, or several with --clusters.nested",
-        )
         _require(
             self.missing == "singleton"
             or KINDS.get(self.kind).needs not in ("features", "nothing"),
@@ -339,8 +332,6 @@ class TrainConfig:
     """Largest gradient norm; 0: no clipping."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 autocast on GPUs that have it, float32 elsewhere. The loss is always float32."""
-    channels_last: bool = True
-    """Memory layout of convolutions."""
     compile: bool = False
     """torch.compile the encoder, the views and the loss: about a minute at each start, then faster
     steps on a GPU (benchmarks/gpu.py)."""

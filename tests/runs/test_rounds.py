@@ -310,8 +310,6 @@ def test_wrong_options_of_rounds(config: Config, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="two-level yes takes one"):
-        ClustersConfig(kind="kmeans", k=(4, 12), two_level="yes")
     with pytest.raises(ValueError, match=r"train\.rounds 3: clusters of kind attributes do not"):
         replace(config, clusters=ClustersConfig())
     with pytest.raises(UserError, match=r"clusters\.k 500 is more than the 192 rows"):

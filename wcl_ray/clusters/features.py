@@ -103,7 +103,6 @@ def cluster_features(
         iterations=config.iterations,
         nested=config.nested,
         min_size=config.min_size,
-        two_level={"auto": None, "yes": True, "no": False}[config.two_level],
         seed=seed,
         gpu=gpu,
         kernel=config.kernel,

@@ -67,8 +67,7 @@ class Learner:
         # float32 (2b, c, s, s): view 1 of every image, then view 2
         seed_step(self.seed, self.state.step, self.rank)
         views_2bchw = self.augment.two_views(images_bchw, aspect_b, ids_b, self.state.epoch)
-        if self.train.channels_last:
-            views_2bchw = views_2bchw.to(memory_format=torch.channels_last)
+        views_2bchw = views_2bchw.to(memory_format=torch.channels_last)
 
         # (2b, D) from each head: that of the clusters and, with loss.dual, that of InfoNCE
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -141,8 +141,7 @@ class Worker:
         encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
         encoder = synchronised(encoder, self.device, self.world, config.train.sync_bn)
         encoder = encoder.to(self.device)
-        if config.train.channels_last:
-            encoder = encoder.to(memory_format=torch.channels_last)
+        encoder = encoder.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(encoder, config.train)
         self.facts = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
         self.state = TrainState()
