@@ -184,7 +184,7 @@ def test_label_and_instance() -> None:
     [
         (ClustersConfig(columns=("same",)), {}, ["no column gives a usable attribute", "same"]),
         (ClustersConfig(kind="hierarchy", columns=("same",)), {}, ["K = 1"]),
-        (ClustersConfig(kind="hierarchy", columns=("serial",)), {}, ["alone in its cluster"]),
+        (ClustersConfig(kind="hierarchy", columns=("serial",)), {}, ["is a singleton"]),
         (ClustersConfig(kind="hierarchy"), {}, ["needs --clusters.columns"]),
         (ClustersConfig(kind="hierarchy", columns=("sex",), level=(4,)), {}, ["level 4"]),
         (ClustersConfig(columns=("label", "sex")), {}, ["holds the label 'label'"]),

@@ -136,7 +136,7 @@ def test_other_data_have_no_group_of_the_run() -> None:
     run = Trained(Folder("x"), Config(data=DataConfig(path="a", split_by="unit")), b"")
     assert run.data({"label": "kind"}).split_by == "unit"
     assert run.data({"path": "b"}).split_by is None
-    assert run.data({"path": "b", "group": "scene"}).split_by == "scene"
+    assert run.data({"path": "b", "split_by": "scene"}).split_by == "scene"
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -14,8 +14,8 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
     """A random order in which images of one cluster stand in groups.
 
     A cluster of s images is cut at random into groups of ``group``; what is left makes a smaller
-    group, but a single image joins another group of its cluster, so that only an image that is
-    alone in its cluster stands alone.
+    group, but a single image joins another group of its cluster, so that only a
+    singleton stands by itself.
 
     Args:
         clusters: int (n,); -1 = singleton.
