@@ -18,10 +18,10 @@ from ray.train import Checkpoint
 from runs import settle
 
 import wcl_ray.runs.lock
-from wcl_ray.config import Config, DataConfig, ModelConfig, TrainConfig
+from wcl_ray.config import Config, ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.validate import tell_again, validate
-from wcl_ray.model.encoder import build_encoder
+from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.stored import differences
 from wcl_ray.storage import Folder, filesystem
@@ -186,17 +186,17 @@ def test_metrics_log_rewinds_to_the_checkpoint(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_the_driver_did_not_read(tmp_path: Path) -> None:
     """Ray Train has noted it as done, and the board is gone with the driver."""
-    config = Config(data=DataConfig(image_size=16), model=ModelConfig(projector=(16, 8)))
-    encoder = build_encoder(config.model, 16, config.loss.dual)
+    spec = EncoderSpec(ModelConfig(projector=(16, 8)), 16)
+    encoder = spec.build()
     optimizer = torch.optim.SGD(encoder.parameters())
     checkpoint.save(tmp_path, encoder, optimizer, TrainState(), {})
-    evaluator: Any = SimpleNamespace(measure=lambda *unused, **given: {"knn": 0.5})
+    evaluator: Any = SimpleNamespace(encoder=spec, measure=lambda *unused, **given: {"knn": 0.5})
     run, rows, told = Folder(str(tmp_path / "run")), list[Any](), list[Any]()
     lost = SimpleNamespace(push=SimpleNamespace(remote=lambda row: None))
     saved = Checkpoint(str(tmp_path))
     for epoch in (1, 2):
         where = {"epoch": epoch, "step": 10 * epoch}
-        validate(saved, **where, config=config, evaluator=evaluator, queue=lost, run=run)
+        validate(saved, **where, evaluator=evaluator, queue=lost, run=run)
     log = Trackers(run, ())
     log.log({"epoch": 1, "step": 10, "knn": 0.5})  # this one was read
     queue = SimpleNamespace(push=SimpleNamespace(remote=rows.append))

@@ -213,7 +213,7 @@ def test_two_jobs_that_embed_into_one_folder(
         weights=b"",
         folder=Folder(str(tmp_path)),
         config=Config(),
-        data=lambda given: DataConfig(path="x"),
+        data=lambda given: DataConfig(path=str(tmp_path)),
     )
     monkeypatch.setattr(embed_job.Trained, "open", lambda run, endpoint: trained)
     monkeypatch.setattr(embed_job, "RunLock", functools.partial(RunLock, every=EVERY))

@@ -231,7 +231,7 @@ def test_a_path_that_is_not_there_before_ray_is_started(
     features = of_features(config)
     calls: dict[str, Callable[[], Any]] = {
         "pretrain": lambda: pretrain(config),
-        "search": lambda: search(wanted, lambda outcome: ""),
+        "search": lambda: search(wanted, lambda outcome: "", {}),
         "cluster": lambda: cluster(config),
         "run": lambda: cluster(features, run=run.uri),
         "evaluate": lambda: evaluate_run(run.uri, {"path": path}, EvaluateConfig(), ScaleConfig()),

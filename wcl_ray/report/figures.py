@@ -29,7 +29,7 @@ STATUS |= {"unfinished": "unfinished"}
 SYMBOLS = {"finished": "circle", "stopped": "circle-open", "failed": "x"}
 SYMBOLS |= {"unfinished": "circle-open-dot"}
 WIDE_SPAN = 20.0  # largest by smallest value from which an axis is logarithmic
-CELLS = 12  # of the response surface, each way
+GRID = np.linspace(0, 1, 30)  # of the response surface
 RATED = 10  # trials with all epochs from which options are rated
 INK, MUTED, LINE, PAPER = "var(--ink)", "var(--muted)", "var(--line)", "var(--paper)"
 
@@ -234,33 +234,29 @@ def response(view: View) -> tuple[str, go.Figure, str] | None:
     caption = "Each dot is a trial; click one for its row."
     measured = [p for p in points if p[0] in view.full]
     if len({p[1:] for p in measured}) >= 4 and "category" not in (x["type"], y["type"]):
-        (across, i), (up, j) = (
-            _cells([place[n] for _, *place in measured], a) for n, a in enumerate((x, y))
+        (across, along), (up, above) = (
+            _grid([place[n] for _, *place in measured], axis) for n, axis in enumerate((x, y))
         )
-        if len(across) > 1 and len(up) > 1:
-            cells = np.full((len(up), len(across)), np.nan)
+        if np.ptp(along) and np.ptp(above):
             scores = np.array([t.score for t, *_ in measured])
-            for at in set(zip(j.tolist(), i.tolist(), strict=True)):
-                cells[at] = scores[(j == at[0]) & (i == at[1])].mean()
-            z = [[None if np.isnan(v) else float(v) for v in row] for row in cells]
-            surface = go.Contour(x=across, y=up, z=z, connectgaps=True, coloraxis="coloraxis",
+            far = (GRID[None, :, None] - along) ** 2 + (GRID[:, None, None] - above) ** 2
+            weights = 1 / (far + 1e-3)  # of the trials at each point: by distance
+            z = (weights * scores).sum(2) / weights.sum(2)
+            surface = go.Contour(x=across, y=up, z=z.tolist(), coloraxis="coloraxis",
                                  opacity=0.55, line={"width": 0}, hoverinfo="skip",
                                  ncontours=16)  # fmt: skip
             traces.insert(0, surface)
-            caption += " The surface joins the mean scores of trials with all epochs."
+            caption += " The surface is the mean score of trials with all epochs, by distance."
     return "Response surface", figure(traces, x, y, **colours(view)), caption
 
 
-def _cells(values: Sequence[float], axis: dict[str, Any]) -> tuple[list[float], np.ndarray]:
-    """Centres of cells along an axis, and the cell of each value."""
-    unique, cell = np.unique(values, return_inverse=True)
-    if len(unique) <= CELLS:
-        return unique.tolist(), cell
-    places = np.log(values) if axis["type"] == "log" else np.asarray(values)
-    edges = np.linspace(places.min(), places.max(), CELLS + 1)
-    centres = (edges[1:] + edges[:-1]) / 2
-    cell = np.clip(np.searchsorted(edges, places, "right") - 1, 0, CELLS - 1)
-    return (np.exp(centres) if axis["type"] == "log" else centres).tolist(), cell
+def _grid(values: Sequence[float], axis: dict[str, Any]) -> tuple[list[float], np.ndarray]:
+    """Places of GRID along an axis, and where the values are between the least and the largest."""
+    log = axis["type"] == "log"
+    places = np.log(values) if log else np.asarray(values, float)
+    low, width = places.min(), np.ptp(places)
+    drawn = low + width * GRID
+    return (np.exp(drawn) if log else drawn).tolist(), (places - low) / (width or 1)
 
 
 def plane(view: View) -> tuple[str, go.Figure | None, str]:
