@@ -272,7 +272,7 @@ addEventListener("load", () => setTimeout(() => {
   parent.document.title = JSON.stringify({ errors, cut, view: innerWidth,
     width: document.documentElement.scrollWidth,
     plots: document.querySelectorAll(".plot").length,
-    drawn: document.querySelectorAll(".plot .cartesianlayer .xy").length,
+    drawn: [...document.querySelectorAll(".plot")].filter(p => p.querySelector(".xy")).length,
     points: document.querySelector(".plot")?.querySelectorAll("path.point").length ?? 0,
     rows: document.querySelectorAll("tbody tr[id]").length });
 }, 1500))</script>"""

@@ -151,7 +151,7 @@ class View:
         return {"type": "linear", **title}
 
     def place(self, axis: dict[str, Any], value: Any) -> Any:
-        return label(show(value))[:40] if axis["type"] == "category" else number(value)
+        return label(plain(show(value))[:24]) if axis["type"] == "category" else number(value)
 
     @property
     def score_axis(self) -> dict[str, Any]:
@@ -242,9 +242,12 @@ def response(view: View) -> tuple[str, go.Figure, str] | None:
             far = (GRID[None, :, None] - along) ** 2 + (GRID[:, None, None] - above) ** 2
             weights = 1 / (far + 1e-3)  # of the trials at each point: by distance
             z = (weights * scores).sum(2) / weights.sum(2)
-            surface = go.Contour(x=across, y=up, z=z.tolist(), coloraxis="coloraxis",
-                                 opacity=0.55, line={"width": 0}, hoverinfo="skip",
-                                 ncontours=16)  # fmt: skip
+            # not on the colour axis of the dots: contours that share it hang plotly.js
+            scale = colours(view)["coloraxis"]
+            surface = go.Contour(x=across, y=up, z=z.tolist(), opacity=0.55, showscale=False,
+                                 colorscale="Viridis", reversescale=scale["reversescale"],
+                                 zmin=scale.get("cmin"), zmax=scale.get("cmax"), ncontours=16,
+                                 line={"width": 0}, hoverinfo="skip")  # fmt: skip
             traces.insert(0, surface)
             caption += " The surface is the mean score of trials with all epochs, by distance."
     return "Response surface", figure(traces, x, y, **colours(view)), caption
@@ -391,6 +394,8 @@ def importances(view: View) -> tuple[str, go.Figure, str] | None:
     finally:
         optuna.logging.set_verbosity(before)
     drawn.update_traces(marker_color="var(--accent)", selector={"type": "bar"})
-    fig = figure(drawn.data, {"title": {"text": "importance"}}, {}, showlegend=False)
+    room = 1.25 * max(max(bar.x) for bar in drawn.data)  # for the figures behind the bars
+    across = {"title": {"text": "importance"}, "range": [0, room]}
+    fig = figure(drawn.data, across, {}, showlegend=False)
     caption = "Share of what tells the best quarter of the whole trials from all (PED-ANOVA)."
     return "What decides", fig, caption
