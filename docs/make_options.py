@@ -76,6 +76,10 @@ def main() -> None:
         (EvaluateJob, "evaluate"),
     ):
         print(*section(cls, f"## jobs/{job}.py"), sep="\n")
+        if job in ("tune", "cluster"):
+            print("\nIt also takes the options of jobs/pretrain.py.")
+        if job == "evaluate":
+            print("\nIt also takes the `--scale` options of jobs/pretrain.py.")
 
 
 if __name__ == "__main__":
