@@ -41,7 +41,7 @@ def arm(tmp_path: Path) -> Arm:
         base=Assignment(np.arange(3), np.full((3, 1), -1, np.int32), ("instance",)),
         evaluator=nothing,
         title="kmeans",
-        scale=Scale(least=1, most=1, cpus=1.0, gpu=False),
+        scale=Scale(min_workers=1, max_workers=1, cpus=1.0, gpu=False),
     )
 
 

@@ -50,7 +50,7 @@ def test_trials_leave_room_for_the_tasks_they_wait_for(
         assert share.concurrent * least <= gpus
     if given_cpus:
         assert share.scale.cpus == given_cpus
-    held = share.concurrent * (DRIVER + share.scale.most * share.scale.cpus)
+    held = share.concurrent * (DRIVER + share.scale.max_workers * share.scale.cpus)
     assert held + min(share.spare, LEAST_SPARE) <= cpus + 1e-6  # some task always finds room
     if not given_cpus:
         assert held + share.spare <= cpus + 1e-6
@@ -76,7 +76,7 @@ def test_gpus_are_dealt_to_workers() -> None:
     share = divide(config, cluster, 64.0, streamed=False)
     assert (share.concurrent, share.scale.gpu, share.scale.cpus) == (8, True, 6.0)
     two = divide(replace(config, scale=ScaleConfig(workers="2")), cluster, 64.0, streamed=False)
-    assert (two.concurrent, two.scale.most) == (4, 2)
+    assert (two.concurrent, two.scale.max_workers) == (4, 2)
     small = divide(config, cluster, 4.0, streamed=False)
     assert small.scale.cpus == 4.0  # no worker is larger than a node
     with pytest.raises(UserError, match="9 workers, but there are only 8 GPUs"):

@@ -99,5 +99,5 @@ def divide(
     share = scale.cpus_per_worker or min(whole, widest)
     if scale.cpus_per_worker:  # what is left is for the tasks
         spare = max(LEAST_SPARE, min(1.0, part - DRIVER - share * most))
-    workers = Scale(least=least, most=most, cpus=share, gpu=graphics > 0, crowded=True)
+    workers = Scale(least, most, share, gpu=graphics > 0, crowded=True)
     return TrialResources(concurrent, workers, min(1.0, spare))
