@@ -226,7 +226,7 @@ def test_three_that_start_a_run_of_one_name(tmp_path: Path) -> None:
             assert f"attributes-{k}" in table.column_names
         else:
             assert errors.count(b"\n") == 1, errors
-            assert b"is in the works" in errors or b"holds a run already" in errors
+            assert b"is in use by" in errors or b"holds a run already" in errors
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
