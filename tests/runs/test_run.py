@@ -333,7 +333,7 @@ def test_nobody_at_the_address(address: str) -> None:
     ("changes", "words"),
     [
         ({"data.label": "kind"}, ["'kind' is not a column", "species"]),
-        ({"data.label": "always"}, ["one class only"]),
+        ({"data.label": "always"}, ["only one class"]),
         ({"clusters.columns": ("colour", "shape")}, ["clusters.columns 'shape'", "colour"]),
         ({"clusters.columns": ("species",)}, ["holds the label 'species'"]),
         ({"train.batch_size": 500}, ["fewer than train.batch-size 500"]),

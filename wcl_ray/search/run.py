@@ -27,7 +27,7 @@ from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
+from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
@@ -134,7 +134,7 @@ def _search(
     with usage.stage("stream"):
         prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
     setup = prepared.setup
-    claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | facts_of_tests(images))
+    claim(folder, found, {TRAIN: id_summary(ray.get(setup.ids))} | eval_id_summary(images))
     if not folder.exists(FILE):
         folder.write(FILE, granularities.base.to_parquet())
     space = [asdict(d) for d in dimensions]
