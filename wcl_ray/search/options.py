@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from wcl_ray.config import Config, _require, field_name, option_name
+from wcl_ray.config import Config, field_name, option_name, require
 from wcl_ray.registry import KINDS
 
 Metric = Literal["auto", "knn", "probe", "metadata", "rank_me", "uniformity", "alignment"]
@@ -60,29 +60,29 @@ class SearchConfig(Config):
 
     def __post_init__(self) -> None:
         super(SearchConfig, self).__post_init__()  # super() alone does not know slotted classes
-        _require(self.trials >= 1, "trials starts at 1")
-        _require(
+        require(self.trials >= 1, "trials starts at 1")
+        require(
             0 <= self.trial_epochs <= self.train.epochs,
             f"trial-epochs {self.trial_epochs} is more than train.epochs {self.train.epochs}",
         )
-        _require(0 < self.validation < 1, f"validation is a share in (0, 1), not {self.validation}")
-        _require(
+        require(0 < self.validation < 1, f"validation is a share in (0, 1), not {self.validation}")
+        require(
             0 <= self.grace <= self.epochs,
             f"grace {self.grace} is more than the {self.epochs} epochs of a trial",
         )
-        _require(self.reduction >= 2, "reduction starts at 2")
-        _require(self.concurrent >= 0, "concurrent is negative")
-        _require(self.retries >= 0, "retries is negative")
-        _require(self.confirm >= 0, "confirm is negative")
+        require(self.reduction >= 2, "reduction starts at 2")
+        require(self.concurrent >= 0, "concurrent is negative")
+        require(self.retries >= 0, "retries is negative")
+        require(self.confirm >= 0, "confirm is negative")
         labelled = self.metric in ("knn", "probe")
-        _require(
+        require(
             not labelled or self.data.label is not None, f"metric {self.metric} needs --data.label"
         )
-        _require(
+        require(
             self.metric != "metadata" or self.has_metadata,
             "metric metadata needs clusters of attributes, tags or a hierarchy",
         )
-        _require(not self.compare, "a search has no --compare; add it to the run of the best")
+        require(not self.compare, "a search has no --compare; add it to the run of the best")
 
     @property
     def epochs(self) -> int:
