@@ -52,7 +52,7 @@ def trial(n: int, tau: Any = None, k: Any = None, **more: Any) -> Trial:
 
 
 def search(trials: list[Trial], **more: Any) -> Outcome:
-    known: dict[str, Any] = {"validation": 1500, "facts": {"data": "a.parquet"}}
+    known: dict[str, Any] = {"validation": 1500, "details": {"data": "a.parquet"}}
     known |= {"correlations": {"rank_me": 0.61, "feature_std": -0.4}, "seconds": 3820.0}
     known |= {"metric": "knn", "mode": "max", "epochs": 8, "granularity": TOP_K}
     return Outcome("beetles", trials=tuple(trials), **(known | more))
@@ -172,7 +172,7 @@ def test_any_search_gives_a_sound_page(name: str) -> None:
 def test_text_is_escaped() -> None:
     bad = "</title><script>alert('1')</script>&amp;\"é\u2028\x00"
     odd = trial(0, values={TAU: 0.1, TOP_K: 5, bad: bad}, error=bad)
-    outcome = search([odd, trial(1, status="failed", error=bad)], facts={bad: bad})
+    outcome = search([odd, trial(1, status="failed", error=bad)], details={bad: bad})
     text = page(replace(outcome, name=bad, metric=bad, correlations={bad: 0.3}))
     read = Reader(text)
     assert "<script>alert" not in text

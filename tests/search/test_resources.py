@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.search.options import SearchConfig
-from wcl_ray.search.share import DRIVER, LEAST_SPARE, divide
+from wcl_ray.search.resources import DRIVER, LEAST_SPARE, divide
 
 
 @given(
@@ -92,7 +92,8 @@ def test_given_cpus_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert share.concurrent * (DRIVER + 1) + share.spare <= 4
     assert f"only {share.concurrent} trials fit" in capsys.readouterr().out
     with pytest.raises(
-        UserError, match="a trial needs 8 CPUs and a part of one to be evaluated, the cluster has 4"
+        UserError,
+        match="a trial needs 8 CPUs and part of another for its evaluation, the cluster has 4",
     ):
         divide(
             replace(config, scale=ScaleConfig(cpus_per_worker=8, gpu="no")),

@@ -270,7 +270,7 @@ def _correlations(view: View) -> str:
             f'</td><td><svg viewBox="0 0 160 14" aria-hidden="true">{bar}</svg></td>'
             f"<td>{words}</td></tr>"
         )
-    where = view.outcome.facts.get("rank correlations", "the trials")
+    where = view.outcome.details.get("rank correlations", "the trials")
     return (
         "<section><h2>Without a label</h2>"
         f"<p>How well each figure that needs no label would have ranked these trials: Spearman's "
@@ -284,8 +284,8 @@ def _correlations(view: View) -> str:
 
 
 def _facts(view: View) -> str:
-    facts = {k: v for k, v in view.outcome.facts.items() if k != "rank correlations"}
-    if not facts:
+    details = {k: v for k, v in view.outcome.details.items() if k != "rank correlations"}
+    if not details:
         return ""
-    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in details.items())
     return f"<section><h2>The search</h2><dl>{pairs}</dl></section>"

@@ -1,8 +1,8 @@
-"""How many trials run at a time, and what each of them holds, so that none waits for ever.
+"""How many trials run at a time, and what resources each holds, without deadlock.
 
-A trial is a driver (next to nothing), its workers as one placement group, and the tasks that
-evaluate it. The workers of all concurrent trials leave room for those tasks; a placement group is
-granted whole or not at all. So whatever is waiting waits for something that ends.
+A trial consists of a driver (almost no CPU), its workers as one placement group, and the tasks that
+evaluate it. The workers of all concurrent trials leave CPUs for those tasks, and a placement group
+gets all of its resources or none. So whatever waits, waits for something that ends.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from wcl_ray.search.options import SearchConfig
 from wcl_ray.terminal import warn
 
 DRIVER = 0.01  # CPUs of a trial's driver, which only waits
-LEAST_SPARE = 0.1  # CPUs without which no task runs
+LEAST_SPARE = 0.1  # CPUs that a task needs at least
 SPARE = 0.25  # share of a trial's CPUs for the tasks that evaluate it, at most one CPU
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What a trial gets.
+    """The resources of a trial.
 
     Attributes:
         concurrent: trials at a time.
         scale: workers of a trial.
-        spare: CPUs for the tasks beside its workers.
+        spare: CPUs for the tasks that run beside its workers.
     """
 
     concurrent: int
@@ -34,18 +34,19 @@ class TrialResources:
     spare: float
 
     def describe(self) -> str:
+        """The resources in words, for a line of output."""
         return f"{self.concurrent} at a time, each {self.scale.describe()}"
 
 
-def plan_share(config: SearchConfig, streamed: bool) -> TrialResources:
-    """Divide the cluster between trials, see :func:`divide`.
+def plan_resources(config: SearchConfig, streamed: bool) -> TrialResources:
+    """Divide the connected cluster between trials, see :func:`divide`.
 
-    On an autoscaling cluster it is divided as if it had grown to its largest: trials that do not
-    fit yet wait, and their placement groups make it grow.
+    An autoscaling cluster is divided as if at its largest: trials that do not fit yet wait, and
+    their placement groups make it grow.
     """
-    there = capacity(config.scale)
-    cluster = {"CPU": there.cpus, "GPU": float(gpus(config.scale, there))}
-    return divide(config, cluster, there.node_cpus or 1.0, streamed)
+    cluster = capacity(config.scale)
+    totals = {"CPU": cluster.cpus, "GPU": float(gpus(config.scale, cluster))}
+    return divide(config, totals, cluster.node_cpus or 1.0, streamed)
 
 
 def divide(
@@ -54,50 +55,50 @@ def divide(
     """Divide resources between trials.
 
     Args:
-        cluster: CPU and GPU in all.
+        cluster: total CPU and GPU.
         widest: CPUs of the largest node.
-        streamed: Ray Data reads during training, with one CPU for each trial.
+        streamed: Ray Data reads during training and needs one CPU for each trial.
 
     Raises:
-        UserError: a GPU is demanded and there never will be one, or not even one trial fits.
+        UserError: GPUs are required and there will be none, or not even one trial fits.
     """
     scale, cpus = config.scale, cluster.get("CPU", 1.0)
-    graphics = 0 if scale.gpu == "no" else int(cluster.get("GPU", 0))
-    if scale.gpu == "yes" and graphics == 0:
+    gpu_count = 0 if scale.gpu == "no" else int(cluster.get("GPU", 0))
+    if scale.gpu == "yes" and gpu_count == 0:
         raise UserError("scale.gpu is yes, but the cluster has no GPU; use auto or no")
-    least, most = scale.range() or (1, 1)
-    if config.train.batch_size < 2 * most:
+    low, high = scale.range() or (1, 1)
+    if config.train.batch_size < 2 * high:
         raise UserError(
-            f"train.batch-size {config.train.batch_size} is too small for {most} workers: each "
+            f"train.batch-size {config.train.batch_size} is too small for {high} workers: each "
             "needs at least 2 images of a batch"
         )
     reading = 1.0 if streamed else 0.0
     wanted = config.concurrent or max(1, config.trials // 4)
-    fit = graphics // least if graphics else int(cpus / least)
-    if graphics and fit == 0:
-        raise UserError(f"a trial has {least} workers, but there are only {graphics} GPUs")
-    if scale.cpus_per_worker:  # of as many workers as a trial may grow to
-        each = most * scale.cpus_per_worker + reading
-        fit = min(fit, int((cpus - LEAST_SPARE) / (each + DRIVER) + 1e-9))
-        if fit == 0:
+    fitting = gpu_count // low if gpu_count else int(cpus / low)
+    if gpu_count and fitting == 0:
+        raise UserError(f"a trial has {low} workers, but there are only {gpu_count} GPUs")
+    if scale.cpus_per_worker:  # for as many workers as a trial may grow to
+        needed = high * scale.cpus_per_worker + reading
+        fitting = min(fitting, int((cpus - LEAST_SPARE) / (needed + DRIVER) + 1e-9))
+        if fitting == 0:
             raise UserError(
-                f"a trial needs {each:g} CPUs and a part of one to be evaluated, the cluster "
-                f"has {cpus:g}; lower --scale.cpus-per-worker or --scale.workers"
+                f"a trial needs {needed:g} CPUs and part of another for its evaluation, the "
+                f"cluster has {cpus:g}; lower --scale.cpus-per-worker or --scale.workers"
             )
-    concurrent = max(1, min(wanted, fit, config.trials))
+    concurrent = max(1, min(wanted, fitting, config.trials))
     if config.concurrent > concurrent and config.trials > concurrent:
         warn(f"only {concurrent} trials fit into the cluster at a time, not {config.concurrent}")
-    part = cpus / concurrent
-    spare = reading + SPARE * min(4.0, part - reading)
-    room = (part - spare - DRIVER) / most
-    if room <= 0:
+    per_trial = cpus / concurrent
+    spare = reading + SPARE * min(4.0, per_trial - reading)
+    per_worker = (per_trial - spare - DRIVER) / high
+    if per_worker <= 0:
         raise UserError(
             f"streaming needs a CPU of its own beside each trial, the cluster has {cpus:g}; "
             "use --data.keep raw or a lower --concurrent"
         )
-    whole = float(int(room)) if room >= 1 else room
-    share = scale.cpus_per_worker or min(whole, widest)
-    if scale.cpus_per_worker:  # what is left is for the tasks
-        spare = max(LEAST_SPARE, min(1.0, part - DRIVER - share * most))
-    workers = Scale(least, most, share, gpu=graphics > 0, crowded=True)
+    rounded = float(int(per_worker)) if per_worker >= 1 else per_worker
+    share = scale.cpus_per_worker or min(rounded, widest)
+    if scale.cpus_per_worker:  # the rest is for the tasks
+        spare = max(LEAST_SPARE, min(1.0, per_trial - DRIVER - share * high))
+    workers = Scale(low, high, share, gpu=gpu_count > 0, crowded=True)
     return TrialResources(concurrent, workers, min(1.0, spare))
