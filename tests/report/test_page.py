@@ -196,7 +196,7 @@ def test_the_answer_is_right() -> None:
     near = [*trials[:3], replace(trials[3], score=0.69)]
     assert "has 69.0%, and a gap of less than two standard errors" in page(search(near))
     early = [*trials[:3], replace(trials[3], epoch=2, status="stopped")]
-    assert "after 2 epochs only, which does not compare" in page(search(early))
+    assert "after only 2 epochs, which cannot be compared" in page(search(early))
     assert "that is the default configuration" in page(search([replace(trials[0], default=True)]))
 
 
@@ -251,7 +251,7 @@ def test_the_information_plane_shows_every_trial_and_the_bound() -> None:
     assert told == {"H(T)", *(f"<b>{k}</b>" for k in (2, 5, 13, 34, 89))}
     assert plot["layout"]["shapes"][0]["y0"] == 4
     unlabelled = {"clusters": 5, "i_zt": None, "i_zt_adjusted": None, "h_z_t": None, "h_t": None}
-    assert "no label is known" in page(search([trial(n, quality=unlabelled) for n in range(3)]))
+    assert "there is no label to measure" in page(search([trial(n, quality=unlabelled) for n in range(3)]))
     assert "did not exist before" in page(search([trial(n, quality={}) for n in range(3)]))
 
 
