@@ -251,7 +251,9 @@ def test_the_information_plane_shows_every_trial_and_the_bound() -> None:
     assert told == {"H(T)", *(f"<b>{k}</b>" for k in (2, 5, 13, 34, 89))}
     assert plot["layout"]["shapes"][0]["y0"] == 4
     unlabelled = {"clusters": 5, "i_zt": None, "i_zt_adjusted": None, "h_z_t": None, "h_t": None}
-    assert "there is no label to measure" in page(search([trial(n, quality=unlabelled) for n in range(3)]))
+    assert "there is no label to measure" in page(
+        search([trial(n, quality=unlabelled) for n in range(3)])
+    )
     assert "did not exist before" in page(search([trial(n, quality={}) for n in range(3)]))
 
 
