@@ -116,5 +116,10 @@ def _dataset_id_summary(rows: Dataset) -> dict[str, Any]:
 
 @ray.remote(num_cpus=0)
 def _summarise(refs: list[Any]) -> dict[str, Any]:
-    parts = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
-    return id_summary(np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64))
+    return id_summary(sorted_ids(refs))
+
+
+def sorted_ids(refs: list[Any]) -> np.ndarray:
+    """The sorted ids in references to tables, int64 (N,)."""
+    ids = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
+    return np.sort(np.concatenate(ids)) if ids else np.empty(0, np.int64)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import FILE
 from wcl_ray.clusters.metadata import columns_of
@@ -27,7 +26,7 @@ from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary
+from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary, sorted_ids
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
@@ -188,7 +187,10 @@ def _prepare(
 ) -> Setup:
     """Keep the images, and put what all trials need into the object store."""
     label = [images.label] if images.label else []
-    train_ids, test_ids = (_ids(images.metadata((), training=side)) for side in (True, False))
+    train_ids, test_ids = (
+        sorted_ids(images.metadata((), training=side).select_columns([ID]).to_arrow_refs())
+        for side in (True, False)
+    )
     batch = _largest_batch(config, dimensions)
     for ids, side, least, hint in (
         (train_ids, "training", batch, "change --validation or lower train.batch-size"),
@@ -257,13 +259,6 @@ def _same_space(stored: list[dict[str, Any]], space: list[dict[str, Any]]) -> bo
     return len(stored) == len(current) and all(
         old[field] == new[field] for old, new in pairs for field in old.keys() & new.keys()
     )
-
-
-def _ids(rows: Dataset) -> np.ndarray:
-    """The sorted ids of images, int64 (N,)."""
-    refs = rows.select_columns([ID]).to_arrow_refs()
-    parts = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
-    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
