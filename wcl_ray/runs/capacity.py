@@ -154,6 +154,15 @@ def gpus(scale: ScaleConfig, cluster: Capacity | None = None) -> int:
     return cluster.gpus
 
 
+def check_batch(batch_size: int, workers: int, option: str = "train.batch-size") -> None:
+    """Raise a UserError unless every worker gets at least two images of a batch."""
+    if batch_size < 2 * workers:
+        raise UserError(
+            f"{option} {batch_size} is too small for {workers} workers: each needs at least 2 "
+            "images of a batch"
+        )
+
+
 def plan_scale(scale: ScaleConfig, batch_size: int, data_tasks: bool) -> Scale:
     """Plan the workers of a run on the connected cluster, see :func:`divide`."""
     return divide(scale, batch_size, data_tasks, capacity(scale))
@@ -174,11 +183,7 @@ def divide(scale: ScaleConfig, batch_size: int, data_tasks: bool, cluster: Capac
     gpu = count > 0
     first = 1 if cluster.grows else count  # nodes are added during training
     low, high = scale.range() or ((first, count) if gpu else (1, 1))
-    if batch_size < 2 * high:
-        raise UserError(
-            f"train.batch-size {batch_size} is too small for {high} workers: each "
-            "needs at least 2 images of a batch"
-        )
+    check_batch(batch_size, high)
     reserved = float(data_tasks)  # CPUs
     remedy = "or, on a cluster that grows on demand, add --scale.grows yes"
     unlimited = scale.grows == "yes"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wcl_ray.errors import UserError
-from wcl_ray.runs.capacity import Scale, capacity, gpus
+from wcl_ray.runs.capacity import Scale, capacity, check_batch, gpus
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.terminal import warn
 
@@ -67,11 +67,7 @@ def divide(
     if scale.gpu == "yes" and gpu_count == 0:
         raise UserError("scale.gpu is yes, but the cluster has no GPU; use auto or no")
     low, high = scale.range() or (1, 1)
-    if config.train.batch_size < 2 * high:
-        raise UserError(
-            f"train.batch-size {config.train.batch_size} is too small for {high} workers: each "
-            "needs at least 2 images of a batch"
-        )
+    check_batch(config.train.batch_size, high)
     reading = 1.0 if streamed else 0.0
     wanted = config.concurrent or max(1, config.trials // 4)
     fitting = gpu_count // low if gpu_count else int(cpus / low)

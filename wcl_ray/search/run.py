@@ -24,7 +24,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.registry import KINDS
-from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.capacity import capacity, check_batch
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary, sorted_ids
 from wcl_ray.runs.nodes import check_shared, connect
@@ -267,11 +267,7 @@ def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
     except ValueError as error:  # it conflicts with other options
         raise UserError(f"search.{dimension.key}: {error}") from None
     workers = (trial.scale.range() or (1, 1))[1]
-    if trial.train.batch_size < 2 * workers:
-        raise UserError(
-            f"search.train.batch-size {trial.train.batch_size} is too small for {workers} workers: "
-            "each needs at least 2 images of a batch"
-        )
+    check_batch(trial.train.batch_size, workers, "search.train.batch-size")
     if dimension.key.startswith("model."):
         check_backbone(EncoderSpec(trial.model, trial.data.image_size, trial.loss.dual))
 
