@@ -81,8 +81,6 @@ def test_gpus_are_dealt_to_workers() -> None:
     assert small.scale.cpus == 4.0  # no worker is larger than a node
     with pytest.raises(UserError, match="9 workers, but there are only 8 GPUs"):
         divide(replace(config, scale=ScaleConfig(workers="9")), cluster, 64.0, streamed=False)
-    with pytest.raises(UserError, match=r"scale\.gpu is yes"):
-        divide(replace(config, scale=ScaleConfig(gpu="yes")), {"CPU": 4.0}, 4.0, streamed=False)
 
 
 def test_given_cpus_are_kept(capsys: pytest.CaptureFixture[str]) -> None:

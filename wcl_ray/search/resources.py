@@ -55,17 +55,15 @@ def divide(
     """Divide resources between trials.
 
     Args:
-        cluster: total CPU and GPU.
+        cluster: total CPU and GPU, GPUs that may not be used left out.
         widest: CPUs of the largest node.
         streamed: Ray Data reads during training and needs one CPU for each trial.
 
     Raises:
-        UserError: GPUs are required and there will be none, or not even one trial fits.
+        UserError: not even one trial fits.
     """
     scale, cpus = config.scale, cluster.get("CPU", 1.0)
-    gpu_count = 0 if scale.gpu == "no" else int(cluster.get("GPU", 0))
-    if scale.gpu == "yes" and gpu_count == 0:
-        raise UserError("scale.gpu is yes, but the cluster has no GPU; use auto or no")
+    gpu_count = int(cluster.get("GPU", 0))
     low, high = scale.range() or (1, 1)
     check_batch(config.train.batch_size, high)
     reading = 1.0 if streamed else 0.0
