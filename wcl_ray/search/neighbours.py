@@ -24,6 +24,7 @@ CAVEAT = (
     "learned them, not whether they matter"
 )
 MAX_ATTRIBUTES = 64  # compared, those of the highest entropy: 8 bytes per image
+CHUNK = 512  # test images compared at a time
 MIN_IMAGES = 5  # test images with an attribute, and without it, needed to judge by it
 
 
@@ -33,7 +34,6 @@ def attribute_gap(
     test_x: torch.Tensor,
     test_a: torch.Tensor,
     neighbours: int,
-    chunk: int = 512,
 ) -> float | None:
     """How much more frequent an attribute is among the neighbours of images that have it.
 
@@ -55,12 +55,12 @@ def attribute_gap(
     k = min(neighbours, len(bank))
     having = torch.zeros(test_a.shape[1], dtype=torch.float64)
     lacking = torch.zeros_like(having)
-    for start in range(0, len(test_x), chunk):
-        queries = F.normalize(test_x[start : start + chunk].float(), dim=1)
+    for start in range(0, len(test_x), CHUNK):
+        queries = F.normalize(test_x[start : start + CHUNK].float(), dim=1)
         similarity, index = (queries @ bank.T).topk(k, dim=1)
         weight = torch.softmax(similarity / TEMPERATURE, dim=1)
         vote = (weight[:, :, None] * train_a[index]).sum(1)
-        has = test_a[start : start + chunk]
+        has = test_a[start : start + CHUNK]
         having += (vote * has).sum(0)
         lacking += (vote * ~has).sum(0)
     count = test_a.sum(0)

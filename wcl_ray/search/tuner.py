@@ -35,6 +35,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 
 NAME = "tune"
+DASHBOARD_SECONDS = 30.0  # for the dashboard to start
 SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses later events
 
 
@@ -289,7 +290,7 @@ class ProgressCallback(tune.Callback):
         say(f"{self._topic} {self._record.trials[trial.trial_id]['number']}", text)
 
 
-def check_dashboard(patience: float = 30.0) -> None:
+def check_dashboard() -> None:
     """Check that Ray's State API answers; without it, killed trials do not release their workers.
 
     Raises:
@@ -298,7 +299,7 @@ def check_dashboard(patience: float = 30.0) -> None:
     from ray.util.state import list_nodes
 
     address = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
-    limit = time.monotonic() + patience
+    limit = time.monotonic() + DASHBOARD_SECONDS
     while True:
         try:
             list_nodes(address=address, limit=1, timeout=10)
