@@ -95,7 +95,7 @@ def test_rounds_and_the_jobs_after_them(
     assert facts["kmeans"]["iterations"][-1]["empty"] == 0
     assert "round 2 of 3: projector" in printed
     assert "objective" in printed
-    assert "agreement kmeans-12 with the round before NMI" in printed
+    assert "agreement kmeans-12 with the previous round NMI" in printed
     assert "% of sgemm" in printed
 
     # checkpoints of the last round only, and the exported projector

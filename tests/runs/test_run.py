@@ -317,7 +317,7 @@ def test_partners_out_of_reach_are_told(
 ) -> None:
     """Composed by every worker among its own images."""
     warn_apart(np.arange(200_000) // 20, batch=4096 // workers)
-    assert ("streamed images are composed among" in capsys.readouterr().out) == warned
+    assert ("streaming composes batches from" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

@@ -85,8 +85,8 @@ def warn_apart(clusters: np.ndarray, batch: int) -> None:
     share = sampler.apart(clusters, window)
     if share > MAX_APART:
         warn(
-            f"streamed images are composed among {window:,} at a time; {share:.0%} of "
-            "those with a partner will meet none there, unless the files are sorted by cluster: "
-            "make the clusters coarser, or let the images be kept (data.keep; more memory, smaller "
+            f"streaming composes batches from {window:,} images at a time: {share:.0%} of those "
+            "with a partner will meet none, unless the files are sorted by cluster; make the "
+            "clusters coarser, or keep the images (data.keep, with more memory or a smaller "
             "data.image-size)"
         )

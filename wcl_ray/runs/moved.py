@@ -66,8 +66,8 @@ def check_moves(
     if train is None:
         old, new = next(iter(changed.values()))
         raise UserError(
-            f"{run.uri} was started with images in {old} and does not tell whether those in {new} "
-            "are the same; put them there, or choose another --name"
+            f"{run.uri} was started with images in {old} and stores nothing to compare with those "
+            f"in {new}; use the old path, or choose another --name"
         )
     current = _dataset_id_summary(run_images.metadata())
     compared = {"data.path": _compare("data.path", data.path, "training", train, current)}

@@ -231,7 +231,7 @@ def _joined(base: Assignment, clusters: np.ndarray, names: tuple[str, ...]) -> A
 def _say(assignment: Assignment, compared: dict[str, float], collapse: dict[str, float]) -> None:
     for name in assignment.names:
         texts = []
-        for other, title in (("previous", "the round before"), ("label", "the label")):
+        for other, title in (("previous", "the previous round"), ("label", "the label")):
             if f"{name}_nmi_{other}" in compared:
                 nmi, ari = (compared[f"{name}_{index}_{other}"] for index in ("nmi", "ari"))
                 texts.append(f"with {title} NMI {nmi:.3f} ARI {ari:.3f}")

@@ -28,7 +28,7 @@ def mend_snapshot(train: Folder) -> None:
     names = [name for name in train.names() if name.startswith("checkpoint_") and name != SNAPSHOT]
     newest = next((name for name in reversed(names) if _intact(train / name)), None)
     if newest is None:
-        warn(f"{train.uri}/{SNAPSHOT} is damaged and there is no checkpoint; training starts anew")
+        warn(f"{train.uri}/{SNAPSHOT} is damaged and there is no checkpoint; training starts over")
         train.delete(SNAPSHOT)
         return
     warn(f"{train.uri}/{SNAPSHOT} is damaged; {newest} is the newest intact checkpoint")

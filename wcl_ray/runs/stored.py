@@ -74,8 +74,8 @@ class Stored:
         if self.ignored:
             names = ", ".join(map(option_name, self.ignored))
             warn(
-                f"{self.path} is of version {self.version}; {__version__} does not know its "
-                f"{names}, which it leaves out"
+                f"{self.path} is of version {self.version}; options that {__version__} does not "
+                f"have are ignored: {names}"
             )
 
     def compare(self, config: Config) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
@@ -99,7 +99,7 @@ class Stored:
                 tree = tree[section]
             tree[last] = value
         text = ", ".join(f"{option_name(name)} {kept[name]!r}" for name in kept)
-        say("resume", f"started by version {self.version}, whose values hold: {text}")
+        say("resume", f"started by version {self.version}, whose values are kept: {text}")
         return self._build(options, type(config))
 
     def _build(self, options: dict[str, Any], cls: type[C]) -> C:
