@@ -26,7 +26,7 @@ from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.runs.pretrain import pretrain
-from wcl_ray.runs.snapshot import SNAPSHOT, mend_snapshot
+from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error, write_file
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
@@ -236,11 +236,11 @@ def test_a_list_of_checkpoints_that_is_cut_off(tmp_path: Path, content: bytes) -
     whole = (tmp_path / "checkpoint_3/state.pt").read_bytes()
     (tmp_path / "checkpoint_3/state.pt").write_bytes(whole[: len(whole) // 2])
     folder.write(SNAPSHOT, content)
-    mend_snapshot(folder)
+    repair_snapshot(folder)
     state = json.loads(folder.read(SNAPSHOT))
     assert state["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint_2"
     before = folder.read(SNAPSHOT)
-    mend_snapshot(folder)
+    repair_snapshot(folder)
     assert folder.read(SNAPSHOT) == before
 
 

@@ -15,7 +15,7 @@ from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_
 from wcl_ray.evaluate.validate import tell_again
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.folder import add_faults
-from wcl_ray.runs.snapshot import SNAPSHOT, mend_snapshot
+from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
 from wcl_ray.storage import LASTING, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.failure import EndOnUserError, explain
@@ -48,7 +48,7 @@ def fit(
     """
     trackers = Trackers(folder, task.config.train.trackers)
     follower = MetricsWriter(task.queue, trackers, title, on_evaluation)
-    mend_snapshot(round_folder / "train")
+    repair_snapshot(round_folder / "train")
     tell_again(task.queue, folder)
     try:
         with follower:

@@ -57,8 +57,8 @@ def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:
         final: name of the file that is written last.
 
     Yields:
-        The configuration with ``name``, ``resume`` and values kept from the run filled in, and the
-        folder.
+        The configuration with ``name``, ``resume`` and the values kept from the run filled in, and
+        the folder.
 
     Raises:
         UserError: the name is taken and ``resume`` is off; ``resume`` finds nothing to continue or
@@ -74,7 +74,7 @@ def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:
             folder = storage / str(config.name)
             if not folder.exists(final):
                 stack.enter_context(RunLock(folder))
-        config = _settled(config, storage, folder)
+        config = _resolve(config, storage, folder)
         if not folder.exists(final):
             folder.check()
         yield config, folder
@@ -95,8 +95,8 @@ def _fresh(config: C, storage: Folder, stack: ExitStack) -> tuple[C, Folder]:
     return replace(config, name=name), folder
 
 
-def _settled(config: C, storage: Folder, folder: Folder) -> C:
-    """The configuration with ``resume`` settled and, if the run exists, its stored values."""
+def _resolve(config: C, storage: Folder, folder: Folder) -> C:
+    """The configuration with ``resume`` resolved and the values kept from an existing run."""
     exists = folder.exists(FILE)
     if config.start_or_resume:
         config = replace(config, resume=exists)

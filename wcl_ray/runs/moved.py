@@ -38,7 +38,7 @@ def eval_id_summary(images: Images) -> dict[str, Any]:
 
 
 def moves(run: Folder, data: DataConfig) -> dict[str, tuple[Any, Any]]:
-    """Options of the locations that have changed since the run was started: → (then, now)."""
+    """Locations that have changed since the run was started: option → (then, now)."""
     stored = read_stored(run).options["data"]
     names = [name.removeprefix("data.") for name in LOCATIONS]
     pairs = {name: (stored[name], getattr(data, name)) for name in names}

@@ -17,7 +17,7 @@ from wcl_ray.train.checkpoint import FILE
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def mend_snapshot(train: Folder) -> None:
+def repair_snapshot(train: Folder) -> None:
     """Replace a list that cannot be read by one of the newest intact checkpoint.
 
     Args:
