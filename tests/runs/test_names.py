@@ -156,7 +156,7 @@ os._exit(7)
 def test_the_page_of_a_search_escapes_its_name() -> None:
     outcome = Outcome(
         name="<script>é&\"'", metric="knn", mode="max", epochs=1, granularity=None, trials=(),
-        validation=0, seconds=1.0, facts={"data": "<b>甲虫"}, correlations={},
+        validation=0, seconds=1.0, details={"data": "<b>甲虫"}, correlations={},
     )  # fmt: skip
     text = page(outcome)
     assert "<script>é" not in text
