@@ -24,6 +24,7 @@ from wcl_ray.cli import parse
 from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import StorageError, UserError
+from wcl_ray.search import neighbours
 from wcl_ray.search import trial as trial_module
 from wcl_ray.search.confirm import describe, to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
@@ -158,7 +159,8 @@ def test_attribute_gap() -> None:
     assert attribute_gap(x, a, x[:4], a[:4], 3) is None  # too few without it
 
 
-def test_attribute_gap_against_a_plain_loop() -> None:
+def test_attribute_gap_against_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "CHUNK", 7)
     rng = np.random.default_rng(0)
     x, q = rng.normal(size=(50, 6)), rng.normal(size=(40, 6))
     a, own = rng.random((50, 3)) < 0.4, rng.random((40, 3)) < 0.4
@@ -173,7 +175,7 @@ def test_attribute_gap_against_a_plain_loop() -> None:
             votes.append((weight * a[near[i], g]).sum() / weight.sum())
         gaps.append(np.mean(np.array(votes)[own[:, g]]) - np.mean(np.array(votes)[~own[:, g]]))
     found = attribute_gap(
-        torch.from_numpy(x), torch.from_numpy(a), torch.from_numpy(q), torch.from_numpy(own), 8, 7
+        torch.from_numpy(x), torch.from_numpy(a), torch.from_numpy(q), torch.from_numpy(own), 8
     )
     assert found == pytest.approx(float(np.mean(gaps)), rel=1e-5)
 
