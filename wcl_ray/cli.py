@@ -141,10 +141,10 @@ def _expand(words: list[str], cls: type) -> list[str]:
 
 
 def _read_yaml(name: str, cls: type) -> list[str]:
-    from wcl_ray.storage import found  # only here: --help stays fast
+    from wcl_ray.storage import resolve_input  # only here: --help stays fast
 
     try:
-        content = Path(found(name)).read_bytes()
+        content = Path(resolve_input(name)).read_bytes()
     except OSError as error:
         raise ValueError(f"--config {name}: {error.strerror or error}") from None
     try:

@@ -69,7 +69,7 @@ def test_a_full_disk_that_ray_spills_to(mount: Mount, ray_tmp: str, where: str) 
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert f"the disk it spills to: {place}" in line
     assert re.search(r" k?M?B of 21 MB are free", line), line
-    assert "make room there, let Ray spill to another disk (RAY_object_spilling_directory" in line
+    assert "free some space, let Ray spill to another disk (RAY_object_spilling_directory" in line
 
 
 def line_of(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:

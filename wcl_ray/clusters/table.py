@@ -20,7 +20,7 @@ from wcl_ray.data.sources.tables import NAME, decode_text, read_csv
 from wcl_ray.data.stream import positions_of
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError, reading
-from wcl_ray.storage import filesystem, found
+from wcl_ray.storage import filesystem, resolve_input
 from wcl_ray.terminal import say
 
 NO_CLUSTER = -1
@@ -128,7 +128,7 @@ def open_table(
     Raises:
         UserError: nothing there, not readable, no column of ids or of clusters.
     """
-    fs, path = filesystem(found(uri), endpoint)
+    fs, path = filesystem(resolve_input(uri), endpoint)
     keys = tuple(dict.fromkeys([*([id_column] if id_column else []), "id", NAME]))
     with reading(f"clusters.from {uri}"):
         if fs.get_file_info(path).type == pafs.FileType.NotFound:

@@ -20,7 +20,7 @@ from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
 from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
 from wcl_ray.runs.preflight import Opened
 from wcl_ray.runs.stored import FILE
-from wcl_ray.storage import Folder, found
+from wcl_ray.storage import Folder, resolve_input
 from wcl_ray.terminal import put, say, warn
 
 
@@ -126,7 +126,7 @@ def _table_of(uri: str, endpoint: str | None) -> str:
     Raises:
         UserError: a run without clusters.
     """
-    run = Folder(found(uri).rstrip("/"), endpoint)
+    run = Folder(resolve_input(uri).rstrip("/"), endpoint)
     if not run.exists(FILE):
         return uri
     for name in reversed((run / "rounds").names()):

@@ -16,7 +16,7 @@ from wcl_ray.evaluate.validate import tell_again
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.snapshot import mend_snapshot
-from wcl_ray.storage import LASTING, Folder, storage_error
+from wcl_ray.storage import PERMANENT, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.failure import EndOnUserError, explain
 from wcl_ray.train.metrics_queue import MetricsWriter
@@ -100,7 +100,7 @@ def _refused(error: BaseException, folder: Folder) -> StorageError | None:
     if refusal is None:
         return None
     at_storage = isinstance(error, (ray.train.ControllerError, OSError))
-    if not at_storage and refusal.errno not in LASTING:
+    if not at_storage and refusal.errno not in PERMANENT:
         return None
     return storage_error(str(refusal.filename or folder.path), refusal)
 

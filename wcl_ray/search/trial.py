@@ -19,7 +19,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream, positions_of
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, shown
-from wcl_ray.limits import limit_reached, no_room
+from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, qualities
@@ -101,7 +101,7 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
         folder.delete(FAILURE)  # of an earlier attempt
         _train(decode(setup.dimensions, points), setup, name, folder)
     except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback
-        fault = final(no_room(error) or error)
+        fault = final(object_store_full(error) or error)
         if fault is not None and str(fault).endswith(MENDED):
             raise StorageRefused(str(fault)) from None
         words = _in_words(find_user_error(error) or limit_reached(error) or error)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.errors import UserError, causes
 from wcl_ray.model.encoder import Encoder, EncoderSpec
-from wcl_ray.storage import storage_error, told
+from wcl_ray.storage import storage_error, storage_errors
 
 FILE = "state.pt"
 
@@ -84,7 +84,7 @@ def save(
     }
     target = Path(folder) / FILE
     partial = target.with_suffix(".partial")
-    with told(str(folder), _size(state)):
+    with storage_errors(str(folder), _size(state)):
         try:
             with open(partial, "wb") as stream:
                 torch.save(state, stream)
@@ -100,7 +100,7 @@ def save_local(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, facts: dict[str, Any]
 ) -> str:
     """Write a checkpoint into a new folder on this node, see :func:`save`; returns the folder."""
-    with told(os.environ.get("TMPDIR", "/tmp")):
+    with storage_errors(os.environ.get("TMPDIR", "/tmp")):
         folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
     try:
         save(folder, model, optimizer, state, facts)

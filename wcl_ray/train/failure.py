@@ -69,7 +69,7 @@ def final(failure: BaseException) -> UserError | None:
     refused = next((e for e in causes(failure) if type(e) is StorageError), None)
     if refused is None:
         return find_user_error(failure)
-    return UserError(f"{refused}{MENDED}") if refused.lasting else None
+    return UserError(f"{refused}{MENDED}") if refused.permanent else None
 
 
 def in_short(failures: dict[int, Exception]) -> str:

@@ -29,7 +29,7 @@ from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
-from wcl_ray.limits import no_room
+from wcl_ray.limits import object_store_full
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
@@ -80,7 +80,9 @@ def train_worker(options: dict[str, Any]) -> None:
     except (ray.exceptions.RayActorError, StorageError):
         raise  # the first tells Ray Train whether a node was preempted, the second may pass
     except Exception as error:
-        raise find_user_error(error) or no_room(error) or WorkerFailure.of(error) from None
+        raise (
+            find_user_error(error) or object_store_full(error) or WorkerFailure.of(error)
+        ) from None
 
 
 class Worker:
@@ -90,7 +92,7 @@ class Worker:
         self.task, self.config = task, task.config
         if task.run is not None and not task.run.exists("config.json"):
             node = ray.util.get_node_ip_address()
-            raise UserError(NOT_SEEN.format(where=task.run.path, node=node))
+            raise UserError(NOT_SEEN.format(path=task.run.path, node=node))
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()

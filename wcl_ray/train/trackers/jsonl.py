@@ -8,7 +8,7 @@ import time
 
 from wcl_ray.registry import TRACKERS
 from wcl_ray.renamed import METRICS
-from wcl_ray.storage import Folder, told
+from wcl_ray.storage import Folder, storage_errors
 from wcl_ray.train.trackers import Row, Tracker
 
 
@@ -68,7 +68,7 @@ class MetricsLog(Tracker):
 
     def _append(self, row: Row) -> None:
         path = self.run.file(self.FILE)
-        with told(path):
+        with storage_errors(path):
             os.makedirs(self.run.path, exist_ok=True)
             try:
                 with open(path, "a") as stream:
