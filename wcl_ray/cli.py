@@ -23,7 +23,7 @@ from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.registry import REGISTRIES, load_plugins
 from wcl_ray.renamed import renamed, renamed_tree
-from wcl_ray.terminal import any_script, warn
+from wcl_ray.terminal import escape_unencodable, warn
 from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
@@ -78,10 +78,10 @@ def run_job(body: Callable[[], Any]) -> None:
     """Run the body of a job: what the user can mend becomes one line, the rest a traceback.
 
     A run that was interrupted ends with status 130, one that was stopped by SIGTERM with 143, so
-    that schedulers see it, within seconds and with what was promised last (see
+    that schedulers see it, within seconds and with the last resume hint (see
     :mod:`wcl_ray.stopping`).
     """
-    any_script()
+    escape_unencodable()
     with stopping.prompt_stop():
         try:
             body()

@@ -71,16 +71,20 @@ def cluster(
     elif run is None:
         vectors = _vectors(data, column)
         if checkpoint is None:
-            stopping.promise(f"{stopping.ANEW}; with --checkpoint FOLDER k-means goes on")
+            stopping.set_resume_hint(
+                f"{stopping.START_OVER}; with --checkpoint FOLDER k-means goes on"
+            )
         elif Folder(checkpoint, data.endpoint).exists(FILE):
-            stopping.promise("the same command goes on from the last iteration")
+            stopping.set_resume_hint("the same command goes on from the last iteration")
     elif column is not None or checkpoint is not None:
         raise UserError(
             "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
             "makes vectors of images"
         )
     else:
-        stopping.promise(f"{stopping.ANEW}; jobs/embed.py and then --checkpoint go on")
+        stopping.set_resume_hint(
+            f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint go on"
+        )
     trained = None if run is None else Trained.open(run, data.endpoint)
     images_at = data
     if trained is not None and data.path is None:

@@ -76,7 +76,7 @@ def embed_run(
         _check_folder(folder, facts)
         folder.check()
         if folder.exists(FACTS):
-            stopping.promise("the same command goes on")
+            stopping.set_resume_hint("the same command goes on")
         return _embed(trained, data, folder, facts, scale)
 
 
@@ -100,7 +100,7 @@ def _embed(
         if todo < total:
             say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
         folder.write(FACTS, json.dumps(facts, indent=2).encode())
-        stopping.promise("the same command goes on")
+        stopping.set_resume_hint("the same command goes on")
         rows = source.images(columns)
         if todo < total:
             rows = rows.map_batches(

@@ -79,7 +79,7 @@ def fit(
         raise
     except (KeyboardInterrupt, SystemExit):
         if task.start is not None or (round_folder / "train").exists(SNAPSHOT):
-            stopping.promise(f"{stopping.promised()} from the last checkpoint")
+            stopping.set_resume_hint(f"{stopping.resume_hint()} from the last checkpoint")
         raise
     finally:
         for close in (functools.partial(add_faults, folder, follower.faults), trackers.close):
