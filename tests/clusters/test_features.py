@@ -40,12 +40,12 @@ def test_clusters_by_position() -> None:
     for g, own in enumerate(found.centroids):
         rows = X[~MISSING] / np.linalg.norm(X[~MISSING], axis=1, keepdims=True)
         assert np.array_equal((rows @ own.T).argmax(1), found.clusters[~MISSING, g])
-    assert found.facts["vectors"] == (~MISSING).sum()
+    assert found.report["vectors"] == (~MISSING).sum()
     again = cluster_features(
         dataset(np.arange(1200)), IDS, (10, 3), config, seed=0, before=found.clusters
     )
     assert np.array_equal(again.clusters, found.clusters)
-    assert len(again.facts["iterations"]) < len(found.facts["iterations"])
+    assert len(again.report["iterations"]) < len(found.report["iterations"])
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -122,7 +122,7 @@ def round_clusters(
             name: size_histogram(assignment.sizes(g)) for g, name in enumerate(assignment.names)
         },
         "collapse": collapse,
-        "kmeans": found.facts,
+        "kmeans": found.report,
     }
     folder.write("clusters.json", json.dumps(facts, indent=2).encode())
     return assignment, compared | collapse
