@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from wcl_ray import stopping
 from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_user_error
-from wcl_ray.evaluate.validate import tell_again
+from wcl_ray.evaluate.validate import push_evaluations
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.snapshot import mend_snapshot
@@ -51,7 +51,7 @@ def fit(
     trackers = Trackers(folder, task.config.train.trackers)
     follower = MetricsWriter(task.queue, trackers, title, on_evaluation)
     mend_snapshot(round_folder / "train")
-    tell_again(task.queue, folder)
+    push_evaluations(task.queue, folder)
     try:
         with follower:
             trainer = _trainer(task, scale, round_folder, validation)

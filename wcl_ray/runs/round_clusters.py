@@ -27,7 +27,7 @@ from wcl_ray.data.sources.base import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import embed, feature_matrix, resources
+from wcl_ray.evaluate.embed import embed, feature_tensor, resources
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.model.encoder import EncoderSpec, save_projector
 from wcl_ray.runs.capacity import Scale
@@ -193,7 +193,7 @@ def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
     rows = pa.concat_tables(parts).sort_by(ID) if parts else None
     if rows is None or rows.num_rows < 2:
         raise UserError("k-means: no readable image to cluster")
-    x = torch.from_numpy(feature_matrix(rows["feature"]).copy())
+    x = feature_tensor(rows["feature"])
     if not torch.isfinite(x).all():
         return {}  # k-means counts and names them
     return {"rank_me": rank_me(x), "uniformity": uniformity(x), "feature_std": feature_std(x)}

@@ -18,7 +18,7 @@ from wcl_ray.config import ClustersConfig, Config, field_name
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream, positions_of
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
-from wcl_ray.evaluate.validate import Evaluator, shown
+from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
@@ -164,7 +164,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         measures = last["quality"][0]
     folder.write(QUALITY, json.dumps(measures).encode())
     if not folder.exists(FINAL):
-        figures = shown(evaluator.measure(folder.read(ENCODER), setup.share.scale.gpu))
+        figures = logged_figures(evaluator.measure(folder.read(ENCODER), setup.share.scale.gpu))
         figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))

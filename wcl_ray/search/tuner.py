@@ -293,9 +293,9 @@ class ProgressCallback(tune.Callback):
 
 
 def _figures() -> tuple[str, ...]:
-    from wcl_ray.evaluate.validate import SHOWN
+    from wcl_ray.evaluate.validate import LOGGED
 
-    return SHOWN
+    return LOGGED
 
 
 def check_dashboard(patience: float = 30.0) -> None:
