@@ -43,7 +43,7 @@ from wcl_ray.search.space import parse_space
 from wcl_ray.search.trial import FAILURE, StorageRefused, run_trial
 from wcl_ray.search.tuner import ProgressCallback
 from wcl_ray.storage import Folder
-from wcl_ray.train.failure import MENDED
+from wcl_ray.train.failure import THEN_RESUME
 
 ROOT = Path(__file__).parents[2]
 
@@ -272,7 +272,7 @@ TEMPORARY = StorageError("s3://b/x cannot be used: timed out")
     ("fault", "raised"),
     [
         (PERMANENT, StorageRefused),
-        (UserError(f"/x/state.pt cannot be written: no space left{MENDED}"), StorageRefused),
+        (UserError(f"/x/state.pt cannot be written: no space left{THEN_RESUME}"), StorageRefused),
         (TEMPORARY, StorageError),  # Tune tries it again
         (UserError("the loss is not finite"), None),  # the same again would fail the same way
     ],
@@ -300,7 +300,9 @@ def test_what_tune_is_told_of_storage_that_refuses_a_trial_something(
 def test_storage_that_refuses_a_trial_something_ends_the_search(tmp_path: Path) -> None:
     told, record, trial = news(tmp_path)
     told.on_trial_start(0, [], trial)
-    refused = ray.exceptions.RayTaskError("run_trial", "…", StorageRefused(f"{PERMANENT}{MENDED}"))
+    refused = ray.exceptions.RayTaskError(
+        "run_trial", "…", StorageRefused(f"{PERMANENT}{THEN_RESUME}")
+    )
     trial.pickled_error_file = str(tmp_path / "error.pkl")
     Path(trial.pickled_error_file).write_bytes(cloudpickle.dumps(refused.as_instanceof_cause()))
     with pytest.raises(UserError, match=r"no space left.*--resume goes on"):

@@ -34,7 +34,7 @@ from wcl_ray.search.share import TrialResources
 from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.failure import MENDED, final
+from wcl_ray.train.failure import THEN_RESUME, final_error
 from wcl_ray.train.trackers import Row
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
@@ -101,8 +101,8 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
         folder.delete(FAILURE)  # of an earlier attempt
         _train(decode(setup.dimensions, points), setup, name, folder)
     except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback
-        fault = final(object_store_full(error) or error)
-        if fault is not None and str(fault).endswith(MENDED):
+        fault = final_error(object_store_full(error) or error)
+        if fault is not None and str(fault).endswith(THEN_RESUME):
             raise StorageRefused(str(fault)) from None
         words = _in_words(find_user_error(error) or limit_reached(error) or error)
         folder.write(FAILURE, json.dumps(words).encode())
