@@ -177,7 +177,7 @@ def test_a_table_that_is_of_no_use_is_one_clear_line(tmp_path: Path) -> None:
         ("a.parquet", rows(id=[n + 0.5 for n in range(N)]), {}, "ids are integers or strings"),
         ("a.parquet", rows(fine=[[n] for n in FINE]), {}, "column 'fine'.*cannot be told apart"),
         ("a.parquet", rows(fine=list(range(N))), {}, "every image is a singleton.*--clusters.from"),
-        ("a.parquet", rows(fine=[3] * N), {}, "every image falls into one.*--clusters.from"),
+        ("a.parquet", rows(fine=[3] * N), {}, "all images are in one.*--clusters.from"),
     ]
     for name, table, clusters, words in cases:
         if table is not None:
