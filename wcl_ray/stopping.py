@@ -24,7 +24,7 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
 
 
 class _State:
-    """State of the process: signals are handled once for all threads."""
+    """Process-wide state, like signal handlers."""
 
     resume_hint = START_OVER
     active = False

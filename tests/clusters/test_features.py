@@ -9,7 +9,7 @@ import ray
 from blobs import blobs
 
 from wcl_ray.clusters.agreement import agreement
-from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.features import cluster_features, choose_k
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
@@ -61,8 +61,8 @@ def test_nested_rounds() -> None:
 
 
 def test_number_of_clusters() -> None:
-    assert wanted_k(ClustersConfig(kind="kmeans"), 5000) == (100,)
-    assert wanted_k(ClustersConfig(kind="kmeans"), 60) == (2,)
-    assert wanted_k(ClustersConfig(kind="kmeans", k=(7, 9)), 9) == (7, 9)
+    assert choose_k(ClustersConfig(kind="kmeans"), 5000) == (100,)
+    assert choose_k(ClustersConfig(kind="kmeans"), 60) == (2,)
+    assert choose_k(ClustersConfig(kind="kmeans", k=(7, 9)), 9) == (7, 9)
     with pytest.raises(UserError, match=r"clusters\.k 9 is more than the 8 rows"):
-        wanted_k(ClustersConfig(kind="kmeans", k=(7, 9)), 8)
+        choose_k(ClustersConfig(kind="kmeans", k=(7, 9)), 8)

@@ -40,7 +40,7 @@ class FeatureClusters:
     report: dict[str, Any]
 
 
-def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
+def choose_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
     """Numbers of clusters: the configured ones, else one for every 50 images.
 
     Raises:
@@ -52,7 +52,9 @@ def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
     return ks
 
 
-def to_cluster(config: ClustersConfig, base: Assignment) -> tuple[np.ndarray, tuple[int, ...]]:
+def images_to_cluster(
+    config: ClustersConfig, base: Assignment
+) -> tuple[np.ndarray, tuple[int, ...]]:
     """The images to cluster by their features, bool (N,), and into how many clusters; () if too few
     are without metadata.
 
@@ -66,7 +68,7 @@ def to_cluster(config: ClustersConfig, base: Assignment) -> tuple[np.ndarray, tu
     count = int(singletons.sum())
     if config.missing == "kmeans" and count < MIN_WITHOUT_METADATA:
         return singletons, ()
-    ks = wanted_k(config, count)
+    ks = choose_k(config, count)
     return singletons, ks if singletons.all() else ks[:1]  # beside metadata, one k is enough
 
 

@@ -51,7 +51,7 @@ def evaluate_encoder(
         test: the same for images the encoder never saw; None: only label-free figures.
         label: name of the label column, or None.
         gpu: embed on a GPU, then compute kNN and probe on it.
-        cpus: CPUs of each task; None: choose, as the only user of the cluster.
+        cpus: CPUs of each task; None: chosen for an otherwise idle cluster.
         probe: also fit the linear probe.
         extra_metrics: further figures from the embedded training and test images.
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
+from wcl_ray.clusters.features import FeatureClusters, cluster_features, choose_k
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig
@@ -146,7 +146,7 @@ def _of_run(
     say("images", images.train.describe())
     base = singletons(config, images)
     ids = base.assignment.ids
-    ks = wanted_k(config.clusters, len(ids))
+    ks = choose_k(config.clusters, len(ids))
     gpu = gpus(config.scale) > 0
     which = config.clusters.features
     say("features", f"{which} of {trained.folder.uri}")
@@ -163,7 +163,7 @@ def _of_vectors(
     say("vectors", f"{vectors.rows:,} rows, column {vectors.pieces[0].column!r}")
     label = config.data.label
     rows = side_columns(vectors, label)  # a missing label is found before the work
-    ks = wanted_k(config.clusters, vectors.rows)
+    ks = choose_k(config.clusters, vectors.rows)
     found = cluster_features(
         vectors,
         None,

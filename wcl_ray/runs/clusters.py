@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import to_cluster
+from wcl_ray.clusters.features import images_to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.clusters.table import open_table
@@ -63,7 +63,7 @@ def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: 
             f"there are {count} training images, fewer than train.batch-size {batch_size}; lower it"
         )
     if clusters.from_features:
-        wanted, ks = to_cluster(clusters, assignment)
+        wanted, ks = images_to_cluster(clusters, assignment)
         if not ks:
             warn(f"clusters.missing: {wanted.sum()} images have no metadata, too few for k-means")
 

@@ -19,7 +19,7 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import FeatureClusters, cluster_features, to_cluster
+from wcl_ray.clusters.features import FeatureClusters, cluster_features, images_to_cluster
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import array_digest
@@ -78,7 +78,7 @@ def round_clusters(
     Returns:
         The assignment, and figures for ``metrics.jsonl``.
     """
-    wanted, ks = to_cluster(config.clusters, base)
+    wanted, ks = images_to_cluster(config.clusters, base)
     if not ks:
         return base, {}
     old = previous.assignment if previous else None

@@ -16,7 +16,7 @@ PUSH_TIMEOUT = 15.0  # seconds
 
 
 class WorkerFailure(RuntimeError):
-    """An exception of the training loop: one line and the traceback, which Ray Train drops."""
+    """An exception of the training loop with its traceback, which Ray Train would cut."""
 
     @classmethod
     def of(cls, error: Exception) -> WorkerFailure:

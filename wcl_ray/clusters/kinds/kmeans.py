@@ -6,7 +6,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.features import cluster_features, choose_k
 from wcl_ray.clusters.kinds import Kind, Needs, no_keys
 from wcl_ray.clusters.metadata import Clustering, assign
 from wcl_ray.clusters.tfidf import vectors
@@ -40,7 +40,7 @@ class KMeansClusters(Kind):
         features, text = vectors(rows, self.columns, self.config.columns)
         say("vectors", text)
         ids = singletons.ids
-        ks = wanted_k(self.config, len(ids))
+        ks = choose_k(self.config, len(ids))
         clusters = cluster_features(features, ids, ks, self.config, seed=seed)
         assignment = Assignment(ids, clusters.clusters, clusters.names, singletons.keys)
         return Clustering(assignment, labels, classes, notes=tuple(self.notes))
