@@ -9,7 +9,7 @@ import ray
 from blobs import blobs
 
 from wcl_ray.clusters.agreement import agreement
-from wcl_ray.clusters.features import cluster_features, choose_k
+from wcl_ray.clusters.features import choose_k, cluster_features
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError

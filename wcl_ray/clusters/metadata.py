@@ -156,9 +156,7 @@ def count_columns(
         return counts
 
     def recount(table: pa.Table) -> Columns:
-        return Columns(
-            {name: count_selected(table[name], values) for name, values in candidates.items()}
-        )
+        return Columns({n: count_selected(table[n], values) for n, values in candidates.items()})
 
     for name, exact in tally(rows, recount).items():
         least = counts[name].min_rows(min_share or 0)
@@ -254,7 +252,7 @@ def _number_column(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def check(assignment: Assignment, kind: str) -> None:
-    """Raise a UserError if nothing can be learned from the clusters."""
+    """Raise a UserError if there is a single cluster, or only singletons."""
     if (assignment.clusters < 0).all() and KINDS.get(kind).needs in ("features", "nothing"):
         return
     options = "--clusters.top-k or --clusters.level"

@@ -76,5 +76,5 @@ def heaviest(counts: Counter[Any], most: int) -> tuple[Counter[Any], int]:
 
 
 def kth(counts: np.ndarray, k: int) -> int:
-    """The count that exactly k others precede in decreasing order."""
+    """The (k + 1)-th largest count."""
     return int(np.partition(counts, len(counts) - k - 1)[len(counts) - k - 1])

@@ -48,8 +48,8 @@ def compare_labels(
     if unseen.total() == labelled:
         raise UserError(
             f"none of the {labelled:,} test images is of a class with training images: the test "
-            f"images have {label} {_largest(test_classes)}, the training images "
-            f"{_largest(train_classes)}"
+            f"images have {label} {_largest(test_classes, len(test_classes))}, the training images "
+            f"{_largest(train_classes, len(train_classes))}"
         )
     return {
         "unlabelled": {"training": train[None], "test": test[None]},
@@ -59,14 +59,11 @@ def compare_labels(
     }
 
 
-def _largest(classes: Counter[str]) -> str:
-    """The largest classes as text."""
-    return _named(dict(classes.most_common(MAX_NAMED)), len(classes))
-
-
-def _named(classes: dict[str, int], total: int) -> str:
-    names = ", ".join(f"{name!r} ({count:,})" for name, count in classes.items())
-    others = total - len(classes)
+def _largest(classes: dict[str, int], total: int) -> str:
+    """The largest classes and their numbers of images, and how many of ``total`` are not named."""
+    named = Counter(classes).most_common(MAX_NAMED)
+    names = ", ".join(f"{name!r} ({count:,})" for name, count in named)
+    others = total - len(named)
     return f"{names} and {others:,} more" if others else names
 
 
@@ -94,7 +91,7 @@ def left_out(figures: dict[str, Any]) -> list[str]:
     if count := figures.get("unseen_count"):
         lines.append(
             f"{figures['unseen']:.1%} of the test images count as wrong, since their {count:,} "
-            f"class(es) have no training image: {_named(figures['unseen_classes'], count)}"
+            f"class(es) have no training image: {_largest(figures['unseen_classes'], count)}"
         )
     if figures.get("probe_capped"):
         lines.append(

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import FeatureClusters, cluster_features, choose_k
+from wcl_ray.clusters.features import FeatureClusters, choose_k, cluster_features
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig

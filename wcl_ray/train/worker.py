@@ -80,9 +80,8 @@ def train_worker(options: dict[str, Any]) -> None:
     except (ray.exceptions.RayActorError, StorageError):
         raise  # Ray Train checks the first for preemption; the second may be temporary
     except Exception as error:
-        raise (
-            find_user_error(error) or object_store_full(error) or WorkerFailure.of(error)
-        ) from None
+        explained = find_user_error(error) or object_store_full(error)
+        raise explained or WorkerFailure.of(error) from None
 
 
 class Worker:

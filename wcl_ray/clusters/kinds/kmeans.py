@@ -6,7 +6,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import cluster_features, choose_k
+from wcl_ray.clusters.features import choose_k, cluster_features
 from wcl_ray.clusters.kinds import Kind, Needs, no_keys
 from wcl_ray.clusters.metadata import Clustering, assign
 from wcl_ray.clusters.tfidf import vectors
