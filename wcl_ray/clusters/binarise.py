@@ -42,7 +42,7 @@ class ColumnCounts:
         undercount: by how much each count may be too low; 0 unless there were more than MOST_VALUES
             strings or members. A value without a count has at most this many rows.
         rounded: the values are rounded, since there were more than MOST_VALUES numbers.
-        spread: of a number column.
+        spread: range, step and repetition of the values of a number column.
         pairs: (value, label) → number of rows, for the leak check; None if there are too many.
     """
 
@@ -81,7 +81,7 @@ class ColumnCounts:
         )
 
     def min_rows(self, min_share: float) -> float:
-        """Rows that a value needs for an attribute, and to be certain to have a count."""
+        """Rows that a value needs to become an attribute, enough for its count to be kept."""
         return max(min_share * self.rows, self.total / COMMON)
 
 
@@ -126,10 +126,8 @@ def count_column(column: pa.ChunkedArray, label: pa.Array | None) -> ColumnCount
         counts.spread = Spread.of(raw, frequencies)
         if len(raw) > MOST_VALUES:
             rounded, index = np.unique(round_up(raw), return_inverse=True)
-            values, frequencies = (
-                pa.array(rounded),
-                np.bincount(index, frequencies).astype(np.int64),
-            )
+            values = pa.array(rounded)
+            frequencies = np.bincount(index, frequencies).astype(np.int64)
             counts.rounded = True
     if len(values) > MOST_VALUES:
         counts.undercount = kth(frequencies, COMMON)
@@ -144,9 +142,8 @@ def count_selected(column: pa.ChunkedArray, selected: list[Any]) -> Counter[Any]
     """Exact counts of selected values of a string or list column."""
     array = plain(column)
     values = _occurrences(array, kind_of(array.type))
-    return _counter(
-        *_value_counts(values.filter(pc.is_in(values, pa.array(selected, values.type))))
-    )
+    values = values.filter(pc.is_in(values, pa.array(selected, values.type)))
+    return _counter(*_value_counts(values))
 
 
 def _occurrences(array: pa.Array, kind: str) -> pa.Array:
