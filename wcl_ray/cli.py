@@ -22,7 +22,7 @@ from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.registry import REGISTRIES, load_plugins
 from wcl_ray.renamed import renamed, renamed_tree
-from wcl_ray.terminal import any_script, warn
+from wcl_ray.terminal import escape_unencodable, warn
 from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def run_job(body: Callable[[], Any]) -> None:
     A job that is interrupted ends within seconds with status 130, after SIGTERM with 143, and says
     what the same command will do (see :mod:`wcl_ray.stopping`).
     """
-    any_script()
+    escape_unencodable()
     with stopping.prompt_stop():
         try:
             body()
@@ -135,10 +135,10 @@ def _expand(words: list[str], cls: type) -> list[str]:
 
 
 def _read_yaml(name: str, cls: type) -> list[str]:
-    from wcl_ray.storage import found  # imported here to keep --help fast
+    from wcl_ray.storage import resolve_input  # imported here to keep --help fast
 
     try:
-        content = Path(found(name)).read_bytes()
+        content = Path(resolve_input(name)).read_bytes()
     except OSError as error:
         raise ValueError(f"--config {name}: {error.strerror or error}") from None
     try:

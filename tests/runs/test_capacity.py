@@ -18,7 +18,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.runs import capacity
 from wcl_ray.runs.capacity import Capacity, add_up, node_types
 from wcl_ray.runs.summary import summary
-from wcl_ray.storage import Folder, lasting
+from wcl_ray.storage import Folder, resolve_output
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,13 +151,13 @@ def test_relative_paths_of_jobs_outlive_them(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    assert lasting("runs") == "runs"
+    assert resolve_output("runs") == "runs"
     work = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
     work.mkdir(parents=True)
     monkeypatch.chdir(work)
-    assert lasting("runs") == str(tmp_path / "home/runs")
-    assert lasting("/runs") == "/runs"
-    assert lasting("s3://bucket/runs") == "s3://bucket/runs"
+    assert resolve_output("runs") == str(tmp_path / "home/runs")
+    assert resolve_output("/runs") == "/runs"
+    assert resolve_output("s3://bucket/runs") == "s3://bucket/runs"
     assert Folder("runs").path == str(tmp_path / "home/runs")
     work.rmdir()  # as Ray may do while the job runs
     assert Folder("runs").path == str(tmp_path / "home/runs")

@@ -130,7 +130,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         try:
             folder.check()
         except StorageError as error:
-            os._exit(0 if "Permission denied" in str(error) and error.lasting else 2)
+            os._exit(0 if "Permission denied" in str(error) and error.permanent else 2)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -142,9 +142,9 @@ def test_a_store_that_denies() -> None:
     )
     error = storage_error("s3://b/x", OSError(text))
     assert str(error) == "s3://b/x cannot be used: Access Denied (ACCESS_DENIED)"
-    assert error.lasting
+    assert error.permanent
     slow = OSError("When uploading part: AWS Error NETWORK_CONNECTION: timed out")
-    assert not storage_error("s3://b/x", slow).lasting
+    assert not storage_error("s3://b/x", slow).permanent
 
 
 def test_trying_leaves_nothing(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_what_is_full_is_told_apart_from_what_is_not() -> None:
     full = storage_error("/x/y", OSError(errno.ENOSPC, "No space left on device"), 5_000_000)
     assert "/x/y cannot be written: no space left" in str(full)
     assert "5 MB needed" in str(full)
-    assert full.lasting
+    assert full.permanent
     broken = storage_error("/x/y", OSError(errno.EIO, "Input/output error"))
     assert str(broken) == "/x/y cannot be used: Input/output error"
-    assert not broken.lasting
+    assert not broken.permanent

@@ -44,7 +44,7 @@ from wcl_ray.search.space import parse_space
 from wcl_ray.search.trial import FAILURE, StorageRefused, run_trial
 from wcl_ray.search.tuner import ProgressCallback
 from wcl_ray.storage import Folder
-from wcl_ray.train.failure import MENDED
+from wcl_ray.train.failure import THEN_RESUME
 
 ROOT = Path(__file__).parents[2]
 
@@ -266,16 +266,16 @@ def test_the_traceback_of_a_trial_is_printed_once(
     assert record.trials["t1"]["error"] == "worker 1 failed: OSError: no"
 
 
-LASTING = StorageError("/x/state.pt cannot be written: no space left", lasting=True)
-PASSING = StorageError("s3://b/x cannot be used: timed out")
+PERMANENT = StorageError("/x/state.pt cannot be written: no space left", permanent=True)
+TEMPORARY = StorageError("s3://b/x cannot be used: timed out")
 
 
 @pytest.mark.parametrize(
     ("fault", "raised"),
     [
-        (LASTING, StorageRefused),
-        (UserError(f"/x/state.pt cannot be written: no space left{MENDED}"), StorageRefused),
-        (PASSING, StorageError),  # Tune tries it again
+        (PERMANENT, StorageRefused),
+        (UserError(f"/x/state.pt cannot be written: no space left{THEN_RESUME}"), StorageRefused),
+        (TEMPORARY, StorageError),  # Tune tries it again
         (UserError("the loss is not finite"), None),  # the same again would fail the same way
     ],
 )
@@ -302,7 +302,9 @@ def test_what_tune_is_told_of_storage_that_refuses_a_trial_something(
 def test_storage_that_refuses_a_trial_something_ends_the_search(tmp_path: Path) -> None:
     told, record, trial = news(tmp_path)
     told.on_trial_start(0, [], trial)
-    refused = ray.exceptions.RayTaskError("run_trial", "…", StorageRefused(f"{LASTING}{MENDED}"))
+    refused = ray.exceptions.RayTaskError(
+        "run_trial", "…", StorageRefused(f"{PERMANENT}{THEN_RESUME}")
+    )
     trial.pickled_error_file = str(tmp_path / "error.pkl")
     Path(trial.pickled_error_file).write_bytes(cloudpickle.dumps(refused.as_instanceof_cause()))
     with pytest.raises(UserError, match=r"no space left.*--resume goes on"):

@@ -252,7 +252,7 @@ def test_every_granularity_is_as_it_would_be_made_alone(config: SearchConfig) ->
         ({"columns": ("same",)}, "no column gives"),
         (
             {"kind": "hierarchy", "columns": ("same", "colour"), "level": (1,)},
-            "hierarchy-1: every image falls into one cluster",
+            "hierarchy-1: all images are in one cluster",
         ),
         (
             {"kind": "hierarchy", "columns": ("same", "colour"), "level": (1, 2, 3)},

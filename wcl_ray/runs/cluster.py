@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import FeatureClusters, cluster_features, wanted_k
+from wcl_ray.clusters.features import FeatureClusters, choose_k, cluster_features
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig
@@ -70,16 +70,20 @@ def cluster(
     elif run is None:
         vectors = _vectors(data, column)
         if checkpoint is None:
-            stopping.promise(f"{stopping.ANEW}; with --checkpoint FOLDER k-means goes on")
+            stopping.set_resume_hint(
+                f"{stopping.START_OVER}; with --checkpoint FOLDER k-means goes on"
+            )
         elif Folder(checkpoint, data.endpoint).exists(FILE):
-            stopping.promise("the same command goes on from the last iteration")
+            stopping.set_resume_hint("the same command goes on from the last iteration")
     elif column is not None or checkpoint is not None:
         raise UserError(
             "--vector-column and --checkpoint are for vectors, not for --run; jobs/embed.py "
             "computes vectors of images"
         )
     else:
-        stopping.promise(f"{stopping.ANEW}; jobs/embed.py and then --checkpoint go on")
+        stopping.set_resume_hint(
+            f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint go on"
+        )
     trained = None if run is None else Trained.open(run, data.endpoint)
     image_data = data
     if trained is not None and data.path is None:
@@ -141,7 +145,7 @@ def _cluster_run(
     say("images", images.train.describe())
     base = singletons(config, images)
     ids = base.assignment.ids
-    ks = wanted_k(config.clusters, len(ids))
+    ks = choose_k(config.clusters, len(ids))
     gpu = gpus(config.scale) > 0
     head = config.clusters.features
     say("features", f"{head} of {trained.folder.uri}")
@@ -157,7 +161,7 @@ def _cluster_vectors(
     say("vectors", f"{vectors.rows:,} rows, column {vectors.pieces[0].column!r}")
     label = config.data.label
     rows = side_columns(vectors, label)  # a missing label column is an error before the work
-    ks = wanted_k(config.clusters, vectors.rows)
+    ks = choose_k(config.clusters, vectors.rows)
     result = cluster_features(
         vectors,
         None,

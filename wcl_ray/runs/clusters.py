@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import to_cluster
+from wcl_ray.clusters.features import images_to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.clusters.table import open_table
@@ -20,7 +20,7 @@ from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
 from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.stored import FILE
-from wcl_ray.storage import Folder, found
+from wcl_ray.storage import Folder, resolve_input
 from wcl_ray.terminal import put, say, warn
 
 
@@ -62,7 +62,7 @@ def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: 
             f"there are {count} training images, fewer than train.batch-size {batch_size}; lower it"
         )
     if clusters.from_features:
-        selected, ks = to_cluster(clusters, assignment)
+        selected, ks = images_to_cluster(clusters, assignment)
         if not ks:
             warn(f"clusters.missing: {selected.sum()} images have no metadata, too few for k-means")
 
@@ -125,7 +125,7 @@ def _table_of(uri: str, endpoint: str | None) -> str:
     Raises:
         UserError: a run without clusters.
     """
-    run = Folder(found(uri).rstrip("/"), endpoint)
+    run = Folder(resolve_input(uri).rstrip("/"), endpoint)
     if not run.exists(FILE):
         return uri
     for name in reversed((run / "rounds").names()):

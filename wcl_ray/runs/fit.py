@@ -12,11 +12,11 @@ from ray.train.torch import TorchTrainer
 
 from wcl_ray import stopping
 from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_user_error
-from wcl_ray.evaluate.validate import tell_again
+from wcl_ray.evaluate.validate import push_evaluations
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
-from wcl_ray.storage import LASTING, Folder, storage_error
+from wcl_ray.storage import PERMANENT, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.failure import EndOnUserError, explain
 from wcl_ray.train.metrics_queue import MetricsWriter
@@ -49,7 +49,7 @@ def fit(
     trackers = Trackers(folder, task.config.train.trackers)
     follower = MetricsWriter(task.queue, trackers, title, on_evaluation)
     repair_snapshot(round_folder / "train")
-    tell_again(task.queue, folder)
+    push_evaluations(task.queue, folder)
     try:
         with follower:
             trainer = _trainer(task, scale, round_folder, validation)
@@ -77,7 +77,7 @@ def fit(
         raise
     except (KeyboardInterrupt, SystemExit):
         if task.start is not None or (round_folder / "train").exists(SNAPSHOT):
-            stopping.promise(f"{stopping.promised()} from the last checkpoint")
+            stopping.set_resume_hint(f"{stopping.resume_hint()} from the last checkpoint")
         raise
     finally:
         for close in (functools.partial(add_faults, folder, follower.faults), trackers.close):
@@ -98,7 +98,7 @@ def _storage_refusal(error: BaseException, folder: Folder) -> StorageError | Non
     if os_error is None:
         return None
     at_storage = isinstance(error, (ray.train.ControllerError, OSError))
-    if not at_storage and os_error.errno not in LASTING:
+    if not at_storage and os_error.errno not in PERMANENT:
         return None
     return storage_error(str(os_error.filename or folder.path), os_error)
 

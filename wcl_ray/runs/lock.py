@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from wcl_ray.errors import UserError
-from wcl_ray.storage import Folder, storage_error, told
+from wcl_ray.storage import Folder, storage_error, storage_errors
 from wcl_ray.terminal import say, warn
 
 INTERVAL = 10.0  # seconds between two heartbeats
@@ -141,7 +141,7 @@ class RunLock:
             return None
         path = self.folder.file(LOCK)
         while True:
-            with told(self.folder.path):
+            with storage_errors(self.folder.path):
                 os.makedirs(self.folder.path, exist_ok=True)
             try:
                 lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -19,7 +19,7 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.agreement import agreement, size_histogram
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import FeatureClusters, cluster_features, to_cluster
+from wcl_ray.clusters.features import FeatureClusters, cluster_features, images_to_cluster
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import array_digest
@@ -27,7 +27,7 @@ from wcl_ray.data.sources.base import FAULT, ID
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import embed, feature_matrix, resources
+from wcl_ray.evaluate.embed import embed, feature_tensor, resources
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.model.encoder import EncoderSpec, save_projector
 from wcl_ray.runs.capacity import Scale
@@ -77,7 +77,7 @@ def round_clusters(
     Returns:
         The assignment, and metrics for ``metrics.jsonl``.
     """
-    selected, ks = to_cluster(config.clusters, base)
+    selected, ks = images_to_cluster(config.clusters, base)
     if not ks:
         return base, {}
     old = previous.assignment if previous else None
@@ -122,7 +122,7 @@ def round_clusters(
             name: size_histogram(assignment.sizes(g)) for g, name in enumerate(assignment.names)
         },
         "collapse": collapse,
-        "kmeans": kmeans.facts,
+        "kmeans": kmeans.report,
     }
     folder.write("clusters.json", json.dumps(summary, indent=2).encode())
     return assignment, compared | collapse
@@ -193,7 +193,7 @@ def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
     rows = pa.concat_tables(parts).sort_by(ID) if parts else None
     if rows is None or rows.num_rows < 2:
         raise UserError("k-means: no readable image to cluster")
-    x = torch.from_numpy(feature_matrix(rows["feature"]).copy())
+    x = feature_tensor(rows["feature"])
     if not torch.isfinite(x).all():
         return {}  # k-means reports them
     return {"rank_me": rank_me(x), "uniformity": uniformity(x), "feature_std": feature_std(x)}

@@ -18,8 +18,8 @@ from wcl_ray.config import ClustersConfig, Config, field_name
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream, positions_of
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
-from wcl_ray.evaluate.validate import Evaluator, shown
-from wcl_ray.limits import limit_reached, no_room
+from wcl_ray.evaluate.validate import Evaluator, logged_figures
+from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, qualities
@@ -34,7 +34,7 @@ from wcl_ray.search.resources import TrialResources
 from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
-from wcl_ray.train.failure import MENDED, final
+from wcl_ray.train.failure import THEN_RESUME, final_error
 from wcl_ray.train.trackers import Row
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
@@ -102,8 +102,8 @@ def run_trial(points: dict[str, Any], setup: Setup) -> None:
         folder.delete(FAILURE)  # of an earlier attempt
         _train(decode(setup.dimensions, points), setup, name, folder)
     except Exception as error:  # Tune's own file holds the traceback of Ray's processes, too
-        fault = final(no_room(error) or error)
-        if fault is not None and str(fault).endswith(MENDED):
+        fault = final_error(object_store_full(error) or error)
+        if fault is not None and str(fault).endswith(THEN_RESUME):
             raise StorageRefused(str(fault)) from None
         failure = _failure(find_user_error(error) or limit_reached(error) or error)
         folder.write(FAILURE, json.dumps(failure).encode())
@@ -165,7 +165,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         measures = last["quality"][0]
     folder.write(QUALITY, json.dumps(measures).encode())
     if not folder.exists(FINAL):
-        figures = shown(evaluator.measure(folder.read(ENCODER), setup.resources.scale.gpu))
+        figures = logged_figures(evaluator.measure(folder.read(ENCODER), setup.resources.scale.gpu))
         figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))

@@ -17,7 +17,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search.optuna import OptunaSearch
 
 from wcl_ray.errors import UserError, causes
-from wcl_ray.evaluate.validate import SHOWN
+from wcl_ray.evaluate.validate import LOGGED
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.record import Record
 from wcl_ray.search.resources import DRIVER
@@ -218,7 +218,7 @@ class ProgressCallback(tune.Callback):
         metric = self._setup.config.objective
         figures = {
             key: float(result[key])
-            for key in (*SHOWN, metric, "clusters")
+            for key in (*LOGGED, metric, "clusters")
             if isinstance(result.get(key), (int, float))
         }
         if self._record.evaluated(trial.trial_id, int(result["epoch"]), figures):
