@@ -64,7 +64,7 @@ class Fit:
         work: Work | None = None
         if found is not None:
             work, self.history = found
-            stopping.promise("the same command goes on from the last iteration")
+            stopping.set_resume_hint("the same command goes on from the last iteration")
         stats: dict[int, Stats] = {}
         for name in phases:
             if work is not None and phases.index(work.phase) > phases.index(name):
@@ -136,7 +136,7 @@ class Fit:
                 return stats
             if self.folder is not None:
                 save_work(self.folder, work, mark, self.history)
-                stopping.promise("the same command goes on from the last iteration")
+                stopping.set_resume_hint("the same command goes on from the last iteration")
 
     def _update(self, stats: Stats, groups: tuple[int, ...]) -> tuple[np.ndarray, int]:
         """Lloyd's update; of two levels, inside each coarse cluster: no split leaves it."""
