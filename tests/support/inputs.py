@@ -652,7 +652,7 @@ FOLDERS = [
     Input(
         "a folder and a pipe for images",
         no_images,
-        Read(3, {"folder.png": "no regular file", "pipe.png": "no regular file"}),
+        Read(3, {"folder.png": "not a regular file", "pipe.png": "not a regular file"}),
     ),
     Input(
         "images that are not read",

@@ -15,8 +15,8 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
-from wcl_ray.data.sources.files import OPEN, read_files
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
 from wcl_ray.data.sources.tables import bare_type, check_names, common_type
@@ -75,7 +75,7 @@ class ParquetSource(Source):
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         kwargs = {"source": self, "types": types, "images": images}
-        return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READING)
+        return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
 
     def pieces(
         self, columns: Sequence[str]
@@ -272,7 +272,7 @@ def _read_piece(
 def _step(file: pq.ParquetFile, group: int, source: ParquetSource) -> int:
     """Rows that are read at a time, so that their images take about CHUNK bytes."""
     if source.layout == "path":
-        return OPEN
+        return FILES_AT_ONCE
     meta = file.metadata.row_group(group)
     size = meta.total_byte_size / max(1, meta.num_rows)
     return int(min(ROWS, max(1, CHUNK // max(1, size))))

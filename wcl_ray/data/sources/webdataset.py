@@ -18,7 +18,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
 from wcl_ray.data.sources.tables import decode_text, unique_keys
 from wcl_ray.errors import UserError, reading
@@ -67,7 +67,7 @@ class WebDatasetSource(Source):
         shards = [{"shard": i} for i in range(len(self.files.paths))]
         rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
         kwargs = {"source": self, "columns": tuple(columns), "images": images}
-        return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READING)
+        return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
 
 
 def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
