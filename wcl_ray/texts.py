@@ -22,7 +22,7 @@ class _Text(yaml.SafeLoader):
             name = str(key.value)
             if name in seen and not key.tag.endswith(":merge"):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} stands there twice", key.start_mark
+                    None, None, f"{name!r} occurs twice", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -77,7 +77,7 @@ def load_texts(content: bytes) -> Any:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) < len(pairs):  # YAML's reader says which one
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key occurs twice")
     return tree
 
 
