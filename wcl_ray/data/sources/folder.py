@@ -59,7 +59,42 @@ class FolderSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> FolderSource:
-        return open_files(files, data)
+        """Open an image folder.
+
+        Raises:
+            UserError: no image, a metadata table without ``file_name``, a missing column, or
+                folders named train and test used as the label.
+        """
+        tables = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
+        if tables:
+            # text, since whether a label 1.10 is a number must not depend on the other labels
+            label = frozenset([data.label]) if data.label else frozenset()
+            only_csv = all(path.endswith(".csv") for path in tables)
+            table = _read_tables(files, tables, label if only_csv else frozenset())
+            key = id_column(data, table.schema, tables[0])
+            names = tuple(n for n in table.column_names if n not in (PATH, FAULT, NAME, key))
+            return FolderSource(files, names, NAME, key, table=table)
+        images = [path for path in files.paths if is_image(path)]
+        paths = [*images, *files.unnamed]
+        if not paths:
+            raise UserError(f"data.path {files.uri} holds no image files")
+        faults = [None] * len(images) + [NOT_UTF8] * len(files.unnamed)
+        table = pa.table({PATH: paths, FAULT: pa.array(faults, pa.string())})
+        relative = [files.relative(path) for path in paths]
+        if not any("/" in name for name in relative):
+            return FolderSource(files, (), "", None, table=table)
+        labels = [name.split("/")[0] if "/" in name else None for name in relative]
+        splits = splits_of(name for name in relative if "/" in name)
+        if splits and data.label is not None:
+            uri = folder_of(files)
+            raise UserError(
+                f"data.path {uri}: the folders {', '.join(splits)} are splits of a data set, not "
+                f"classes; use --data.path {uri}/{splits[0]} --data.eval-path {uri}/{splits[-1]}"
+            )
+        if splits and set(labels) <= {*(split.split("/")[0] for split in splits), None}:
+            return FolderSource(files, (), "", None, table=table)
+        table = table.append_column("label", [labels])
+        return FolderSource(files, ("label",), "", None, table=table)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return ray.data.from_arrow(self.parts(columns, images=False))
@@ -93,47 +128,6 @@ def _read(table: pa.Table, files: Files) -> Iterator[pa.Table]:
         image, fault = read_files(paths.to_pylist(), files, "")
         rows = rows.drop_columns([PATH, FAULT]).append_column(IMAGE, image)
         yield rows.append_column(FAULT, pc.coalesce(known_faults, fault))
-
-
-def open_files(files: Files, data: DataConfig) -> FolderSource:
-    """Open an image folder.
-
-    Raises:
-        UserError: no image, a metadata table without ``file_name``, a missing column, or folders
-            named train and test used as the label.
-    """
-    tables = [p for p in files.paths if p.rpartition("/")[2] in METADATA_FILES]
-    if tables:
-        # read labels as text: whether 1.10 is a number must not depend on the file's other values
-        label = frozenset([data.label]) if data.label else frozenset()
-        only_csv = all(path.endswith(".csv") for path in tables)
-        table = _read_tables(files, tables, label if only_csv else frozenset())
-        key = id_column(data, table.schema, tables[0])
-        names = tuple(n for n in table.column_names if n not in (PATH, FAULT, NAME, key))
-        return FolderSource(files, names, NAME, key, table=table)
-    images = [path for path in files.paths if is_image(path)]
-    paths = [*images, *files.unnamed]
-    if not paths:
-        raise UserError(f"data.path {files.uri} holds no image files")
-    faults = [None] * len(images) + [NOT_UTF8] * len(files.unnamed)
-    table = pa.table({PATH: paths, FAULT: pa.array(faults, pa.string())})
-    relative = [files.relative(path) for path in paths]
-    if not any("/" in name for name in relative):
-        return FolderSource(files, (), "", None, table=table)
-    labels = [name.split("/")[0] if "/" in name else None for name in relative]
-    splits = splits_of(name for name in relative if "/" in name)
-    if splits and (
-        data.label is not None or set(labels) <= {*(s.split("/")[0] for s in splits), None}
-    ):
-        if data.label is not None:
-            train, *others = splits
-            uri = folder_of(files)
-            raise UserError(
-                f"data.path {uri}: the folders {', '.join(splits)} are splits of a data set, not "
-                f"classes; use --data.path {uri}/{train} --data.eval-path {uri}/{others[-1]}"
-            )
-        return FolderSource(files, (), "", None, table=table)
-    return FolderSource(files, ("label",), "", None, table=table.append_column("label", [labels]))
 
 
 def _read_tables(files: Files, paths: list[str], texts: frozenset[str]) -> pa.Table:

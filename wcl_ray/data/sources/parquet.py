@@ -62,7 +62,29 @@ class ParquetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> ParquetSource:
-        return open_files(files, data)
+        """Open Parquet files; the schema of the first tells the columns.
+
+        Raises:
+            UserError: a broken file, no image column, several of them, or a missing column.
+        """
+        paths = tuple(p for p in files.paths if p.lower().endswith(".parquet"))
+        if not paths:
+            raise UserError(f"data.path {files.uri} holds no .parquet file")
+        files = replace(files, paths=paths)
+        schema = _open(files, paths[0]).schema_arrow
+        check_names(schema.names, paths[0])
+        hive = hive_columns(map(files.relative, paths))
+        hive = {name: kind for name, kind in hive.items() if name not in schema.names}
+        image, layout = _image_column(schema, data.image, files.uri)
+        if data.id in hive:
+            raise UserError(
+                f"data.id {data.id!r} comes from folder names ({data.id}=…), but ids are read from "
+                "a column of the files: write it there, or leave --data.id out to make ids from "
+                "file names and row numbers"
+            )
+        key = id_column(data, schema, files.uri)
+        names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
+        return ParquetSource(files, names, image, key, layout=layout, hive=hive)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
@@ -85,32 +107,6 @@ class ParquetSource(Source):
         types = _types(schemas, [c for c in columns if c not in self.hive], self.uri)
         types |= {name: kind for name, kind in self.hive.items() if name in columns}
         return pieces, types, size
-
-
-def open_files(files: Files, data: DataConfig) -> ParquetSource:
-    """Open Parquet files; the schema of the first tells the columns.
-
-    Raises:
-        UserError: a broken file, no image column, several of them, or a missing column.
-    """
-    paths = tuple(p for p in files.paths if p.lower().endswith(".parquet"))
-    if not paths:
-        raise UserError(f"data.path {files.uri} holds no .parquet file")
-    files = replace(files, paths=paths)
-    schema = _open(files, paths[0]).schema_arrow
-    check_names(schema.names, paths[0])
-    hive = hive_columns(map(files.relative, paths))
-    hive = {name: kind for name, kind in hive.items() if name not in schema.names}
-    image, layout = _image_column(schema, data.image, files.uri)
-    if data.id in hive:
-        raise UserError(
-            f"data.id {data.id!r} comes from folder names ({data.id}=…), but ids are read from a "
-            "column of the files: write it there, or leave --data.id out to make ids from file "
-            "names and row numbers"
-        )
-    key = id_column(data, schema, files.uri)
-    names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
-    return ParquetSource(files, names, image, key, layout=layout, hive=hive)
 
 
 def _open(files: Files, path: str) -> pq.ParquetFile:

@@ -55,7 +55,33 @@ class WebDatasetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> WebDatasetSource:
-        return open_files(files, data)
+        """Open shards; the first samples of the first shard tell the columns.
+
+        Raises:
+            UserError: no .tar file, no image in the first samples, several that may be the image,
+                or a missing id column.
+        """
+        paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
+        if not paths:
+            raise UserError(
+                f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
+            )
+        files = replace(files, paths=paths)
+        samples = list(itertools.islice(_samples(files, paths[0], ()), SAMPLED))
+        image, members = _image_members(samples, data.image, paths[0])
+        values: dict[str, list[Any]] = {}
+        for row, sample in enumerate(samples):
+            for name, value in sample["columns"].items():
+                values.setdefault(name, [None] * len(samples))[row] = value
+        with reading(f"{paths[0]}: the names of the metadata"):
+            schema = pa.schema([(name, _type(column)) for name, column in values.items()])
+        key = id_column(data, schema, paths[0])
+        names = tuple(name for name in schema.names if name != key)
+        unread = sorted({suffix for sample in samples for suffix in sample["unread"]})
+        notes = (f"not read in {paths[0]}: members .{', .'.join(unread)}",) if unread else ()
+        return WebDatasetSource(
+            files, names, image, key, schema=schema, members=members, notes=notes
+        )
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
@@ -68,34 +94,6 @@ class WebDatasetSource(Source):
         rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
         kwargs = {"source": self, "columns": tuple(columns), "images": images}
         return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
-
-
-def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
-    """Open shards; the first samples of the first shard tell the columns.
-
-    Raises:
-        UserError: no .tar file, no image in the first samples, several that may be the image, or a
-            missing id column.
-    """
-    paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
-    if not paths:
-        raise UserError(
-            f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
-        )
-    files = replace(files, paths=paths)
-    samples = list(itertools.islice(_samples(files, paths[0], ()), SAMPLED))
-    image, members = _image_members(samples, data.image, paths[0])
-    values: dict[str, list[Any]] = {}
-    for row, sample in enumerate(samples):
-        for name, value in sample["columns"].items():
-            values.setdefault(name, [None] * len(samples))[row] = value
-    with reading(f"{paths[0]}: the names of the metadata"):
-        schema = pa.schema([(name, _type(column)) for name, column in values.items()])
-    key = id_column(data, schema, paths[0])
-    names = tuple(name for name in schema.names if name != key)
-    unread = sorted({suffix for sample in samples for suffix in sample["unread"]})
-    notes = (f"not read in {paths[0]}: members .{', .'.join(unread)}",) if unread else ()
-    return WebDatasetSource(files, names, image, key, schema=schema, members=members, notes=notes)
 
 
 def _image_members(
