@@ -146,7 +146,7 @@ def window_of(local: int) -> int:
     return max(8 * local, 4096)
 
 
-def apart(clusters: np.ndarray, window: int) -> float:
+def isolated_share(clusters: np.ndarray, window: int) -> float:
     """Share of the images with a partner that would meet none in a random window of images.
 
     Of a cluster of s among N images, the other s - 1 are all outside of a window of w images with a

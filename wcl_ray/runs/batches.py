@@ -82,7 +82,7 @@ def warn_apart(clusters: np.ndarray, batch: int) -> None:
         batch: images of a batch on one worker.
     """
     window = sampler.window_of(batch)
-    share = sampler.apart(clusters, window)
+    share = sampler.isolated_share(clusters, window)
     if share > APART:
         warn(
             f"streamed images are composed among {window:,} at a time; {share:.0%} of "
