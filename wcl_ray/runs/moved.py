@@ -63,7 +63,7 @@ def check_moves(
     if not changed:
         return
     known = read_stored(run).images
-    train, side = (known[TRAIN], images) if TRAIN in known else (train, images.whole())
+    train, side = (known[TRAIN], images) if TRAIN in known else (train, images.without_validation())
     if train is None:
         old, new = next(iter(changed.values()))
         raise UserError(

@@ -81,7 +81,7 @@ def read_attributes(config: SearchConfig, images: Images) -> tuple[np.ndarray, n
     Raises:
         UserError: there is no usable attribute.
     """
-    whole = images.whole()
+    whole = images.without_validation()
     columns = columns_of(config.clusters, images.label, images.available)
     try:
         return attribute_bits(whole.metadata(columns), columns, config.clusters, MOST)

@@ -215,7 +215,9 @@ def _clusters(
     else:
 
         def make() -> Assignment:
-            return build_clusters(config, setup.images.whole(), show=False)[0].assignment
+            return build_clusters(config, setup.images.without_validation(), show=False)[
+                0
+            ].assignment
 
         table = setup.shared.value(f"clusters of {_made_of(config.clusters, None)}", make)
     return table.restrict(ids), qualities(table, _labels(setup, table.ids), config)[0].to_dict()
