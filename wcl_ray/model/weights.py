@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import difflib
 import io
-import json
 import pickle
 import sys
-import zipfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -18,31 +15,140 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import build_backbone
+from wcl_ray.model.encoder import (
+    IMAGENET,
+    EncoderSpec,
+    Statistics,
+    build_backbone,
+    read_metadata,
+    statistics_of,
+)
 from wcl_ray.model.huggingface import renamed_weights
 
 State = dict[str, torch.Tensor]
 NESTED = ("state_dict", "model_state_dict", "model", "student", "teacher", "net", "encoder")
+HEADS = ("head", "heads", "fc", "classifier")  # of the libraries; they are not used
 MOST_NAMED = 5  # names in a message
 
 
 @dataclass(frozen=True)
-class PretrainedWeights:
-    """Weights of a backbone under the names of its own library.
+class Weights:
+    """Weights as they were found.
 
     Attributes:
-        state: name → tensor, of all weights of the backbone without its classifier.
-        missing: names that the source lacks; they keep their random values.
-        unexpected: names of the source that the backbone lacks, its classifier left aside.
-        mean, std: of the normalisation they were trained with, per channel; None: not known.
+        source: what they are, for people.
+        state: name → tensor.
+        statistics: the normalisation for which they were trained.
+        image_size: side of the images on which they were trained, in pixels.
+        backbone: the network, if the source names it.
     """
 
-    state: State
+    source: str
+    state: State = field(repr=False)
+    statistics: Statistics = IMAGENET
+    image_size: int = 224
+    backbone: str | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights under the names of a backbone.
+
+    Attributes:
+        state: all weights of the backbone without its classifier.
+        missing: names that the source lacks; they keep their random values.
+        unexpected: names of the source that the backbone lacks, its classifier left aside.
+    """
+
+    state: State = field(repr=False)
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+
+
+def published_weights(name: str) -> Weights:
+    """The weights that the library of a backbone publishes for it, from its cache or downloaded.
+
+    Args:
+        name: a value of ``model.backbone``.
+
+    Raises:
+        UserError: there are none, or they cannot be downloaded.
+    """
+    try:
+        network = build_backbone(name, 224, pretrained=True)
+    except UserError:
+        raise
+    except Exception as error:  # each library, and what it downloads with, raises its own
+        why = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(
+            f"model.weights pretrained: the weights of {name} cannot be downloaded ({why}); give "
+            "--model.weights a file"
+        ) from None
+    statistics, size = expected_images(network)
+    return Weights(f"published weights of {name}", network.state_dict(), statistics, size)
+
+
+def expected_images(network: nn.Module) -> tuple[Statistics, int]:
+    """Normalisation and side of the images for which a network's published weights are made;
+    ImageNet's and 224 pixels if its library does not say."""
+    described: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    mean, std = described.get("mean", MEAN), described.get("std", STD)
+    return (tuple(mean), tuple(std)), described.get("input_size", (3, 224, 224))[1]
+
+
+def file_weights(content: bytes, name: str, backbone: str) -> Weights:
+    """Weights of a file: an export of this project, or one in a usual naming, for which the images
+    are those of the backbone's published weights.
+
+    Args:
+        name: of the file. backbone: a value of ``model.backbone``.
+
+    Raises:
+        UserError: the file holds no weights, or is the export of another backbone.
+    """
+    state, metadata = read_state(content, name)
+    if "backbone" not in metadata:
+        statistics, size = expected_images(build_backbone(backbone, 224))
+        return Weights(name, state, statistics, size)
+    if metadata["backbone"] != backbone:
+        raise UserError(
+            f"model.weights {name} holds a {metadata['backbone']}; use --model.backbone "
+            f"{metadata['backbone']}"
+        )
+    size = int(metadata["image_size"])
+    return Weights(name, state, statistics_of(metadata), size, metadata["backbone"])
+
+
+def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[EncoderSpec, bytes, Fit]:
+    """An encoder that has the weights.
+
+    Args:
+        seed: of the values that the weights lack.
+
+    Returns:
+        What it is built from, the normalisation of the weights included; its export; and how the
+        weights fit.
+
+    Raises:
+        UserError: they do not fit, with the nearest architecture.
+    """
+    spec = replace(spec, statistics=weights.statistics)
+    torch.manual_seed(seed)
+    encoder = spec.build()
+    try:
+        fit = fit_state(weights.state, encoder.backbone)
+    except UserError as error:
+        name = spec.model.backbone
+        nearest = nearest_architecture(weights.state, name)
+        hint = f"; use --model.backbone {nearest}" if nearest not in (None, name) else ""
+        raise UserError(
+            f"model.weights {weights.source} does not fit {name} for images of {spec.image_size} "
+            f"pixels: {error}{hint}"
+        ) from None
+    encoder.backbone.load_state_dict(fit.state)
+    return spec, spec.export(encoder), fit
 
 
 def read_state(content: bytes, name: str) -> tuple[State, dict[str, str]]:
@@ -61,8 +167,7 @@ def read_state(content: bytes, name: str) -> tuple[State, dict[str, str]]:
             state = safetensors.torch.load(content)
         except SafetensorError as error:
             raise UserError(f"model.weights {name} is not a safetensors file: {error}") from None
-        size = int.from_bytes(content[:8], "little")
-        return state, json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        return state, read_metadata(content)
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (
@@ -70,7 +175,6 @@ def read_state(content: bytes, name: str) -> tuple[State, dict[str, str]]:
         RuntimeError,
         EOFError,
         ValueError,
-        zipfile.BadZipFile,
     ) as error:
         why = str(error).splitlines()[0][:150]
         raise UserError(
@@ -90,15 +194,11 @@ def _tensors(loaded: Any, name: str) -> State:
     raise UserError(f"model.weights {name} holds no tensors; save the state_dict of the network")
 
 
-def fit_state(state: State, backbone: nn.Module, classifier: Iterable[str]) -> PretrainedWeights:
-    """The weights of a file under the names of the backbone, position embeddings resized.
+def fit_state(state: State, backbone: nn.Module) -> Fit:
+    """Weights under the names of a backbone without its classifier, position embeddings resized.
 
     Prefixes such as ``module.`` or ``backbone.`` are taken off, names of Hugging Face's
     transformers become those of timm or torchvision.
-
-    Args:
-        backbone: without its classifier.
-        classifier: names of the classifier that was taken off; they are not missed.
 
     Raises:
         UserError: fewer than half of the names fit, or a tensor has another shape.
@@ -123,12 +223,11 @@ def fit_state(state: State, backbone: nn.Module, classifier: Iterable[str]) -> P
             f"{first} has shape {tuple(named[first].shape)} in it, {tuple(wanted[first].shape)} in "
             f"the network ({len(wrong)} of {len(counted)} weights differ)"
         )
-    heads = tuple({name.partition(".")[0] for name in classifier} | {"head", "fc", "classifier"})
     unexpected = tuple(
-        name for name in named if name not in wanted and name.partition(".")[0] not in heads
+        name for name in named if name not in wanted and name.partition(".")[0] not in HEADS
     )
     chosen = {name: named[name].to(wanted[name].dtype) for name in wanted if name in named}
-    return PretrainedWeights(wanted | chosen, missing, unexpected)
+    return Fit(wanted | chosen, missing, unexpected)
 
 
 def _without_prefix(state: State, wanted: State) -> State:
