@@ -30,6 +30,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -122,9 +123,10 @@ def by_sklearn(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[f
 def by_actors(count: int, kernel: str) -> Callable[..., tuple[float, float]]:
     def run(x: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[float, float]:
         model = KMeans(
-            len(centroids), spherical=False, iterations=iterations + 1, tolerance=0, settled=0,
+            len(centroids), spherical=False, iterations=iterations + 1, tolerance=0,
             actors=count, kernel=kernel,  # type: ignore[arg-type]
         )  # fmt: skip
+        model._options = replace(model._options, settled=0)  # as many iterations as asked for
         model.fit(x, init=centroids)
         seconds = statistics.median(row.seconds for row in model.history_[:iterations])
         return seconds, float(model.inertia_)  # of the centroids after ``iterations`` updates

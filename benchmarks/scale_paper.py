@@ -189,10 +189,10 @@ def workers(figures: Figures) -> str:
 def kmeans(figures: Figures) -> str:
     """k-means: one iteration of all rows, an actor on each GPU, 128 dimensions"""
     head = ["images", "GPUs", "K", "assign to all", "inside two levels", "sums, on the CPU"]
-    head += ["partial sums", "star: coordinator takes", "star: s", "tree: s", "update"]
+    head += ["partial sums", "adding them", "update"]
     head += ["duplicates: references, driver's CPU"]
     add = cost(figures, "add partial sums of 1.04 MB") / 1.04e6
-    ask, task = cost(figures, "star of 2,304 B"), cost(figures, "tree of 2,304 B")
+    ask = cost(figures, "sum of 2,304 B")
     ref, centroid = cost(figures, "find duplicates"), cost(figures, "update a centroid of 128")
     own = cost(figures, "add a row to its cluster")
     rows = []
@@ -201,11 +201,10 @@ def kmeans(figures: Figures) -> str:
             size = 8 * k * (WIDTH + 2)
             flat = 2.0 * n * k * WIDTH / (gpus * CARD)
             inside = _s(flat / math.sqrt(k)) if float(n) * k * WIDTH > FLAT else "-"
-            star = gpus * (ask + size * (1 / NODE_LINK + add))
             levels = math.ceil(math.log(gpus, FAN_IN))
-            tree = gpus * task + levels * FAN_IN * size * (1 / NODE_LINK + add)
+            tree = gpus * ask + levels * FAN_IN * size * (1 / NODE_LINK + add)
             row = [_n(n), _n(gpus), _n(k), _s(flat), inside, _s(n / gpus * own), _b(size)]
-            row += [_b(size * gpus), _s(star), _s(tree), _s(k * centroid)]
+            row += [_s(tree), _s(k * centroid)]
             refs = gpus * min(gpus, PARTS)
             rows.append([*row, f"{_n(refs)}, {_s(refs * ref)}"])
     return _table(head, rows)

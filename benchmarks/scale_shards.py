@@ -87,11 +87,11 @@ class Fake:
         return np.empty(0, np.int64) if method == "duplicated" else self.partial
 
 
-def crew_of(actors: list[Any], shards: int, reduce: str) -> WorkerGroup:
+def group_of(actors: list[Any], shards: int) -> WorkerGroup:
     """A group whose fake shards share a few actors."""
     workers = WorkerGroup.__new__(WorkerGroup)
     workers.actors = [actors[i % len(actors)] for i in range(shards)]
-    workers.pieces, workers.reduce = [[] for _ in range(shards)], reduce
+    workers.pieces = [[] for _ in range(shards)]
     return workers
 
 
@@ -100,12 +100,9 @@ def coordinator(line: Line, shards: int) -> None:
     sizes = ((shards, 16, 16), (shards, 100, 128), (shards // 10, 1000, 128))
     for count, k, d in sizes:
         actors = [Fake.remote(k, d) for _ in range(2)]  # type: ignore[attr-defined]
-        crew_of(actors, 8, "tree").total(0, "step")  # processes are there
-        size = 8 * k * (d + 2)
-        for way in ("star", "tree"):
-            workers = crew_of(actors, count, way)
-            call = functools.partial(workers.total, size, "step")
-            line(f"{way} of {size:,} B", count, "shard", call)
+        group_of(actors, 8).total("step")  # processes are there
+        call = functools.partial(group_of(actors, count).total, "step")
+        line(f"sum of {8 * k * (d + 2):,} B", count, "shard", call)
         for actor in actors:
             ray.kill(actor)
     one = Partial({0: Stats.zeros(1000, 128)}, {0: 1}, 1, [1.0], [1.0])
@@ -118,9 +115,9 @@ def coordinator(line: Line, shards: int) -> None:
     stats = Stats(np.ones((20_000, 128)), np.ones(20_000, np.int64), np.ones(20_000))
     line("update a centroid of 128", 20_000, "row", lambda: update(stats, True))
     actors = [Fake.remote(1, 1) for _ in range(2)]  # type: ignore[attr-defined]
-    crew_of(actors, 8, "star").ask("step")
+    group_of(actors, 8).ask("step")
     for count in (50, 150):
-        workers = crew_of(actors, count, "star")
+        workers = group_of(actors, count)
         line("find duplicates", count * min(count, PARTS), "ref", workers.duplicates)
     for count in (500, 1000):
         vectors = Vectors(tuple(Piece(0, 100, 100 * i) for i in range(count)))

@@ -1,72 +1,72 @@
-"""The exceptions for what a user can mend."""
+"""Exceptions for what a user can fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# where Ray keeps the exception that another one is about
-INSIDE = ("controller_failure", "health_check_failure", "_base_exc", "cause")
+# attributes of Ray's exceptions that hold the exception they wrap
+WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
 
 
 class UserError(ValueError):
-    """Wrong input or options: the message names the file, column or value, and what to do.
+    """Wrong input or options: the message names the file, column or value, and the remedy.
 
-    Jobs print it as one line and end with status 1; everything else is shown with its traceback.
+    Jobs print it as one line and exit with status 1; other exceptions are shown with a traceback.
     """
 
 
 class TrainingError(RuntimeError):
-    """Workers have failed for good: the message holds their tracebacks. Jobs print it as it is."""
+    """Workers failed for good: the message holds their tracebacks. Jobs print it as it is."""
 
 
 class StorageError(OSError):
-    """The storage refused something: the message names the path, the cause and what to do.
+    """A storage operation failed: the message names the path, the cause and the remedy.
 
     Jobs print it as they print a UserError.
 
     Attributes:
-        lasting: the same again would fail the same way, until somebody mends it.
+        permanent: a retry would fail the same way until the user fixes the cause.
     """
 
-    def __init__(self, text: str, lasting: bool = False) -> None:
+    def __init__(self, text: str, permanent: bool = False) -> None:
         super().__init__(text)
-        self.lasting = lasting
+        self.permanent = permanent
 
 
 @contextmanager
-def reading(what: str, fault: str = "cannot be read") -> Iterator[None]:
-    """Around a call that parses a user's data: whatever a library raises becomes a UserError
-    ``what fault: why``. Parsers raise many types, from KeyError to MemoryError."""
+def reading(subject: str, fault: str = "cannot be read") -> Iterator[None]:
+    """Convert any exception inside to a UserError ``subject fault: reason``, for parsers of user
+    data, which raise many types, from KeyError to MemoryError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        named = why if why and isinstance(error, (OSError, ValueError)) else repr(error)[:200]
-        raise UserError(f"{what} {fault}: {named}") from error
+        text = " ".join(str(error).split())[:200]
+        reason = text if text and isinstance(error, (OSError, ValueError)) else repr(error)[:200]
+        raise UserError(f"{subject} {fault}: {reason}") from error
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError or StorageError inside the wrappers that Ray puts around what a task raised."""
-    for one in causes(error):
-        if type(one) in (UserError, StorageError):  # Ray makes subclasses with longer messages
-            # Ray Data adds advice on retries to what a task raised
-            return UserError(str(one).split("\nFailed to apply UDF transform")[0])
+    """The UserError or StorageError among the causes of an exception, as a UserError."""
+    for cause in causes(error):
+        if type(cause) in (UserError, StorageError):  # not Ray's subclasses with longer messages
+            # Ray Data appends advice on retries
+            return UserError(str(cause).split("\nFailed to apply UDF transform")[0])
     return None
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
-    """An exception and all that are inside it, each once."""
+    """An exception and all exceptions it wraps, without duplicates."""
     found: list[BaseException] = []
-    waiting: list[object] = [error]
-    while waiting:
-        one = waiting.pop()
-        if not isinstance(one, BaseException) or any(one is other for other in found):
+    pending: list[object] = [error]
+    while pending:
+        exception = pending.pop()
+        if not isinstance(exception, BaseException) or any(exception is e for e in found):
             continue
-        found.append(one)
-        waiting += dict(getattr(one, "worker_failures", {})).values()  # of Ray Train
-        waiting += [getattr(one, key, None) for key in INSIDE]
-        waiting += [one.__context__, one.__cause__]
+        found.append(exception)
+        pending += dict(getattr(exception, "worker_failures", {})).values()  # of Ray Train
+        pending += [getattr(exception, name, None) for name in WRAPPED]
+        pending += [exception.__context__, exception.__cause__]
     return found

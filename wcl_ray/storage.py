@@ -19,12 +19,12 @@ from wcl_ray.errors import StorageError, UserError
 from wcl_ray.terminal import bytes_text
 
 NOT_SEEN = (
-    "{where} is not seen by the node {node}; use s3://… or gs://…, or a folder that all mount"
+    "{path} is not seen by the node {node}; use s3://… or gs://…, or a folder that all nodes mount"
 )
 WILDCARDS = frozenset("*?[")
 WORKING_DIRS = "working_dir_files"  # Ray's folder of the working directories of jobs
 FULL = {errno.ENOSPC, errno.EDQUOT}
-LASTING = FULL | {
+PERMANENT = FULL | {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.EFBIG,
 }  # fmt: skip
@@ -32,38 +32,38 @@ DENIED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE
 
 
 def storage_error(path: str, error: BaseException, needed: int | None = None) -> StorageError:
-    """What the storage refused, as one line.
+    """Convert an error of the file system to a StorageError with a one-line message.
 
     Args:
-        path: of the file or folder, absolute where it is local.
-        needed: bytes that were to be written.
+        path: the file or folder; absolute if it is local.
+        needed: bytes that should have been written.
     """
     if isinstance(error, StorageError):
         return error
     number = getattr(error, "errno", None)
     cause = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    if told_by_aws := re.search(r"AWS Error (\w+) [^:]*: (.*?)( \(Request ID.*)?$", cause):
-        cause = f"{told_by_aws[2]} ({told_by_aws[1]})"
-    lasting = number in LASTING or any(word in cause for word in DENIED)
+    if aws := re.search(r"AWS Error (\w+) [^:]*: (.*?)( \(Request ID.*)?$", cause):
+        cause = f"{aws[2]} ({aws[1]})"
+    permanent = number in PERMANENT or any(code in cause for code in DENIED)
     if number not in FULL:
-        return StorageError(f"{path} cannot be used: {cause}", lasting)
-    room = ""
+        return StorageError(f"{path} cannot be used: {cause}", permanent)
+    space = ""
     with suppress(OSError):
-        room = f", {bytes_text(shutil.disk_usage(_existing(path)).free)} are free"
-        room += f" and {bytes_text(needed)} needed" if needed else ""
-    return StorageError(f"{path} cannot be written: no space left{room}; make room there", True)
+        space = f", {bytes_text(shutil.disk_usage(_existing(path)).free)} are free"
+        space += f" and {bytes_text(needed)} needed" if needed else ""
+    return StorageError(f"{path} cannot be written: no space left{space}; free some space", True)
 
 
 def _existing(path: str) -> str:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or its nearest parent folder that exists."""
     while not os.path.exists(path) and os.path.dirname(path) != path:
         path = os.path.dirname(path)
     return path
 
 
 @contextmanager
-def told(path: str, needed: int | None = None, reading: bool = False) -> Iterator[None]:
-    """Make a StorageError of any OSError inside, but for a missing file where one is read."""
+def storage_errors(path: str, needed: int | None = None, reading: bool = False) -> Iterator[None]:
+    """Convert any OSError inside to a StorageError, except FileNotFoundError when reading."""
     try:
         yield
     except OSError as error:
@@ -77,18 +77,18 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
 
     Args:
         uri: local path, ``file://``, ``s3://bucket/key`` or ``gs://bucket/key``.
-        endpoint: URL of an S3-compatible store (``http://127.0.0.1:9000``); AWS when None. The
-            environment variable ``AWS_ENDPOINT_URL`` is honoured too.
+        endpoint: URL of an S3-compatible store (``http://127.0.0.1:9000``). By default that of the
+            environment variable ``AWS_ENDPOINT_URL``, else AWS.
 
     Raises:
-        UserError: a scheme that is not supported.
+        UserError: the scheme is not supported.
     """
     scheme, separator, _ = uri.partition("://")
     scheme = scheme.lower() if separator and scheme.isalnum() else ""
     if scheme in ("", "file"):
         path = uri[len("file://") :] if scheme else uri
         path = os.path.abspath(os.path.expanduser(path))
-        if scheme and "%" in path and not os.path.lexists(path):  # as pathlib writes URIs
+        if scheme and "%" in path and not os.path.lexists(path):  # Path.as_uri quotes
             path = unquote(path)
         return pafs.LocalFileSystem(), path
     if scheme == "s3":
@@ -107,36 +107,35 @@ def filesystem(uri: str, endpoint: str | None = None) -> tuple[pafs.FileSystem, 
     raise UserError(f"{uri!r}: the scheme {scheme}:// is not supported; use a path, s3:// or gs://")
 
 
-def lasting(uri: str) -> str:
-    """A path that outlives the job.
+def resolve_output(uri: str) -> str:
+    """A path to write to that outlives the job.
 
-    A job that was submitted runs in a copy of its working directory, which Ray deletes with all
-    that was written there; relative paths are taken from the home folder then.
+    A submitted job runs in a copy of its working directory that Ray deletes afterwards, so its
+    relative paths are resolved against the home folder.
     """
     if "://" in uri or os.path.isabs(os.path.expanduser(uri)):
         return uri
     try:
         temporary = WORKING_DIRS in Path.cwd().parts
-    except FileNotFoundError:  # Ray has deleted it already
+    except FileNotFoundError:  # already deleted by Ray
         temporary = True
     return str(Path.home() / uri) if temporary else uri
 
 
-def found(uri: str) -> str:
-    """A path to read: a relative one of a job that is not in its working directory lies where
-    the outputs of jobs do."""
+def resolve_input(uri: str) -> str:
+    """A path to read: in the working directory if it exists there, else as an output of a job."""
     path = os.path.expanduser(uri)
-    return uri if os.path.lexists(path) or glob.glob(path) else lasting(uri)
+    return uri if os.path.lexists(path) or glob.glob(path) else resolve_output(uri)
 
 
 class Folder:
-    """A folder on any file system whose files appear whole or not at all.
+    """A folder on any file system whose files are written atomically.
 
-    Relative paths of submitted jobs lie in the home folder, see :func:`lasting`.
+    A relative path is resolved by :func:`resolve_output`.
     """
 
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
-        self.uri = uri = lasting(uri)
+        self.uri = uri = resolve_output(uri)
         self.endpoint = endpoint
         self.fs, self.path = filesystem(uri, endpoint)
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
@@ -145,7 +144,7 @@ class Folder:
         return Folder(f"{self.uri.rstrip('/')}/{name}", self.endpoint)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str, str | None]]:
-        # another process may have another working directory
+        # the receiving process may have another working directory
         return Folder, (self.path if self.local else self.uri, self.endpoint)
 
     def file(self, name: str) -> str:
@@ -153,51 +152,51 @@ class Folder:
         return f"{self.path}/{name}"
 
     def exists(self, name: str) -> bool:
-        with told(self._shown(name)):
+        with storage_errors(self._location(name)):
             return bool(self.fs.get_file_info(self.file(name)).type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
-        """Names directly below this folder; none when there is no such folder."""
+        """Sorted names of the folder's entries; empty if the folder does not exist."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
-        with told(self._shown()):
+        with storage_errors(self._location()):
             return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         with (
-            told(self._shown(name), reading=True),
+            storage_errors(self._location(name), reading=True),
             self.fs.open_input_stream(self.file(name)) as stream,
         ):
             return bytes(stream.read())
 
     def delete(self, name: str) -> None:
-        """Delete a file; nothing happens when there is none."""
+        """Delete a file if it exists."""
         if self.exists(name):
-            with told(self._shown(name), reading=True):
+            with storage_errors(self._location(name), reading=True):
                 self.fs.delete_file(self.file(name))
 
     def remove(self) -> None:
-        """Delete the folder with all it holds; nothing happens when there is none."""
+        """Delete the folder and its contents if it exists."""
         if self.names():
-            with told(self._shown()):
+            with storage_errors(self._location()):
                 self.fs.delete_dir(self.path)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file atomically: readers see the old content or the new, never a part.
+        """Write a file atomically: readers see either the old content or the new.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the file cannot be written.
         """
-        with told(self._shown(name), len(content)):
+        with storage_errors(self._location(name), len(content)):
             self._write(self.file(name), content)
 
     def _write(self, target: str, content: bytes) -> None:
-        if not self.local:  # an object appears when its upload is complete
+        if not self.local:  # an object appears once its upload is complete
             with self.fs.open_output_stream(target) as stream:
                 stream.write(content)
             return
         parent = Path(target).parent
         parent.mkdir(parents=True, exist_ok=True)
-        partial = str(parent / f".{uuid.uuid4().hex[:8]}.partial")  # no longer than a name may be
+        partial = str(parent / f".{uuid.uuid4().hex[:8]}.partial")  # the target's may be too long
         try:
             with open(partial, "wb") as stream:
                 stream.write(content)
@@ -208,59 +207,60 @@ class Folder:
             with suppress(OSError):
                 Path(partial).unlink()
 
-    def _shown(self, name: str = "") -> str:
-        """The path of a file as messages name it."""
+    def _location(self, name: str = "") -> str:
+        """The path of a file for messages."""
         path = self.path if self.local else self.uri.rstrip("/")
         return f"{path}/{name}" if name else path
 
     def check(self, name: str = "") -> None:
-        """Write, read, rename and delete a file, so that storage that is of no use is found before
-        any work; folders that are made for it are removed again.
+        """Write, read and delete a test file, to find unusable storage before any work is done.
+        Folders created for it are removed.
 
         Args:
-            name: of the file that will be written; the one that is tried is as long.
+            name: the file to be written later; the name of the test file is as long.
 
         Raises:
-            StorageError: one of them failed.
+            StorageError: one of these operations failed.
         """
-        tried = f".try-{uuid.uuid4().hex[:8]}".ljust(len(os.fsencode(name)), "x")
-        path, made = self.file(tried), self.missing()
+        test_name = f".try-{uuid.uuid4().hex[:8]}".ljust(len(os.fsencode(name)), "x")
+        path, created = self.file(test_name), self.missing()
         content = uuid.uuid4().bytes
         try:
-            with told(self._shown(name)):
-                self._write(path, content)  # renames where it is local
+            with storage_errors(self._location(name)):
+                self._write(path, content)
                 with self.fs.open_input_stream(path) as stream:
                     same = stream.read() == content
                 self.fs.delete_file(path)
                 if not same:
-                    raise OSError("what is read is not what was written")
+                    raise OSError("a test file read back differs from what was written")
         finally:
-            self.prune(made)
+            self.prune(created)
 
     def missing(self) -> list[str]:
-        """This folder and those above it that are not there yet, the innermost first."""
-        found, path = [], self.path
+        """This folder and its parents that do not exist yet, innermost first."""
+        folders, path = [], self.path
         while self.local and not os.path.lexists(path):
-            found.append(path)
+            folders.append(path)
             path = os.path.dirname(path)
-        return found
+        return folders
 
     def prune(self, folders: list[str]) -> None:
-        """Remove local folders that are empty."""
-        with suppress(OSError):  # there is something in it
+        """Remove local folders, innermost first, up to the first that is not empty."""
+        with suppress(OSError):
             for path in folders:
                 os.rmdir(path)
 
 
 def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
-    """Find out whether a file can be written there.
+    """Check that a file can be written.
 
     Raises:
-        UserError: it is a folder, or inside a file. StorageError: the storage refuses it.
+        UserError: the path is a folder, or its parent is a file.
+        StorageError: the storage refuses it.
     """
-    fs, path = filesystem(lasting(uri), endpoint)
+    fs, path = filesystem(resolve_output(uri), endpoint)
     parent = path.rpartition("/")[0] or "/"
-    with told(uri):
+    with storage_errors(uri):
         kinds = [info.type for info in fs.get_file_info([path, parent])]
     if uri.endswith("/") or kinds[0] == pafs.FileType.Directory:
         raise UserError(f"{option} {uri} is a folder; give the name of a file")
@@ -277,6 +277,6 @@ def write_file(uri: str, content: bytes, endpoint: str | None = None) -> None:
 
 
 def _split(uri: str, endpoint: str | None) -> tuple[Folder, str]:
-    """Folder and name of a file."""
-    folder, _, name = lasting(uri).rpartition("/")
+    """The folder and the name of a file."""
+    folder, _, name = resolve_output(uri).rpartition("/")
     return Folder(folder or ("/" if uri.startswith("/") else "."), endpoint), name

@@ -1,8 +1,7 @@
-"""What jobs print: the lines of a run's story, tables, and one live line.
+"""What jobs print: log lines, tables, and one live line.
 
-The lines go through the logger ``wcl_ray``, whose handler prints to the terminal by rich: plain
-lines where the output is not a terminal. Its level, or a handler in its place, can be set as with
-any logger of Python.
+The lines go through the logger ``wcl_ray``, whose handler prints them with rich, or as plain lines
+if the output is not a terminal. Its level and handler can be set as for any Python logger.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-PLAIN_SECONDS = 15.0  # between two states of a live line where there is no terminal
+PLAIN_SECONDS = 15.0  # between two lines of a live line without a terminal
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 class _Console(Console):
-    """A terminal, pipe or log that cannot take a line never ends a run."""
+    """A console whose closed pipe does not end a run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -49,31 +48,31 @@ if not log.handlers:
 
 
 def put(text: str | Text = "") -> None:
-    """Print a line, above the live one."""
+    """Print a line above the live line; errors of the terminal are ignored."""
     with suppress(OSError, UnicodeError, ValueError):
         console.print(text)
 
 
-def say(what: str, text: str) -> None:
-    """One line of the story: what it is about, and the news."""
-    log.info("%-10s%s", what, text)
+def say(topic: str, text: str) -> None:
+    """Log a line that starts with its topic."""
+    log.info("%-10s%s", topic, text)
 
 
 def warn(text: str) -> None:
-    """A warning, on a line of its own."""
+    """Log a warning."""
     log.warning("%s", text)
 
 
-def any_script() -> None:
-    """Print what the terminal's encoding cannot show with its number: names are in any script, and
-    file names need not even be text."""
+def escape_unencodable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes: file names can hold any
+    character, and bytes that are not text."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def table(head: list[str], body: list[list[str]]) -> str:
-    """Plain text table, first column left, the others right."""
+    """Plain text table, first column left-aligned, the others right-aligned."""
     grid = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(head):
         grid.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
@@ -86,7 +85,7 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 class Live:
-    """A progress bar on a terminal; elsewhere a line now and then."""
+    """A progress bar on a terminal; elsewhere a line every ``plain_seconds``."""
 
     def __init__(self, title: str, plain_seconds: float = PLAIN_SECONDS) -> None:
         self._title = title
@@ -96,10 +95,10 @@ class Live:
         self._progress: Progress | None = None
 
     def show(self, text: str, share: float | None = None) -> None:
-        """Show a state in place of the last one.
+        """Replace the text shown.
 
         Args:
-            share: of the work that is done, in [0, 1].
+            share: share of the work that is done, in [0, 1].
         """
         if console.is_terminal:
             with suppress(OSError, UnicodeError, ValueError):
@@ -112,17 +111,18 @@ class Live:
 
     def _draw(self, text: str, share: float | None) -> None:
         if self._progress is None:
-            columns = TextColumn("{task.description}", markup=False), BarColumn(20)
+            title = TextColumn("{task.description}", markup=False)
             one_line = Column(no_wrap=True, overflow="ellipsis")
             state = TextColumn("{task.fields[text]}", markup=False, table_column=one_line)
-            self._progress = Progress(*columns, state, console=console, auto_refresh=False)
+            columns = title, BarColumn(20), state
+            self._progress = Progress(*columns, console=console, auto_refresh=False)
             self._progress.add_task(self._title, total=1.0, text="")
             self._progress.start()
         task = self._progress.task_ids[0]
         self._progress.update(task, completed=share, text=text, refresh=True)
 
     def close(self) -> None:
-        """Leave the last state standing."""
+        """Stop updating; the last text stays on the screen."""
         if self._progress is not None:
             with suppress(OSError, UnicodeError, ValueError):
                 self._progress.stop()
@@ -144,7 +144,7 @@ def clock(seconds: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Bytes as people read them.
+    """Bytes in a readable unit.
 
     >>> bytes_text(20_000_000)
     '20 MB'

@@ -9,7 +9,7 @@ import ray
 from blobs import blobs
 
 from wcl_ray.clusters.agreement import agreement
-from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.features import choose_k, cluster_features
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
@@ -40,12 +40,12 @@ def test_clusters_by_position() -> None:
     for g, own in enumerate(found.centroids):
         rows = X[~MISSING] / np.linalg.norm(X[~MISSING], axis=1, keepdims=True)
         assert np.array_equal((rows @ own.T).argmax(1), found.clusters[~MISSING, g])
-    assert found.facts["vectors"] == (~MISSING).sum()
+    assert found.report["vectors"] == (~MISSING).sum()
     again = cluster_features(
         dataset(np.arange(1200)), IDS, (10, 3), config, seed=0, before=found.clusters
     )
     assert np.array_equal(again.clusters, found.clusters)
-    assert len(again.facts["iterations"]) < len(found.facts["iterations"])
+    assert len(again.report["iterations"]) < len(found.report["iterations"])
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -61,8 +61,8 @@ def test_nested_rounds() -> None:
 
 
 def test_number_of_clusters() -> None:
-    assert wanted_k(ClustersConfig(kind="kmeans"), 5000) == (100,)
-    assert wanted_k(ClustersConfig(kind="kmeans"), 60) == (2,)
-    assert wanted_k(ClustersConfig(kind="kmeans", k=(7, 9)), 9) == (7, 9)
+    assert choose_k(ClustersConfig(kind="kmeans"), 5000) == (100,)
+    assert choose_k(ClustersConfig(kind="kmeans"), 60) == (2,)
+    assert choose_k(ClustersConfig(kind="kmeans", k=(7, 9)), 9) == (7, 9)
     with pytest.raises(UserError, match=r"clusters\.k 9 is more than the 8 rows"):
-        wanted_k(ClustersConfig(kind="kmeans", k=(7, 9)), 8)
+        choose_k(ClustersConfig(kind="kmeans", k=(7, 9)), 8)

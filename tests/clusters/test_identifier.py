@@ -138,10 +138,10 @@ def test_common_values_survive_among_many_rare_ones(monkeypatch: pytest.MonkeyPa
         values, exact = captions(seed)
         counts = counted(values, parts, seed)
         assert len(counts.values) <= 800
-        assert 0 < counts.lost <= len(values) / 401
+        assert 0 < counts.undercount <= len(values) / 401
         for value, count in exact.items():
             low = counts.values.get(value, 0)
-            assert low <= count <= low + counts.lost
+            assert low <= count <= low + counts.undercount
         assert counts.pairs is None or len(counts.pairs) <= 800
 
 
@@ -181,13 +181,13 @@ def test_attributes_of_captions_have_exact_shares() -> None:
 def test_words_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The vocabulary of more words than are counted, without Ray."""
     monkeypatch.setattr(tfidf, "MOST_WORDS", 1_000)
-    monkeypatch.setattr(tfidf, "AT_ONCE", 512)
+    monkeypatch.setattr(tfidf, "CHUNK", 512)
     text = [f"w{n} {'wing' if n % 3 else 'leg'} c{n % 40}" for n in range(6_000)]
     table = pa.table({"note": text})
     parts = [tfidf._count(table.slice(i, 1_700), ["note"]) for i in range(0, 6_000, 1_700)]
     whole = parts[0] + parts[1] + (parts[2] + parts[3])
     assert len(whole.documents) <= 1_000
-    assert 0 < whole.lost <= whole.total / 500
+    assert 0 < whole.undercount <= whole.total / 500
     monkeypatch.setattr(tfidf, "tally", lambda rows, count: count(rows))
     chosen = tfidf._vocabulary(table, ["note"], whole)  # type: ignore[arg-type]
     assert chosen[:2] == [("note=wing", 4_000), ("note=leg", 2_000)]

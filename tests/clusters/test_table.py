@@ -166,9 +166,9 @@ def test_a_table_that_is_of_no_use_is_one_clear_line(tmp_path: Path) -> None:
             "a.parquet",
             rows(id=None, uid=NAMES),
             {},
-            "no column of ids, called 'id'.*uid, fine|fine",
+            "no id column called 'id'.*uid, fine|fine",
         ),
-        ("a.parquet", rows(fine=None, key=NAMES), {}, "no column of clusters beside 'id'"),
+        ("a.parquet", rows(fine=None, key=NAMES), {}, "no cluster column beside 'id'"),
         ("a.parquet", rows(), {"columns": ("fin",)}, "did you mean 'fine'"),
         ("a.parquet", rows(id=[f"x{n}" for n in range(N)]), {}, "none of its 48 ids"),
         ("a.parquet", rows().slice(0, 0), {}, "none of its 0 ids"),
@@ -177,7 +177,7 @@ def test_a_table_that_is_of_no_use_is_one_clear_line(tmp_path: Path) -> None:
         ("a.parquet", rows(id=[n + 0.5 for n in range(N)]), {}, "ids are integers or strings"),
         ("a.parquet", rows(fine=[[n] for n in FINE]), {}, "column 'fine'.*cannot be told apart"),
         ("a.parquet", rows(fine=list(range(N))), {}, "every image is a singleton.*--clusters.from"),
-        ("a.parquet", rows(fine=[3] * N), {}, "every image falls into one.*--clusters.from"),
+        ("a.parquet", rows(fine=[3] * N), {}, "all images are in one.*--clusters.from"),
     ]
     for name, table, clusters, words in cases:
         if table is not None:

@@ -21,7 +21,7 @@ from wcl_ray.data.decode import _open, _pixels_for, decode_batch, decode_crops, 
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.stream import plan_stream
-from wcl_ray.evaluate.embed import DISTANCE, embed, feature_matrix
+from wcl_ray.evaluate.embed import DISTANCE, embed, feature_tensor
 from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import build_encoder, save_export
 
@@ -181,7 +181,7 @@ def test_evaluation_crops_the_file(data: DataConfig) -> None:
     with torch.inference_mode():
         features = encoder.features(normalise(crop / 255))
         of_view = encoder.features(augment.view(view, None, torch.arange(24), 0, 0))
-    assert np.allclose(feature_matrix(table["feature"]), features.numpy(), atol=2e-2)
+    assert np.allclose(feature_tensor(table["feature"]).numpy(), features.numpy(), atol=2e-2)
     expected = distances(features, of_view).numpy()
     assert np.allclose(table[DISTANCE].to_numpy(), expected, rtol=0.1, atol=1e-3)
     assert expected.min() > 1e-2

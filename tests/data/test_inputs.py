@@ -29,7 +29,7 @@ from wcl_ray.data.sources.tables import read_csv, read_json_lines
 from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.kmeans.vectors import open_vectors
-from wcl_ray.storage import filesystem, found
+from wcl_ray.storage import filesystem, resolve_input
 
 
 def rows_of(data: DataConfig) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -153,7 +153,7 @@ def test_an_existing_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = tmp_path / "photos [2019]"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
-    assert found("photos [2019]") == "photos [2019]"
+    assert resolve_input("photos [2019]") == "photos [2019]"
     assert filesystem((folder / "a b").as_uri())[1] == str(folder / "a b")
     config = Config(data=DataConfig(path=str(folder)), storage=str(tmp_path / "runs"))
     assert str(settle(config)[0].name).startswith("photos-2019-attributes-")

@@ -167,7 +167,7 @@ def test_groups_by_their_exact_values() -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_a_column_that_is_a_label_of_large_integers_is_refused() -> None:
     rows = table(taxon=TAXA, code=[f"c{t}" for t in TAXA], size=[n % 3 for n in range(N)])
-    with pytest.raises(UserError, match="'code' is an image of the label 'taxon'"):
+    with pytest.raises(UserError, match="'code' is equivalent to the label 'taxon'"):
         cluster_metadata(
             ray.data.from_arrow(rows), ClustersConfig(), "taxon", ("taxon", "code", "size")
         )
@@ -206,7 +206,7 @@ def test_a_hierarchy_of_lists() -> None:
         assert np.array_equal(found.clusters, wanted.clusters)
     leaf = [[n % 2, n % 6] for n in range(N)]
     label = [f"t{n % 6}" for n in range(N)]
-    with pytest.raises(UserError, match="'path' is an image of the label 't'"):
+    with pytest.raises(UserError, match="'path' is equivalent to the label 't'"):
         cluster_metadata(ray.data.from_arrow(table(path=leaf, t=label)), alone, "t", ("path",))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -11,14 +13,13 @@ from blobs import blobs, digest, lloyd, small
 
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.errors import UserError
-from wcl_ray.kmeans.fit import Fit
 from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.lloyd import unit_rows
 from wcl_ray.kmeans.nearest import gemm_nearest
-from wcl_ray.kmeans.validate import validate_input
+from wcl_ray.kmeans.state import FILE, Iteration, load_work
 from wcl_ray.kmeans.vectors import open_vectors
-from wcl_ray.kmeans.worker import Step
-from wcl_ray.kmeans.worker_group import WorkerGroup
+from wcl_ray.kmeans.worker import KMeansWorker, Step
+from wcl_ray.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -187,30 +188,39 @@ def test_small_clusters_are_dissolved() -> None:
     assert len(small(6, min_size=10**6).fit(x, init=start).centroids_) == 1
 
 
-@pytest.mark.parametrize("refine", [0, 2])
-def test_two_levels(refine: int) -> None:
+def test_two_levels() -> None:
     flat = small(36, sample=0).fit(X)
-    model = small(36, two_level=True, refine=refine).fit(X)
+    model = small(36, two_level=True).fit(X)
     phases = [row.phase for row in model.history_]
-    assert list(dict.fromkeys(phases)) == ["coarse", "fine"] + ["all"] * bool(refine)
-    assert phases.count("all") <= refine
+    assert list(dict.fromkeys(phases)) == ["coarse", "fine", "all"]
+    assert phases.count("all") <= 2
     assert len(model.centroids_) == 36
-    assert model.inertia_ < (1.04 if refine else 1.1) * flat.inertia_
+    assert model.inertia_ < 1.04 * flat.inertia_
     assert np.bincount(model.labels_, minlength=36).tolist() == model.counts_.tolist()
-    if refine:
-        assert np.array_equal(model.predict(X), model.labels_)
+    assert np.array_equal(model.predict(X), model.labels_)
 
 
-def test_two_levels_stay_inside_the_coarse_clusters() -> None:
-    model = small(36, two_level=True, refine=0)
-    workers = WorkerGroup(open_vectors(X), **model._group_options)
-    work, _ = Fit(workers, model._options, validate_input(workers, model._options), None, None).run(
-        None
-    )
-    step = Step(0, 1.0, work.offsets, (), 1, work.groups)
-    labels = workers.ask("labels", step, 0, work.before, work.coarse)[0][1]
-    workers.stop()
+def test_fine_clusters_start_inside_the_coarse_ones(tmp_path: Path) -> None:
+    def stop(row: Iteration) -> None:
+        if (row.phase, row.number) == ("fine", 3):
+            raise InterruptedError
+
+    folder = Folder(str(tmp_path))
+    with pytest.raises(InterruptedError):
+        small(36, two_level=True, settled=0, checkpoint=folder, progress=stop).fit(X)
+    with np.load(tmp_path / FILE) as stored:
+        fingerprint = json.loads(str(stored["facts"]))["fingerprint"]
+    state = load_work(folder, fingerprint, X.shape[1])
+    assert state is not None
+    work = state[0]
+    assert work.phase == "fine"
+    assert work.before is not None
     assert work.coarse is not None
+    worker = KMeansWorker(spherical=True, kernel="gemm", threads=1, seed=0)
+    step = Step(1, 1.0, work.offsets, (0,), 1, work.groups)
+    worker.call(list(open_vectors(X).pieces), "step", step, work.before, None, work.coarse)
+    assert worker.whole is not None
+    labels = worker.whole.labels[0]
     assert len(work.coarse) == 6
     coarse = gemm_nearest(work.coarse, True)(unit_rows(X))
     groups = np.array(work.groups)

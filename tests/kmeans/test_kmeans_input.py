@@ -37,12 +37,8 @@ def test_options() -> None:
         with pytest.raises(UserError, match="k is a whole number from 1, or several, not"):
             KMeans(k)
     assert KMeans(np.array([5, 20])).ks == (5, 20)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="two_level takes one k"):
-        KMeans((5, 20), two_level=True)
     with pytest.raises(UserError, match="kernel is auto, gemm, faiss, torch, not 'cuda'"):
         KMeans(5, kernel="cuda")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="reduce is auto, star or tree, not 'ring'"):
-        KMeans(5, reduce="ring")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("ray_local")

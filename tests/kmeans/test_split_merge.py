@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from blobs import blobs
+from blobs import blobs, small
 
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.kmeans.kmeans import KMeans
@@ -80,7 +80,7 @@ def test_breathing_finds_every_blob() -> None:
     for name, split_merge in (("with", (0.2, 0.1, 0.1, 0.05)), ("without", ())):
         scores = []
         for seed in range(3):
-            model = KMeans(60, spherical=False, seed=seed, actors=1, split_merge=split_merge).fit(x)
+            model = small(60, spherical=False, seed=seed, split_merge=split_merge).fit(x)
             assert any(row.phase == "split 1" for row in model.history_) == bool(split_merge)
             scores.append(agreement(model.labels_, truth).ari)
         found[name] = scores

@@ -103,7 +103,7 @@ def no_division(options: dict[str, Any]) -> None:
     def divides(self: Worker) -> None:
         raise ZeroDivisionError("by a worker")
 
-    Worker._say_where = divides  # type: ignore[method-assign]
+    Worker._push_start = divides  # type: ignore[method-assign]
 
 
 def long_evaluation(

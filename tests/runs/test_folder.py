@@ -20,7 +20,7 @@ from runs import settle
 import wcl_ray.runs.lock
 from wcl_ray.config import Config, ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.validate import tell_again, validate
+from wcl_ray.evaluate.validate import push_evaluations, validate
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.stored import differences
@@ -202,7 +202,7 @@ def test_an_evaluation_that_the_driver_did_not_read(tmp_path: Path) -> None:
     queue = SimpleNamespace(push=SimpleNamespace(remote=rows.append))
     follower = MetricsWriter(queue, log, "it", on_evaluation=told.append)
     for _ in range(2):  # starts
-        tell_again(queue, run)
+        push_evaluations(queue, run)
         while rows:
             follower._handle(rows.pop(0))
     assert told == [{"epoch": 2, "step": 20, "knn": 0.5}]

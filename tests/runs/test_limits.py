@@ -24,7 +24,7 @@ from runs import ROOT
 
 from wcl_ray.cli import run_job
 from wcl_ray.errors import TrainingError
-from wcl_ray.train.failure import MENDED, explain, final
+from wcl_ray.train.failure import THEN_RESUME, explain, final_error
 from wcl_ray.train.worker import Worker, train_worker
 
 KILLED = (  # as Ray 2.60 says it
@@ -69,7 +69,7 @@ def test_a_full_disk_that_ray_spills_to(mount: Mount, ray_tmp: str, where: str) 
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert f"the disk it spills to: {place}" in line
     assert re.search(r" k?M?B of 21 MB are free", line), line
-    assert "make room there, let Ray spill to another disk (RAY_object_spilling_directory" in line
+    assert "free some space, let Ray spill to another disk (RAY_object_spilling_directory" in line
 
 
 def line_of(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
@@ -125,4 +125,4 @@ def test_no_room_for_what_a_training_worker_reads(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Worker, "__init__", full)
     with pytest.raises(OSError, match="the disk it spills to") as caught:
         train_worker({"task": None})
-    assert str(final(caught.value)).endswith(MENDED)
+    assert str(final_error(caught.value)).endswith(THEN_RESUME)

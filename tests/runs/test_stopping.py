@@ -28,8 +28,9 @@ def blocked(body: str) -> subprocess.Popen[str]:
     code = (
         "import ctypes, sys, threading, time\n"
         "from wcl_ray.cli import run_job\n"
-        "from wcl_ray.stopping import promise\n"
-        f"def body():\n    promise('it is kept')\n    print('started', flush=True)\n{body}\n"
+        "from wcl_ray.stopping import set_resume_hint\n"
+        "def body():\n    set_resume_hint('it is kept')\n"
+        f"    print('started', flush=True)\n{body}\n"
         "run_job(body)\n"
     )
     command = [sys.executable, "-c", code]
@@ -133,7 +134,7 @@ def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
     process = started(tmp_path, "pretrain.py", words, lambda text: "ray " in text)
     pids = descendants(process.pid)
     errors, seconds = stop(process, signal.SIGINT)
-    assert errors == "error: interrupted; the same command starts anew\n"
+    assert errors == "error: interrupted; the same command starts over\n"
     assert process.returncode == 130
     assert seconds < PATIENCE + SLACK
     check_gone(pids)
@@ -183,7 +184,7 @@ def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
     process = started(tmp_path, "cluster.py", words, lambda text: "images " in text)
     pids = descendants(process.pid)
     errors, seconds = stop(process, signal.SIGTERM)
-    assert errors == "error: stopped; the same command starts anew\n"
+    assert errors == "error: stopped; the same command starts over\n"
     assert process.returncode == 143
     assert seconds < PATIENCE + SLACK
     check_gone(pids)

@@ -26,7 +26,7 @@ from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.runs.pretrain import pretrain
-from wcl_ray.runs.snapshot import LIST, mend_snapshot
+from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error, write_file
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
@@ -130,7 +130,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         try:
             folder.check()
         except StorageError as error:
-            os._exit(0 if "Permission denied" in str(error) and error.lasting else 2)
+            os._exit(0 if "Permission denied" in str(error) and error.permanent else 2)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -142,9 +142,9 @@ def test_a_store_that_denies() -> None:
     )
     error = storage_error("s3://b/x", OSError(text))
     assert str(error) == "s3://b/x cannot be used: Access Denied (ACCESS_DENIED)"
-    assert error.lasting
+    assert error.permanent
     slow = OSError("When uploading part: AWS Error NETWORK_CONNECTION: timed out")
-    assert not storage_error("s3://b/x", slow).lasting
+    assert not storage_error("s3://b/x", slow).permanent
 
 
 def test_trying_leaves_nothing(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_a_list_of_checkpoints_that_is_cut_off(tmp_path: Path, content: bytes) -
         checkpoint.save(tmp_path / name, model, optimizer, TrainState(), {})
     whole = (tmp_path / "checkpoint_3/state.pt").read_bytes()
     (tmp_path / "checkpoint_3/state.pt").write_bytes(whole[: len(whole) // 2])
-    folder.write(LIST, content)
-    mend_snapshot(folder)
-    state = json.loads(folder.read(LIST))
+    folder.write(SNAPSHOT, content)
+    repair_snapshot(folder)
+    state = json.loads(folder.read(SNAPSHOT))
     assert state["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint_2"
-    before = folder.read(LIST)
-    mend_snapshot(folder)
-    assert folder.read(LIST) == before
+    before = folder.read(SNAPSHOT)
+    repair_snapshot(folder)
+    assert folder.read(SNAPSHOT) == before
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -263,7 +263,7 @@ def test_a_disk_that_runs_full_in_training(
     saved = list((place / "one/rounds/000/train").glob("checkpoint_*/state.pt"))
     assert len(saved) == 1
     mount("size=200m")
-    (place / "one/rounds/000/train" / LIST).write_bytes(b"")  # as where its own writing failed
+    (place / "one/rounds/000/train" / SNAPSHOT).write_bytes(b"")  # as where its own writing failed
     pretrain(replace(config, resume=True))
     assert "going on from epoch 1, step 6" in capsys.readouterr().out
     assert (place / "one/results.json").exists()
@@ -273,7 +273,7 @@ def test_what_is_full_is_told_apart_from_what_is_not() -> None:
     full = storage_error("/x/y", OSError(errno.ENOSPC, "No space left on device"), 5_000_000)
     assert "/x/y cannot be written: no space left" in str(full)
     assert "5 MB needed" in str(full)
-    assert full.lasting
+    assert full.permanent
     broken = storage_error("/x/y", OSError(errno.EIO, "Input/output error"))
     assert str(broken) == "/x/y cannot be used: Input/output error"
-    assert not broken.lasting
+    assert not broken.permanent

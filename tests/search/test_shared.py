@@ -83,7 +83,7 @@ def setup_of(config: SearchConfig, tmp_path: Path, *spaces: str) -> trial.Setup:
     images = open_images(config.data, config.storage, config.seed, config.validation)
     given, folder = given_dimensions(spaces), Folder(str(tmp_path / "search"))
     found = find_granularities(config, images, given, folder)
-    return _prepare(config, images, found, folder, tuple(default_dimensions(given))).setup
+    return _prepare(config, images, found, folder, tuple(default_dimensions(given)))
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -252,7 +252,7 @@ def test_every_granularity_is_as_it_would_be_made_alone(config: SearchConfig) ->
         ({"columns": ("same",)}, "no column gives"),
         (
             {"kind": "hierarchy", "columns": ("same", "colour"), "level": (1,)},
-            "hierarchy-1: every image falls into one cluster",
+            "hierarchy-1: all images are in one cluster",
         ),
         (
             {"kind": "hierarchy", "columns": ("same", "colour"), "level": (1, 2, 3)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,19 @@ def blobs(
     return x.astype(np.float32), truth
 
 
+TUNABLES = ("sample_iterations", "split_merge", "settled", "two_level", "refine")
+
+
 def small(k: Any, **options: Any) -> KMeans:
-    """A k-means of one actor that leaves room for others on two CPUs."""
-    return KMeans(k, **{"actors": 1, "cpus": 0.1, **options})
+    """A k-means of one actor that leaves room for others on two CPUs.
+
+    Args:
+        options: of KMeans, and fields of its Options that it does not offer.
+    """
+    tunables = {name: options.pop(name) for name in TUNABLES if name in options}
+    model = KMeans(k, **{"actors": 1, "cpus": 0.1, **options})
+    model._options = replace(model._options, **tunables)
+    return model
 
 
 def digest(model: KMeans) -> str:

@@ -59,7 +59,7 @@ def shards() -> dict[str, Any]:
     vectors = open_vectors(data)
     homes = find_homes(vectors)
     workers = WorkerGroup(
-        vectors, actors=4, cpus=1, gpu=False, spherical=False, kernel="gemm", seed=0, reduce="star"
+        vectors, actors=4, cpus=1, gpu=False, spherical=False, kernel="gemm", seed=0
     )
     where = ray.get([actor.node.remote() for actor in workers.actors])
     local = total = 0

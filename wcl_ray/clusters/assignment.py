@@ -1,4 +1,4 @@
-"""The table id → cluster, one column a granularity, and its file."""
+"""The table id → cluster, one column per granularity, and its file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Assignment:
 
     Attributes:
         ids: int64 (N,), strictly increasing.
-        clusters: int32 (N, G), 0 … K-1 by falling size; -1 = singleton.
-        names: of the G granularities, such as ``attributes-20``.
+        clusters: int32 (N, G), 0 … K-1 by decreasing size; -1 = singleton.
+        names: names of the G granularities, such as ``attributes-20``.
         keys: string (N,), the user's own names of the images, or None.
     """
 
@@ -40,32 +40,32 @@ class Assignment:
         """Sort rows by id.
 
         Raises:
-            UserError: a duplicate id, by name.
+            UserError: a duplicate id; the message names it.
         """
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
-        same = np.flatnonzero(ids[1:] == ids[:-1])
+        duplicates = np.flatnonzero(ids[1:] == ids[:-1])
         if keys is not None:
             keys = keys.take(pa.array(order))
-        if len(same):
-            row = int(same[0])
+        if len(duplicates):
+            row = int(duplicates[0])
             name = keys[row].as_py() if keys is not None else None
             raise UserError(
                 f"id {int(ids[row]) if name is None else name!r} occurs more than once "
-                f"({len(same)} duplicates in all); every image needs its own, see --data.id"
+                f"({len(duplicates)} duplicates in all); ids must be unique, see --data.id"
             )
         return Assignment(ids, clusters[order].astype(np.int32), names, keys)
 
     def sizes(self, granularity: int = 0) -> np.ndarray:
-        """int64 (K,): images of each cluster."""
+        """int64 (K,): number of images in each cluster."""
         column = self.clusters[:, granularity]
         return np.bincount(column[column >= 0])
 
     def restrict(self, ids: np.ndarray) -> Assignment:
-        """The rows of some images; their clusters are renumbered by falling size.
+        """The rows with given ids, their clusters renumbered by decreasing size.
 
         Args:
-            ids: int64 (M,), increasing; unknown ones are left out.
+            ids: int64 (M,); unknown ones are ignored.
         """
         kept = np.isin(self.ids, ids)
         columns = [number_codes(c.astype(np.int64), c < 0) for c in self.clusters[kept].T]
@@ -78,7 +78,7 @@ class Assignment:
         return Assignment(self.ids, clusters, ("instance",), self.keys)
 
     def table(self) -> pa.Table:
-        """Columns ``id``, ``key`` where there are keys, and one int32 column a granularity."""
+        """Columns ``id``, ``key`` if there are keys, and one int32 column per granularity."""
         columns = {"id": pa.array(self.ids)}
         if self.keys is not None:
             columns["key"] = self.keys
@@ -87,12 +87,14 @@ class Assignment:
         return pa.table(columns)
 
     def to_parquet(self) -> bytes:
+        """Content of a Parquet file of :meth:`table`."""
         sink = io.BytesIO()
         pq.write_table(self.table(), sink, compression="zstd")
         return sink.getvalue()
 
     @staticmethod
     def from_parquet(content: bytes) -> Assignment:
+        """Read what :meth:`to_parquet` wrote."""
         table = pq.read_table(io.BytesIO(content))
         names = tuple(n for n in table.column_names if n not in ("id", "key"))
         columns = [table[name].to_numpy() for name in names]
@@ -101,14 +103,14 @@ class Assignment:
 
 
 def number_codes(codes: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Cluster numbers of equal codes: 0 is the largest cluster, ties by code.
+    """Number the codes by decreasing frequency, ties by code.
 
     Args:
         codes: int64 (N,).
         missing: bool (N,), rows without a cluster.
 
     Returns:
-        int32 (N,), independent of the order of rows; -1 where missing.
+        int32 (N,) cluster numbers, independent of the order of rows; -1 where missing.
     """
     numbers = np.full(len(codes), -1, dtype=np.int32)
     _, inverse, counts = np.unique(codes[~missing], return_inverse=True, return_counts=True)

@@ -18,7 +18,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
 IMAGES_A_CLUSTER = 50  # of the default k
-FEW = 4  # images without metadata a cluster, below which they stay singletons
+MIN_WITHOUT_METADATA = 8  # fewer images stay singletons
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class FeatureClusters:
     """k-means clusters by position.
 
     Attributes:
-        ids: int64 (N,), of the positions.
-        clusters: int32 (N, G), 0 … K-1 by falling size; -1 = no feature.
-        names: of the granularities, such as ``kmeans-100``.
-        centroids: float32 (K, d) of each granularity, in the order of its clusters.
-        facts: inertia, iterations and warnings, for the run folder.
+        ids: int64 (N,), id of each position.
+        clusters: int32 (N, G), 0 … K-1 by decreasing size; -1 = no feature.
+        names: names of the granularities, such as ``kmeans-100``.
+        centroids: float32 (K, d) for each granularity, in the order of its clusters.
+        report: inertia, iterations and warnings, for the run folder.
     """
 
     ids: np.ndarray
     clusters: np.ndarray
     names: tuple[str, ...]
     centroids: tuple[np.ndarray, ...]
-    facts: dict[str, Any]
+    report: dict[str, Any]
 
 
-def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
-    """Numbers of clusters: those asked for, else one for every 50 images.
+def choose_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
+    """Numbers of clusters: the configured ones, else one for every 50 images.
 
     Raises:
         UserError: more clusters than images.
@@ -52,8 +52,10 @@ def wanted_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
     return ks
 
 
-def to_cluster(config: ClustersConfig, base: Assignment) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Images whose features are clustered, bool (N,), and into how many clusters; () where too few
+def images_to_cluster(
+    config: ClustersConfig, base: Assignment
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The images to cluster by their features, bool (N,), and into how many clusters; () if too few
     are without metadata.
 
     Args:
@@ -62,12 +64,12 @@ def to_cluster(config: ClustersConfig, base: Assignment) -> tuple[np.ndarray, tu
     Raises:
         UserError: fewer images than clusters.
     """
-    wanted: np.ndarray = np.asarray((base.clusters < 0).all(1))
-    count = int(wanted.sum())
-    if config.missing == "kmeans" and count < 2 * FEW:
-        return wanted, ()
-    ks = wanted_k(config, count)
-    return wanted, ks if wanted.all() else ks[:1]  # beside metadata, one number is enough
+    singletons: np.ndarray = np.asarray((base.clusters < 0).all(1))
+    count = int(singletons.sum())
+    if config.missing == "kmeans" and count < MIN_WITHOUT_METADATA:
+        return singletons, ()
+    ks = choose_k(config, count)
+    return singletons, ks if singletons.all() else ks[:1]  # beside metadata, one k is enough
 
 
 def cluster_features(
@@ -87,19 +89,19 @@ def cluster_features(
 
     Args:
         vectors: rows ``__id`` and ``feature`` (null = left out), or an opened source of vectors.
-        ids: int64 (N,), of the positions, increasing; None: every vector has one.
-        ks: clusters of each granularity.
-        before: int32 (N, G), the clusters of the round before, to start from.
+        ids: int64 (N,), id of each position, increasing; None: those of the vectors.
+        ks: number of clusters of each granularity.
+        before: int32 (N, G), the clusters of the previous round, to start from.
         checkpoint: folder for the state after every iteration.
         actors, cpus: see :class:`KMeans`.
 
     Raises:
         UserError: see :meth:`KMeans.fit`.
     """
-    directions = {"auto": config.features != "metadata", "yes": True, "no": False}
+    spherical = {"auto": config.features != "metadata", "yes": True, "no": False}
     model = KMeans(
         ks,
-        spherical=directions[config.spherical],
+        spherical=spherical[config.spherical],
         iterations=config.iterations,
         nested=config.nested,
         min_size=config.min_size,
@@ -119,21 +121,22 @@ def cluster_features(
     for text in model.warnings_:
         warn(f"k-means: {text}")
     ids = model.ids_ if ids is None else ids
-    place = positions_of(ids, model.ids_)
-    known = place >= 0
-    found = np.full((len(ids), len(ks)), -1, np.int32)
-    found[place[known]] = model.labels_[known]
-    columns, centroids = [], []
-    for old, own in zip(found.T, model.centroids_, strict=True):
-        columns.append(number_codes(old.astype(np.int64), old < 0))
-        order = np.empty(columns[-1].max(initial=-1) + 1, np.int64)
-        order[columns[-1][old >= 0]] = old[old >= 0]
-        centroids.append(own[order])
-    facts = {
+    positions = positions_of(ids, model.ids_)
+    known = positions >= 0
+    fitted = np.full((len(ids), len(ks)), -1, np.int32)
+    fitted[positions[known]] = model.labels_[known]
+    clusters, centroids = [], []
+    for old, old_centroids in zip(fitted.T, model.centroids_, strict=True):
+        new = number_codes(old.astype(np.int64), old < 0)
+        old_of_new = np.empty(new.max(initial=-1) + 1, np.int64)
+        old_of_new[new[old >= 0]] = old[old >= 0]
+        clusters.append(new)
+        centroids.append(old_centroids[old_of_new])
+    report = {
         "inertia": model.inertia_,
         "vectors": len(model.ids_),
         "iterations": [asdict(row) for row in model.history_],
         "warnings": model.warnings_,
     }
     names = tuple(f"kmeans-{k}" for k in ks)
-    return FeatureClusters(ids, np.stack(columns, 1), names, tuple(centroids), facts)
+    return FeatureClusters(ids, np.stack(clusters, 1), names, tuple(centroids), report)

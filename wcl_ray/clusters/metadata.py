@@ -1,7 +1,7 @@
-"""Stage 1 from metadata, whatever the kind of clusters (:mod:`wcl_ray.clusters.kinds`).
+"""Stage 1 from metadata, for any kind of clusters (:mod:`wcl_ray.clusters.kinds`).
 
-Two passes of Ray Data over the metadata: the first counts values, the driver chooses, the second
-turns every row into one key per granularity. Rows with equal keys are a cluster.
+Two passes of Ray Data over the metadata: the first counts values, from which the driver chooses,
+the second turns every row into one key per granularity. Rows with equal keys form a cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wcl_ray.clusters.binarise import (
     Columns,
     attributes,
     count_column,
-    count_some,
+    count_selected,
 )
 from wcl_ray.clusters.tally import NO_ROWS, tally
 from wcl_ray.config import ClustersConfig
@@ -38,14 +38,14 @@ Keys = Callable[[pa.Table], list[pa.Array]]
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters and how they came about.
+    """Clusters and how they were made.
 
     Attributes:
         labels: int32 (N,), label of each position; -1 = missing; None without a label.
-        classes: number of different labels.
-        chosen: the attributes by falling entropy, those of the largest top-k.
+        classes: number of distinct labels.
+        chosen: the attributes of the largest top-k, by decreasing entropy.
         skipped: column → why it was not used.
-        notes: warnings for people.
+        notes: warnings to show the user.
     """
 
     assignment: Assignment
@@ -60,7 +60,7 @@ def columns_of(config: ClustersConfig, label: str | None, available: tuple[str, 
     """The metadata columns that a clustering reads.
 
     Raises:
-        UserError: the label is among them, there are none, or label clusters without a label.
+        UserError: the label is among them, there are none, or a kind needs a label without one.
     """
     return list(KINDS.get(config.kind)(config, label, available).columns)
 
@@ -73,33 +73,32 @@ def cluster_metadata(
     seed: int = 0,
     strict: bool = True,
 ) -> Clustering:
-    """Cluster images by their metadata; k-means of features starts with every image a singleton.
+    """Cluster images by their metadata; k-means of features starts with all images as singletons.
 
     Args:
         rows: ``__id``, ``__key``, the columns of :func:`columns_of` and the label.
         label: name of the label column, for the quality report and the leak check.
         available: all metadata columns of the source.
-        seed: of k-means over metadata.
-        strict: refuse one cluster only, and nothing but singletons.
+        seed: seed of k-means over metadata.
+        strict: refuse a single cluster, and singletons only.
 
     Raises:
-        UserError: no usable column, one cluster only, nothing but singletons, a column that is an
-            image of the label, a level beyond the hierarchy, a duplicate id, no rows.
+        UserError: no usable column, a single cluster, singletons only, a column that is equivalent
+            to the label, a level beyond the hierarchy, a duplicate id, no rows.
     """
-    found: Clustering = KINDS.get(config.kind)(config, label, available).cluster(rows, seed)
+    clustering: Clustering = KINDS.get(config.kind)(config, label, available).cluster(rows, seed)
     if strict:
-        check(found.assignment, config.kind)
-    return found
+        check(clustering.assignment, config.kind)
+    return clustering
 
 
 def attribute_bits(
     rows: Dataset, columns: list[str], config: ClustersConfig, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The binary attributes of the highest entropy as bits, for any kind of metadata.
+    """The ``most`` binary attributes of highest entropy as packed bits, for any kind of metadata.
 
     Args:
         rows: ``__id`` and the columns.
-        most: attributes.
 
     Returns:
         int64 (N,) increasing ids, and uint8 (N, most / 8) packed bits; attributes that do not exist
@@ -117,8 +116,8 @@ def attribute_bits(
     def pack(table: pa.Table) -> pa.Table:
         arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
         bits = np.zeros((table.num_rows, most), dtype=bool)
-        for place, attribute in enumerate(chosen):
-            bits[:, place] = attribute.mask(arrays[attribute.column])
+        for i, attribute in enumerate(chosen):
+            bits[:, i] = attribute.mask(arrays[attribute.column])
         packed = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(most // 8), table.num_rows, [None, pa.py_buffer(np.packbits(bits, axis=1))]
         )
@@ -137,49 +136,53 @@ def attribute_bits(
 def count_columns(
     rows: Dataset, columns: list[str], label: str | None, min_share: float | None = None
 ) -> dict[str, ColumnCounts]:
-    """Counts of the columns; exact ones of all values that attributes can be made of.
+    """Counts of the columns, exact for all values that can become attributes.
 
     Args:
-        min_share: of an attribute; None: only for the check against the label.
+        min_share: smallest share of an attribute; None: counts are only for the leak check.
     """
 
     def count(table: pa.Table) -> Columns:
-        target = None if label is None else value_texts(label, table, "data.label")
-        return Columns({name: count_column(table[name], target) for name in columns})
+        labels = None if label is None else value_texts(label, table, "data.label")
+        return Columns({name: count_column(table[name], labels) for name in columns})
 
     counts = tally(rows, count)
-    wanted = {}
+    candidates = {}
     for name, column in counts.items():
-        if column.lost and column.kind != "number" and min_share is not None:
-            least = column.enough(min_share) - column.lost
-            wanted[name] = [value for value, count in column.values.items() if count >= least]
-    if not wanted:
+        if column.undercount and column.kind != "number" and min_share is not None:
+            least = column.min_rows(min_share) - column.undercount
+            candidates[name] = [value for value, n in column.values.items() if n >= least]
+    if not candidates:
         return counts
 
     def recount(table: pa.Table) -> Columns:
-        return Columns({name: count_some(table[name], few) for name, few in wanted.items()})
+        return Columns({n: count_selected(table[n], values) for n, values in candidates.items()})
 
     for name, exact in tally(rows, recount).items():
-        least = counts[name].enough(min_share or 0)
+        least = counts[name].min_rows(min_share or 0)
         counts[name].values = Counter({v: n for v, n in exact.items() if n >= least})
     return counts
 
 
 def leaks(counts: dict[str, ColumnCounts], label: str | None) -> list[str]:
-    """Refuse columns that are the label under other names; warn of those that determine it."""
+    """Warnings of columns that determine the label.
+
+    Raises:
+        UserError: a column is equivalent to the label.
+    """
     notes = []
     for name, column in counts.items():
         pairs = column.pairs
         if not pairs or column.nulls > 0.5 * column.rows:
             continue
-        values, labels = {v for v, _ in pairs}, {t for _, t in pairs}
+        values, labels = map(set, zip(*pairs, strict=True))
         if len(labels) < 2 or len(pairs) != len(values):
             continue
         if len(values) == len(labels):
             others = " ".join(n for n in counts if n != name)
             raise UserError(
-                f"column {name!r} is an image of the label {label!r}: each of its {len(values)} "
-                "values stands for one class, so the clusters would be told the answer; leave it "
+                f"column {name!r} is equivalent to the label {label!r}: each of its {len(values)} "
+                "values stands for one class, so the clusters would give the answer away; leave it "
                 f"out with --clusters.columns {others}"
             )
         if len(values) <= 0.5 * column.rows:
@@ -188,7 +191,7 @@ def leaks(counts: dict[str, ColumnCounts], label: str | None) -> list[str]:
 
 
 def value_texts(column: str, table: pa.Table, option: str = "clusters.columns") -> pa.Array:
-    """The values of a column as strings, equal ones of whatever type."""
+    """The values of a column as strings, the same for equal values of different types."""
     return value_names(table[column], f"{option} {column!r}")
 
 
@@ -200,67 +203,67 @@ def hashed(values: pa.Array) -> pa.Array:
 
 
 def _codes(keys: pa.Array) -> pa.Array:
-    """int64 keys as they are, the hashes of others."""
+    """int64 keys unchanged, hashes of any others."""
     return keys if keys.type == pa.int64() else hashed(keys.cast(pa.string()))
 
 
 def assign(
     rows: Dataset, keys_of: Keys, names: tuple[str, ...], label: str | None
 ) -> tuple[Assignment, np.ndarray | None, int]:
-    """Clusters of rows with equal keys, in one pass.
+    """Cluster rows with equal keys, in one pass.
 
     Args:
-        rows: ``__id``, ``__key``, and what ``keys_of`` reads.
+        rows: ``__id``, ``__key``, and the columns that ``keys_of`` reads.
         keys_of: see :meth:`wcl_ray.clusters.kinds.Kind.keys`.
-        names: of the granularities.
+        names: names of the granularities.
 
     Returns:
         The assignment, int32 (N,) labels (None without a label), and the number of classes.
     """
 
-    def coded(table: pa.Table) -> Iterator[pa.Table]:
-        found = {ID: table[ID], KEY: table[KEY]}
-        found |= {f"c{i}": _codes(keys) for i, keys in enumerate(keys_of(table))}
+    def encode(table: pa.Table) -> Iterator[pa.Table]:
+        columns = {ID: table[ID], KEY: table[KEY]}
+        columns |= {f"c{i}": _codes(keys) for i, keys in enumerate(keys_of(table))}
         if label is not None:
-            found["label"] = hashed(value_texts(label, table, "data.label"))
-        yield pa.table(found)
+            columns["label"] = hashed(value_texts(label, table, "data.label"))
+        yield pa.table(columns)
 
-    made = rows.map_batches(coded, batch_format="pyarrow", batch_size=None)
-    refs = made.to_arrow_refs()
-    note("metadata", made)
-    parts = [part for part in ray.get(refs) if part.num_rows]
-    if not parts:
+    encoded = rows.map_batches(encode, batch_format="pyarrow", batch_size=None)
+    refs = encoded.to_arrow_refs()
+    note("metadata", encoded)
+    blocks = [block for block in ray.get(refs) if block.num_rows]
+    if not blocks:
         raise UserError(NO_ROWS)
-    table = pa.concat_tables(parts)
-    clusters = np.stack([_numbers(table[f"c{i}"]) for i in range(len(names))], axis=1)
-    keys = table[KEY].combine_chunks()
-    given = None if keys.null_count == len(keys) else keys
+    table = pa.concat_tables(blocks)
+    clusters = np.stack([_number_column(table[f"c{i}"]) for i in range(len(names))], axis=1)
+    all_keys = table[KEY].combine_chunks()
+    keys = None if all_keys.null_count == len(all_keys) else all_keys
     ids = table[ID].to_numpy()
-    assignment = Assignment.from_rows(ids, clusters, names, given)
+    assignment = Assignment.from_rows(ids, clusters, names, keys)
     if label is None:
         return assignment, None, 0
-    labels = _numbers(table["label"])[np.argsort(ids, kind="stable")]
+    labels = _number_column(table["label"])[np.argsort(ids, kind="stable")]
     return assignment, labels, int(labels.max(initial=-1)) + 1
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+def _number_column(column: pa.ChunkedArray) -> np.ndarray:
     missing = column.is_null().to_numpy()
     return number_codes(column.fill_null(0).to_numpy(), missing)
 
 
 def check(assignment: Assignment, kind: str) -> None:
-    """Raise a UserError when nothing can be learned from clusters: one only, or single images."""
+    """Raise a UserError if there is a single cluster, or only singletons."""
     if (assignment.clusters < 0).all() and KINDS.get(kind).needs in ("features", "nothing"):
         return
     options = "--clusters.top-k or --clusters.level"
     coarser, finer = f"lower {options}", f"raise {options}"
     if kind == "table":
         coarser = finer = "choose another --clusters.from"
-    for number, name in enumerate(assignment.names):
-        sizes = assignment.sizes(number)
+    for granularity, name in enumerate(assignment.names):
+        sizes = assignment.sizes(granularity)
         if len(sizes) == 1 and int(sizes[0]) == len(assignment.ids):
             raise UserError(
-                f"{name}: every image falls into one cluster (K = 1), nothing is left to push "
+                f"{name}: all images are in one cluster (K = 1), which leaves nothing to push "
                 f"apart; {finer}, or choose other columns"
             )
         if len(sizes) == 0 or int(sizes.max()) == 1:

@@ -1,4 +1,4 @@
-"""Clusters that exist already: a table of ids and clusters, of another run or the user's own."""
+"""Existing clusters: a table of ids and clusters, of another run or the user's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wcl_ray.data.sources.tables import NAME, decode_text, read_csv
 from wcl_ray.data.stream import positions_of
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError, reading
-from wcl_ray.storage import filesystem, found
+from wcl_ray.storage import filesystem, resolve_input
 from wcl_ray.terminal import say
 
 NO_CLUSTER = -1
@@ -29,78 +29,78 @@ OURS = ("id", "key", NAME)  # columns of a table that name the images
 
 @dataclass(frozen=True)
 class ClusterTable:
-    """An opened table.
+    """A table of ids and clusters.
 
     Attributes:
-        where: its path, for messages.
-        id_column: name of the column in ``rows`` that holds the ids; all others are granularities.
+        path: of the table, for messages.
+        id_column: the column of ``rows`` that holds the ids; all others are granularities.
     """
 
-    where: str
+    path: str
     rows: pa.Table
     id_column: str
 
     def assign(self, images: Assignment) -> Assignment:
-        """The clusters of images. Those that the table lacks have none; their number is printed.
+        """The images with the clusters of the table. Images not in it become singletons; their
+        number is printed.
 
         Args:
-            images: its clusters are not looked at.
+            images: its clusters are ignored.
 
         Raises:
-            UserError: an id that occurs twice, no image in the table, or values that are no
-                clusters.
+            UserError: a duplicate id, no image in the table, or values that cannot be clusters.
         """
         names = [name for name in self.rows.column_names if name != self.id_column]
         codes = [self._codes(name) for name in names]
         rows = self._rows_of(images)
-        there = rows >= 0
+        in_table = rows >= 0
         columns = [
-            number_codes(np.where(there, code[rows], NO_CLUSTER), ~there | missing[rows])
+            number_codes(np.where(in_table, code[rows], NO_CLUSTER), ~in_table | missing[rows])
             for code, missing in codes
         ]
-        lacking = int((~there).sum())
-        if lacking:
-            text = f"{lacking:,} of {len(rows):,} images are not in {self.where}"
+        absent = int((~in_table).sum())
+        if absent:
+            text = f"{absent:,} of {len(rows):,} images are not in {self.path}"
             say("clusters", f"{text}; each is a cluster of its own")
         return replace(images, clusters=np.stack(columns, 1), names=tuple(names))
 
     def _codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """int64 code of each row's cluster, and bool: it has none."""
+        """int64 (n,) code of each row's cluster, and bool (n,): whether it has none."""
         values = decoded(self.rows[name])
         if pat.is_integer(values.type) and not pat.is_uint64(values.type):
             codes = values.fill_null(NO_CLUSTER).to_numpy().astype(np.int64)
             return codes, codes == NO_CLUSTER
-        texts = value_names(values, f"{self.where}: column {name!r}")
+        texts = value_names(values, f"{self.path}: column {name!r}")
         codes = hashed(texts).fill_null(0).to_numpy()
         none = pc.equal(texts, str(NO_CLUSTER)).fill_null(True)
         return codes, none.to_numpy(zero_copy_only=False)
 
     def _rows_of(self, images: Assignment) -> np.ndarray:
         """int64 (N,): row of each image, -1 = none."""
-        for ids in self._spellings():
+        for ids in self._id_candidates():
             order = np.argsort(ids, kind="stable")
-            same = np.flatnonzero(np.diff(ids[order]) == 0)
-            if len(same):
-                name = self.rows[self.id_column][int(order[same[0]])].as_py()
+            duplicates = np.flatnonzero(np.diff(ids[order]) == 0)
+            if len(duplicates):
+                name = self.rows[self.id_column][int(order[duplicates[0]])].as_py()
                 raise UserError(
-                    f"{self.where}: {self.id_column} {name!r} occurs more than once "
-                    f"({len(same)} duplicates in all); every image has one row"
+                    f"{self.path}: {self.id_column} {name!r} occurs more than once "
+                    f"({len(duplicates)} duplicates in all); every image may have one row only"
                 )
-            place = positions_of(ids[order], images.ids)
-            if (place >= 0).any():
-                return np.where(place >= 0, order[place], -1)
+            positions = positions_of(ids[order], images.ids)
+            if (positions >= 0).any():
+                return np.where(positions >= 0, order[positions], -1)
         key = None if images.keys is None else images.keys[0].as_py()
-        theirs = [self.rows[self.id_column][0].as_py()] if self.rows.num_rows else "nothing"
+        example = [self.rows[self.id_column][0].as_py()] if self.rows.num_rows else "nothing"
         raise UserError(
-            f"{self.where}: none of its {self.rows.num_rows:,} ids is that of a training image; "
-            f"column {self.id_column!r} holds {theirs}, the images {[key or int(images.ids[0])]}; "
+            f"{self.path}: none of its {self.rows.num_rows:,} ids is that of a training image; "
+            f"column {self.id_column!r} holds {example}, the images {[key or int(images.ids[0])]}; "
             "ids are those of --data.id, or names of files relative to the data"
         )
 
-    def _spellings(self) -> Iterator[np.ndarray]:
-        """Ids as they stand there, else numbers for texts or texts for numbers."""
+    def _id_candidates(self) -> Iterator[np.ndarray]:
+        """The ids as they are, then numeric ids as strings or string ids as numbers."""
         column = self.rows[self.id_column]
-        yield ids_of(column, self.id_column, self.where)[0].to_numpy()
+        yield ids_of(column, self.id_column, self.path)[0].to_numpy()
         values = decoded(column)
         if pat.is_integer(values.type):
             yield hash_strings(values.cast(pa.string()).to_pylist())
@@ -118,45 +118,44 @@ def open_table(
     endpoint: str | None = None,
     encoding: str | None = None,
 ) -> ClusterTable:
-    """Read the ids and the clusters of a table, and nothing else of it.
+    """Read only the id and cluster columns of a table.
 
     Args:
         uri: Parquet file, folder of Parquet files, or CSV file.
-        id_column: name that ids have in the data, if any.
-        columns: the granularities; all that do not name the images by default.
+        id_column: name of the id column in the data, if any.
+        columns: the granularities; by default all columns that do not name the images.
 
     Raises:
-        UserError: nothing there, not readable, no column of ids or of clusters.
+        UserError: the table does not exist, cannot be read, or has no id or cluster column.
     """
-    fs, path = filesystem(found(uri), endpoint)
+    fs, path = filesystem(resolve_input(uri), endpoint)
     keys = tuple(dict.fromkeys([*([id_column] if id_column else []), "id", NAME]))
     with reading(f"clusters.from {uri}"):
         if fs.get_file_info(path).type == pafs.FileType.NotFound:
-            raise UserError(f"clusters.from {uri}: there is no such run or file")
+            raise UserError(f"clusters.from {uri}: no such run or file")
         if path.lower().endswith((".csv", ".tsv", ".txt")):
             with fs.open_input_stream(path) as stream:
                 text = decode_text(stream.read(), encoding, uri)
-            whole = read_csv(text, uri, as_text=frozenset(keys))
-            dataset, names = pads.dataset(whole), whole.column_names
+            csv = read_csv(text, uri, as_text=frozenset(keys))
+            dataset, names = pads.dataset(csv), csv.column_names
         else:
             dataset = pads.dataset(path, filesystem=fs, format="parquet")
             names = dataset.schema.names
     listed = f"its columns are: {', '.join(names) or '(none)'}"
-    own = next((name for name in keys if name in names), None)
-    if own is None:
+    key = next((name for name in keys if name in names), None)
+    if key is None:
         raise UserError(
-            f"clusters.from {uri} has no column of ids, called "
-            f"{' or '.join(map(repr, keys))}; {listed}"
+            f"clusters.from {uri} has no id column called {' or '.join(map(repr, keys))}; {listed}"
         )
     for name in columns:
-        if name not in names or name in (own, *OURS):
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if name not in names or name in (key, *OURS):
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {similar[0]!r}?)" if similar else ""
             raise UserError(
-                f"clusters.columns {name!r} is not a column of clusters in {uri}{hint}; {listed}"
+                f"clusters.columns {name!r} is not a cluster column of {uri}{hint}; {listed}"
             )
-    wanted = columns or tuple(name for name in names if name not in (*keys, *OURS))
-    if not wanted:
-        raise UserError(f"clusters.from {uri} has no column of clusters beside {own!r}; {listed}")
+    granularities = columns or tuple(name for name in names if name not in (*keys, *OURS))
+    if not granularities:
+        raise UserError(f"clusters.from {uri} has no cluster column beside {key!r}; {listed}")
     with reading(f"clusters.from {uri}"):
-        return ClusterTable(uri, dataset.to_table(columns=[own, *wanted]), own)
+        return ClusterTable(uri, dataset.to_table(columns=[key, *granularities]), key)

@@ -1,1 +1,1 @@
-"""How good an encoder is: embeddings, kNN, linear probe, geometry of the features."""
+"""Evaluation of encoders: embeddings, kNN, linear probe, geometry of the features."""

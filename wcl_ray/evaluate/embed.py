@@ -1,4 +1,4 @@
-"""Features of images through Ray Data: by actors on GPUs, by tasks on CPUs."""
+"""Features of images, computed with Ray Data: by actors on GPUs, by tasks on CPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wcl_ray.device import device_for
 from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import load_exported, load_projector
 
-TEST = "__test"  # bool column of rows that need no view
+TEST = "__test"  # bool column: test images
 DISTANCE = "__distance"  # float32 column, see embed
 
 
@@ -45,15 +45,15 @@ def embed(
             :meth:`wcl_ray.data.stream.Stream.images`.
         weights: content of ``encoder.safetensors``.
         store_size: side of kept pixels, and side to which files are decoded for encoders of at most
-            64 pixels. For larger ones the crops are cut out of the files.
-        columns: metadata columns to hand on.
-        cpus: of each task or actor.
-        gpu: embed on ``actors`` actors with a GPU each.
+            64 pixels. For larger ones only the crops are decoded.
+        columns: metadata columns to keep.
+        cpus: CPUs of each task or actor.
+        gpu: use ``actors`` actors with a GPU each.
         views: add ``__distance``, the squared distance of the normalised features of the centre
-            crop and of a random view, for the alignment (null in rows whose column ``__test`` is
-            true, and for unreadable images).
-        projector: content of ``projector.safetensors``: its output, of unit length, instead of the
-            backbone's.
+            crop and a random view, for the alignment; null for test images (``__test``) and
+            unreadable ones.
+        projector: content of ``projector.safetensors``: return its output, normalised to unit
+            length, instead of the backbone's.
 
     Returns:
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
@@ -61,15 +61,15 @@ def embed(
     """
     common: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus}
     settings = (store_size, columns, cpus, views, device_for(gpu))
-    reference = ray.put((weights, projector))
+    weights_ref = ray.put((weights, projector))
     if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
-        # no batch_size, which would put as many files of the source into one task
-        kwargs = {"weights": reference, "settings": settings, "batch_size": batch_size}
+        # a batch_size here would merge blocks, and with them the files that a task reads
+        kwargs = {"weights_ref": weights_ref, "settings": settings, "batch_size": batch_size}
         return rows.map_batches(_embed_in_task, batch_size=None, fn_kwargs=kwargs, **common)
     return rows.map_batches(
         _Embedder,
         fn_constructor_args=settings,
-        fn_kwargs={"weights": reference},
+        fn_kwargs={"weights_ref": weights_ref},
         compute=ActorPoolStrategy(size=actors),
         num_gpus=1,
         batch_size=batch_size,
@@ -80,11 +80,10 @@ def embed(
 def centre_crops(
     files: Sequence[bytes | None], image_size: int, store_size: int, pool: ThreadPoolExecutor
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """What the evaluation looks at of image files.
+    """Decode the centre crops of image files, as the evaluation sees them.
 
     Args:
-        store_size: side to which files are decoded for images of at most 64 pixels; the crops of
-            larger ones are cut out of the files.
+        store_size: see :func:`embed`.
 
     Returns:
         float (B, 3, image_size, image_size), normalised, and row → why it cannot be read.
@@ -101,56 +100,58 @@ def centre_crops(
 
 
 def resources(gpus: int) -> dict[str, Any]:
-    """``actors``, ``cpus`` and ``gpu`` for :func:`embed`. Actors on GPUs hold half of the CPUs of
+    """``actors``, ``cpus`` and ``gpu`` for :func:`embed`. Actors on GPUs get half of the CPUs of
     their nodes; the rest is for the tasks that read and write."""
     if not gpus:
         return {"cpus": 1.0, "gpu": False}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    parts = [r.get("CPU", 0.0) // (2 * r["GPU"]) for r in nodes if r.get("GPU", 0) >= 1]
-    return {"actors": gpus, "cpus": float(max(1, min(parts, default=1.0))), "gpu": True}
+    cpus = [r.get("CPU", 0.0) // (2 * r["GPU"]) for r in nodes if r.get("GPU", 0) >= 1]
+    return {"actors": gpus, "cpus": float(max(1, min(cpus, default=1.0))), "gpu": True}
 
 
-_CACHE: dict[Any, _Embedder] = {}
+_CACHE: dict[Any, _Embedder] = {}  # of this process, at most one
 
 
 def _embed_in_task(
-    table: pa.Table, weights: Any, settings: tuple[Any, ...], batch_size: int
+    table: pa.Table, weights_ref: Any, settings: tuple[Any, ...], batch_size: int
 ) -> Iterator[pa.Table]:
-    key = (weights.hex(), settings)
+    key = (weights_ref.hex(), settings)
     if key not in _CACHE:
         _CACHE.clear()
         _CACHE[key] = _Embedder(*settings)
     for start in range(0, len(table), batch_size):
-        yield _CACHE[key](table.slice(start, batch_size), weights)
+        yield _CACHE[key](table.slice(start, batch_size), weights_ref)
 
 
 class _Embedder:
+    """Computes the features of blocks; loads the weights at the first."""
+
     def __init__(
         self, store_size: int, columns: tuple[str, ...], cpus: float, views: bool, device: str
     ) -> None:
         threads = max(1, int(cpus))
         torch.set_num_threads(threads)
         self.device = torch.device(device)
-        self.size, self.columns, self.views = store_size, columns, views
+        self.store_size, self.columns, self.views = store_size, columns, views
         self.pool = ThreadPoolExecutor(threads)
         self.backbone: torch.nn.Module | None = None
         self.projector: torch.nn.Module | None = None
 
-    def _load(self, weights: Any) -> None:
-        backbone, projector = ray.get(weights)
+    def _load(self, weights_ref: Any) -> None:
+        backbone, projector = ray.get(weights_ref)
         self.backbone = load_exported(backbone).to(self.device)
         if projector is not None:
             self.projector = load_projector(projector).to(self.device)
         self.image_size = int(self.backbone.image_size)  # type: ignore[arg-type]
         self.augment = Augment(AugmentConfig(), self.image_size, seed=0)
 
-    def __call__(self, table: pa.Table, weights: Any) -> pa.Table:
+    def __call__(self, table: pa.Table, weights_ref: Any) -> pa.Table:
         if self.backbone is None:
-            self._load(weights)
+            self._load(weights_ref)
         faults = table[FAULT].to_pylist()
         aspect: torch.Tensor | None = None
-        if "__pixels" in table.column_names:  # kept decoded
-            pixels, aspects = kept_pixels(table, self.size)
+        if "__pixels" in table.column_names:
+            pixels, aspects = kept_pixels(table, self.store_size)
             images = torch.from_numpy(pixels.copy()).to(self.device)
             aspect = torch.from_numpy(aspects.copy()).to(self.device)
         else:
@@ -159,32 +160,31 @@ class _Embedder:
             images = decoded.images.to(self.device)
             if images.ndim == 4:
                 aspect = decoded.aspect.to(self.device)
-        found = {name: table[name] for name in (ID, KEY, *self.columns)}
-        found[FAULT] = pa.array(faults, pa.string())
+        columns = {name: table[name] for name in (ID, KEY, *self.columns)}
+        columns[FAULT] = pa.array(faults, pa.string())
         bad = np.array([fault is not None for fault in faults], dtype=bool)
-        if aspect is None:  # cut out of the files
+        if aspect is None:  # crops: the centre, then perhaps a view
             crops, images = normalise(images[:, 0].to(torch.float32) / 255), images[:, -1]
         else:
             crops = centre(images, aspect, self.image_size)
         features = self._features(crops)
-        found["feature"] = _column(features, bad)
+        columns["feature"] = _feature_column(features, bad)
         if self.views:
-            found[DISTANCE] = self._distances(table, images, aspect, bad, features)
-        return pa.table(found)
+            columns[DISTANCE] = self._distances(table, images, aspect, bad, features)
+        return pa.table(columns)
 
     def _decode(self, table: pa.Table) -> Decoded:
-        """The whole images; above 64 pixels their centre crops, and what a random view shows, out
-        of the files."""
+        """The images; above 64 pixels, only their centre crops and the crops of a random view."""
         files = table[IMAGE].to_pylist()
         if self.image_size <= 64:
-            return decode_batch(files, self.size, self.pool)
+            return decode_batch(files, self.store_size, self.pool)
         ids = torch.from_numpy(table[ID].to_numpy().copy())
 
         def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
-            shown = [centre_boxes(aspect, self.image_size)]
+            crops = [centre_boxes(aspect, self.image_size)]
             if self.views:
-                shown.append(self.augment.boxes(ids[rows], aspect, 0)[:, 0])
-            return torch.stack(shown, 1)
+                crops.append(self.augment.boxes(ids[rows], aspect, 0)[:, 0])
+            return torch.stack(crops, 1)
 
         return decode_crops(files, boxes, 1 + self.views, self.image_size, self.pool)
 
@@ -196,18 +196,18 @@ class _Embedder:
         bad: np.ndarray,
         features: np.ndarray,
     ) -> pa.Array:
-        left_out = bad
+        skipped = bad
         if TEST in table.column_names:
-            left_out = bad | table[TEST].to_numpy(zero_copy_only=False)
-        wanted = torch.from_numpy(np.flatnonzero(~left_out)).to(self.device)
+            skipped = bad | table[TEST].to_numpy(zero_copy_only=False)
+        rows = torch.from_numpy(np.flatnonzero(~skipped)).to(self.device)
         ids = torch.from_numpy(table[ID].to_numpy().copy()).to(self.device)
-        found = np.zeros(len(bad), np.float32)
-        if len(wanted):
-            shown = None if aspect is None else aspect[wanted]
-            view = self.augment.view(images[wanted], shown, ids[wanted], 0, 0)
-            pair = features[~left_out], self._features(view)
-            found[~left_out] = distances(*map(torch.from_numpy, pair)).numpy()
-        return pa.array(found, mask=left_out)
+        values = np.zeros(len(bad), np.float32)
+        if len(rows):
+            row_aspect = None if aspect is None else aspect[rows]
+            views = self.augment.view(images[rows], row_aspect, ids[rows], 0, 0)
+            pair = features[~skipped], self._features(views)
+            values[~skipped] = distances(*map(torch.from_numpy, pair)).numpy()
+        return pa.array(values, mask=skipped)
 
     @torch.inference_mode()
     def _features(self, x: torch.Tensor) -> np.ndarray:
@@ -220,23 +220,16 @@ class _Embedder:
         return features.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
-def _column(features: np.ndarray, bad: np.ndarray) -> pa.Array:
+def _feature_column(features: np.ndarray, bad: np.ndarray) -> pa.Array:
     width = features.shape[1]
     flat = pa.array(np.ascontiguousarray(features).reshape(-1))
     mask = pa.array(bad) if bad.any() else None
     return pa.FixedSizeListArray.from_arrays(flat, width, mask=mask)
 
 
-def feature_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """float32 (N, F) of a feature column without nulls."""
-    parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks if len(c)]
-    width = column.type.list_size
-    return np.concatenate(parts).reshape(-1, width) if parts else np.empty((0, width), np.float32)
-
-
 def feature_tensor(column: pa.ChunkedArray) -> torch.Tensor:
-    """float32 (N, F) of a feature column without nulls; a column in one piece is not copied, so the
-    tensor may not be written to."""
-    parts = [torch.from_dlpack(c.flatten()) for c in column.chunks if len(c)]
-    whole = parts[0] if len(parts) == 1 else torch.cat([*parts, torch.empty(0)])
-    return whole.reshape(-1, column.type.list_size)
+    """float32 (N, F) of a feature column without nulls. Not to be written to: the chunk of a column
+    with only one is not copied."""
+    chunks = [torch.from_dlpack(c.flatten()) for c in column.chunks if len(c)]
+    flat = chunks[0] if len(chunks) == 1 else torch.cat([*chunks, torch.empty(0)])
+    return flat.reshape(-1, column.type.list_size)

@@ -1,4 +1,4 @@
-"""Figures that need no labels: does the embedding use its space, or has it collapsed?"""
+"""Label-free figures: whether the features use their space or have collapsed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 
 MOST = 10_000  # rows used; the figures change little beyond
+MOST_PAIRED = 2000  # rows whose pairs are used
 
 
-def _rows(x: torch.Tensor, most: int) -> torch.Tensor:
-    """At most ``most`` rows of x, drawn at random but always the same: data that comes sorted by
-    class would be measured on its first classes alone."""
+def _sample(x: torch.Tensor, most: int = MOST) -> torch.Tensor:
+    """At most ``most`` rows of x, drawn at random with a fixed seed, since data may be sorted by
+    class."""
     if len(x) <= most:
         return x
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]]
@@ -21,19 +22,19 @@ def rank_me(x: torch.Tensor) -> float:
 
     Garrido et al., "RankMe", ICML 2023, equation 1. Between 1 (collapsed) and min(N, F).
     """
-    singular = torch.linalg.svdvals(_rows(x, MOST).double())
+    singular = torch.linalg.svdvals(_sample(x).double())
     p = singular / singular.sum().clamp(min=1e-30) + 1e-7
     return float(torch.exp(-(p * torch.log(p)).sum()))
 
 
-def uniformity(x: torch.Tensor, t: float = 2.0, most: int = 2000) -> float:
-    """log mean exp(-t ‖a - b‖²) over pairs of normalised features; 0 is collapsed, lower is better.
+def uniformity(x: torch.Tensor) -> float:
+    """log mean exp(-2 ‖a - b‖²) over pairs of normalised features; 0 is collapsed, lower is better.
 
     Wang and Isola, "Understanding Contrastive Representation Learning", ICML 2020, equation 8.
     """
-    unit = F.normalize(_rows(x, most).float(), dim=1)
+    unit = F.normalize(_sample(x, MOST_PAIRED).float(), dim=1)
     distance = torch.pdist(unit).square()
-    return float(torch.log(torch.exp(-t * distance).mean()))
+    return float(torch.log(torch.exp(-2 * distance).mean()))
 
 
 def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -43,18 +44,18 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Wang and Isola, ICML 2020, equation 7 with α = 2.
 
     Args:
-        a, b: float (N, F), row by row of the same image.
+        a, b: float (N, F), whose rows are of the same images.
     """
     a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
     return (a - b).square().sum(1)
 
 
 def feature_std(x: torch.Tensor) -> float:
-    """Mean standard deviation of the normalised features' coordinates, times √F: about 1 when
-    they fill the sphere, 0 when they have collapsed to a point.
+    """Mean standard deviation of the coordinates of normalised features, times √F: about 1 if they
+    fill the sphere, 0 if they have collapsed to a point.
 
     >>> feature_std(torch.ones(8, 4))
     0.0
     """
-    unit = F.normalize(_rows(x, MOST).float(), dim=1)
+    unit = F.normalize(_sample(x).float(), dim=1)
     return float(unit.std(0).mean() * unit.shape[1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Weighted nearest-neighbour classification on cosine similarity."""
+"""Weighted nearest-neighbour classification by cosine similarity."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def knn_accuracy(
 
     Args:
         train_x: float (N, F). train_y: int64 (N,).
-        test_x: float (M, F). test_y: int64 (M,); -1 (a class never trained on) is always wrong.
-        neighbours: at most N are used.
-        device: where similarities are compared; the test features have to fit there.
+        test_x: float (M, F). test_y: int64 (M,); -1 (a class not trained on) counts as wrong.
+        neighbours: k; at most N are used.
+        device: where similarities are computed; must hold the test features.
 
     Returns:
         Accuracy in [0, 1].
@@ -46,25 +46,25 @@ def knn_accuracy(
 def nearest(
     bank: torch.Tensor, queries: torch.Tensor, neighbours: int, device: str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of a bank (N, F) most similar to each query (M, F), chunk by chunk on both sides.
+    """The rows of a bank (N, F) most similar to each query (M, F), in chunks of both.
 
     Returns:
-        Cosine similarities float32 (M, k), falling, and row numbers int64 (M, k), on the CPU; k is
-        the smaller of ``neighbours`` and N.
+        Cosine similarities float32 (M, k), decreasing, and row numbers int64 (M, k), on the CPU; k
+        is the smaller of ``neighbours`` and N.
     """
     units = F.normalize(queries.to(device).float(), dim=1)
     best = torch.empty(len(queries), 0, device=device)
     index = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     k = min(neighbours, len(bank))
-    for first in range(0, len(bank), BANK):  # each part of the bank goes to the device once
-        part = F.normalize(bank[first : first + BANK].to(device).float(), dim=1)
-        found = []
+    for first in range(0, len(bank), BANK):  # each chunk of the bank goes to the device once
+        chunk = F.normalize(bank[first : first + BANK].to(device).float(), dim=1)
+        merged = []
         for start in range(0, len(queries), QUERIES):
             rows = slice(start, start + QUERIES)
-            score, place = (units[rows] @ part.T).topk(min(k, len(part)), dim=1)
+            score, column = (units[rows] @ chunk.T).topk(min(k, len(chunk)), dim=1)
             score = torch.cat([best[rows], score], dim=1)
-            place = torch.cat([index[rows], place + first], dim=1)
+            candidates = torch.cat([index[rows], column + first], dim=1)
             score, chosen = score.topk(min(k, score.shape[1]), dim=1)
-            found.append((score, place.gather(1, chosen)))
-        best, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+            merged.append((score, candidates.gather(1, chosen)))
+        best, index = (torch.cat(parts) for parts in zip(*merged, strict=True))
     return best.cpu(), index.cpu()

@@ -29,27 +29,26 @@ def evaluate_features(
     """Figures of an encoder.
 
     Args:
-        train: ``feature``, the label, and optionally ``__distance`` of readable images.
-        test: the same of images that were not trained on; None: only label-free figures.
+        train: readable images: ``feature``, the label, and optionally ``__distance``.
+        test: the same for images not trained on; None: only label-free figures.
         label: name of the label column; rows without a label are left out of kNN and probe.
-        probe: also the linear probe, which takes longer than all else.
-        device: where kNN and probe are worked out.
+        probe: also fit the linear probe, which takes longest.
+        device: where kNN and probe are computed.
 
     Returns:
-        rank_me, uniformity, alignment and feature_std on the training images; with labels also knn,
+        rank_me, uniformity, alignment and feature_std of the training images; with labels also knn,
         probe, probe_mean_class, probe_strength, probe_validation, probe_capped (fits stopped before
-        they had converged), classes, and what
-        :func:`wcl_ray.evaluate.left_out.compare_labels` gives; test images of a class that was
-        never trained on count as wrong.
+        they converged), classes, and the figures of
+        :func:`wcl_ray.evaluate.left_out.compare_labels`.
 
     Raises:
-        UserError: features that are not finite, or no test image with a label that was trained on.
+        UserError: features that are not finite, or no test image of a class with training images.
     """
     x = feature_tensor(train["feature"])
     if not all(torch.isfinite(part).all() for part in x.split(4096)):
         raise UserError(
-            "evaluation: the encoder gives features that are not finite; its training diverged"
-            " (try a smaller train.lr or train.clip)"
+            "evaluation: the encoder's features are not finite, since its training diverged; try a "
+            "smaller train.lr or train.clip"
         )
     figures: dict[str, Any] = {
         "rank_me": rank_me(x),
@@ -72,20 +71,20 @@ def evaluate_features(
     }
     if not probe:
         return figures
-    found = linear_probe(train_x, train_y, test_x, test_y, seed, len(names), device)
+    result = linear_probe(train_x, train_y, test_x, test_y, seed, len(names), device)
     return figures | {
-        "probe": found.accuracy,
-        "probe_mean_class": found.mean_class_accuracy,
-        "probe_strength": found.strength,
-        "probe_validation": found.validation,
-        "probe_capped": found.capped,
+        "probe": result.accuracy,
+        "probe_mean_class": result.mean_class_accuracy,
+        "probe_strength": result.strength,
+        "probe_validation": result.validation,
+        "probe_capped": result.capped,
     }
 
 
 def _labelled(
     x: torch.Tensor, labels: list[Any], names: list[Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with a label, and their class numbers, -1 for classes that are not among the names."""
+    """The rows with a label and their class numbers, -1 for classes not among the names."""
     number = {name: i for i, name in enumerate(names)}
     y = torch.tensor([number.get(value, -1) for value in labels if value is not None])
     if len(y) == len(x):

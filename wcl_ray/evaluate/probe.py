@@ -9,17 +9,21 @@ import torch
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 VALIDATION = 0.2
-TOLERANCE = 1e-3  # a fit has converged when the gradient is this small beside that at zero weights
+TOLERANCE = 1e-3  # of the gradient at zero weights, at which a fit has converged
 CAP = 500  # iterations of a fit at most
-CHUNK = 1 << 25  # numbers of features and logits that are worked on at a time
-ROOM = 0.5  # of a GPU's free memory that the features may take, else they are sent part by part
+CHUNK = 1 << 25  # numbers of features and logits processed at a time
+GPU_SHARE = 0.5  # of a GPU's free memory for the features; larger ones stay on the CPU
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """accuracy and mean_class_accuracy on the test images in [0, 1]; the chosen L2 strength, and
-    the accuracy on the validation split that chose it; capped: fits that were stopped before they
-    had converged."""
+    """Result of a linear probe.
+
+    Attributes:
+        accuracy, mean_class_accuracy: on the test images, in [0, 1].
+        strength: the chosen L2 penalty; validation: its accuracy on the validation split.
+        capped: number of fits stopped before they converged.
+    """
 
     accuracy: float
     mean_class_accuracy: float
@@ -40,28 +44,26 @@ def linear_probe(
 ) -> ProbeResult:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS on all rows.
 
-    Features are standardised by the training images (constant ones are only centred). Each
-    strength is fitted on four fifths of every class and judged on the rest, from the strongest to
-    the weakest, each from the weights of the one before; the best (the strongest among equals) is
-    fitted again on all. A fit ends when its gradient has converged; nothing depends on the number
-    of rows, and nothing is drawn at random but the split.
+    Features are standardised by the training images (constant ones are only centred). Strengths are
+    fitted on four fifths of each class and validated on the rest, from strong to weak, each fit
+    starting from the previous weights; the best (the strongest of equals) is refitted on all rows.
+    Convergence does not depend on the number of rows, and only the split is random.
 
     Args:
-        train_x: float32 (N, F); one standardised copy is made, on the device where it fits there.
+        train_x: float32 (N, F); one standardised copy is made, on the device if it fits.
         train_y: int64 (N,).
         test_x: float32 (M, F). test_y: int64 (M,), -1 for classes that are not in train_y.
         classes: number of classes; by default from train_y.
-        device: where the products are made.
-        cap: iterations of one fit at most.
+        device: where the products are computed.
+        cap: iterations of a fit at most.
     """
-    count = classes or int(train_y.max()) + 1
-    used, held = split(train_y, seed)
+    fit_rows, validation_rows = split(train_y, seed)
     scale = _scale(train_x)
-    order = torch.cat([held, used])
-    x = _standardised(train_x, order, scale, _home(train_x, device))
+    order = torch.cat([validation_rows, fit_rows])
+    x = _standardised(train_x, order, scale, _feature_device(train_x, device))
     y = train_y[order].to(device)
-    fitted, judged = slice(len(held), None), slice(0, len(held))
-    zero = torch.zeros(x.shape[1] + 1, count, device=device)
+    fitted, held = slice(len(validation_rows), None), slice(0, len(validation_rows))
+    zero = torch.zeros(x.shape[1] + 1, classes or int(train_y.max()) + 1, device=device)
     _, gradient = loss_and_gradient(x, y, zero, 0.0)
     tolerance = TOLERANCE * float(gradient.abs().max())
     best, best_accuracy, capped = STRENGTHS[-1], -1.0, 0
@@ -69,25 +71,25 @@ def linear_probe(
     for strength in reversed(STRENGTHS):
         weight, steps = fit(x[fitted], y[fitted], weight, strength, tolerance, cap)
         capped += steps >= cap
-        accuracy = float((predict(x[judged], weight) == y[judged]).double().mean())
+        accuracy = float((predict(x[held], weight) == y[held]).double().mean())
         if accuracy > best_accuracy:
             best, best_accuracy, start = strength, accuracy, weight
     weight, steps = fit(x, y, start, best, tolerance, cap)
     capped += steps >= cap
-    found = [
+    predicted = [
         predict(_standardised(test_x, rows, scale, device), weight).cpu()
         for rows in torch.arange(len(test_x)).split(max(1, CHUNK // x.shape[1]))
     ]
-    right = (torch.cat(found) == test_y).double()
-    _, own = torch.unique(test_y, return_inverse=True)
-    per_class = torch.bincount(own, right) / torch.bincount(own)
+    right = (torch.cat(predicted) == test_y).double()
+    _, class_index = torch.unique(test_y, return_inverse=True)
+    per_class = torch.bincount(class_index, right) / torch.bincount(class_index)
     return ProbeResult(float(right.mean()), float(per_class.mean()), best, best_accuracy, capped)
 
 
 def split(y: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row numbers to fit on and to validate on, a fifth of every class.
+    """Row numbers to fit on, and to validate on, the latter a fifth of each class.
 
-    Classes with one image are fitted on alone, unless there are no others.
+    Classes with one image are only fitted on, unless there are no others.
 
     Args:
         y: int64 (N,), at least two rows.
@@ -103,22 +105,22 @@ def split(y: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     several = torch.bincount(y)[y[order]] > 1
     if several.any():
         held &= several
-        if not held.any():  # every fifth row happened to be an only one
+        if not held.any():  # every fifth row happened to be its class's only one
             held[several.to(torch.uint8).argmax()] = True
     return order[~held], order[held]
 
 
 def _scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (F,) of features (N, F), summed up in float64."""
+    """Mean and standard deviation (F,) of features (N, F), summed in float64."""
     mean = torch.zeros(x.shape[1], dtype=torch.float64)
-    square = torch.zeros_like(mean)
-    parts = x.split(max(1, CHUNK // x.shape[1]))
-    for part in parts:
-        mean += part.sum(0, dtype=torch.float64) / len(x)
-    for part in parts:
-        square += (part - mean.float()).square().sum(0, dtype=torch.float64) / len(x)
-    std = square.sqrt()
-    # a unit that is constant here may move on other images, and must not be blown up there
+    variance = torch.zeros_like(mean)
+    chunks = x.split(max(1, CHUNK // x.shape[1]))
+    for chunk in chunks:
+        mean += chunk.sum(0, dtype=torch.float64) / len(x)
+    for chunk in chunks:
+        variance += (chunk - mean.float()).square().sum(0, dtype=torch.float64) / len(x)
+    std = variance.sqrt()
+    # a feature that is constant here may vary on test images, and must not be amplified there
     std = torch.where(std > 1e-5 * mean.abs().clamp(min=1e-5), std, torch.ones_like(std))
     return mean.float(), std.float()
 
@@ -126,8 +128,8 @@ def _scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _standardised(
     x: torch.Tensor, rows: torch.Tensor, scale: tuple[torch.Tensor, torch.Tensor], device: str
 ) -> torch.Tensor:
-    """float32 (rows, F) on the device: the wanted rows less the mean, over the deviation."""
-    mean, std = (part.to(device) for part in scale)
+    """float32 (R, F) on the device: the given rows of x minus the mean, over the deviation."""
+    mean, std = (vector.to(device) for vector in scale)
     out = torch.empty(len(rows), x.shape[1], device=device)
     size = max(1, CHUNK // x.shape[1])
     for target, chosen in zip(out.split(size), rows.split(size), strict=True):
@@ -135,15 +137,15 @@ def _standardised(
     return out
 
 
-def _home(x: torch.Tensor, device: str) -> str:
-    """Where the features lie: on the device, or on the CPU where they are too large for a GPU."""
-    if device == "cpu" or x.nbytes <= ROOM * torch.cuda.mem_get_info()[0]:
+def _feature_device(x: torch.Tensor, device: str) -> str:
+    """The device to keep the features on: the CPU if they are too large for the GPU."""
+    if device == "cpu" or x.nbytes <= GPU_SHARE * torch.cuda.mem_get_info()[0]:
         return device
     return "cpu"
 
 
-def _parts(x: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of x on the device of the weight, a chunk at a time."""
+def _chunks(x: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Chunks of the rows of x, moved to the device of the weight."""
     size = max(1, CHUNK // sum(weight.shape))
     for start in range(0, len(x), size):
         rows = slice(start, start + size)
@@ -151,28 +153,29 @@ def _parts(x: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch
 
 
 def predict(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """int64 (M,): classes of features (M, F) under a weight (F + 1, classes)."""
-    found = [torch.addmm(weight[-1], part, weight[:-1]).argmax(1) for _, part in _parts(x, weight)]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=weight.device)
+    """int64 (M,): predicted classes of features (M, F) for a weight (F + 1, classes)."""
+    bias, matrix = weight[-1], weight[:-1]
+    classes = [torch.addmm(bias, chunk, matrix).argmax(1) for _, chunk in _chunks(x, weight)]
+    return torch.cat([*classes, torch.empty(0, dtype=torch.int64, device=weight.device)])
 
 
 def loss_and_gradient(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, strength: float
 ) -> tuple[float, torch.Tensor]:
-    """Mean cross-entropy + strength·‖W‖²/2 of a weight (F + 1, classes), the last row the bias
-    without a penalty; and its gradient. No more than a chunk of logits is held."""
+    """Mean cross-entropy + strength·‖W‖²/2, and its gradient, for a weight (F + 1, classes) whose
+    last row is the bias, without penalty. Logits are computed chunk by chunk."""
     gradient = torch.zeros_like(weight)
     gradient[:-1] = strength * weight[:-1]
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    for rows, part in _parts(x, weight):
-        logits = torch.addmm(weight[-1], part, weight[:-1])
+    for rows, chunk in _chunks(x, weight):
+        logits = torch.addmm(weight[-1], chunk, weight[:-1])
         target = y[rows, None]
         total -= logits.gather(1, target).sum(dtype=torch.float64)
         norm = logits.logsumexp(1, keepdim=True)
         total += norm.sum(dtype=torch.float64)
-        error = logits.sub_(norm).exp_()  # probabilities, less one at the true class
+        error = logits.sub_(norm).exp_()  # probabilities, minus one at the true class
         error.scatter_add_(1, target, torch.full_like(norm, -1.0))
-        gradient[:-1].addmm_(part.T, error, alpha=1 / len(x))
+        gradient[:-1].addmm_(chunk.T, error, alpha=1 / len(x))
         gradient[-1] += error.sum(0) / len(x)
     penalty = 0.5 * strength * float(weight[:-1].square().sum(dtype=torch.float64))
     return float(total) / len(x) + penalty, gradient
@@ -189,7 +192,7 @@ def fit(
     """Minimise :func:`loss_and_gradient` from a starting weight.
 
     Args:
-        tolerance: largest entry of the gradient at which the fit has converged.
+        tolerance: the fit has converged when no entry of the gradient is larger.
 
     Returns:
         The weight (F + 1, classes), and the number of iterations.

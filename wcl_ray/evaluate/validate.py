@@ -1,6 +1,6 @@
 """How the encoders of a run are measured, during training and after it.
 
-While training goes on, Ray Train runs :func:`validate` on a checkpoint as a task of its own.
+During training, Ray Train runs :func:`validate` on checkpoints, each in a task.
 """
 
 from __future__ import annotations
@@ -24,21 +24,19 @@ from wcl_ray.storage import Folder
 from wcl_ray.train.checkpoint import trained_encoder
 
 EVALUATIONS = "evaluations"  # folder of a run
-SHOWN = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "feature_std")
+LOGGED = ("knn", "probe", "metadata", "rank_me", "alignment", "uniformity", "feature_std")
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """On what images an encoder is measured, and how.
+    """The images that encoders are measured on, and how.
 
     Attributes:
-        encoder: what the encoders of checkpoints are built from.
-        counts: number of training and of test images, for the samples.
-        store_size: side at which images are kept, in pixels.
-        kept: both as kept in the object store, with the label, instead of reading them again.
-        cpus: of each task; None: what the nodes have free.
-        probe: also the linear probe.
-        extra_metrics: further figures from the embedded images.
+        encoder: specification of the encoders of checkpoints.
+        counts: number of training and of test images, for sampling.
+        store_size: side of kept images, in pixels.
+        kept: training and test images with labels in the object store; None: read them again.
+        cpus, probe, extra_metrics: see :func:`evaluate_encoder`.
     """
 
     encoder: EncoderSpec
@@ -79,11 +77,11 @@ class Evaluator:
 def validation_config(
     evaluator: Evaluator, queue: Any, run: Folder
 ) -> ray.train.ValidationConfig | None:
-    """What Ray Train runs on checkpoints of every ``evaluate.every`` epochs; None when it is 0."""
+    """Have Ray Train validate checkpoints every ``evaluate.every`` epochs; None if that is 0."""
     if not evaluator.config.every:
         return None
     task = functools.partial(validate, evaluator=evaluator, queue=queue, run=run)
-    # the task itself only waits for others; a GPU would be taken from the workers
+    # the task only waits for others; a GPU would be taken from the workers
     remote = {"num_cpus": 0, "scheduling_strategy": "DEFAULT"}
     return ray.train.ValidationConfig(fn=task, ray_remote_kwargs=remote)
 
@@ -99,18 +97,18 @@ def validate(
 ) -> dict[str, Any]:
     """Measure a checkpoint on CPUs and push the figures to the metrics queue.
 
-    The figures are also left in the run folder: once this returns, Ray Train does not ask for them
-    again, though the driver may be gone before it reads the queue (see :func:`tell_again`).
+    The figures are also written to the run folder: Ray Train does not validate a checkpoint twice,
+    but the driver may be gone before it reads the queue (see :func:`push_evaluations`).
 
     Returns:
-        The figures of SHOWN.
+        The figures of LOGGED.
     """
     try:
         encoder = trained_encoder(evaluator.encoder, checkpoint)
-        figures = shown(evaluator.measure(evaluator.encoder.export(encoder), gpu=False))
-    except Exception as error:  # training goes on, and Ray Train only logs it
-        why = str(find_user_error(error) or f"{type(error).__name__}: {error}")
-        text = f"no evaluation after epoch {epoch}: {why.splitlines()[0]}"
+        figures = logged_figures(evaluator.measure(evaluator.encoder.export(encoder), gpu=False))
+    except Exception as error:  # training continues, and Ray Train only logs it
+        reason = str(find_user_error(error) or f"{type(error).__name__}: {error}")
+        text = f"no evaluation after epoch {epoch}: {reason.splitlines()[0]}"
         queue.push.remote({"kind": "warning", "text": text})
         raise
     row = {"kind": "evaluation", "epoch": epoch, "step": step, **figures}
@@ -120,13 +118,13 @@ def validate(
     return figures
 
 
-def tell_again(queue: Any, run: Folder) -> None:
-    """Push the evaluations before a restart; those that are known are passed over."""
-    there = run / EVALUATIONS
-    for name in there.names():
-        queue.push.remote(json.loads(there.read(name)))
+def push_evaluations(queue: Any, run: Folder) -> None:
+    """Push stored evaluations again after a restart; the reader ignores those it knows."""
+    folder = run / EVALUATIONS
+    for name in folder.names():
+        queue.push.remote(json.loads(folder.read(name)))
 
 
-def shown(figures: dict[str, Any]) -> dict[str, float]:
+def logged_figures(figures: dict[str, Any]) -> dict[str, float]:
     """The figures that are logged during training."""
-    return {key: float(figures[key]) for key in SHOWN if key in figures}
+    return {key: float(figures[key]) for key in LOGGED if key in figures}

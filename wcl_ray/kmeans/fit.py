@@ -64,7 +64,7 @@ class Fit:
         work: Work | None = None
         if found is not None:
             work, self.history = found
-            stopping.promise("the same command goes on from the last iteration")
+            stopping.set_resume_hint("the same command goes on from the last iteration")
         stats: dict[int, Stats] = {}
         for name in phases:
             if work is not None and phases.index(work.phase) > phases.index(name):
@@ -136,7 +136,7 @@ class Fit:
                 return stats
             if self.folder is not None:
                 save_work(self.folder, work, mark, self.history)
-                stopping.promise("the same command goes on from the last iteration")
+                stopping.set_resume_hint("the same command goes on from the last iteration")
 
     def _update(self, stats: Stats, groups: tuple[int, ...]) -> tuple[np.ndarray, int]:
         """Lloyd's update; of two levels, inside each coarse cluster: no split leaves it."""
@@ -157,8 +157,7 @@ class Fit:
             exponent=self.data.exponent,
             groups=work.groups,
         )
-        size = 8 * len(work.centroids) * (self.data.dimensions + 2)
-        return self.workers.total(size, "step", step, current, before, coarse)  # type: ignore[no-any-return]
+        return self.workers.total("step", step, current, before, coarse)  # type: ignore[no-any-return]
 
     def _settled(self, work: Work, g: int, objective: float, part: Partial) -> bool:
         o = self.options
@@ -209,36 +208,26 @@ class Fit:
             small = any((stats[g].counts < self.options.min_size).any() for g in stats)
             if not missing and not small:
                 break
-            parts, groups = [], work.groups
-            for g in everything:
-                own = work.part(work.before, g)
-                if g in stats:
-                    keep = self._large(stats[g].counts, groups)
-                    own = own[keep]
-                    if groups:
-                        groups = tuple(int(x) for x in np.cumsum([0, *keep])[list(groups)])
-                parts.append(own)
+            parts = [work.part(work.before, g) for g in everything]
+            for g in stats:
+                parts[g] = parts[g][self._large(stats[g].counts)]
             again = Work.first(work.phase, parts, 1.0, work.limit)
             same = again.offsets == work.offsets
-            work = replace(again, coarse=work.coarse, groups=groups, before=again.centroids)
-            coarse = None if work.coarse is None else ray.put(work.coarse)
-            stats = self._step(work, ray.put(work.centroids), None, coarse).stats
+            work = replace(again, before=again.centroids)
+            stats = self._step(work, ray.put(work.centroids), None, None).stats
             if same and not missing:  # what is left cannot be dissolved
                 break
         self.left = len(work.centroids)
         return work, stats
 
-    def _large(self, counts: np.ndarray, groups: tuple[int, ...]) -> np.ndarray:
-        """bool (K,): clusters that stay for now; of each coarse cluster (of all) at least the
-        largest. Of those that are too small only the smaller half goes at a time, since their rows
-        may make the others large enough."""
+    def _large(self, counts: np.ndarray) -> np.ndarray:
+        """bool (K,): clusters that stay for now, at least the largest. Of those that are too small
+        only the smaller half goes at a time, since their rows may make the others large enough."""
         small = np.flatnonzero(counts < self.options.min_size)
         order = small[np.argsort(counts[small], kind="stable")]
         gone = max(int((counts == 0).sum()), (len(small) + 1) // 2)
         keep = np.ones(len(counts), bool)
         keep[order[:gone]] = False
-        ends = groups or (0, len(counts))
-        for start, stop in itertools.pairwise(ends):
-            if stop > start and not keep[start:stop].any():
-                keep[start + int(np.argmax(counts[start:stop]))] = True
+        if not keep.any():
+            keep[int(np.argmax(counts))] = True
         return keep

@@ -37,27 +37,18 @@ class KMeans:
     Args:
         k: clusters; several numbers are several granularities, found in the same passes.
         spherical: rows and centroids of unit length (cosine similarity), else plain Euclidean.
-        iterations: most passes over all rows.
+        iterations: maximum passes over all rows.
         sample: rows a centroid in the iterations that come first (where these are more than 40 %
             of all rows: as many as that, and at least 12); 0: none, Lloyd's iterations start from
             k-means++ at once.
-        sample_iterations: of those, before clusters are split and merged.
-        split_merge: cycles on the sample that split this share of the clusters and merge as many
-            (:mod:`wcl_ray.kmeans.split_merge`); up to k = 20,000.
         tolerance: relative fall of the objective below which a phase ends.
-        settled: share of moved rows below which a phase ends.
         min_size: smaller clusters are dissolved at the end, each row going to the nearest that is
             left; 1 dissolves empty ones only.
         nested: cluster the rows at the largest k only, and its centroids for the smaller ones, so
             that every fine cluster lies inside one coarse cluster.
-        two_level: cluster inside √k coarse clusters, for one k (given first centroids or labels
-            go to all rows and centroids at once); None: above N · k · d = 1e15.
-        refine: passes over all centroids after two levels; 0: labels stay inside their coarse
-            cluster.
         seed: of everything random.
         actors, cpus, gpu: how many actors (0: what the cluster has), CPUs of each, a GPU each.
         kernel: gemm (matrix products of numpy), faiss or torch; auto: torch with gpu, else gemm.
-        reduce: how partial sums are added: star, tree, or auto (a tree above 64 MB).
         checkpoint: folder for the state after every iteration; a fit that finds one goes on.
         progress: called with every :class:`Iteration`.
 
@@ -71,7 +62,7 @@ class KMeans:
         history_: list of :class:`Iteration`. warnings_: what was odd, for people.
 
     Raises:
-        UserError: k below 1, an unknown kernel or reduce, two levels for several k.
+        UserError: k below 1, an unknown kernel.
     """
 
     def __init__(
@@ -81,20 +72,14 @@ class KMeans:
         spherical: bool = True,
         iterations: int = 20,
         sample: int = 32,
-        sample_iterations: int = 3,
-        split_merge: Sequence[float] = (0.2, 0.1, 0.1, 0.05),
         tolerance: float = 1e-3,
-        settled: float = 1e-3,
         min_size: int = 1,
         nested: bool = False,
-        two_level: bool | None = None,
-        refine: int = 2,
         seed: int = 0,
         actors: int = 0,
         cpus: float = 1.0,
         gpu: bool = False,
         kernel: Literal["auto", "gemm", "faiss", "torch"] = "auto",
-        reduce: Literal["auto", "star", "tree"] = "auto",
         checkpoint: str | Folder | None = None,
         progress: Callable[[Iteration], None] | None = None,
     ) -> None:
@@ -103,10 +88,6 @@ class KMeans:
             raise UserError(f"k-means: k is a whole number from 1, or several, not {k!r}")
         self.ks = tuple(int(x) for x in np.atleast_1d(given))
         self._single = given.ndim == 0
-        if two_level and len(self.ks) > 1 and not nested:
-            raise UserError(f"k-means: two_level takes one k (or nested), not {self.ks}")
-        if reduce not in ("auto", "star", "tree"):
-            raise UserError(f"k-means: reduce is auto, star or tree, not {reduce!r}")
         if kernel not in ("auto", *KERNELS):
             raise UserError(f"k-means: kernel is auto, {', '.join(KERNELS)}, not {kernel!r}")
         self._finest = int(np.argmax(self.ks)) if nested else None
@@ -115,13 +96,8 @@ class KMeans:
             spherical=spherical,
             iterations=iterations,
             sample=sample,
-            sample_iterations=max(1, sample_iterations),
-            split_merge=tuple(split_merge),
             tolerance=tolerance,
-            settled=settled,
             min_size=max(1, min_size),
-            two_level=two_level,
-            refine=refine,
             seed=seed,
         )
         self._group_options: dict[str, Any] = {
@@ -131,7 +107,6 @@ class KMeans:
             "spherical": spherical,
             "kernel": kernel if kernel != "auto" else "torch" if gpu else "gemm",
             "seed": seed,
-            "reduce": reduce,
         }
         self._folder = Folder(checkpoint) if isinstance(checkpoint, str) else checkpoint
         self._progress = progress
@@ -172,12 +147,12 @@ class KMeans:
             work, stats = fit.run(start)
             self.history_, self.warnings_ = fit.history, fit.warnings()
             self._exponent = data.exponent
-            step = Step(0, 1.0, work.offsets, (), data.exponent, work.groups)
-            coarse = ray.put(work.coarse)
+            step = Step(0, 1.0, work.offsets, (), data.exponent)
             assert work.before is not None
-            found = ray.put(work.before)  # the labels belong to these, not to the means after them
+            # the labels belong to these centroids, not to the means after them
+            assigned = ray.put(work.before)
             parts = [work.part(work.before, g).copy() for g in range(len(self._options.ks))]
-            self._refs = [workers.keep("labels", step, g, found, coarse) for g in range(len(parts))]
+            self._refs = [workers.keep("labels", step, g, assigned) for g in range(len(parts))]
         finally:
             workers.stop()
         self._gathered = None
@@ -285,9 +260,8 @@ class KMeans:
             column = np.ascontiguousarray(table[:, g], dtype=np.int32)
             if column.max(initial=-1) >= k:
                 raise UserError(f"k-means: labels go up to {column.max()}, but k is {k}")
-            size = 8 * k * (data.dimensions + 2)
             stats: Stats = workers.total(
-                size, "label_stats", data.exponent, data.dimensions, k, known, ray.put(column)
+                "label_stats", data.exponent, data.dimensions, k, known, ray.put(column)
             )
             if not stats.counts.any():
                 raise UserError("k-means: labels name none of the ids of the vectors")

@@ -44,7 +44,7 @@ class Phases:
         size = float(data.rows) * max(o.ks) * data.dimensions
         two = (size > FLAT) if o.two_level is None else o.two_level
         if two and len(o.ks) == 1 and o.ks[0] >= 4 and not given:
-            return ["coarse", "fine"] + (["all"] if o.refine else [])
+            return ["coarse", "fine", "all"]
         if not o.sample or given:
             return ["all"]
         cycles = o.split_merge if 1 < max(o.ks) <= BREATHE_MOST else ()

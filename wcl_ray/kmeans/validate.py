@@ -16,21 +16,30 @@ from wcl_ray.kmeans.worker_group import WorkerGroup
 LARGEST = 1e15  # magnitude of values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)  # checkpoints hold a hash of all fields in this order
 class Options:
-    """What changes the result of a fit; see :class:`wcl_ray.kmeans.kmeans.KMeans`."""
+    """What changes the result of a fit; see :class:`wcl_ray.kmeans.kmeans.KMeans`.
+
+    Attributes:
+        sample_iterations: on the sample, before clusters are split and merged.
+        split_merge: cycles on the sample; each splits this share of the clusters and merges as many
+            (:mod:`wcl_ray.kmeans.split_merge`).
+        settled: share of moved rows below which a phase ends.
+        two_level: cluster inside √k coarse clusters first; None: above N · k · d = 1e15.
+        refine: passes over all centroids after two levels.
+    """
 
     ks: tuple[int, ...]
     spherical: bool
     iterations: int
     sample: int
-    sample_iterations: int
-    split_merge: tuple[float, ...]
+    sample_iterations: int = 3
+    split_merge: tuple[float, ...] = (0.2, 0.1, 0.1, 0.05)
     tolerance: float
-    settled: float
+    settled: float = 1e-3
     min_size: int
-    two_level: bool | None
-    refine: int
+    two_level: bool | None = None
+    refine: int = 2
     seed: int
 
 
@@ -76,7 +85,7 @@ def validate_input(workers: WorkerGroup, options: Options) -> Data:
             "float32; scale the vectors"
         )
     exponent = exponent_of(largest)
-    whole: Stats = workers.total(8 * d, "totals", exponent, d)
+    whole: Stats = workers.total("totals", exponent, d)
     low, high = np.stack(workers.ask("bounds", exponent, d)).transpose(1, 0, 2)
     if (high.max(0) - low.min(0) <= 2.0 ** (exponent - BITS)).all():  # one step of the grid
         what = "point the same way" if options.spherical else "are equal"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,6 +184,10 @@ class KMeansWorker:
         """Ids that occur more than once in parts of all shards."""
         return duplicated(parts)
 
+    def add(self, *parts: Any) -> Any:
+        """The sum of what workers answered."""
+        return functools.reduce(operator.add, parts)
+
     def totals(self, exponent: int, d: int) -> Stats:
         """All rows, by a hash of the id in as many clusters as keep the sums exact."""
         rows = self._rows(1.0, exponent, d)
@@ -258,14 +264,12 @@ class KMeansWorker:
         self.answer = step.number, partial
         return partial
 
-    def labels(
-        self, step: Step, g: int, centroids: np.ndarray, coarse: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def labels(self, step: Step, g: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 (n,) and labels int32 (n,) of the last step over all rows, which is done again
         after a restart."""
         rows = self._rows(1.0, step.exponent, centroids.shape[1])
         if g not in rows.labels:
-            self._assign(rows, replace(step, active=(g,)), centroids, coarse)
+            self._assign(rows, replace(step, active=(g,)), centroids, None)
         return rows.ids, rows.labels[g]
 
     def _assign(

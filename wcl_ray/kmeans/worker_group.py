@@ -7,8 +7,6 @@ large for the memory) ends the fit.
 
 from __future__ import annotations
 
-import functools
-import operator
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +22,7 @@ from wcl_ray.kmeans.vectors import Vectors, duplicated
 from wcl_ray.kmeans.worker import KMeansWorker
 from wcl_ray.terminal import warn
 
-STAR_BYTES = 64 << 20  # partial sums up to this are added by the coordinator itself
-FAN_IN = 4
+FAN_IN = 4  # partial sums that a worker adds at once
 PARTS = 64  # of the ids, between which equal ones are looked for; each actor makes an object a part
 RESTARTS = 16  # of each actor
 PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
@@ -38,7 +35,6 @@ class WorkerGroup:
         actors: 0 = one for each ``cpus`` free CPUs (or each free GPU) of the cluster, but none
             with fewer than ``LEAST`` rows.
         cpus: of each actor; its whole part is the number of threads.
-        reduce: star, tree or auto (a tree above 64 MB of partial sums).
     """
 
     LEAST = 2000
@@ -53,7 +49,6 @@ class WorkerGroup:
         spherical: bool,
         kernel: str,
         seed: int,
-        reduce: str,
     ) -> None:
         if actors == 0:
             name, each = ("GPU", 1.0) if gpu else ("CPU", max(cpus, 0.01))
@@ -72,7 +67,6 @@ class WorkerGroup:
         )
         arguments = spherical, kernel, threads, seed, device_for(gpu)
         self.vectors = vectors  # keeps the objects of a materialised data set alive
-        self.reduce = reduce
         homes = find_homes(vectors, *(("GPU", 1.0) if gpu else ("CPU", cpus)))
         self.pieces = homes.order(vectors).shards(actors)
         self.actors: list[Any] = [
@@ -109,18 +103,15 @@ class WorkerGroup:
             for actor, pieces in zip(self.actors, self.pieces, strict=True)
         ]
 
-    def total(self, size: int, method: str, *arguments: Any) -> Any:
-        """The sum of what the actors answer; ``size`` is that of one answer in bytes."""
-        refs = self._call(method, arguments)
-        tree = self.reduce == "tree" or (
-            self.reduce == "auto" and size * len(refs) > STAR_BYTES and len(refs) > FAN_IN
-        )
-        if not tree:
-            return functools.reduce(operator.add, ray.get(refs))
+    def total(self, method: str, *arguments: Any) -> Any:
+        """The sum of what the actors answer, which they add up themselves, as a tree."""
+        refs, stride = self._call(method, arguments), 1
         while len(refs) > 1:
+            groups = [refs[i : i + FAN_IN] for i in range(0, len(refs), FAN_IN)]
+            stride *= FAN_IN
             refs = [
-                _add.remote(*refs[i : i + FAN_IN]) if i + 1 < len(refs) else refs[i]
-                for i in range(0, len(refs), FAN_IN)
+                self.actors[i * stride].call.remote(self.pieces[i * stride], "add", *group)
+                for i, group in enumerate(groups)
             ]
         return ray.get(refs[0])
 
@@ -163,11 +154,6 @@ def free(resource: str, patience: float = 3.0) -> float:
 
 def _counts(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-
-
-@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
-def _add(*parts: Any) -> Any:
-    return functools.reduce(operator.add, parts)
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""What a checkpoint holds: weights, optimiser and the exact position in the data.
+"""Checkpoints: weights, optimiser and the exact position in the data.
 
-One file, full (unsharded) state, fixed name: any number of workers can load it. There is no random
-state to keep: every random choice is a function of (seed, epoch, image) or of (seed, step, rank).
+One file with the full (unsharded) state, so that any number of workers can load it. There is no
+random state: every random choice is a function of (seed, epoch, image) or of (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.errors import UserError, causes
 from wcl_ray.model.encoder import Encoder, EncoderSpec
-from wcl_ray.storage import storage_error, told
+from wcl_ray.storage import storage_error, storage_errors
 
 FILE = "state.pt"
 
 
 @dataclass
 class TrainState:
-    """Where training stands.
+    """Position of the training.
 
     Attributes:
-        epoch: epoch being trained, from 0.
-        step: optimiser steps done since the start.
+        epoch: the current epoch, from 0.
+        step: optimiser steps since the start.
         images: images that entered a step since the start.
-        consumed: packed bits over positions, uint8 (ceil(N / 8),): the images of this epoch that
-            entered a step; empty at the start of an epoch.
+        consumed: uint8 (ceil(N / 8),), packed bits over positions: the images of this epoch that
+            entered a step; None at the start of an epoch.
     """
 
     epoch: int = 0
@@ -45,7 +45,7 @@ class TrainState:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile wrappers."""
+    """The module inside the wrappers of DistributedDataParallel and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, DistributedDataParallel):
@@ -59,51 +59,51 @@ def save(
     folder: str | Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    position: TrainState,
-    facts: dict[str, Any],
+    state: TrainState,
+    identity: dict[str, Any],
 ) -> None:
-    """Write a checkpoint into a folder.
+    """Write a checkpoint to a folder.
 
     Args:
-        facts: what has to be equal for a checkpoint to fit (compared by :func:`load`).
+        identity: values that a run must share to use the checkpoint (compared by :func:`load`).
 
     Raises:
-        StorageError: the folder is full or cannot be written.
+        StorageError: the disk is full or the folder cannot be written.
     """
-    consumed = None if position.consumed is None else torch.from_numpy(position.consumed.copy())
-    state = {
+    consumed = None if state.consumed is None else torch.from_numpy(state.consumed.copy())
+    content = {
         "model": plain(model).state_dict(),
         "optimizer": optimizer.state_dict(),
         "position": {
-            "epoch": position.epoch,
-            "step": position.step,
-            "images": position.images,
+            "epoch": state.epoch,
+            "step": state.step,
+            "images": state.images,
             "consumed": consumed,
         },
-        "facts": facts,
+        "facts": identity,
     }
     target = Path(folder) / FILE
     partial = target.with_suffix(".partial")
-    with told(str(folder), _size(state)):
+    with storage_errors(str(folder), _size(content)):
         try:
             with open(partial, "wb") as stream:
-                torch.save(state, stream)
-        except RuntimeError as error:  # torch's own, with that of the disk inside
-            refused = next((e for e in causes(error) if isinstance(e, OSError)), None)
-            if refused is None:
+                torch.save(content, stream)
+        except RuntimeError as error:  # torch wraps the error of the disk
+            os_error = next((e for e in causes(error) if isinstance(e, OSError)), None)
+            if os_error is None:
                 raise
-            raise refused from None
+            raise os_error from None
         os.replace(partial, target)
 
 
 def save_local(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, facts: dict[str, Any]
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, identity: dict[str, Any]
 ) -> str:
-    """Write a checkpoint into a new folder on this node, see :func:`save`; returns the folder."""
-    with told(os.environ.get("TMPDIR", "/tmp")):
+    """Write a checkpoint to a new folder on this node (see :func:`save`) and return its path."""
+    with storage_errors(os.environ.get("TMPDIR", "/tmp")):
         folder = tempfile.mkdtemp(prefix="wcl-checkpoint-")
     try:
-        save(folder, model, optimizer, state, facts)
+        save(folder, model, optimizer, state, identity)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -111,7 +111,7 @@ def save_local(
 
 
 def upload(storage: Any, checkpoint: Any, name: str) -> Any:
-    """Ray Train's upload, in a thread; what it leaves of a failed one takes no room."""
+    """Ray Train's upload, run in a thread; a failed one leaves no files behind."""
     try:
         return storage.persist_current_checkpoint(checkpoint, name)
     except OSError as error:
@@ -127,49 +127,42 @@ def _size(tree: Any) -> int:
     """Bytes of the tensors in nested dicts and lists."""
     if isinstance(tree, torch.Tensor):
         return tree.nbytes
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return sum(_size(part) for part in parts)
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return sum(map(_size, children))
 
 
 def load(
     folder: str | Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
-    facts: dict[str, Any] | None = None,
+    identity: dict[str, Any] | None = None,
 ) -> TrainState:
-    """Read a checkpoint into a model and an optimiser; the file is mapped, not copied to memory.
+    """Load a checkpoint into a model and an optimiser; the file is mapped, not read into memory.
 
     Raises:
-        UserError: the checkpoint was made for other images, clusters or another model.
+        UserError: the checkpoint was made with other images, clusters or another model.
     """
-    state = torch.load(Path(folder) / FILE, map_location="cpu", mmap=True, weights_only=True)
-    made_with = state["facts"]
-    for key, value in (facts or {}).items():
-        if made_with.get(key, value) != value:  # an older version wrote fewer facts
+    content = torch.load(Path(folder) / FILE, map_location="cpu", mmap=True, weights_only=True)
+    stored = content["facts"]
+    for key, value in (identity or {}).items():
+        if stored.get(key, value) != value:  # older versions wrote fewer keys
             raise UserError(
-                f"the checkpoint in {folder} was made with {key} = {made_with[key]}, this run has "
+                f"the checkpoint in {folder} was made with {key} = {stored[key]}, this run has "
                 f"{value}; use another --name"
             )
-    plain(model).load_state_dict(state["model"])
+    plain(model).load_state_dict(content["model"])
     if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(content["optimizer"])
     names = {field.name for field in fields(TrainState)}  # other versions have fewer or more
-    position = {key: value for key, value in state["position"].items() if key in names}
-    consumed = position["consumed"]
-    return TrainState(
-        **position | {"consumed": None if consumed is None else consumed.numpy().copy()}
-    )
+    position = {key: value for key, value in content["position"].items() if key in names}
+    if position["consumed"] is not None:
+        position["consumed"] = position["consumed"].numpy().copy()
+    return TrainState(**position)
 
 
 def trained_encoder(spec: EncoderSpec, checkpoint: Any) -> Encoder:
-    """The encoder with the weights of a checkpoint of Ray Train."""
+    """The encoder with the weights of a Ray Train checkpoint."""
     encoder = spec.build()
     with checkpoint.as_directory() as folder:
-        load_model(folder, encoder)
+        load(folder, encoder, None)
     return encoder
-
-
-def load_model(folder: str | Path, model: nn.Module) -> nn.Module:
-    """Only the weights, for evaluation and export."""
-    load(folder, model, None)
-    return model

@@ -1,5 +1,4 @@
-"""What becomes of a worker's exception: what the user has to mend ends the run at once, others are
-explained."""
+"""Exceptions of workers: those the user has to fix end the run at once, others are explained."""
 
 from __future__ import annotations
 
@@ -12,29 +11,29 @@ from ray.train import UserCallback, WorkerGroupError
 
 from wcl_ray.errors import StorageError, UserError, causes, find_user_error
 
-MENDED = "; once that is mended, --resume goes on from the last checkpoint"
-PATIENCE = 15.0  # seconds for the queue to take an error
+THEN_RESUME = "; once that is fixed, --resume goes on from the last checkpoint"
+PUSH_TIMEOUT = 15.0  # seconds
 
 
 class WorkerFailure(RuntimeError):
-    """What the training loop raised: one line, then the traceback, which Ray Train would cut."""
+    """An exception of the training loop with its traceback, which Ray Train would cut."""
 
     @classmethod
     def of(cls, error: Exception) -> WorkerFailure:
-        """Of an exception that is being handled."""
-        first = f"{type(error).__name__}: {error}".splitlines()[0]
-        return cls(f"{first}\n{traceback.format_exc().strip()}")
+        """Wrap the exception that is being handled."""
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return cls(f"{first_line}\n{traceback.format_exc().strip()}")
 
 
 class EndOnUserError(UserCallback):
-    """Looks at what workers have raised, in Ray Train's controller, before it may restart them.
+    """Ends a run on a user's error, in Ray Train's controller, before workers are restarted.
 
-    One rank alone may know of a fault, such as a mount that its node lacks, while the others wait
-    for it in a collective. An exception of a callback ends the run, however many failures are left.
+    A single rank may meet such an error, for instance because its node lacks a mount, while the
+    others wait for it in a collective. Raising in a callback ends the run at any failure limit.
 
     Args:
-        queue: told of failures that are tried again, and of the error where an evaluation has to
-            be given up for it.
+        queue: the metrics queue; gets a warning of failures that are retried, and the error itself
+            if the controller is aborted.
         evaluates: whether checkpoints are evaluated during training.
     """
 
@@ -42,57 +41,54 @@ class EndOnUserError(UserCallback):
         self._queue, self._evaluates = queue, evaluates
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        error = next(filter(None, map(final, worker_exceptions.values())), None)
+        error = next(filter(None, map(final_error, worker_exceptions.values())), None)
         if error is None:
-            self._queue.push.remote({"kind": "warning", "text": in_short(worker_exceptions)})
+            self._queue.push.remote({"kind": "warning", "text": summary(worker_exceptions)})
             return
-        # workers inside a collective cannot leave their group, and are killed after this
+        # workers inside a collective cannot leave their group; they are killed after this time
         os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
-        if self._evaluates and self._told(str(error)):
-            # else the controller would wait for every evaluation of a checkpoint to end
+        if self._evaluates and self._push_error(str(error)):
+            # otherwise the controller would wait for all evaluations of checkpoints to end
             ray.get_runtime_context().current_actor.abort.remote()
         raise error
 
-    def _told(self, text: str) -> bool:
-        """Whether the error is in the queue, since an aborted controller cannot hand it over."""
-        told = self._queue.push.remote({"kind": "error", "text": text})
+    def _push_error(self, text: str) -> bool:
+        """Push the error, which an aborted controller cannot return; whether that succeeded."""
         try:
-            ray.get(told, timeout=PATIENCE)
+            ray.get(self._queue.push.remote({"kind": "error", "text": text}), timeout=PUSH_TIMEOUT)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             return False
         return True
 
 
-def final(failure: BaseException) -> UserError | None:
-    """What makes it useless to try again: a UserError, or storage that would refuse the same again;
-    None where there is no such thing."""
-    refused = next((e for e in causes(failure) if type(e) is StorageError), None)
-    if refused is None:
+def final_error(failure: BaseException) -> UserError | None:
+    """The error that makes a retry useless, a UserError or a permanent StorageError, or None."""
+    storage_error = next((e for e in causes(failure) if type(e) is StorageError), None)
+    if storage_error is None:
         return find_user_error(failure)
-    return UserError(f"{refused}{MENDED}") if refused.lasting else None
+    return UserError(f"{storage_error}{THEN_RESUME}") if storage_error.permanent else None
 
 
-def in_short(failures: dict[int, Exception]) -> str:
-    """One line on failed workers, by rank; where processes died, the others only lost them."""
+def summary(failures: dict[int, Exception]) -> str:
+    """One line on failed workers, by rank: on those whose processes died, if any did, since the
+    others failed only because of them."""
     dead = {rank: f for rank, f in failures.items() if hasattr(f, "health_check_failure")}
-    failures = dead or failures
     return "; ".join(
         f"{_workers(ranks)} failed: {text.splitlines()[0]}"
-        for text, ranks in _by_text(failures).items()
+        for text, ranks in _ranks_by_text(dead or failures).items()
     )
 
 
 def explain(error: WorkerGroupError) -> str:
-    """Tracebacks of the workers that ended a run, each once, and whose they are."""
-    failures = _by_text(error.worker_failures)
-    parts = [f"{_workers(ranks)} failed: {text}" for text, ranks in failures.items()]
-    return "\n\n".join(parts)
+    """The distinct tracebacks of the workers that ended a run, each with its ranks."""
+    ranks_by_text = _ranks_by_text(error.worker_failures)
+    return "\n\n".join(f"{_workers(ranks)} failed: {text}" for text, ranks in ranks_by_text.items())
 
 
-def _by_text(failures: dict[int, Exception]) -> dict[str, list[int]]:
+def _ranks_by_text(failures: dict[int, Exception]) -> dict[str, list[int]]:
     ranks: dict[str, list[int]] = {}
     for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "health_check_failure", failure)  # of a process that died
+        cause = getattr(failure, "health_check_failure", failure)  # if the process died
         text = str(cause).strip() or type(cause).__name__
         ranks.setdefault(text, []).append(rank)
     return ranks

@@ -1,4 +1,4 @@
-"""One step of training, from the uint8 batch to the optimiser: plain torch, without Ray.
+"""One training step, from the uint8 batch to the optimiser, in plain torch without Ray.
 
 Shapes: b images of this worker, B of the global batch, c = 3 channels, D dimensions of an
 embedding, G granularities of the clusters.
@@ -26,19 +26,19 @@ from wcl_ray.train.progress import Progress, StepMetrics
 
 @dataclass
 class Learner:
-    """What a worker's steps work on.
+    """Model, optimiser and settings of a worker, and the training step.
 
-    The batch is global: every worker has an equal part of it, and the gradient is that of one
-    process with the whole batch, but for batch norm on CPUs and the masks of dropout (see
+    Every worker has an equal part of the global batch, and the gradient is that of one process with
+    the global batch, except for batch norm on CPUs and the masks of dropout (see
     :mod:`wcl_ray.model.gather`).
 
     Attributes:
-        model: the encoder; compiled, and inside DistributedDataParallel where there are others.
-        cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, compiled or not.
-        rank: of this worker.
+        model: the encoder, perhaps compiled; inside DistributedDataParallel with several workers.
+        cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
+        rank: rank of this worker.
         bf16: autocast to bfloat16.
         state: epoch and step, which seed the views and the masks of dropout.
-        progress: how far training is, which the learning rate follows.
+        progress: progress of the training, which the learning rate depends on.
     """
 
     model: torch.nn.Module
@@ -60,7 +60,7 @@ class Learner:
         images_bchw = batch.images.to(self.device, non_blocking=True)
         aspect_b = batch.aspect.to(self.device, non_blocking=True)
         ids_b = batch.ids.to(self.device, non_blocking=True)
-        # int64 (b, G + 1): clusters and whether the image is valid, copied and gathered at once
+        # int64 (b, G + 1): clusters and whether the image is valid, copied and gathered together
         rows_bg = torch.column_stack([batch.clusters, batch.valid])
         rows_bg = rows_bg.to(self.device, non_blocking=True)
 
@@ -69,7 +69,7 @@ class Learner:
         views_2bchw = self.augment.two_views(images_bchw, aspect_b, ids_b, self.state.epoch)
         views_2bchw = views_2bchw.to(memory_format=torch.channels_last)
 
-        # (2b, D) from each head: that of the clusters and, with loss.dual, that of InfoNCE
+        # (2b, D) from each head: Cl-InfoNCE's and, with loss.dual, InfoNCE's
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             heads_2bd = self.model(views_2bchw)
 
@@ -93,35 +93,35 @@ def batch_loss(
     loss: LossConfig,
     cl_infonce: Callable[..., Any],
 ) -> LossResult:
-    """This worker's part of the loss of the global batch; its figures are those of the first head.
+    """This worker's part of the loss of the global batch; the metrics are of the first head.
 
     Args:
-        heads_2bd: (2b, D) embeddings of each head, the first b of them are view 1.
+        heads_2bd: (2b, D) embeddings of each head; the first b are view 1.
         rows_bg: int64 (b, G + 1): the clusters of each image, and whether it is valid.
-        cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, compiled or not.
+        cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
     """
-    everyone = gather(rows_bg)  # (B, G + 1), in order of rank
-    clusters, valid = everyone[:, :-1], everyone[:, -1] > 0
+    all_rows = gather(rows_bg)  # (B, G + 1), in order of rank
+    clusters, valid = all_rows[:, :-1], all_rows[:, -1] > 0
     offset = rank * len(rows_bg)
 
-    def of_head(z_2bd: torch.Tensor, clusters: torch.Tensor) -> LossResult:
+    def head_loss(z_2bd: torch.Tensor, clusters: torch.Tensor) -> LossResult:
         z1, z2 = z_2bd.float().chunk(2)  # (b, D) each
         views = z1, z2, gather(z1), gather(z2)
         local = clusters[offset : offset + len(rows_bg)]
         settings = offset, loss.temperature, LOSSES.get(loss.estimator)
         return LossResult(*cl_infonce(*views, local, clusters, *settings, valid))
 
-    result = of_head(heads_2bd[0], clusters)
+    result = head_loss(heads_2bd[0], clusters)
     if not loss.dual:
         return result
-    instance = of_head(heads_2bd[1], torch.full_like(clusters[:, :1], -1))
+    instance = head_loss(heads_2bd[1], torch.full_like(clusters[:, :1], -1))
     return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's generators on all devices, for dropout and stochastic depth.
 
-    Workers draw different masks, steps too, and a resumed run draws those of an uninterrupted one.
+    Masks differ between workers and steps, and are the same in a resumed run.
     """
     mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

@@ -1,8 +1,8 @@
-"""What the workers tell the driver while they train, and how the terminal shows it.
+"""The metrics and events that workers send to the driver during training, and their display.
 
 Rank 0 pushes rows to a small actor beside the driver; the driver reads them while it waits for
-``fit()``, hands them to the trackers, and keeps one live line. A push is fire and forget: a driver
-that is gone never holds training up.
+``fit()``, hands them to the trackers, and updates one live line. Workers do not wait for a push, so
+a lost driver never blocks training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wcl_ray.train.trackers import Row, Trackers
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class MetricsQueue:
-    """Holds the rows that were not read yet."""
+    """Holds the rows not read yet."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
@@ -35,13 +35,13 @@ class MetricsQueue:
 
 
 def start_metrics_queue() -> Any:
-    """A queue on the driver's own node."""
+    """Start a queue on the driver's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return MetricsQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 def format_row(row: Row) -> str:
-    """One metrics row as the text of the live line."""
+    """The text of the live line for a metrics row."""
     left = row.get("eta_seconds")
     return (
         f"epoch {row['epoch'] + row['share']:5.2f}/{row['epochs']}  loss {row['loss']:.3f}  "
@@ -55,10 +55,10 @@ def format_row(row: Row) -> str:
 class MetricsWriter:
     """Reads the queue in a thread while the driver waits in ``fit()``.
 
-    Row kinds: ``train`` rows go to the trackers and the live line, ``resume`` rows tell where
-    training started (again), ``evaluation`` rows hold the figures of a checkpoint, ``fault`` rows
-    are images that could not be decoded, ``warning`` rows are printed, an ``error`` row has
-    ended the run.
+    Row kinds: ``train`` rows go to the trackers and the live line, ``resume`` rows hold the
+    position at which workers (re)start, ``evaluation`` rows the figures of a checkpoint, ``fault``
+    rows an image that cannot be decoded, ``warning`` rows a text to print, and an ``error`` row the
+    error that ended the run.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class MetricsWriter:
                 return
 
     def read(self) -> None:
-        """Handle what is in the queue now."""
-        with self._reading, contextlib.suppress(Exception):  # it is started again
+        """Handle all rows in the queue."""
+        with self._reading, contextlib.suppress(Exception):  # Ray restarts a lost queue
             for row in ray.get(self._queue.take.remote()):
                 self._try(row)
 
     def _try(self, row: Row) -> None:
-        """Handle a row; the first thing that goes wrong is kept for the driver."""
+        """Handle a row; keep the first exception for the driver."""
         try:
             self._handle(row)
-        except OSError as error:  # figures only: training goes on, and what follows is written
+        except OSError as error:  # only metrics are lost: training continues
             if not self._warned:
                 warn(f"metrics cannot be written: {error}")
             self._warned = True

@@ -1,4 +1,4 @@
-"""How training goes: how far it is, and its metrics averaged over steps and workers."""
+"""Progress of the training, and its metrics averaged over steps and workers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import torch.distributed as dist
 
 @dataclass
 class Progress:
-    """How far training is; the learning rate, the live line and the time left follow it.
+    """Progress of the training, for the learning rate, the live line and the time left.
 
-    Only images that enter a step count, not those that a last, incomplete batch drops or that
-    cannot be read: the last of S equal steps begins at a share of (S - 1) / S. After a restart in
-    the middle of an epoch, with any number of workers, the share is not behind that of the last
-    step before it.
+    Only images that enter a step count, not those of a last, incomplete batch or unreadable ones:
+    the last of S equal steps begins at a share of (S - 1) / S. After a restart within an epoch, for
+    any number of workers, the share does not fall below that of the last step before it.
 
     Attributes:
-        epochs: of the whole training.
-        epoch: the one being trained, from 0.
-        done: images of this epoch that entered a step, those before a restart included.
-        left: images of this epoch that still will.
+        epochs: number of epochs of the training.
+        epoch: the current one, from 0.
+        done: images of this epoch that entered a step, including those before a restart.
+        left: images of this epoch that are still to enter one.
     """
 
     epochs: int
@@ -47,7 +46,7 @@ class Progress:
 
     @property
     def images_left(self) -> int:
-        """Images that all steps to come will see, other epochs being like this one."""
+        """Images left in all epochs, assuming that they are all like this one."""
         return self.left + (self.epochs - self.epoch - 1) * (self.done + self.left)
 
 
@@ -59,7 +58,7 @@ class StepMetrics(NamedTuple):
         loss: in nats.
         positives: other images of the anchor's cluster in the batch (first granularity).
         anchors_without_positive: share of anchors without any.
-        grad_norm: norm of all gradients, before clipping; the same on all workers.
+        grad_norm: norm of all gradients before clipping; the same on all workers.
     """
 
     loss: torch.Tensor
@@ -69,21 +68,21 @@ class StepMetrics(NamedTuple):
 
 
 class MetricAverager:
-    """Means of the metrics over steps and workers, without a stop of the device in between: sums
-    on the device, which one exchange between the workers reads."""
+    """Means of the metrics over steps and workers. Sums stay on the device, which is synchronised
+    only when the workers exchange them."""
 
     def __init__(self, device: torch.device, world: int) -> None:
         self._sums = torch.zeros(len(StepMetrics._fields), device=device)
         self._steps, self._world = 0, world
 
     def add(self, metrics: StepMetrics) -> None:
-        """Count a step; nothing is copied from the device."""
+        """Add the metrics of a step without copying them from the device."""
         self._sums += torch.stack(metrics)
         self._steps += 1
 
     def exchange(self, *others: float) -> tuple[dict[str, float] | None, list[float]]:
-        """Means since the last call (None without a step), and each other number summed over the
-        workers. Every worker has to call it at the same step."""
+        """Means since the last call (None without a step), and the sums of other numbers over the
+        workers. All workers must call it at the same step."""
         names = StepMetrics._fields
         extra = torch.tensor(others, device=self._sums.device)
         values = torch.cat([self._sums, extra])

@@ -1,5 +1,5 @@
-"""One training worker: set-up, epochs, metrics and checkpoints. The only file that talks to
-``ray.train`` while training; the step itself is in :mod:`wcl_ray.train.loop`.
+"""One training worker: set-up, epochs, metrics and checkpoints. The only module that calls
+``ray.train`` during training; the step itself is in :mod:`wcl_ray.train.loop`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
-from wcl_ray.limits import no_room
+from wcl_ray.limits import object_store_full
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import cl_infonce
@@ -46,17 +46,17 @@ SYNC_STEPS = 10  # steps between exchanges of metrics, faults and checkpoint dec
 
 @dataclass(frozen=True)
 class Task:
-    """What the driver hands to every worker.
+    """The driver's input to every worker.
 
     Attributes:
         clusters: reference to int32 (N, G), cluster of each position per granularity; -1 =
             singleton.
         images: N, number of training images.
-        fingerprint: of the assignment; a checkpoint of another one is refused.
+        fingerprint: hash of the assignment; checkpoints made with another one are refused.
         audit: folder for the ids of every step, or None.
         until: epoch before which this round ends.
-        run: folder of the run, which every worker has to see.
-        start: last checkpoint of the round before, whose weights, optimiser and position go on.
+        run: folder of the run, which every worker must be able to read.
+        start: last checkpoint of the previous round, from which this one continues.
     """
 
     config: Config
@@ -78,19 +78,20 @@ def train_worker(options: dict[str, Any]) -> None:
     try:
         Worker(task).run()
     except (ray.exceptions.RayActorError, StorageError):
-        raise  # the first tells Ray Train whether a node was preempted, the second may pass
+        raise  # Ray Train checks the first for preemption; the second may be temporary
     except Exception as error:
-        raise find_user_error(error) or no_room(error) or WorkerFailure.of(error) from None
+        explained = find_user_error(error) or object_store_full(error)
+        raise explained or WorkerFailure.of(error) from None
 
 
 class Worker:
-    """One of W processes: reads its part of every global batch, steps, reports and checkpoints."""
+    """One of the worker processes: reads its part of each global batch, trains and checkpoints."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.config = task, task.config
         if task.run is not None and not task.run.exists("config.json"):
             node = ray.util.get_node_ip_address()
-            raise UserError(NOT_SEEN.format(where=task.run.path, node=node))
+            raise UserError(NOT_SEEN.format(path=task.run.path, node=node))
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -120,15 +121,15 @@ class Worker:
         self.last_checkpoint = time.monotonic()
 
     def _places(self) -> Places | None:
-        """Where dealt blocks and the workers are at this start, the same on all of them."""
+        """The nodes of the blocks and of the workers, agreed on by all workers."""
         if self.task.stream.shared:
             return None
-        here = bytes.fromhex(ray.get_runtime_context().get_node_id())
-        nodes = gather(torch.tensor([list(here)], dtype=torch.uint8, device=self.device))
-        names, ranks = np.unique(nodes.cpu().numpy(), axis=0, return_inverse=True)
+        node_id = bytes.fromhex(ray.get_runtime_context().get_node_id())
+        node_ids = gather(torch.tensor([list(node_id)], dtype=torch.uint8, device=self.device))
+        nodes, ranks = np.unique(node_ids.cpu().numpy(), axis=0, return_inverse=True)
         homes = torch.empty(len(self.task.stream.blocks) + 1, dtype=torch.int64, device=self.device)
         if self.rank == 0:
-            numbers, largest = number_homes(self.task.stream, [n.tobytes().hex() for n in names])
+            numbers, largest = number_homes(self.task.stream, [n.tobytes().hex() for n in nodes])
             homes.copy_(torch.from_numpy(np.append(numbers, largest)))
         if self.world > 1:
             dist.broadcast(homes, 0)
@@ -143,38 +144,39 @@ class Worker:
         encoder = encoder.to(self.device)
         encoder = encoder.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(encoder, config.train)
-        self.facts = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
+        self.identity = {"assignment": self.task.fingerprint, "backbone": config.model.backbone}
         self.state = TrainState()
         saved = ray.train.get_checkpoint()
-        facts = self.facts if saved is not None else {}  # the round before had other clusters
+        identity = self.identity if saved is not None else {}  # the last round had other clusters
         saved = saved or self.task.start
         if saved is not None:
             with saved.as_directory() as folder:
-                self.state = store.load(folder, encoder, optimizer, facts)
-        fused = config.train.compile
-        model: torch.nn.Module = torch.compile(encoder) if fused else encoder  # type: ignore[assignment]
+                self.state = store.load(folder, encoder, optimizer, identity)
+        compiled = config.train.compile
+        model: torch.nn.Module = torch.compile(encoder) if compiled else encoder  # type: ignore[assignment]
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = DistributedDataParallel(model, device_ids=ids)
-        wanted = config.train.precision
-        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = config.train.precision
+        supported = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return Learner(
             model=model,
             optimizer=optimizer,
-            augment=Augment(config.augment, config.data.image_size, config.seed, fused),
-            cl_infonce=torch.compile(cl_infonce) if fused else cl_infonce,
+            augment=Augment(config.augment, config.data.image_size, config.seed, compiled),
+            cl_infonce=torch.compile(cl_infonce) if compiled else cl_infonce,
             train=config.train,
             loss=config.loss,
             seed=config.seed,
             device=self.device,
             rank=self.rank,
-            bf16=wanted == "bf16" or (wanted == "auto" and able),
+            bf16=precision == "bf16" or (precision == "auto" and supported),
             state=self.state,
         )
 
     def run(self) -> None:
-        self._say_where()
-        epochs = self.config.train.epochs
+        """Train until the end of the round."""
+        self._push_start()
+        train = self.config.train
         for epoch in range(self.state.epoch, self.task.until):
             self.state.epoch = epoch
             if self.state.consumed is None:
@@ -183,36 +185,36 @@ class Worker:
             self._epoch(epoch)
             if self.state.step == 0:
                 raise UserError(
-                    f"an epoch has no whole batch of train.batch-size {self.batch}; lower it"
+                    f"the data have no full batch of train.batch-size {self.batch}; lower it"
                 )
             self.state.epoch, self.state.consumed = epoch + 1, None
-            saves, validates = self.config.train.checkpoint_epochs, self.config.evaluate.every
-            final = epoch + 1 == epochs  # the finished encoder is evaluated by the driver
-            validate = bool(validates) and (epoch + 1) % validates == 0 and not final
-            if (epoch + 1) % saves == 0 or validate or epoch + 1 == self.task.until:
+            save_every, validate_every = train.checkpoint_epochs, self.config.evaluate.every
+            last = epoch + 1 == train.epochs  # the driver evaluates the trained encoder
+            validate = bool(validate_every) and (epoch + 1) % validate_every == 0 and not last
+            if (epoch + 1) % save_every == 0 or validate or epoch + 1 == self.task.until:
                 self._checkpoint(validate)
 
-    def _say_where(self) -> None:
+    def _push_start(self) -> None:
         if self.rank == 0:
-            at = f"epoch {self.state.epoch}, step {self.state.step}"
-            text = f"going on from {at} with {self.world} worker(s), batches of {self.batch}"
-            again = ray.train.get_checkpoint() is not None
-            self._push("resume", images=self.state.images, text=text if again else "")
+            position = f"epoch {self.state.epoch}, step {self.state.step}"
+            text = f"going on from {position} with {self.world} worker(s), batches of {self.batch}"
+            resumed = ray.train.get_checkpoint() is not None
+            self._push("resume", images=self.state.images, text=text if resumed else "")
 
     def _epoch(self, epoch: int) -> None:
-        self.started, self.waited, self.counted = time.monotonic(), 0.0, 0
-        self.bad_images = 0  # a broken image comes back every epoch
+        self.started, self.waited, self.trained_images = time.monotonic(), 0.0, 0
+        self.bad_images = 0  # the same ones fail in every epoch
         tables = self._tables() if self.task.stream.mode == "streaming" else None
         batches = iter(self.reader.epoch(epoch, self.state.consumed, tables))
         done = sampler.count_bits(self.state.consumed)
-        ahead = self.reader.steps * self.batch
-        self.progress = Progress(self.config.train.epochs, epoch, done, ahead)
+        left = self.reader.steps * self.batch
+        self.progress = Progress(self.config.train.epochs, epoch, done, left)
         self.learner.progress = self.progress
         self.learner.model.train()
         while True:
-            before = time.monotonic()
+            asked = time.monotonic()
             batch = next(batches, None)
-            self.waited += time.monotonic() - before
+            self.waited += time.monotonic() - asked
             if batch is None:
                 break
             self.averager.add(self.learner.training_step(batch))
@@ -222,7 +224,7 @@ class Worker:
         self._exchange(epoch, last=True)
 
     def _tables(self) -> Callable[[], Iterator[pa.Table]]:
-        """Blocks of this worker's part of the source, without the images of this epoch's past."""
+        """Blocks of this worker's part of the source, without the images already consumed."""
         import ray.train.collective
 
         shards = None
@@ -236,7 +238,7 @@ class Worker:
         self.state.step += 1
         self.state.images += self.batch
         self.progress.add(self.batch)
-        self.counted += self.batch
+        self.trained_images += self.batch
         sampler.set_bits(self.fresh, batch.positions.numpy())
         if self.task.audit is not None:
             row = np.column_stack([batch.ids.numpy(), batch.positions.numpy()])
@@ -247,15 +249,15 @@ class Worker:
             self._checkpoint()
 
     def _exchange(self, epoch: int, last: bool = False) -> None:
-        """Average the metrics over workers, add up faults, agree on a checkpoint by the clock."""
+        """Average metrics over workers, count faults, and checkpoint if rank 0's clock says so."""
         minutes = self.config.train.checkpoint_minutes
         overdue = minutes > 0 and time.monotonic() - self.last_checkpoint > 60 * minutes
         faults = self.reader.take_faults()
         pushed = [self._push("fault", key=key, reason=reason) for key, reason in faults]
         if pushed:  # another rank may end the run after this exchange
             ray.wait(pushed, num_returns=len(pushed), timeout=5)
-        asked = float(overdue and self.rank == 0)
-        means, (due, bad, wait) = self.averager.exchange(asked, len(faults), self.waited)
+        request = float(overdue and self.rank == 0)
+        means, (due, bad, waited) = self.averager.exchange(request, len(faults), self.waited)
         self.bad_images += int(bad)
         if self.bad_images > self.config.data.max_bad * self.task.images:
             raise UserError(
@@ -268,13 +270,13 @@ class Worker:
                 "--loss.temperature, then start under a new --name"
             )
         if means and self.rank == 0:
-            self._log(epoch, means, wait / self.world)
+            self._log(epoch, means, waited / self.world)
         if due and not last:
             self._checkpoint()
 
-    def _log(self, epoch: int, means: dict[str, float], wait: float) -> None:
+    def _log(self, epoch: int, means: dict[str, float], waited: float) -> None:
         seconds, state = time.monotonic() - self.started, self.state
-        speed = self.counted / seconds
+        speed = self.trained_images / seconds
         self._push(
             "train",
             epoch=epoch,
@@ -285,7 +287,7 @@ class Worker:
             **means,
             lr=self.learner.optimizer.param_groups[0]["lr"],
             images_per_second=speed,
-            data_wait=min(1.0, wait / seconds),
+            data_wait=min(1.0, waited / seconds),
             eta_seconds=self.progress.images_left / speed,
             workers=self.world,
             time=time.time(),
@@ -295,9 +297,9 @@ class Worker:
         return self.task.queue.push.remote({"kind": kind, **row})
 
     def _merge_consumed(self) -> None:
-        """Bring every worker's new images into everybody's set of consumed images.
+        """Add the new images of all workers to every worker's set of consumed images.
 
-        Workers never share an image, so the sum of their packed bits is their union.
+        No two workers have the same image, so the sum of their packed bits is the union.
         """
         if self.state.consumed is None:
             return
@@ -312,13 +314,13 @@ class Worker:
         saved = None
         if self.rank == 0:
             learner = self.learner
-            folder = store.save_local(learner.model, learner.optimizer, self.state, self.facts)
+            folder = store.save_local(learner.model, learner.optimizer, self.state, self.identity)
             saved = ray.train.Checkpoint.from_directory(folder)
         storage = ray.train.get_context().get_storage()
-        where = {"epoch": self.state.epoch, "step": self.state.step}
-        task = ray.train.ValidationTaskConfig(fn_kwargs=where) if validate else False
+        position = {"epoch": self.state.epoch, "step": self.state.step}
+        task = ray.train.ValidationTaskConfig(fn_kwargs=position) if validate else False
         ray.train.report(
-            where,
+            position,
             checkpoint=saved,
             validation=task if saved is not None else False,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,

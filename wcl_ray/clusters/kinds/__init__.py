@@ -1,4 +1,4 @@
-"""Kinds of clusters, one a module. A new one is a :class:`Kind` under ``@KINDS.add("NAME")``."""
+"""Kinds of clusters, one per module. A new one is a :class:`Kind` under ``@KINDS.add("NAME")``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Needs = Literal["columns", "label", "features", "table", "nothing"]
 
 
 class Kind:
-    """One kind of clusters: from metadata columns to keys, where rows of equal keys are a cluster.
+    """One kind of clusters: computes a key for each row; rows with equal keys form a cluster.
 
-    A subclass has to have :meth:`keys`, and :meth:`prepare` where that needs to know all rows.
-    Objects are sent to the tasks that call :meth:`keys`. The first paragraph of the module's
-    docstring is the line of ``--help``; for plugins that of the class.
+    A subclass implements :meth:`keys`, and :meth:`prepare` if that depends on all rows. Objects are
+    sent to the tasks that call :meth:`keys`. The first paragraph of the module's docstring is the
+    line of ``--help``; for plugins that of the class.
 
     Attributes:
         needs: what the clusters are made of: metadata columns, the label, the encoder's features,
             a table of clusters, or nothing.
         granularity: name of the option of :class:`wcl_ray.config.ClustersConfig` that holds one
-            number for each granularity, which a search varies; None: there is one granularity.
-        default: its values where none are given.
+            number per granularity, and that a search varies; None: there is one granularity.
+        default: values of that option if none are given.
         columns: metadata columns that are read.
-        values: of the granularity option.
+        values: values of the granularity option.
         chosen, skipped, notes: see :class:`wcl_ray.clusters.metadata.Clustering`.
     """
 
@@ -40,7 +40,7 @@ class Kind:
     def __init__(
         self, config: ClustersConfig, label: str | None, available: tuple[str, ...]
     ) -> None:
-        """See :func:`wcl_ray.clusters.metadata.columns_of` for the arguments and errors."""
+        """Choose the columns; see :func:`wcl_ray.clusters.metadata.columns_of`."""
         self.config, self.label = config, label
         if self.needs == "label" and label is None:
             raise UserError(f"clusters.kind {config.kind} needs --data.label")
@@ -52,7 +52,7 @@ class Kind:
         self.notes: list[str] = []
 
     def find_columns(self, available: tuple[str, ...]) -> list[str]:
-        """The columns of ``clusters.columns``, else all but the label.
+        """The columns of ``clusters.columns``, by default all but the label.
 
         Raises:
             UserError: the label is among them, or there are none.
@@ -60,8 +60,8 @@ class Kind:
         config, label = self.config, self.label
         if label is not None and label in config.columns:
             raise UserError(
-                f"clusters.columns holds the label {label!r}: the evaluation would be told the "
-                "answer; leave it out, or use --clusters.kind label"
+                f"clusters.columns holds the label {label!r}, which would give away the answer of "
+                "the evaluation; leave it out, or use --clusters.kind label"
             )
         columns = list(config.columns) or [name for name in available if name != label]
         if not columns:
@@ -73,12 +73,12 @@ class Kind:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the granularities, such as ``attributes-20``."""
+        """Names of the granularities, such as ``attributes-20``."""
         return tuple(f"{self.config.kind}-{value}" for value in self.values) or (self.config.kind,)
 
     def prepare(self, rows: Dataset) -> None:
-        """Whatever has to be known of all rows before the keys; by default whether a column is an
-        image of the label.
+        """Look at all rows before :meth:`keys` is called; by default, check that no column is
+        equivalent to the label.
 
         Args:
             rows: ``__id``, ``__key``, the columns and the label.
@@ -90,16 +90,12 @@ class Kind:
             self.notes += leaks(count_columns(rows, self.columns, self.label), self.label)
 
     def keys(self, table: pa.Table) -> list[pa.Array]:
-        """The key of each row, one array for each of ``values``: int64, or anything that can be
-        cast to strings. Null: no cluster."""
+        """The keys of the rows, one array per granularity: int64, or a type that can be cast to
+        string. Null: no cluster."""
         raise NotImplementedError
 
     def cluster(self, rows: Dataset, seed: int) -> Clustering:
-        """The clusters of all rows.
-
-        Args:
-            rows: see :meth:`prepare`.
-        """
+        """Cluster all rows (see :meth:`prepare`)."""
         self.prepare(rows)
         assignment, labels, classes = assign(rows, self.keys, self.names, self.label)
         notes = tuple(self.notes)
@@ -107,5 +103,5 @@ class Kind:
 
 
 def no_keys(table: pa.Table) -> list[pa.Array]:
-    """Every row without a cluster."""
+    """Null keys: no row has a cluster."""
     return [pa.nulls(table.num_rows, pa.int64())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +21,7 @@ from wcl_ray.registry import KINDS
 
 @KINDS.add("hierarchy")
 class Hierarchy(Kind):
-    """Images below one node of a tree, which are columns from coarse to fine or one of paths."""
+    """Ancestors at a level of a tree, given by columns from coarse to fine or a column of paths."""
 
     granularity = "level"
 
@@ -36,7 +37,9 @@ class Hierarchy(Kind):
     def prepare(self, rows: Dataset) -> None:
         if self.label is not None:
             joined = rows.map_batches(
-                functools.partial(_joined, self.columns), batch_format="pyarrow", batch_size=None
+                functools.partial(_join_lists, self.columns),
+                batch_format="pyarrow",
+                batch_size=None,
             )
             self.notes += leaks(count_columns(joined, self.columns, self.label), self.label)
         depth = _depth(rows, self.columns, self.config)
@@ -47,71 +50,67 @@ class Hierarchy(Kind):
             )
 
     def keys(self, table: pa.Table) -> list[pa.Array]:
-        """The ancestor at each level; the deepest known one of items that are shallower."""
-        paths = _paths(table, self.columns, self.config.separator)
+        """The ancestor at each level, or the deepest known one above it."""
+        levels = _levels(table, self.columns, self.config.separator)
         prefix: list[str | None] = [""] * table.num_rows
-        open_rows = [True] * table.num_rows
-        found: dict[int, pa.Array] = {}
+        continues = [True] * table.num_rows
+        ancestors: dict[int, pa.Array] = {}
         for depth in range(1, max(self.values) + 1):
-            values = paths[depth - 1].to_pylist() if depth <= len(paths) else [None] * len(prefix)
-            for row, value in enumerate(values):
-                open_rows[row] = open_rows[row] and value is not None
-                if open_rows[row]:
-                    prefix[row] = f"{prefix[row]}\x1f{_escaped(str(value))}"
+            names = levels[depth - 1].to_pylist() if depth <= len(levels) else [None] * len(prefix)
+            for row, name in enumerate(names):
+                continues[row] = continues[row] and name is not None
+                if continues[row]:
+                    prefix[row] = f"{prefix[row]}\x1f{_escaped(str(name))}"
             if depth in self.values:
-                found[depth] = pa.array([p or None for p in prefix], pa.string())
-        return [found[level] for level in self.values]
+                ancestors[depth] = pa.array([p or None for p in prefix], pa.string())
+        return [ancestors[level] for level in self.values]
 
 
-def _paths(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array]:
-    """String columns from coarse to fine; null where an item is shallower."""
+def _levels(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array]:
+    """String columns from coarse to fine; null where a path ends earlier."""
     if len(columns) > 1:
         return [value_texts(name, table) for name in columns]
     lists = decoded(table[columns[0]])
     if is_list(lists.type):
         members = value_names(pc.list_flatten(lists), f"members of clusters.columns {columns[0]!r}")
         rows = pc.list_parent_indices(lists).to_numpy()
-        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        depths = np.arange(len(rows)) - np.searchsorted(rows, rows)
         levels = []
-        for level in range(int(places.max(initial=-1)) + 1):
-            at = np.full(len(lists), -1)
-            at[rows[places == level]] = np.flatnonzero(places == level)
-            levels.append(members.take(pa.array(at, mask=at < 0)))
+        for depth in range(int(depths.max(initial=-1)) + 1):
+            index = np.full(len(lists), -1)
+            index[rows[depths == depth]] = np.flatnonzero(depths == depth)
+            levels.append(members.take(pa.array(index, mask=index < 0)))
         return levels
-    parts = pc.split_pattern(value_texts(columns[0], table), separator).to_pylist()
-    clean = [[p for p in row if p] if row else [] for row in parts]
-    depth = max((len(row) for row in clean), default=0)
-    return [
-        pa.array([row[i] if i < len(row) else None for row in clean], pa.string())
-        for i in range(depth)
-    ]
+    split = pc.split_pattern(value_texts(columns[0], table), separator).to_pylist()
+    paths = [[name for name in path if name] if path else [] for path in split]
+    return [pa.array(names, pa.string()) for names in itertools.zip_longest(*paths)]
 
 
-def _joined(columns: list[str], table: pa.Table) -> Iterator[pa.Table]:
-    """With a path in a list as one text, so that the check against the label can read it."""
+def _join_lists(columns: list[str], table: pa.Table) -> Iterator[pa.Table]:
+    """Turn a column of lists into one of strings, which the leak check can read."""
     if len(columns) > 1 or not is_list(table[columns[0]].type):
         yield table
         return
-    place = table.column_names.index(columns[0])
-    levels = [level.fill_null("") for level in _paths(table, columns, "")]
-    whole = pc.binary_join_element_wise(*levels, "\x1f") if levels else pa.nulls(len(table))
-    yield table.set_column(place, columns[0], pc.utf8_rtrim(whole, "\x1f"))
+    index = table.column_names.index(columns[0])
+    levels = [level.fill_null("") for level in _levels(table, columns, "")]
+    paths = pc.binary_join_element_wise(*levels, "\x1f") if levels else pa.nulls(len(table))
+    yield table.set_column(index, columns[0], pc.utf8_rtrim(paths, "\x1f"))
 
 
-def _escaped(level: str) -> str:
-    """A level without the separator of levels."""
-    return level.replace("\x1e", "\x1e0").replace("\x1f", "\x1e1")
+def _escaped(name: str) -> str:
+    """The name of a level without the separator of levels."""
+    return name.replace("\x1e", "\x1e0").replace("\x1f", "\x1e1")
 
 
 def _depth(rows: Dataset, columns: list[str], config: ClustersConfig) -> int:
     if len(columns) > 1:
         return len(columns)
 
-    def deepest(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
-        yield {"depth": np.array([len(_paths(table, columns, config.separator))])}
+    def count_levels(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
+        yield {"depth": np.array([len(_levels(table, columns, config.separator))])}
 
-    found = rows.map_batches(deepest, batch_format="pyarrow", batch_size=None).take_all()
-    depth = max((int(row["depth"]) for row in found), default=0)
+    depths = rows.map_batches(count_levels, batch_format="pyarrow", batch_size=None).take_all()
+    depth = max((int(row["depth"]) for row in depths), default=0)
     if depth == 0:
-        raise UserError(f"column {columns[0]!r} holds no path at all")
+        raise UserError(f"column {columns[0]!r} holds no paths")
     return depth

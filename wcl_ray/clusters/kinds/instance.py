@@ -10,7 +10,7 @@ from wcl_ray.registry import KINDS
 
 @KINDS.add("instance")
 class Instance(Kind):
-    """Singletons."""
+    """Every image is a singleton."""
 
     needs = "nothing"
 

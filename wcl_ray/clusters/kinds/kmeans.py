@@ -1,4 +1,4 @@
-"""K-means of the features, found again in each round (see train.rounds), or of metadata columns."""
+"""K-means of the features, repeated in each round (see train.rounds), or of metadata columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.clusters.features import cluster_features, wanted_k
+from wcl_ray.clusters.features import choose_k, cluster_features
 from wcl_ray.clusters.kinds import Kind, Needs, no_keys
 from wcl_ray.clusters.metadata import Clustering, assign
 from wcl_ray.clusters.tfidf import vectors
@@ -17,7 +17,7 @@ from wcl_ray.terminal import say
 
 @KINDS.add("kmeans")
 class KMeansClusters(Kind):
-    """k-means. Of features it starts with every image a singleton, until there are features."""
+    """k-means. For features, all images are singletons until an encoder is trained."""
 
     needs: Needs = "features"
     granularity = "k"
@@ -34,12 +34,13 @@ class KMeansClusters(Kind):
 
     def cluster(self, rows: Dataset, seed: int) -> Clustering:
         self.prepare(rows)
-        bare, labels, classes = assign(rows, self.keys, ("instance",), self.label)
+        singletons, labels, classes = assign(rows, self.keys, ("instance",), self.label)
         if not self.columns:
-            return Clustering(bare, labels, classes)
-        made, text = vectors(rows, self.columns, self.config.columns)
+            return Clustering(singletons, labels, classes)
+        features, text = vectors(rows, self.columns, self.config.columns)
         say("vectors", text)
-        ks = wanted_k(self.config, len(bare.ids))
-        found = cluster_features(made, bare.ids, ks, self.config, seed=seed)
-        assignment = Assignment(bare.ids, found.clusters, found.names, bare.keys)
+        ids = singletons.ids
+        ks = choose_k(self.config, len(ids))
+        clusters = cluster_features(features, ids, ks, self.config, seed=seed)
+        assignment = Assignment(ids, clusters.clusters, clusters.names, singletons.keys)
         return Clustering(assignment, labels, classes, notes=tuple(self.notes))

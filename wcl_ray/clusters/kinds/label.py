@@ -11,7 +11,7 @@ from wcl_ray.registry import KINDS
 
 @KINDS.add("label")
 class Label(Kind):
-    """Images of one class."""
+    """One cluster per class."""
 
     needs = "label"
 

@@ -1,4 +1,4 @@
-"""Clusters that exist already, see --clusters.from, which implies it."""
+"""Existing clusters; implied by --clusters.from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from wcl_ray.registry import KINDS
 
 @KINDS.add("table")
 class Table(Kind):
-    """Clusters of a file or another run, read by :mod:`wcl_ray.clusters.table`."""
+    """Clusters of a file or another run, see :mod:`wcl_ray.clusters.table`."""
 
     needs = "table"

@@ -1,4 +1,4 @@
-"""The joint pattern of the top-k tags of highest entropy, of columns that hold lists."""
+"""The joint pattern of the top-k tags of highest entropy, from columns of lists."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from wcl_ray.registry import KINDS
 
 @KINDS.add("tags")
 class Tags(Attributes):
-    """Attributes of columns that hold lists; an image without any chosen tag is a singleton."""
+    """Attributes of list columns only; an image without any chosen tag is a singleton."""
 
-    empty_singleton = True
+    singleton_if_none_true = True
 
     def usable(self, counts: dict[str, ColumnCounts]) -> dict[str, ColumnCounts]:
         lists = {name: column for name, column in counts.items() if column.kind == "list"}
@@ -21,7 +21,7 @@ class Tags(Attributes):
             raise UserError(f"clusters.kind tags: column {other!r} is not a list of tags")
         if not lists:
             raise UserError(
-                "clusters.kind tags needs a column of lists; there is none among "
-                f"{', '.join(counts)}; use --clusters.kind attributes"
+                f"clusters.kind tags needs a column of lists, and {', '.join(counts)} are not; use "
+                "--clusters.kind attributes"
             )
         return lists

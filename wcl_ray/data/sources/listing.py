@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 from PIL import features
 
 from wcl_ray.errors import UserError
-from wcl_ray.storage import WILDCARDS, filesystem, found
+from wcl_ray.storage import WILDCARDS, filesystem, resolve_input
 
 IMAGE_SUFFIXES: tuple[str, ...] = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif")
 IMAGE_SUFFIXES += ("tif", "tiff", "ppm", "pgm", "pbm", "pnm")
@@ -99,7 +99,7 @@ def check_exists(uri: str, endpoint: str | None) -> tuple[str, pafs.FileSystem, 
     Raises:
         UserError: no such path, or the store cannot be reached.
     """
-    uri = found(uri)
+    uri = resolve_input(uri)
     if escaped(uri) != uri:
         raise UserError(f"data.path {escaped(uri)}: {NOT_UTF8}")
     fs, path = filesystem(uri, endpoint)

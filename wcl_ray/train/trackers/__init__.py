@@ -1,4 +1,4 @@
-"""Where the metrics of a run go, one a module. A new one is a :class:`Tracker` under
+"""Trackers of the metrics of a run, one per module. A new one is a :class:`Tracker` under
 ``@TRACKERS.add("NAME")``; it runs on the driver."""
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ Row = dict[str, Any]
 
 
 class Tracker:
-    """Takes the metrics of a run. Whatever it raises, training goes on: the user is told once, and
-    the tracker is not called again."""
+    """Receives the metrics of a run. If it raises, the user is warned, the tracker is not called
+    again, and training continues."""
 
     def __init__(self, run: Folder) -> None:
         self.run = run
 
     def log(self, step: int, metrics: Row) -> None:
-        """Take one row.
+        """Receive one row.
 
         Args:
-            step: optimiser steps so far. After a restart earlier steps come again.
-            metrics: name → number, those of ``metrics.jsonl``: of training about every ten steps,
-                of evaluations, and of new clusters.
+            step: optimiser steps so far. After a restart, earlier steps are repeated.
+            metrics: name → number, as in ``metrics.jsonl``: of training about every ten steps, of
+                evaluations, and of new clusters.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Called once at the end of a training, also of one that failed."""
+        """Called once at the end of training, also if it failed."""
 
 
 class Trackers:
-    """``metrics.jsonl``, from which a run goes on, and the chosen trackers.
+    """The trackers of a run: ``metrics.jsonl``, which a resumed run continues, and the chosen ones.
 
     Attributes:
-        file: the former. Only its errors are raised.
+        file: the log ``metrics.jsonl``, the only one whose errors are raised.
     """
 
     def __init__(self, run: Folder, names: Iterable[str]) -> None:
@@ -57,16 +57,17 @@ class Trackers:
             call()
         except Exception as error:  # whatever a library raises
             self._others.pop(name, None)
-            what = f"{type(error).__name__}: {error}"
-            warn(f"tracker {name} failed, the run goes on without it: {what}")
+            reason = f"{type(error).__name__}: {error}"
+            warn(f"tracker {name} failed, the run goes on without it: {reason}")
 
     def log(self, row: Row) -> None:
-        """Hand a row to all of them."""
+        """Send a row to all trackers."""
         for name, tracker in list(self._others.items()):
             self._try(name, functools.partial(tracker.log, row.get("step", 0), dict(row)))
         self.file.log(row.get("step", 0), row)
 
     def close(self) -> None:
+        """Close all trackers."""
         for name, tracker in list(self._others.items()):
             self._try(name, tracker.close)
         self.file.close()

@@ -1,4 +1,4 @@
-"""Gauges for Prometheus at Ray's metrics endpoint of the driver's node."""
+"""Prometheus gauges at Ray's metrics endpoint on the driver's node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GAUGES = {  # key of a row of metrics.jsonl → name and description
 
 @TRACKERS.add("prometheus")
 class Prometheus(Tracker):
-    """One gauge for each of :data:`GAUGES`, tagged with the run."""
+    """The gauges of :data:`GAUGES`, tagged with the run."""
 
     def __init__(self, run: Folder) -> None:
         super().__init__(run)
@@ -28,7 +28,7 @@ class Prometheus(Tracker):
             key: Gauge(name, description=text, tag_keys=("run",))
             for key, (name, text) in GAUGES.items()
         }
-        # Ray takes ASCII only
+        # Ray accepts only ASCII
         self._tags = {"run": run.uri.encode("ascii", "backslashreplace").decode()}
 
     def log(self, step: int, metrics: Row) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard's events in the run folder."""
+"""TensorBoard events in the run folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wcl_ray.registry import TRACKERS
 from wcl_ray.storage import Folder
 from wcl_ray.train.trackers import Row, Tracker
 
-FLUSH = 10.0  # seconds between two looks of TensorBoard at the events
+FLUSH_SECONDS = 10.0
 
 
 @TRACKERS.add("tensorboard")
 class TensorBoard(Tracker):
-    """TensorBoard's file of a run folder, written by this thread: the queue of tensorboardX's own
-    writer blocks for ever once its thread has met a full disk."""
+    """The TensorBoard file of a run, written without tensorboardX's writer thread, whose queue
+    blocks forever after an error such as a full disk."""
 
     def __init__(self, run: Folder) -> None:
         super().__init__(run)
@@ -31,15 +31,15 @@ class TensorBoard(Tracker):
         from tensorboardX.proto.event_pb2 import Event
 
         if self._writer is None:
-            self._place = Path(self.run.path if self.run.local else tempfile.mkdtemp())
-            self._place.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(self._place / "events"))
+            self._folder = Path(self.run.path if self.run.local else tempfile.mkdtemp())
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(self._folder / "events"))
         for key, value in metrics.items():
             if isinstance(value, (int, float)) and key not in ("step", "images", "time"):
                 event = Event(wall_time=time.time(), step=step)
                 event.summary.CopyFrom(summary.scalar(key, value))
                 self._writer.write_event(event)
-        if time.monotonic() - self._flushed > FLUSH:
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = time.monotonic()
 
@@ -48,6 +48,6 @@ class TensorBoard(Tracker):
             return
         self._writer.close()
         if not self.run.local:
-            for path in self._place.glob("events.*"):
+            for path in self._folder.glob("events.*"):
                 self.run.write(path.name, path.read_bytes())
-            shutil.rmtree(self._place, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
