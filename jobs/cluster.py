@@ -1,12 +1,12 @@
-"""Stage 1 alone: build the clusters and say how good they are, before any GPU hour is spent.
+"""Build clusters and report their quality, before any GPU hour is spent.
 
     python jobs/cluster.py --data.path DIR --data.label CLASS --clusters.kind attributes
     python jobs/cluster.py --data.path DIR --clusters.top-k 5 10 20 40     # several granularities
     python jobs/cluster.py … --out clusters.parquet                       # keep the table
     python jobs/cluster.py … --clusters.from clusters.csv                 # or bring your own
 
-k-means of vectors in Parquet files (jobs/embed.py makes them), or of what the encoder of a run
-makes of images:
+k-means of vectors in Parquet files (jobs/embed.py writes them), or of features of images, computed
+by the encoder of a run:
 
     python jobs/cluster.py --clusters.kind kmeans --clusters.k 100,1000 --data.path features/
     python jobs/cluster.py --clusters.kind kmeans --clusters.k 100,1000 --run runs/NAME
@@ -27,17 +27,17 @@ class ClusterJob(Config):
     """Build the clusters of a data set and report their quality, without training."""
 
     run: str | None = None
-    """Run folder whose encoder makes the features for k-means; without --data.path of the run's own
-    images."""
+    """Run folder whose encoder computes features of the images for k-means. Without --data.path it
+    takes the run's own images."""
     vector_column: str | None = None
     """Column of data.path with the vectors for k-means. Default: found by name and type."""
     out: str | None = None
     """Parquet file to write the table id → cluster to (a path or s3:// URI)."""
     centroids: str | None = None
-    """File (.npz) to write the k-means centroids to, one array a granularity."""
+    """File (.npz) to write the k-means centroids to, one array per granularity."""
     checkpoint: str | None = None
-    """Folder for the state of k-means of vectors after every iteration; the same command goes on
-    from it."""
+    """Folder for the state of k-means of vectors, written after every iteration; the same command
+    continues from it."""
 
 
 def main() -> None:
@@ -59,9 +59,9 @@ def main() -> None:
 
 
 def demo_flags(words: list[str]) -> list[str]:
-    """Without a data path the attributes of the demo data are shown."""
-    own = ("--data.path", "--run", "--clusters.kind", "--clusters.from")
-    given = any(word.split("=")[0] in own for word in words)
+    """Options of the demo, implied if neither data nor clusters are given."""
+    sources = ("--data.path", "--run", "--clusters.kind", "--clusters.from")
+    given = any(word.split("=")[0] in sources for word in words)
     return [] if given else ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
 
 

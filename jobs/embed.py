@@ -1,11 +1,11 @@
-"""Features of images by the encoder of a finished run, as Parquet files.
+"""Write features of images, computed by the encoder of a finished run, to Parquet files.
 
     python jobs/embed.py --run runs/NAME --out features/
     python jobs/embed.py --run runs/NAME --data.path DIR --out s3://bucket/features --columns label
 
-Each row holds id, key (the image's own name), feature (float32) and the columns asked for. The
-same command goes on where a stopped one was, and adds images that are new. The output is what
-cluster.py --clusters.kind kmeans --data.path reads.
+Each row holds id, key (the name of the image), feature (float32) and the columns requested. The
+same command continues a stopped job and adds new images. cluster.py --clusters.kind kmeans
+--data.path reads the output.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Images:
     path: str | None = None
     """Images to embed: a folder, a file or a glob, local or s3://. Default: the run's."""
     format: str | None = None
-    """How the images are stored (parquet, folder, webdataset, …); told from the file names by
-    default."""
+    """How the images are stored (parquet, folder, webdataset, …). Default: told by the file
+    names."""
     id: str | None = None
     """Column with a unique id."""
     image: str | None = None
     """Column with the images."""
     encoding: str | None = None
-    """Encoding of metadata tables and of text in shards. Default: UTF-8, or by their mark."""
+    """Encoding of metadata tables and text in shards. Default: by byte order mark, else UTF-8."""
     max_bad: float | None = None
     """Share of unreadable images above which the job stops. Default: that of the run."""
     endpoint: str | None = None
@@ -48,9 +48,9 @@ class EmbedJob:
     """Folder for the Parquet files (a path or s3:// URI)."""
     data: Images = field(default_factory=Images)
     features: Literal["backbone", "projector"] = "backbone"
-    """The backbone's features, or the projector's output of unit length."""
+    """The backbone's features, or the projector's output, of unit length."""
     columns: tuple[str, ...] = ()
-    """Metadata columns to hand on."""
+    """Metadata columns to copy to the output."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 

@@ -1,10 +1,10 @@
-"""kNN and linear probe of a finished run, on its own data or on any other.
+"""kNN and linear probe of a finished run, on its own data or on other data.
 
     python jobs/evaluate.py --run runs/NAME
     python jobs/evaluate.py --run runs/NAME --data.path DIR --data.label CLASS
     python jobs/evaluate.py --run runs/NAME --data.path TRAIN --data.eval-path TEST …
 
-Options that are not given are those of the run. Prints a table; --out keeps the figures as JSON.
+Options that are not given are taken from the run. Prints a table; --out writes the metrics as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class OtherData:
     """Other images than those of the run."""
 
     path: str | None = None
-    """Images that fit kNN and the probe. Default: the run's training images."""
+    """Images to fit kNN and the probe on. Default: the run's training images."""
     eval_path: str | None = None
     """Test images. Default: the run's, or a held-out share of path."""
     label: str | None = None
@@ -30,7 +30,7 @@ class OtherData:
     image: str | None = None
     """Column with the images."""
     encoding: str | None = None
-    """Encoding of metadata tables and of text in shards. Default: UTF-8, or by their mark."""
+    """Encoding of metadata tables and text in shards. Default: by byte order mark, else UTF-8."""
     endpoint: str | None = None
     """URL of the S3 endpoint, for stores other than AWS."""
 
@@ -45,7 +45,7 @@ class EvaluateJob:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     out: str | None = None
-    """JSON file to write the figures to."""
+    """JSON file to write the metrics to."""
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python jobs/pretrain.py                                   # the demo data, no arguments
     python jobs/pretrain.py --data.path DIR --data.label CLASS --clusters.kind attributes
     python jobs/pretrain.py --config run.yaml --train.epochs 50
-    python jobs/pretrain.py … --resume                        # go on with a run that was stopped
+    python jobs/pretrain.py … --resume                        # continue a run that was stopped
     ray job submit --working-dir . -- python jobs/pretrain.py …
 
 --help lists every option.
@@ -21,7 +21,7 @@ def main() -> None:
     config: Config = parse(prog="pretrain.py", implied=demo_flags)
 
     def body() -> None:
-        from wcl_ray.runs.pretrain import pretrain  # after the options: --help stays fast
+        from wcl_ray.runs.pretrain import pretrain  # imported here to keep --help fast
 
         pretrain(config)
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def demo_flags(words: list[str]) -> list[str]:
-    """Without a data path the demo is trained twice, so that there is something to see."""
+    """Options of the demo, implied without --data.path."""
     given = {word.split("=")[0] for word in words}
     if "--data.path" in given:
         return []

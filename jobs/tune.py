@@ -2,12 +2,11 @@
 
     python jobs/tune.py --data.path DIR --data.label CLASS --trials 16
     python jobs/tune.py … --search.train.lr loguniform:1e-4:1e-2 --search.clusters.top-k 5,10,20
-    python jobs/tune.py --config search.yaml --resume         # go on with a search that was stopped
+    python jobs/tune.py --config search.yaml --resume         # continue a search that was stopped
     ray job submit --working-dir . -- python jobs/tune.py …
 
-It leaves a page (report.html, with plotly.min.js beside it), results.parquet, and best.yaml for
-jobs/pretrain.py --config.
-All options of jobs/pretrain.py are those of the full run; --help lists every option.
+It writes a page (report.html, with plotly.min.js beside it), results.parquet, and best.yaml for
+jobs/pretrain.py --config. Options of jobs/pretrain.py are those of the full run; --help lists all.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ DEMO = ["--data.label", "label", "--train.epochs", "15"]
 def main() -> None:
     config: SearchConfig = parse(cls=SearchConfig, prog="tune.py", implied=demo_flags)
 
-    # A trial needs a dozen small processes. Ray warns of them again and again, and ends idle ones
-    # beyond the number of CPUs, though the next trial would have to start them again. The first is
-    # read on Ray's import, the second when a local Ray starts.
+    # A trial needs a dozen small processes. Ray keeps warning of them, and ends idle ones beyond
+    # the number of CPUs, though the next trial has to start them again. Ray reads the first setting
+    # on import, the second when a local Ray starts.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
 
     def body() -> None:
-        from plotly.offline import get_plotlyjs  # after the options: --help stays fast
+        from plotly.offline import get_plotlyjs  # imported here to keep --help fast
 
         from wcl_ray.report.search import SCRIPT, page
         from wcl_ray.search.run import search
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def demo_flags(words: list[str]) -> list[str]:
-    """Without a data path the demo data are searched."""
+    """Options of the demo, implied without --data.path."""
     given = {word.split("=")[0] for word in words}
     if "--data.path" in given:
         return []

@@ -214,5 +214,5 @@ def test_options_import_no_part() -> None:
 def test_missing_metadata_is_for_kinds_that_have_some() -> None:
     assert ClustersConfig(kind="label", missing="kmeans").from_features
     for kind in ("instance", "kmeans"):
-        with pytest.raises(ValueError, match=f"says nothing to clusters.kind {kind}"):
+        with pytest.raises(ValueError, match=f"has no effect on clusters.kind {kind}"):
             ClustersConfig(kind=kind, missing="kmeans")

@@ -1,8 +1,7 @@
-"""Command line and YAML files to :class:`wcl_ray.config.Config`.
+"""Parses the command line and YAML files to a :class:`wcl_ray.config.Config`.
 
-A YAML file is turned into the flags it stands for, its values as texts, and put in front of the
-command line, so both are checked by the same parser and flags win. Errors end the program with
-status 2 and one message.
+A YAML file is translated to flags, which are put in front of the command line: one parser checks
+both, and flags win. Errors end the program with status 2 and one message.
 """
 
 from __future__ import annotations
@@ -28,11 +27,7 @@ from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-RUN_KEYS = (
-    "name",
-    "resume",
-    "start_or_resume",
-)  # of a stored configuration: they belong to that run alone
+RUN_KEYS = ("name", "resume", "start_or_resume")  # stored options that hold for that run only
 
 
 def parse(
@@ -45,10 +40,10 @@ def parse(
 
     Args:
         argv: command line without the program's name; ``sys.argv[1:]`` by default. ``--config
-            FILE`` may stand anywhere in it.
-        cls: the dataclass to fill; its fields and their docstrings make the ``--help``.
+            FILE`` may be anywhere in it.
+        cls: dataclass of the options; its fields and their docstrings give ``--help``.
         prog: name shown in the usage line.
-        implied: flags that the given ones imply (weaker than any given one).
+        implied: returns flags that the given ones imply; given flags win over them.
 
     Raises:
         SystemExit: status 2 and a message on an unknown key, a wrong type or a value out of range;
@@ -58,7 +53,7 @@ def parse(
     try:
         words = _fold_open(_current(_expand(words, cls)), cls)
         _check_flags(words, cls)
-        load_plugins(_values(words, "plugins"))  # what they add are values of options
+        load_plugins(_values(words, "plugins"))  # they add values of options
         for registry in REGISTRIES.values():
             for name in _values(words, registry.option) if registry.closed else ():
                 registry.check(name)
@@ -75,45 +70,44 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 def run_job(body: Callable[[], Any]) -> None:
-    """Run the body of a job: what the user can mend becomes one line, the rest a traceback.
+    """Run the body of a job: errors that the user can fix become one line, others a traceback.
 
-    A run that was interrupted ends with status 130, one that was stopped by SIGTERM with 143, so
-    that schedulers see it, within seconds and with the last resume hint (see
-    :mod:`wcl_ray.stopping`).
+    A job that is interrupted ends within seconds with status 130, after SIGTERM with 143, and says
+    what the same command will do (see :mod:`wcl_ray.stopping`).
     """
     escape_unencodable()
     with stopping.prompt_stop():
         try:
             body()
         except BaseException as error:
-            stopped = stopping.received() or _signal_of(error)
-            if stopped:
-                stopping.report(stopped)
-                raise SystemExit(128 + stopped) from None
+            number = stopping.received() or _signal_of(error)
+            if number:
+                stopping.report(number)
+                raise SystemExit(128 + number) from None
             if not isinstance(error, Exception):
                 raise
-            found = find_user_error(error) or _limit_reached(error)
-            told = (FileNotFoundError, PermissionError, TrainingError)
-            if found is None and not isinstance(error, told):
+            user_error = find_user_error(error) or _limit_reached(error)
+            clear = (FileNotFoundError, PermissionError, TrainingError)
+            if user_error is None and not isinstance(error, clear):
                 raise
-            fail(str(found or error), 1)
+            fail(str(user_error or error), 1)
 
 
 def _limit_reached(error: Exception) -> Exception | None:
     if "ray" not in sys.modules:
         return None
-    from wcl_ray.limits import limit_reached  # only here: --help stays fast
+    from wcl_ray.limits import limit_reached  # imported here to keep --help fast
 
     return limit_reached(error)
 
 
 def _signal_of(error: BaseException) -> int:
-    """The signal that an exception stands for, 0 for others."""
+    """The signal that raised an exception, 0 for other exceptions."""
     if isinstance(error, KeyboardInterrupt):
         return signal.SIGINT
-    # `ray job stop`, a scheduler
-    stopped = isinstance(error, SystemExit) and error.code == signal.SIGTERM
-    return signal.SIGTERM if stopped else 0
+    # from `ray job stop` or a scheduler
+    terminated = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+    return signal.SIGTERM if terminated else 0
 
 
 def _description(cls: type) -> str:
@@ -141,7 +135,7 @@ def _expand(words: list[str], cls: type) -> list[str]:
 
 
 def _read_yaml(name: str, cls: type) -> list[str]:
-    from wcl_ray.storage import resolve_input  # only here: --help stays fast
+    from wcl_ray.storage import resolve_input  # imported here to keep --help fast
 
     try:
         content = Path(resolve_input(name)).read_bytes()
@@ -164,9 +158,9 @@ def _read_yaml(name: str, cls: type) -> list[str]:
         }
         flags = dict(_flatten(options, name))
         ignored = [key for key in flags if key not in keys(cls) and key not in open_sections(cls)]
-        told = [key for key in ignored if not isinstance(flags[key], Empty)]
-        if told:  # of another version, or of a search
-            warn(f"{name} is of version {tree['version']}; left out: {', '.join(told)}")
+        given = [key for key in ignored if not isinstance(flags[key], Empty)]
+        if given:  # options of another version, or of a search
+            warn(f"{name} is of version {tree['version']}; left out: {', '.join(given)}")
         flags = {key: value for key, value in flags.items() if key not in ignored}
         return [word for key, value in flags.items() for word in _flag(key, value, cls, name)]
     return [word for key, value in _flatten(tree, name) for word in _flag(key, value, cls, name)]
@@ -182,7 +176,7 @@ def _flatten(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tupl
 
 
 def _current(words: list[str]) -> list[str]:
-    """A command line with today's names of options that had others."""
+    """A command line with renamed options under their current names."""
     current: list[str] = []
     key = ""
     for word in words:
@@ -196,37 +190,38 @@ def _current(words: list[str]) -> list[str]:
 
 
 def _current_option(key: str, value: Any) -> tuple[str, Any]:
-    """Today's name of an option, with dashes, and of its value."""
+    """The current names of an option, with dashes, and of its value; warns if it was renamed."""
     option = key.replace("-", "_")
     name, current = renamed(option, value)
     if name == option:
         return key, current
-    today = name.replace("_", "-")
-    warn(f"--{key} is now called --{today}; the old name will go")
-    return today, current
+    new_key = name.replace("_", "-")
+    warn(f"--{key} is now called --{new_key}; the old name will be removed")
+    return new_key, current
 
 
 def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
-    """The words of the command line that a key of a file stands for.
+    """The words of the command line for a key of a file.
 
     Args:
-        value: a text, or a list of them.
+        value: a text, or a list of texts.
+        name: of the file.
     """
     types = keys(cls)
-    if key in open_sections(cls):  # as config.json keeps it: KEY=SPACE
+    if key in open_sections(cls):  # config.json holds KEY=SPACE
         pairs = [str(text).partition("=") for text in (value if isinstance(value, list) else [])]
         return [word for inner, _, space in pairs for word in (f"--{key}.{inner}", space)]
-    opened = key.split(".")[0] in open_sections(cls)
+    is_open = key.split(".")[0] in open_sections(cls)
     if key not in types and any(name.startswith(f"{key}.") for name in types):
         if isinstance(value, Empty):
             return []
         raise ValueError(f"{name}: {key} is a section of options; it takes keys and values")
-    if key not in types and not opened:
+    if key not in types and not is_open:
         raise ValueError(f"{name}: unknown key {key!r}{_nearest(key, types)}")
     kind = types.get(key, "")
     if isinstance(value, list):
         texts = [str(item) for item in value]
-        return [f"--{key}", ",".join(texts)] if opened else [f"--{key}", *texts]
+        return [f"--{key}", ",".join(texts)] if is_open else [f"--{key}", *texts]
     if isinstance(value, Empty):
         if "None" in kind:
             return [f"--{key}=None"]
@@ -234,64 +229,64 @@ def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
             raise ValueError(f"{name}: {key} has no value; leave it out for the default")
     if kind == "bool":
         head, _, last = key.rpartition(".")
-        given = BOOLEANS.get(value.lower())
-        if given is None:
+        on = BOOLEANS.get(value.lower())
+        if on is None:
             raise ValueError(f"{name}: {key} is true or false, not {value!r}")
-        return [f"--{key}"] if given else [f"--{head + '.' if head else ''}no-{last}"]
-    if kind.startswith("tuple"):  # one of several
+        return [f"--{key}"] if on else [f"--{head + '.' if head else ''}no-{last}"]
+    if kind.startswith("tuple"):  # a single value of an option that takes several
         return [f"--{key}", value]
     return [f"--{key}={value}"]
 
 
 def keys(cls: type, prefix: str = "") -> dict[str, str]:
     """Every option of a configuration class: dotted name with dashes → its type as text."""
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
         name = prefix + option_name(item)
         factory: Any = item.default_factory
         if isinstance(factory, type):  # a section
-            found.update(keys(factory, f"{name}."))
+            types.update(keys(factory, f"{name}."))
         else:
-            found[name] = str(item.type).replace("\n", "").removeprefix("Annotated[").strip()
-    return found
+            types[name] = str(item.type).replace("\n", "").removeprefix("Annotated[").strip()
+    return types
 
 
 def open_sections(cls: type) -> set[str]:
-    """Options that take any key: ``--search.KEY VALUE`` is kept as ``KEY=VALUE`` in ``search``."""
+    """Options that take any key; ``--search.KEY VALUE`` is stored as ``KEY=VALUE``."""
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     return {item.name for item in fields if item.metadata.get("open")}
 
 
 def _fold_open(words: list[str], cls: type) -> list[str]:
-    """``--search.KEY A B`` as one ``--search KEY=A,B``; a later one of the same key wins."""
-    found: dict[str, dict[str, list[str]]] = {name: {} for name in open_sections(cls)}
+    """Turn ``--search.KEY A B`` into ``--search KEY=A,B``; the last one of a key wins."""
+    sections: dict[str, dict[str, list[str]]] = {name: {} for name in open_sections(cls)}
     rest: list[str] = []
-    into: list[str] | None = None
+    values: list[str] | None = None
     for word in words:
         if word.startswith("--"):
             head, equals, value = word[2:].partition("=")
             section, dot, key = head.partition(".")
-            into = None
-            if section in found and not dot:
+            values = None
+            if section in sections and not dot:
                 raise ValueError(f"--{section} needs a key: --{section}.KEY VALUE")
-            if section in found:
-                into = found[section][key.replace("_", "-")] = [value] if equals else []
+            if section in sections:
+                values = sections[section][key.replace("_", "-")] = [value] if equals else []
                 continue
-        if into is None:
+        if values is None:
             rest.append(word)
         else:
-            into.append(word)
-    for section, values in found.items():
-        for key, parts in values.items():
-            if not any(parts):
+            values.append(word)
+    for section, keyed in sections.items():
+        for key, given in keyed.items():
+            if not any(given):
                 raise ValueError(f"--{section}.{key} has no value")
-        if values:
-            rest += [f"--{section}", *(f"{key}={','.join(v)}" for key, v in values.items())]
+        if keyed:
+            rest += [f"--{section}", *(f"{key}={','.join(v)}" for key, v in keyed.items())]
     return rest
 
 
 def _check_flags(words: list[str], cls: type) -> None:
-    """Unknown flags by our own hand, so that the message is the same one as for a YAML key."""
+    """Check for unknown flags before tyro, with the same message as for an unknown YAML key."""
     known = keys(cls)
     switches = {
         ".".join([*key.split(".")[:-1], "no-" + key.split(".")[-1]])
@@ -307,43 +302,43 @@ def _check_flags(words: list[str], cls: type) -> None:
 
 
 def _values(words: list[str], option: str) -> list[str]:
-    """What is given for an option; of several times the last."""
-    found: list[str] = []
-    into = False
+    """The values given for an option; the last occurrence wins."""
+    values: list[str] = []
+    inside = False
     for word in words:
         if word.startswith("--"):
             head, equals, value = word.partition("=")
-            into = head[2:].replace("_", "-") == option
-            if into:
-                found = [value] if equals else []
-        elif into:
-            found.append(word)
-    return found
+            inside = head[2:].replace("_", "-") == option
+            if inside:
+                values = [value] if equals else []
+        elif inside:
+            values.append(word)
+    return values
 
 
 def _split_lists(words: list[str], cls: type) -> list[str]:
-    """``--clusters.k 100,1000`` as ``--clusters.k 100 1000``: options that take several numbers."""
+    """Turn ``--clusters.k 100,1000`` into ``--clusters.k 100 1000``, for lists of numbers."""
     numbers = ("tuple[int", "tuple[float")
-    several = {key for key, kind in keys(cls).items() if kind.startswith(numbers)}
-    found: list[str] = []
-    open_list = False
+    lists = {key for key, kind in keys(cls).items() if kind.startswith(numbers)}
+    result: list[str] = []
+    inside = False
     for word in words:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
-            open_list = key.replace("_", "-") in several
-            if open_list and equals and "," in value:
-                found += [f"--{key}", *(part for part in value.split(",") if part)]
+            inside = key.replace("_", "-") in lists
+            if inside and equals and "," in value:
+                result += [f"--{key}", *filter(None, value.split(","))]
                 continue
-        elif open_list and "," in word:
-            found += [part for part in word.split(",") if part]
+        elif inside and "," in word:
+            result += filter(None, word.split(","))
             continue
-        found.append(word)
-    return found
+        result.append(word)
+    return result
 
 
 def _nearest(key: str, known: dict[str, str], dashes: str = "") -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:  # a right name in the wrong section
+    if not near:  # perhaps the right name in the wrong section
         last = key.split(".")[-1]
         near = [k for k in known if k.split(".")[-1] == last][:1]
     return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists them all"

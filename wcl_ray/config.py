@@ -1,10 +1,10 @@
-"""What a run is: every option, its default and its meaning, in one frozen tree.
+"""The configuration of a run: every option, its default and its meaning, in one frozen tree.
 
 This is the only place with defaults. The command line, YAML files and ``config.json`` of a run
-folder are three spellings of the same tree: ``--clusters.top-k 10``, ``clusters: {top-k: 10}`` and
-``{"clusters": {"top_k": 10}}``. Reading them is the job of :mod:`wcl_ray.cli`; what a stored one of
-another version means is said in :mod:`wcl_ray.runs.stored`. Whoever changes a default raises
-``wcl_ray.__version__``, so that runs that were started before keep theirs.
+folder are three notations of the same tree: ``--clusters.top-k 10``, ``clusters: {top-k: 10}`` and
+``{"clusters": {"top_k": 10}}``. :mod:`wcl_ray.cli` reads the first two, :mod:`wcl_ray.runs.stored`
+the third. Whoever changes a default must raise ``wcl_ray.__version__``, so that runs started with
+an older version keep theirs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import tyro
 
 from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, TRACKERS, load_plugins
 
-# options of k-means, which go with clusters of features only
+# options of k-means, which apply to clusters of features only
 KMEANS = (
     "k", "features", "nested", "min_size", "iterations", "spherical", "kernel",
 )  # fmt: skip
 
 
 def option_name(item: dataclasses.Field[Any] | str) -> str:
-    """Name of an option on the command line by that of its field: ``top_k``, ``from_``."""
+    """Command line name of a field: ``top_k`` → ``top-k``, ``from_`` → ``from``."""
     name = item if isinstance(item, str) else item.name
     return name.rstrip("_").replace("_", "-")
 
@@ -37,7 +37,8 @@ def field_name(option: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-def _require(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
+    """Raise a ValueError with the message unless ``ok``."""
     if not ok:
         raise ValueError(message)
 
@@ -53,37 +54,37 @@ class DataConfig:
     """Test images with the same columns. Without it a share of the images is held out."""
     format: Annotated[
         str,
-        FORMATS.option_help("How the images are stored; told from the file names by default."),
+        FORMATS.option_help("How the images are stored. Default: told by the file names."),
     ] = "auto"
     id: str | None = None
     """Column with a unique id per image (integers or strings). Default: a column called id, else a
-    hash of the file's path (and of the row's number for Parquet)."""
+    hash of the file's path (for Parquet also of the row number)."""
     image: str | None = None
     """Column with the images: bytes, a {bytes, path} struct, or paths/URIs. Default: found by
     name and type."""
     encoding: str | None = None
-    """Encoding of metadata tables and of text in shards, such as cp1252. Default: by their byte
+    """Encoding of metadata tables and of text in shards, such as cp1252. Default: given by the byte
     order mark, else UTF-8."""
     label: str | None = None
-    """Column with the class to evaluate against. It never enters the clusters, except with
+    """Column with the class, for the evaluation. Clusters are never made of it, except with
     --clusters.kind label."""
     split_by: str | None = None
-    """Column whose values are kept whole when images are held out (a patient, a unit, a scene), so
-    that no test image has a near twin among the training images. Default: each image by itself."""
+    """Column (a patient, a unit, a scene) whose images stay on one side of the hold-out split, so
+    that no test image has a near duplicate among the training images. Default: split by image."""
     image_size: int = 32
     """Side of the training images, in pixels."""
     store_size: int = 0
-    """Side at which images are kept before the random crop, in pixels; above an image-size of 64
-    only with data.keep raw. 0: image-size up to 64, 8/7 of it above."""
+    """Side of the kept images before the random crop, in pixels; above an image-size of 64 only
+    used with data.keep raw. 0: the image-size up to 64, 8/7 of it above."""
     keep: Literal["auto", "raw", "encoded", "streaming"] = "auto"
     """Keep decoded pixels (raw) or image files (encoded) in Ray's object store, or read the source
-    again in each epoch (streaming). auto: the first that fits. Above an image-size of 64 raw cuts
-    its crops out of shrunk images, the others out of the files."""
+    again in each epoch (streaming). auto: the first that fits. Above an image-size of 64, raw takes
+    crops from the shrunk images, the others from the original pixels."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run stops. Below it they are skipped and listed
     in faults.jsonl."""
     holdout: float = 0.2
-    """Share of images held out for evaluation when there is a label but no eval-path."""
+    """Share of images held out for evaluation if there is a label but no eval-path."""
     endpoint: str | None = None
     """URL of the S3 endpoint, for stores other than AWS."""
     demo_images: int = 3000
@@ -91,30 +92,30 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         FORMATS.check(self.format)
-        _require(self.image_size >= 8, f"data.image-size is {self.image_size}; the least is 8")
-        _require(
+        require(self.image_size >= 8, f"data.image-size is {self.image_size}; the minimum is 8")
+        require(
             self.store_size == 0 or self.store_size >= self.image_size,
             f"data.store-size {self.store_size} is smaller than data.image-size {self.image_size}",
         )
-        _require(0 <= self.max_bad <= 1, f"data.max-bad is a share in [0, 1], not {self.max_bad}")
-        _require(0 < self.holdout < 1, f"data.holdout is a share in (0, 1), not {self.holdout}")
+        require(0 <= self.max_bad <= 1, f"data.max-bad is a share in [0, 1], not {self.max_bad}")
+        require(0 < self.holdout < 1, f"data.holdout is a share in (0, 1), not {self.holdout}")
         try:
             "".encode(self.encoding or "utf-8")
         except LookupError:
             raise ValueError(
-                f"data.encoding {self.encoding!r} is not known; there are utf-8, cp1252, latin-1, "
-                "utf-16-le, shift_jis, gb18030 and Python's others"
+                f"data.encoding {self.encoding!r} is not known; use one of Python's, such as "
+                "utf-8, cp1252, latin-1, utf-16-le, shift_jis or gb18030"
             ) from None
-        _require(self.demo_images >= 64, "data.demo-images: the demo needs at least 64")
+        require(self.demo_images >= 64, "data.demo-images is below 64, the minimum")
 
     @property
     def crops_files(self) -> bool:
-        """Whether crops of images that are not kept decoded come from the files' own pixels."""
+        """Whether images that are not kept decoded are cropped at their original resolution."""
         return self.image_size > 64
 
     @property
     def stored_size(self) -> int:
-        """Side of the kept images in pixels, with the default worked out."""
+        """Side of the kept images in pixels, the default resolved."""
         if self.store_size:
             return self.store_size
         return self.image_size if self.image_size <= 64 else -(-self.image_size * 8 // 7)
@@ -124,103 +125,103 @@ class DataConfig:
 class ClustersConfig:
     """Which images belong together."""
 
-    kind: Annotated[str, KINDS.option_help("What images have in common that belong together.")] = (
+    kind: Annotated[str, KINDS.option_help("What the images of a cluster have in common.")] = (
         "attributes"
     )
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Clusters that exist already: the folder of another run, or a Parquet or CSV file with a
-    column of ids (id, the one of --data.id, or file_name) and one column a granularity, such as
-    jobs/cluster.py --out writes; a path or s3:// URI. Empty and -1: no cluster."""
+    """Existing clusters: the folder of another run, or a Parquet or CSV file (path or s3:// URI)
+    with a column of ids (id, the one of --data.id, or file_name) and one column per granularity,
+    as jobs/cluster.py --out writes it. Empty values and -1: no cluster."""
     columns: tuple[str, ...] = ()
-    """Metadata columns to use; for a hierarchy from coarse to fine, or one path column (texts
-    or lists); of the table of --clusters.from. Default: every column but id, image, label, row
-    numbers and identifiers."""
+    """Metadata columns to use; for a hierarchy from coarse to fine, or one column of paths (texts
+    or lists). With --clusters.from: cluster columns of that table. Default: every column but id,
+    image, label, row numbers and identifiers."""
     top_k: tuple[int, ...] = (20,)
-    """How many binary attributes form the pattern. Several numbers: several granularities, trained
+    """Number of binary attributes in the pattern. Several numbers: several granularities, trained
     on together."""
     level: tuple[int, ...] = ()
     """Depth at which a hierarchy is cut, 1 = coarsest. Several numbers: several granularities.
     Default: the deepest."""
     separator: str = "/"
-    """Separator of a hierarchy given as one path column."""
+    """Separator of a hierarchy given as one column of paths."""
     quantiles: int = 4
-    """Number columns are cut at this many quantiles into 'above' attributes."""
+    """Quantiles of a numeric column; each gives the attribute 'above this quantile'."""
     k: tuple[int, ...] = ()
     """Number of k-means clusters. Several numbers: several granularities, trained on together.
     Default: one for every 50 images."""
     features: Literal["projector", "backbone", "metadata"] = "projector"
-    """What k-means clusters: the projector's output (with --loss.dual that of the InfoNCE head),
-    the backbone's features, or the metadata columns (TF-IDF of words and tags, standardised
-    numbers; once, before training)."""
+    """Input of k-means: the projector's output (with --loss.dual that of the InfoNCE head), the
+    backbone's features, or the metadata columns (TF-IDF of words and tags, standardised numbers;
+    clustered once, before training)."""
     nested: bool = False
-    """Of several k, cluster the images at the largest only and its centroids for the others, so
-    that every fine cluster lies inside one coarse cluster."""
+    """With several k, cluster the images at the largest k, and its centroids at the others, so that
+    every fine cluster lies inside one coarse cluster."""
     min_size: int = 2
     """Smaller k-means clusters are dissolved into their neighbours."""
     iterations: int = 20
-    """Most k-means passes over all images; it stops earlier when it has settled."""
+    """Largest number of k-means passes over all images; it stops earlier once it has converged."""
     spherical: Literal["auto", "yes", "no"] = "auto"
-    """k-means of directions (cosine similarity) or of plain vectors. auto: directions, but plain
-    vectors for metadata."""
+    """Spherical k-means (cosine similarity) or k-means of plain vectors. auto: spherical, except
+    for metadata."""
     kernel: Literal["auto", "gemm", "faiss", "torch"] = "auto"
-    """What finds the nearest k-means centroid: matrix products of numpy, FAISS, or torch. auto:
+    """Search for the nearest k-means centroid: matrix products of numpy, FAISS, or torch. auto:
     torch on GPUs, else gemm (benchmarks/kmeans.py compares them)."""
     missing: Literal["singleton", "kmeans"] = "singleton"
-    """Images without any value in the metadata columns: each a cluster of its own, or in
-    k-means clusters of their own, found again in each round."""
+    """Images without any value in the metadata columns: singletons, or clustered by k-means of
+    features, again in each round."""
     min_share: float = 0.01
-    """Attributes true for a smaller share of images than this, or a larger one than 1 minus this,
-    are left out."""
+    """Smallest share of images for which an attribute must be true, and for which it must be false;
+    others are left out."""
     samples_per_cluster: int = 2
-    """Images of one cluster put together in a batch (m). 1: plain shuffling."""
+    """Images of one cluster that are put into a batch together (m). 1: plain shuffling."""
 
     def __post_init__(self) -> None:
         KINDS.check(self.kind)
-        _require(
+        require(
             all(k >= 1 for k in self.top_k) and len(self.top_k) >= 1, "clusters.top-k starts at 1"
         )
-        _require(all(n >= 1 for n in self.level), "clusters.level starts at 1 (the coarsest)")
-        _require(self.quantiles >= 1, "clusters.quantiles starts at 1")
-        _require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
-        _require(
+        require(all(n >= 1 for n in self.level), "clusters.level starts at 1 (the coarsest)")
+        require(self.quantiles >= 1, "clusters.quantiles starts at 1")
+        require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
+        require(
             self.samples_per_cluster >= 1,
             "clusters.samples-per-cluster starts at 1 (plain shuffling)",
         )
-        _require(len(self.separator) > 0, "clusters.separator is empty")
-        _require(all(k >= 2 for k in self.k), "clusters.k starts at 2")
-        _require(len(set(self.k)) == len(self.k), "clusters.k holds a number twice")
-        _require(self.min_size >= 1, "clusters.min-size starts at 1")
-        _require(self.iterations >= 1, "clusters.iterations starts at 1")
-        _require(
+        require(len(self.separator) > 0, "clusters.separator is empty")
+        require(all(k >= 2 for k in self.k), "clusters.k starts at 2")
+        require(len(set(self.k)) == len(self.k), "clusters.k repeats a number")
+        require(self.min_size >= 1, "clusters.min-size starts at 1")
+        require(self.iterations >= 1, "clusters.iterations starts at 1")
+        require(
             self.missing == "singleton"
             or KINDS.get(self.kind).needs not in ("features", "nothing"),
-            f"clusters.missing {self.missing} says nothing to clusters.kind {self.kind}",
+            f"clusters.missing {self.missing} has no effect on clusters.kind {self.kind}",
         )
         if self.from_ is None:
-            _require(self.kind != "table", "clusters.kind table needs --clusters.from RUN or FILE")
+            require(self.kind != "table", "clusters.kind table needs --clusters.from RUN or FILE")
         else:
             self._take_table()
 
     def _take_table(self) -> None:
-        """Settle the kind, and refuse options that would make other clusters."""
-        _require(
+        """Set the kind to ``table``, and refuse options that define other clusters."""
+        require(
             self.kind in ("attributes", "table"),
-            f"clusters.from takes clusters that exist already, clusters.kind {self.kind} makes "
-            "others; give one of the two",
+            f"clusters.from takes existing clusters, but clusters.kind {self.kind} makes others; "
+            "give one of the two",
         )
         object.__setattr__(self, "kind", "table")
-        spoken = {"kind", "from_", "columns", "samples_per_cluster", "missing"}
-        spoken |= set(KMEANS) if self.missing == "kmeans" else set()
+        allowed = {"kind", "from_", "columns", "samples_per_cluster", "missing"}
+        allowed |= set(KMEANS) if self.missing == "kmeans" else set()
         for option in dataclasses.fields(self):
-            _require(
-                option.name in spoken or getattr(self, option.name) == option.default,
-                f"clusters.from takes clusters that exist already, clusters.{option_name(option)} "
-                "makes others; give one of the two",
+            require(
+                option.name in allowed or getattr(self, option.name) == option.default,
+                f"clusters.from takes existing clusters, but clusters.{option_name(option)} makes "
+                "others; give one of the two",
             )
 
     @property
     def from_features(self) -> bool:
-        """Whether clusters depend on the encoder, so that training goes in rounds."""
+        """Whether clusters depend on the encoder, so that training is done in rounds."""
         encoder = self.kind == "kmeans" and self.features != "metadata"
         return encoder or self.missing == "kmeans"
 
@@ -231,24 +232,20 @@ class LossConfig:
 
     temperature: float = 0.2
     """τ, by which cosine similarities are divided."""
-    estimator: Annotated[str, LOSSES.option_help("What pulls a cluster's images together.")] = (
-        "supcon"
-    )
+    estimator: Annotated[str, LOSSES.option_help("The cluster loss.")] = "supcon"
     dual: bool = False
-    """A second projector with plain InfoNCE beside the cluster loss."""
+    """Add a second projector with plain InfoNCE to the cluster loss."""
     dual_weight: float = 1.0
     """Weight of the InfoNCE head with --loss.dual."""
 
     def __post_init__(self) -> None:
         LOSSES.check(self.estimator)
-        _require(
-            self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0"
-        )
-        _require(self.dual_weight >= 0, "loss.dual-weight is negative")
+        require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
+        require(self.dual_weight >= 0, "loss.dual-weight is negative")
 
     @property
     def feature_head(self) -> int:
-        """The projector whose output is clustered and exported; of two that of InfoNCE."""
+        """Index of the projector whose output is clustered and exported: InfoNCE's if dual."""
         return 1 if self.dual else 0
 
 
@@ -261,18 +258,18 @@ class ModelConfig:
         BACKBONES.option_help("The network, as FAMILY, FAMILY:NAME or the NAME of torchvision's."),
     ] = "small"
     projector: tuple[int, ...] = (256, 128)
-    """Widths of the projector's layers, the last is the size of the embedding."""
+    """Widths of the projector's layers; the last is the size of the embedding."""
     projector_norm: bool = False
     """Batch normalisation in the projector."""
 
     def __post_init__(self) -> None:
-        _require(len(self.projector) >= 1, "model.projector needs at least one width")
-        _require(all(w >= 1 for w in self.projector), "model.projector widths must be positive")
+        require(len(self.projector) >= 1, "model.projector needs at least one width")
+        require(all(w >= 1 for w in self.projector), "model.projector widths must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """The random changes that make two views of one image."""
+    """The random augmentations that make two views of an image."""
 
     crop_min: float = 0.4
     """Smallest share of the image that a random resized crop keeps."""
@@ -287,9 +284,9 @@ class AugmentConfig:
     saturation: float = 0.4
     """Largest relative change of saturation."""
     hue: float = 0.1
-    """Largest turn of the hue, in turns of the colour circle (at most 0.5)."""
+    """Largest rotation of the hue, in turns of the colour circle (at most 0.5)."""
     grayscale: float = 0.2
-    """Probability of turning grey."""
+    """Probability of conversion to greyscale."""
     blur: float = 0.0
     """Probability of Gaussian blur (0.5 is usual for 224-pixel images)."""
     solarize: float = 0.0
@@ -298,11 +295,11 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             p = getattr(self, name)
-            _require(0 <= p <= 1, f"augment.{name} is a probability in [0, 1], not {p}")
+            require(0 <= p <= 1, f"augment.{name} is a probability in [0, 1], not {p}")
         for name in ("brightness", "contrast", "saturation"):
-            _require(0 <= getattr(self, name) <= 1, f"augment.{name} is in [0, 1]")
-        _require(0 < self.crop_min <= 1, "augment.crop-min is a share in (0, 1]")
-        _require(0 <= self.hue <= 0.5, "augment.hue is in [0, 0.5]")
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} is in [0, 1]")
+        require(0 < self.crop_min <= 1, "augment.crop-min is a share in (0, 1]")
+        require(0 <= self.hue <= 0.5, "augment.hue is in [0, 0.5]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,16 +307,16 @@ class TrainConfig:
     """How the encoder is trained."""
 
     batch_size: int = 256
-    """Images per step over all workers (each gives two views)."""
+    """Images per step over all workers (two views of each)."""
     epochs: int = 20
     """Passes over the images."""
     rounds: int = 0
-    """Rounds of clustering and training when clusters depend on features; the epochs are shared out
-    between them. 0: five (as many as epochs where these are fewer)."""
+    """Rounds of clustering and training if clusters depend on features; the epochs are divided
+    between them. 0: five, but no more than epochs."""
     warmup_rounds: int = 1
-    """First rounds that train on single images, until the features are worth clustering."""
+    """First rounds, which train on single images until the features are worth clustering."""
     lr: float = 0.001
-    """Peak learning rate, as it is (not scaled by the batch size)."""
+    """Peak learning rate (not scaled by the batch size)."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """adamw, sgd with Nesterov momentum, or lars (large batches)."""
     weight_decay: float = 1e-4
@@ -327,7 +324,7 @@ class TrainConfig:
     momentum: float = 0.9
     """Momentum of sgd and lars."""
     warmup: float = 0.1
-    """Share of the steps with a linearly rising learning rate, before the cosine."""
+    """Share of the steps with a linearly rising learning rate, before cosine decay."""
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -336,69 +333,67 @@ class TrainConfig:
     """torch.compile the encoder, the views and the loss: about a minute at each start, then faster
     steps on a GPU (benchmarks/gpu.py)."""
     sync_bn: bool = True
-    """On more than one GPU, batch normalisation over the whole batch, as one process would have it;
-    each layer then exchanges its sums and waits for the device. Off, and always on CPUs: each
-    worker normalises by its own part."""
+    """On several GPUs, batch normalisation over the global batch, as in one process; each layer
+    then synchronises the workers. Off, and always on CPUs: over each worker's own images."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0: only by minutes and at the end of epochs."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints within an epoch; 0: off."""
     checkpoint_epochs: int = 1
-    """Epochs between checkpoints; the last epoch always leaves one."""
+    """Epochs between checkpoints; the last epoch always writes one."""
     deterministic: bool = False
     """Deterministic kernels: the same seed, configuration and workers give the same losses."""
     audit: bool = False
-    """Write the ids of every step to the run folder (audit/), to check what the model saw."""
+    """Write the image ids of every step to the run folder (audit/)."""
     trackers: Annotated[
         tuple[str, ...],
-        TRACKERS.option_help("Where the metrics of training go, beside metrics.jsonl."),
+        TRACKERS.option_help("Where training metrics are written besides metrics.jsonl."),
     ] = ("tensorboard", "prometheus")
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
-        _require(self.epochs >= 1, "train.epochs starts at 1")
-        _require(self.rounds >= 0, "train.rounds is negative")
-        _require(self.warmup_rounds >= 0, "train.warmup-rounds is negative")
-        _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
-        _require(self.weight_decay >= 0, "train.weight-decay is negative")
-        _require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
-        _require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
-        _require(self.clip >= 0, "train.clip is negative")
-        _require(self.checkpoint_steps >= 0, "train.checkpoint-steps is negative")
-        _require(self.checkpoint_minutes >= 0, "train.checkpoint-minutes is negative")
-        _require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
+        require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
+        require(self.epochs >= 1, "train.epochs starts at 1")
+        require(self.rounds >= 0, "train.rounds is negative")
+        require(self.warmup_rounds >= 0, "train.warmup-rounds is negative")
+        require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
+        require(self.weight_decay >= 0, "train.weight-decay is negative")
+        require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
+        require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
+        require(self.clip >= 0, "train.clip is negative")
+        require(self.checkpoint_steps >= 0, "train.checkpoint-steps is negative")
+        require(self.checkpoint_minutes >= 0, "train.checkpoint-minutes is negative")
+        require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
         for name in self.trackers:
             TRACKERS.check(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleConfig:
-    """On what the run is spread."""
+    """The workers and resources of a run."""
 
     workers: str = "auto"
-    """Training workers: N, or MIN:MAX for an elastic run. auto: one per GPU of the cluster, one
-    without GPUs."""
+    """Training workers: N, or MIN:MAX for an elastic run. auto: one per GPU of the cluster, or one
+    worker if it has none."""
     cpus_per_worker: float = 0
-    """CPUs that each worker holds, its decoding threads included. 0: an even share."""
+    """CPUs of each worker, including its decoding threads. 0: an even share."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Train on GPUs: if there are any, always, or never."""
     grows: Literal["auto", "yes", "no"] = "auto"
-    """Whether the cluster grows on demand (autoscaler, KubeRay), so that workers may be asked for
-    which do not fit yet. auto: where its limits can be read, as on the head of a `ray up`
-    cluster."""
+    """Whether the cluster grows on demand (autoscaler, KubeRay), so that workers may be requested
+    that do not fit yet. auto: if its limits can be read, as on the head of a `ray up` cluster."""
     resize_seconds: float = 300
-    """How often an elastic run looks whether it can grow; growing restarts it from its last
-    checkpoint, so that a larger value loses less where nodes come one by one."""
+    """Seconds between attempts of an elastic run to grow. Growing restarts it from its last
+    checkpoint, so a larger value loses less work if nodes are added one by one."""
     max_failures: int = 3
-    """How often training restarts from its last checkpoint after a lost worker or node."""
+    """How often training may restart from its last checkpoint after a worker or node is lost."""
     address: str | None = None
     """Ray cluster to use. Default: the one of the job or of RAY_ADDRESS, else a local one."""
 
     def __post_init__(self) -> None:
         self.range()
-        _require(self.cpus_per_worker >= 0, "scale.cpus-per-worker is negative")
-        _require(self.resize_seconds > 0, "scale.resize-seconds must be above 0")
-        _require(self.max_failures >= 0, "scale.max-failures is negative")
+        require(self.cpus_per_worker >= 0, "scale.cpus-per-worker is negative")
+        require(self.resize_seconds > 0, "scale.resize-seconds must be above 0")
+        require(self.max_failures >= 0, "scale.max-failures is negative")
 
     def range(self) -> tuple[int, int] | None:
         """(least, most) workers, or None for auto."""
@@ -406,41 +401,41 @@ class ScaleConfig:
             return None
         parts = self.workers.split(":")
         ok = len(parts) <= 2 and all(p.isdigit() and int(p) >= 1 for p in parts)
-        _require(ok, f"scale.workers is N, MIN:MAX or auto, not {self.workers!r}")
+        require(ok, f"scale.workers is N, MIN:MAX or auto, not {self.workers!r}")
         low, high = int(parts[0]), int(parts[-1])
-        _require(low <= high, f"scale.workers {self.workers!r}: MIN is larger than MAX")
+        require(low <= high, f"scale.workers {self.workers!r}: MIN is larger than MAX")
         return low, high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """How good the encoder is."""
+    """The evaluation of the encoder."""
 
     every: int = 0
-    """Epochs between evaluations during training (kNN, linear probe and figures of the features, on
-    CPUs beside the workers); 0: at the end only."""
+    """Epochs between evaluations during training (kNN, linear probe and label-free metrics, on CPUs
+    beside the workers); 0: at the end only."""
     neighbours: int = 20
     """Neighbours of the kNN classifier."""
     max_images: int = 50_000
-    """Largest number of images per split that are embedded for the evaluation (a hash sample)."""
+    """Largest number of images per split that the evaluation embeds (a hash sample)."""
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "evaluate.every is negative")
-        _require(self.neighbours >= 1, "evaluate.neighbours starts at 1")
-        _require(self.max_images >= 100, "evaluate.max-images: at least 100")
+        require(self.every >= 0, "evaluate.every is negative")
+        require(self.neighbours >= 1, "evaluate.neighbours starts at 1")
+        require(self.max_images >= 100, "evaluate.max-images is below 100, the minimum")
 
 
 def _check_name(name: str) -> None:
-    """Whether a name can be that of a folder on any storage."""
-    _require("/" not in name, "name may not hold a slash")
-    _require(name.strip() not in ("", ".", ".."), f"name {name!r} is not a folder name")
-    _require(name == name.strip(), f"name {name!r} begins or ends with a space")
-    _require(
+    """Raise a ValueError unless a folder on any storage can have this name."""
+    require("/" not in name, "name must not contain a slash")
+    require(name.strip() not in ("", ".", ".."), f"name {name!r} is not a folder name")
+    require(name == name.strip(), f"name {name!r} begins or ends with a space")
+    require(
         not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),
-        f"name {name!r} holds a line break, a control character, or bytes that are not text",
+        f"name {name!r} contains a line break, a control character, or bytes that are not text",
     )
     length = len(name.encode())
-    _require(length <= 200, f"name is {length} bytes long, more than the 200 of a folder's name")
+    require(length <= 200, f"name is {length} bytes long; the maximum is 200")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,37 +453,37 @@ class Config:
     storage: str = "runs"
     """Folder or URI (s3://…) that holds the run folders."""
     name: str | None = None
-    """Name of the run folder. Default: made of the data, the clusters and the time."""
+    """Name of the run folder. Default: built from the data, the kind of clusters and the time."""
     plugins: tuple[str, ...] = ()
     """Modules or .py files that add kinds of clusters, losses, backbones, formats or trackers (see
     docs/extending.md)."""
     seed: int = 0
-    """Seed of everything random."""
+    """Random seed."""
     compare: bool = False
     """Also train SimCLR (instance clusters) with the same budget and print both (implied by the
     demo data)."""
     resume: bool = False
-    """Continue the run of this name, or the newest one with this configuration. A named run may be
-    told another data.path where the same images are now."""
+    """Continue the run of this name, or the newest one with this configuration. With --name,
+    data.path may differ if the same images have moved there."""
     start_or_resume: bool = False
-    """Continue the run of this name if there is one, else start it: for schedulers that start the
-    same command again. Needs --name."""
+    """Continue the run of this name if there is one, else start it: for schedulers that repeat a
+    command. Needs --name."""
 
     def __post_init__(self) -> None:
         if self.name is not None:
             _check_name(self.name)
-        _require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
-        _require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
+        require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
+        require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
         if self.clusters.from_features:
-            _require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")
-            _require(
+            require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")
+            require(
                 warmup < rounds,
                 f"train.warmup-rounds {warmup} leaves none of {rounds} rounds for k-means; raise "
                 "--train.rounds and --train.epochs, or use --train.warmup-rounds 0",
             )
         else:
-            _require(
+            require(
                 self.train.rounds <= 1,
                 f"train.rounds {self.train.rounds}: clusters of kind {self.clusters.kind} do not "
                 "change between rounds; only k-means of features does",
@@ -496,13 +491,13 @@ class Config:
 
     @property
     def rounds(self) -> int:
-        """Rounds of clustering and training, the default worked out."""
+        """Rounds of clustering and training, the default resolved."""
         if not self.clusters.from_features:
             return 1
         return self.train.rounds or min(5, self.train.epochs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict of JSON types (tuples as lists)."""
+        """The options as a nested dict of JSON types (tuples as lists)."""
         return _jsonable(dataclasses.asdict(self))
 
 
@@ -520,7 +515,7 @@ def from_dict(tree: dict[str, Any], cls: type = Config) -> Any:
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = set(tree) - set(fields)
-    _require(not unknown, f"unknown keys in a stored configuration: {', '.join(sorted(unknown))}")
+    require(not unknown, f"unknown keys in a stored configuration: {', '.join(sorted(unknown))}")
     load_plugins(tree.get("plugins", ()))
     values: dict[str, Any] = {}
     for key, value in tree.items():

@@ -52,7 +52,7 @@ def trial(n: int, tau: Any = None, k: Any = None, **more: Any) -> Trial:
 
 
 def search(trials: list[Trial], **more: Any) -> Outcome:
-    known: dict[str, Any] = {"validation": 1500, "facts": {"data": "a.parquet"}}
+    known: dict[str, Any] = {"validation": 1500, "details": {"data": "a.parquet"}}
     known |= {"correlations": {"rank_me": 0.61, "feature_std": -0.4}, "seconds": 3820.0}
     known |= {"metric": "knn", "mode": "max", "epochs": 8, "granularity": TOP_K}
     return Outcome("beetles", trials=tuple(trials), **(known | more))
@@ -172,7 +172,7 @@ def test_any_search_gives_a_sound_page(name: str) -> None:
 def test_text_is_escaped() -> None:
     bad = "</title><script>alert('1')</script>&amp;\"é\u2028\x00"
     odd = trial(0, values={TAU: 0.1, TOP_K: 5, bad: bad}, error=bad)
-    outcome = search([odd, trial(1, status="failed", error=bad)], facts={bad: bad})
+    outcome = search([odd, trial(1, status="failed", error=bad)], details={bad: bad})
     text = page(replace(outcome, name=bad, metric=bad, correlations={bad: 0.3}))
     read = Reader(text)
     assert "<script>alert" not in text
@@ -196,7 +196,7 @@ def test_the_answer_is_right() -> None:
     near = [*trials[:3], replace(trials[3], score=0.69)]
     assert "has 69.0%, and a gap of less than two standard errors" in page(search(near))
     early = [*trials[:3], replace(trials[3], epoch=2, status="stopped")]
-    assert "after 2 epochs only, which does not compare" in page(search(early))
+    assert "after only 2 epochs, which cannot be compared" in page(search(early))
     assert "that is the default configuration" in page(search([replace(trials[0], default=True)]))
 
 
@@ -251,7 +251,9 @@ def test_the_information_plane_shows_every_trial_and_the_bound() -> None:
     assert told == {"H(T)", *(f"<b>{k}</b>" for k in (2, 5, 13, 34, 89))}
     assert plot["layout"]["shapes"][0]["y0"] == 4
     unlabelled = {"clusters": 5, "i_zt": None, "i_zt_adjusted": None, "h_z_t": None, "h_t": None}
-    assert "no label is known" in page(search([trial(n, quality=unlabelled) for n in range(3)]))
+    assert "there is no label to measure" in page(
+        search([trial(n, quality=unlabelled) for n in range(3)])
+    )
     assert "did not exist before" in page(search([trial(n, quality={}) for n in range(3)]))
 
 

@@ -16,16 +16,16 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from wcl_ray.config import Config, EvaluateConfig, ScaleConfig, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.runs import capacity
-from wcl_ray.runs.capacity import Capacity, add_up, node_kinds
+from wcl_ray.runs.capacity import Capacity, add_up, node_types
 from wcl_ray.runs.summary import summary
 from wcl_ray.storage import Folder, resolve_output
 
 ROOT = Path(__file__).parents[2]
 
 
-def divide(config: Config, there: Capacity, streamed: bool) -> capacity.Scale:
-    beside = streamed or bool(config.evaluate.every)
-    return capacity.divide(config.scale, config.train.batch_size, beside, there)
+def divide(config: Config, cluster: Capacity, streamed: bool) -> capacity.Scale:
+    data_tasks = streamed or bool(config.evaluate.every)
+    return capacity.divide(config.scale, config.train.batch_size, data_tasks, cluster)
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +59,28 @@ def test_cluster_yaml_is_what_the_readme_says(tree: dict[str, Any]) -> None:
 
 def test_scale_on_the_shipped_cluster(tree: dict[str, Any]) -> None:
     now = [({"CPU": 0.0}, 1)]  # the head alone
-    there = add_up(now, node_kinds(tree), grows=True)
-    assert (there.cpus, there.gpus) == (8 * 8 + 4 * 16, 8)
-    scale = divide(Config(), there, streamed=True)
-    assert (scale.least, scale.most, scale.gpu) == (1, 8, True)  # elastic, from the first node on
+    cluster = add_up(now, node_types(tree), grows=True)
+    assert (cluster.cpus, cluster.gpus) == (8 * 8 + 4 * 16, 8)
+    scale = divide(Config(), cluster, streamed=True)
+    assert (scale.min_workers, scale.max_workers, scale.gpu) == (
+        1,
+        8,
+        True,
+    )  # elastic, from the first node on
     assert scale.cpus == 7  # CPU nodes may not be had: one is left for reading
-    later = add_up([*now, ({"CPU": 16.0}, 1)], node_kinds(tree), grows=True)
+    later = add_up([*now, ({"CPU": 16.0}, 1)], node_types(tree), grows=True)
     assert divide(Config(), later, streamed=True).cpus == 8  # reading goes to the CPU node
-    assert divide(Config(), there, streamed=False).cpus == 8
+    assert divide(Config(), cluster, streamed=False).cpus == 8
 
 
 def test_several_gpus_a_node() -> None:
-    there = add_up([({"CPU": 96.0, "GPU": 8.0}, 2)], [], grows=False)
-    scale = divide(Config(), there, streamed=False)
-    assert (scale.least, scale.most, scale.cpus) == (16, 16, 12)
-    assert divide(Config(), there, streamed=True).cpus == 11
+    cluster = add_up([({"CPU": 96.0, "GPU": 8.0}, 2)], [], grows=False)
+    scale = divide(Config(), cluster, streamed=False)
+    assert (scale.min_workers, scale.max_workers, scale.cpus) == (16, 16, 12)
+    assert divide(Config(), cluster, streamed=True).cpus == 11
     few = add_up([({"CPU": 2.0, "GPU": 4.0}, 1)], [], grows=False)
     assert divide(Config(), few, streamed=False).cpus == 0.5
-    with pytest.raises(UserError, match="a CPU beside those of the workers"):
+    with pytest.raises(UserError, match="a CPU besides those of the workers"):
         divide(Config(), add_up([({"CPU": 1.0, "GPU": 1.0}, 2)], [], grows=False), streamed=True)
 
 
@@ -89,10 +93,10 @@ def test_several_gpus_a_node() -> None:
 def test_workers_always_find_a_place(
     nodes: list[tuple[int, int]], workers: str, cpus: float, streamed: bool
 ) -> None:
-    there = add_up([({"CPU": float(c), "GPU": float(g)}, 1) for c, g in nodes], [], grows=False)
+    cluster = add_up([({"CPU": float(c), "GPU": float(g)}, 1) for c, g in nodes], [], grows=False)
     own = ScaleConfig(workers=workers, cpus_per_worker=cpus)
     try:
-        scale = divide(Config(train=TrainConfig(batch_size=1024), scale=own), there, streamed)
+        scale = divide(Config(train=TrainConfig(batch_size=1024), scale=own), cluster, streamed)
     except UserError:
         return
     left = [[float(c), g] for c, g in nodes]
@@ -102,14 +106,14 @@ def test_workers_always_find_a_place(
             node[0] -= scale.cpus
             node[1] -= 1
             placed += 1
-            if placed == scale.most:
+            if placed == scale.max_workers:
                 break
-        if placed == scale.most:
+        if placed == scale.max_workers:
             break
-    assert placed >= scale.least
+    assert placed >= scale.min_workers
     assert scale.cpus > 0 or scale.gpu  # a GPU node may have no CPU
     if not cpus:
-        assert placed == scale.most or scale.gpu  # an elastic run may wait for more GPUs
+        assert placed == scale.max_workers or scale.gpu  # an elastic run may wait for more GPUs
         assert sum(node[0] for node in left) >= streamed - 1e-6  # something is left to read with
 
 
@@ -139,7 +143,7 @@ def test_what_does_not_fit() -> None:
         divide(Config(scale=ScaleConfig(workers="3")), gpu, streamed=False)
     grows = ScaleConfig(gpu="yes", workers="2:4", grows="yes", cpus_per_worker=8)
     scale = divide(Config(scale=grows), Capacity((), grows=True), streamed=True)
-    assert (scale.least, scale.most, scale.cpus, scale.gpu) == (2, 4, 8, True)
+    assert (scale.min_workers, scale.max_workers, scale.cpus, scale.gpu) == (2, 4, 8, True)
 
 
 def test_relative_paths_of_jobs_outlive_them(

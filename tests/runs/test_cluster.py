@@ -56,7 +56,7 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
         env=bare, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    assert "wants its token; set RAY_AUTH_MODE=token" in refused.stderr
+    assert "requires a token; set RAY_AUTH_MODE=token" in refused.stderr
     assert "Traceback" not in refused.stderr
     data = ["--data.path", write_parquet(tmp_path / "data", N), *SMALL]
     wrong = cluster.submit("jobs/pretrain.py", "--data.path", "/no/where")

@@ -19,7 +19,7 @@ from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.errors import UserError
 from wcl_ray.runs import cluster as cluster_job
 from wcl_ray.runs import embed as embed_job
-from wcl_ray.runs.lock import SIGN, RunLock
+from wcl_ray.runs.lock import HEARTBEAT, RunLock
 from wcl_ray.storage import Folder
 
 EVERY = 0.2
@@ -28,9 +28,9 @@ EVERY = 0.2
 def test_the_job_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_2"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
-    assert RunLock(Folder(str(tmp_path))).own["job"] == "raysubmit_2"
+    assert RunLock(Folder(str(tmp_path))).identity["job"] == "raysubmit_2"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert RunLock(Folder(str(tmp_path))).own["job"] is None
+    assert RunLock(Folder(str(tmp_path))).identity["job"] is None
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def sign(folder: Folder) -> dict[str, Any]:
-    return dict(json.loads(folder.read(SIGN)))
+    return dict(json.loads(folder.read(HEARTBEAT)))
 
 
 def leave(folder: Folder, **changes: Any) -> None:
     """The sign of another process."""
-    own = RunLock(folder).own | {"token": "other", "time": time.time(), "host": "far"}
-    folder.write(SIGN, json.dumps(own | changes).encode())
+    identity = RunLock(folder).identity | {"token": "other", "time": time.time(), "host": "far"}
+    folder.write(HEARTBEAT, json.dumps(identity | changes).encode())
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])
@@ -60,19 +60,19 @@ def test_held_while_it_lasts(folder: Folder, where: str, s3: str) -> None:
         assert first["pid"] == os.getpid()
         time.sleep(3 * EVERY)
         assert sign(folder)["time"] > first["time"]  # renewed
-    assert not folder.exists(SIGN)
+    assert not folder.exists(HEARTBEAT)
 
 
 def test_a_new_folder_is_held_before_anything_is_in_it(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "runs/new"))
     with RunLock(folder, EVERY):
-        assert folder.names() == [SIGN]
+        assert folder.names() == [HEARTBEAT]
     assert not (tmp_path / "runs").exists()  # nothing came of it
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff"])
 def test_something_else_in_its_place(folder: Folder, content: bytes) -> None:
-    folder.write(SIGN, content)
+    folder.write(HEARTBEAT, content)
     with RunLock(folder, EVERY):
         assert sign(folder)["pid"] == os.getpid()
 
@@ -159,7 +159,7 @@ with RunLock(Folder({folder.path!r}), {EVERY}):
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"in the works: process {other.pid} on .*stop it"):
+        with pytest.raises(UserError, match=f"in use by process {other.pid} on .*stop it"):
             RunLock(folder, EVERY).__enter__()
         other.send_signal(signal.SIGKILL)
         other.wait()
@@ -213,15 +213,15 @@ def test_two_jobs_that_embed_into_one_folder(
         weights=b"",
         folder=Folder(str(tmp_path)),
         config=Config(),
-        data=lambda given: DataConfig(path=str(tmp_path)),
+        data=lambda overrides: DataConfig(path=str(tmp_path)),
     )
     monkeypatch.setattr(embed_job.Trained, "open", lambda run, endpoint: trained)
-    monkeypatch.setattr(embed_job, "RunLock", functools.partial(RunLock, every=EVERY))
+    monkeypatch.setattr(embed_job, "RunLock", functools.partial(RunLock, interval=EVERY))
     out = Folder(f"{tmp_path}/out")
     with RunLock(out, EVERY) as other:
-        other.own["pid"] = os.getppid()  # a process that is there
+        other.identity["pid"] = os.getppid()  # a process that is there
         other._write()
-        with pytest.raises(UserError, match=r"in the works: .* or use another --out"):
+        with pytest.raises(UserError, match=r"in use by .* or use another --out"):
             embed_job.embed_run("run", out.uri, {})
     assert not (tmp_path / "out").exists()
 
@@ -229,13 +229,13 @@ def test_two_jobs_that_embed_into_one_folder(
 def test_two_jobs_with_one_checkpoint_of_kmeans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_job, "RunLock", functools.partial(RunLock, every=EVERY))
+    monkeypatch.setattr(cluster_job, "RunLock", functools.partial(RunLock, interval=EVERY))
     monkeypatch.setattr(cluster_job, "connect", lambda config: None)
     monkeypatch.setattr(cluster_job, "_vectors", lambda data, column: None)
     config = Config(clusters=ClustersConfig(kind="kmeans", k=(2,)))
     folder = Folder(f"{tmp_path}/state")
     with RunLock(folder, EVERY) as other:
-        other.own["pid"] = os.getppid()
+        other.identity["pid"] = os.getppid()
         other._write()
-        with pytest.raises(UserError, match=r"in the works: .* or use another --checkpoint"):
+        with pytest.raises(UserError, match=r"in use by .* or use another --checkpoint"):
             cluster_job.cluster(config, checkpoint=folder.uri)

@@ -156,7 +156,7 @@ os._exit(7)
 def test_the_page_of_a_search_escapes_its_name() -> None:
     outcome = Outcome(
         name="<script>é&\"'", metric="knn", mode="max", epochs=1, granularity=None, trials=(),
-        validation=0, seconds=1.0, facts={"data": "<b>甲虫"}, correlations={},
+        validation=0, seconds=1.0, details={"data": "<b>甲虫"}, correlations={},
     )  # fmt: skip
     text = page(outcome)
     assert "<script>é" not in text
@@ -226,7 +226,7 @@ def test_three_that_start_a_run_of_one_name(tmp_path: Path) -> None:
             assert f"attributes-{k}" in table.column_names
         else:
             assert errors.count(b"\n") == 1, errors
-            assert b"is in the works" in errors or b"holds a run already" in errors
+            assert b"is in use by" in errors or b"holds a run already" in errors
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))

@@ -95,7 +95,7 @@ def test_rounds_and_the_jobs_after_them(
     assert facts["kmeans"]["iterations"][-1]["empty"] == 0
     assert "round 2 of 3: projector" in printed
     assert "objective" in printed
-    assert "agreement kmeans-12 with the round before NMI" in printed
+    assert "agreement kmeans-12 with the previous round NMI" in printed
     assert "% of sgemm" in printed
 
     # checkpoints of the last round only, and the exported projector
@@ -189,7 +189,7 @@ def check_cluster_job(config: Config, tmp_path: Path, capsys: pytest.CaptureFixt
     for one, given, words in (
         (images, {"out": str(tmp_path / "data")}, "--out .* is a folder; give the name of a file"),
         (images, {}, "holds no vectors; give Parquet files of vectors"),
-        (images, {"run": "x", "checkpoint": "y"}, "go with vectors, not with --run"),
+        (images, {"run": "x", "checkpoint": "y"}, "are for vectors, not for --run"),
         (vectors, {"column": "species"}, "of type string, not a list"),
         (replace(vectors, data=replace(data, label="kind")), {}, "'kind' is not a column"),
         (replace(vectors, clusters=ClustersConfig(kind="kmeans", k=(500,))), {}, "more than the"),

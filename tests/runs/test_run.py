@@ -317,7 +317,7 @@ def test_partners_out_of_reach_are_told(
 ) -> None:
     """Composed by every worker among its own images."""
     warn_apart(np.arange(200_000) // 20, batch=4096 // workers)
-    assert ("streamed images are composed among" in capsys.readouterr().out) == warned
+    assert ("streaming composes batches from" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
@@ -333,7 +333,7 @@ def test_nobody_at_the_address(address: str) -> None:
     ("changes", "words"),
     [
         ({"data.label": "kind"}, ["'kind' is not a column", "species"]),
-        ({"data.label": "always"}, ["one class only"]),
+        ({"data.label": "always"}, ["only one class"]),
         ({"clusters.columns": ("colour", "shape")}, ["clusters.columns 'shape'", "colour"]),
         ({"clusters.columns": ("species",)}, ["holds the label 'species'"]),
         ({"train.batch_size": 500}, ["fewer than train.batch-size 500"]),

@@ -18,7 +18,7 @@ from wcl_ray.config import ClustersConfig, Config, TrainConfig
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import cluster_images
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, claim
-from wcl_ray.runs.preflight import Opened
+from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.pretrain import evaluate
 from wcl_ray.runs.rounds import Arm, train_round, train_rounds
 from wcl_ray.storage import Folder
@@ -41,7 +41,7 @@ def arm(tmp_path: Path) -> Arm:
         base=Assignment(np.arange(3), np.full((3, 1), -1, np.int32), ("instance",)),
         evaluator=nothing,
         title="kmeans",
-        scale=Scale(least=1, most=1, cpus=1.0, gpu=False),
+        scale=Scale(min_workers=1, max_workers=1, cpus=1.0, gpu=False),
     )
 
 
@@ -52,7 +52,7 @@ def table(arm: Arm) -> Assignment:
 def test_clusters_of_a_run_are_not_made_again(arm: Arm) -> None:
     claim(arm.run, arm.config)
     (arm.run / "rounds/000").write(CLUSTERED, table(arm).to_parquet())
-    clusters = cluster_images(arm.config, Opened(arm.images), arm.run)
+    clusters = cluster_images(arm.config, CheckedImages(arm.images), arm.run)
     assert clusters.clusters.tolist() == [[0], [0], [1]]
     assert clusters.names == ("kmeans-2",)
 

@@ -26,7 +26,7 @@ from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import claim, open_run
 from wcl_ray.runs.pretrain import pretrain
-from wcl_ray.runs.snapshot import LIST, mend_snapshot
+from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
 from wcl_ray.storage import Folder, check_target, storage_error, write_file
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
@@ -235,13 +235,13 @@ def test_a_list_of_checkpoints_that_is_cut_off(tmp_path: Path, content: bytes) -
         checkpoint.save(tmp_path / name, model, optimizer, TrainState(), {})
     whole = (tmp_path / "checkpoint_3/state.pt").read_bytes()
     (tmp_path / "checkpoint_3/state.pt").write_bytes(whole[: len(whole) // 2])
-    folder.write(LIST, content)
-    mend_snapshot(folder)
-    state = json.loads(folder.read(LIST))
+    folder.write(SNAPSHOT, content)
+    repair_snapshot(folder)
+    state = json.loads(folder.read(SNAPSHOT))
     assert state["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint_2"
-    before = folder.read(LIST)
-    mend_snapshot(folder)
-    assert folder.read(LIST) == before
+    before = folder.read(SNAPSHOT)
+    repair_snapshot(folder)
+    assert folder.read(SNAPSHOT) == before
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -263,7 +263,7 @@ def test_a_disk_that_runs_full_in_training(
     saved = list((place / "one/rounds/000/train").glob("checkpoint_*/state.pt"))
     assert len(saved) == 1
     mount("size=200m")
-    (place / "one/rounds/000/train" / LIST).write_bytes(b"")  # as where its own writing failed
+    (place / "one/rounds/000/train" / SNAPSHOT).write_bytes(b"")  # as where its own writing failed
     pretrain(replace(config, resume=True))
     assert "going on from epoch 1, step 6" in capsys.readouterr().out
     assert (place / "one/results.json").exists()

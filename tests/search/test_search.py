@@ -200,7 +200,7 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
     begun = {key: metrics(key)[0] for key in record(folder)}
     victim = search.until(lambda: search.processes("ray::ImplicitFunc"))[0]
     os.kill(victim, signal.SIGKILL)  # a trial
-    search.until(lambda: "is started again" in search.text)
+    search.until(lambda: "is restarted" in search.text)
     restarted = search.until(
         lambda: [key for key, row in record(folder).items() if row["restarts"]]
     )

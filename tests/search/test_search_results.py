@@ -24,8 +24,9 @@ from wcl_ray.cli import parse
 from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import StorageError, UserError
+from wcl_ray.search import neighbours
 from wcl_ray.search import trial as trial_module
-from wcl_ray.search.confirm import in_words, to_confirm
+from wcl_ray.search.confirm import describe, to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome, Trial
@@ -158,7 +159,8 @@ def test_attribute_gap() -> None:
     assert attribute_gap(x, a, x[:4], a[:4], 3) is None  # too few without it
 
 
-def test_attribute_gap_against_a_plain_loop() -> None:
+def test_attribute_gap_against_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "CHUNK", 7)
     rng = np.random.default_rng(0)
     x, q = rng.normal(size=(50, 6)), rng.normal(size=(40, 6))
     a, own = rng.random((50, 3)) < 0.4, rng.random((40, 3)) < 0.4
@@ -173,7 +175,7 @@ def test_attribute_gap_against_a_plain_loop() -> None:
             votes.append((weight * a[near[i], g]).sum() / weight.sum())
         gaps.append(np.mean(np.array(votes)[own[:, g]]) - np.mean(np.array(votes)[~own[:, g]]))
     found = attribute_gap(
-        torch.from_numpy(x), torch.from_numpy(a), torch.from_numpy(q), torch.from_numpy(own), 8, 7
+        torch.from_numpy(x), torch.from_numpy(a), torch.from_numpy(q), torch.from_numpy(own), 8
     )
     assert found == pytest.approx(float(np.mean(gaps)), rel=1e-5)
 
@@ -260,7 +262,7 @@ def test_the_traceback_of_a_trial_is_printed_once(
         end(0, [], trial)
     printed = capsys.readouterr().out
     assert printed.count("Traceback (…)\nOSError: no") == 1
-    assert "is started again from its last checkpoint: worker 1 failed: OSError: no" in printed
+    assert "is restarted from its last checkpoint: worker 1 failed: OSError: no" in printed
     assert record.trials["t1"]["error"] == "worker 1 failed: OSError: no"
 
 
@@ -368,11 +370,11 @@ def test_the_best_of_full_runs_is_named() -> None:
     text = best_yaml(config, outcome(), full)
     assert text is not None
     assert "temperature: 0.2" in text
-    assert "Best of 2 settings that 4 trials of search it left: knn 60.0%" in text
+    assert "Best of 2 settings chosen from 4 trials of search it: knn 60.0%" in text
     assert "after 20 epochs" in text
     broken = replace(full, trials=(replace(trial, score=None, status="failed"),))
     assert "temperature: 0.3" in str(best_yaml(config, outcome(), broken))  # of the trials
-    assert in_words(full).startswith("temperature 0.2, top-k 20 (the default): 60.0%; ")
+    assert describe(full).startswith("temperature 0.2, top-k 20 (the default): 60.0%; ")
 
 
 def test_what_metadata_is_judged_by_is_said(capsys: pytest.CaptureFixture[str]) -> None:

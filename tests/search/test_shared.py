@@ -83,7 +83,7 @@ def setup_of(config: SearchConfig, tmp_path: Path, *spaces: str) -> trial.Setup:
     images = open_images(config.data, config.storage, config.seed, config.validation)
     given, folder = given_dimensions(spaces), Folder(str(tmp_path / "search"))
     found = find_granularities(config, images, given, folder)
-    return _prepare(config, images, found, folder, tuple(default_dimensions(given))).setup
+    return _prepare(config, images, found, folder, tuple(default_dimensions(given)))
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -1,1 +1,1 @@
-"""Pages people look at."""
+"""HTML reports."""

@@ -1,7 +1,6 @@
-"""What people look at after a search: an HTML page, with plotly's script in a file beside it.
+"""The report of a search: an HTML page, with plotly's script in a file beside it.
 
-The script has 4.8 MB and never changes, the page is written after every trial: apart, only the
-first is written once. Neither asks the network for anything.
+The page is written after every trial, the script of 4.8 MB only once. Neither needs the network.
 """
 
 from __future__ import annotations
@@ -73,26 +72,26 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
 
 def escape(text: object) -> str:
-    """Text that is safe in HTML and in attributes, and can be written as UTF-8."""
+    """Text escaped for HTML and attributes, which can be written as UTF-8."""
     return html.escape(plain(text), quote=True)
 
 
 def page(outcome: Outcome) -> str:
-    """The results of a search as an HTML5 document that loads ``SCRIPT`` from its own folder."""
+    """Render a search as an HTML5 document, which loads ``SCRIPT`` from its own folder."""
     view = View(finite(outcome))
     panels = [figures.response(view), figures.plane(view), figures.curves(view)]
     panels += [figures.importances(view)]
-    panels += [figures.against(view, key) for key in view.keys if key not in (view.two or ())]
-    drawn = "".join(_figure(*panel) for panel in panels if panel is not None)
+    panels += [figures.against(view, key) for key in view.keys if key not in (view.surface or ())]
+    drawings = "".join(_figure(*panel) for panel in panels if panel is not None)
     title = f"Search {escape(outcome.name)}"
     body = [
         f"<h1>{title}</h1>",
         f'<p class="muted">{_summary(view)}</p>',
         f'<section class="answer" aria-label="Answer">{_answer(view)}</section>',
-        f'<div class="grid">{drawn}</div>' if outcome.trials else "",
+        f'<div class="grid">{drawings}</div>' if outcome.trials else "",
         _table(view),
         _correlations(view),
-        _facts(view),
+        _details(view),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -104,23 +103,23 @@ def page(outcome: Outcome) -> str:
 
 
 def _figure(title: str, plot: go.Figure | None, caption: str) -> str:
-    drawn = ""
+    body = ""
     if plot is not None:
-        known = plot.to_json(engine="json").replace("<", "\\u003c")  # a name cannot end the element
-        drawn = f'<div class="plot" role="img" aria-label="{escape(title)}"></div>'
-        drawn += f'<script type="application/json">{known}</script>'
-    drawn += f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<figure><h2>{escape(title)}</h2>{drawn}</figure>"
+        data = plot.to_json(engine="json").replace("<", "\\u003c")  # a name cannot end the element
+        body = f'<div class="plot" role="img" aria-label="{escape(title)}"></div>'
+        body += f'<script type="application/json">{data}</script>'
+    body += f"<figcaption>{escape(caption)}</figcaption>"
+    return f"<figure><h2>{escape(title)}</h2>{body}</figure>"
 
 
 def _summary(view: View) -> str:
     o = view.outcome
-    kinds = [(sum(t.status == k for t in o.trials), text) for k, text in STATUS.items()]
-    told = ", ".join(f"{n:,} {text}" for n, text in kinds if n)
-    told = count(len(o.trials), "trial") + (f" ({told})" if told else "")
+    counts = [(sum(t.status == status for t in o.trials), text) for status, text in STATUS.items()]
+    statuses = ", ".join(f"{n:,} {text}" for n, text in counts if n)
+    trials = count(len(o.trials), "trial") + (f" ({statuses})" if statuses else "")
     better = "higher" if o.mode == "max" else "lower"
     return escape(
-        f"{told} of {count(o.epochs, 'epoch')} in {clock(o.seconds)}; {better} {view.metric}"
+        f"{trials} of {count(o.epochs, 'epoch')} in {clock(o.seconds)}; {better} {view.metric}"
         " is better"
     )
 
@@ -128,33 +127,34 @@ def _summary(view: View) -> str:
 def _answer(view: View) -> str:
     o, best, error = view.outcome, view.best, view.outcome.standard_error()
     if best is None or best.score is None:
-        why = "No trial was run." if not o.trials else "No trial has a score, so there is no best."
-        return f"<p>{why}</p>"
-    text = view.text(best.score)
-    sure = f" ± {error:.1%}" if error is not None else ""
-    on = f" on {count(o.validation, 'validation image')}" if o.validation else ""
+        reason = "No trial has a score, so there is no best." if o.trials else "No trial was run."
+        return f"<p>{reason}</p>"
+    score = view.text(best.score) + (f" ± {error:.1%}" if error is not None else "")
+    images = f" on {count(o.validation, 'validation image')}" if o.validation else ""
     setting = _setting(view, best) or "the only setting"
-    first = f"Best: <strong>{setting}</strong> with {escape(view.metric)} <strong>{text}{sure}"
-    first += f"</strong>{' (standard error)' if sure else ''}{on} after "
+    first = f"Best: <strong>{setting}</strong> with {escape(view.metric)} <strong>{score}"
+    first += f"</strong>{' (standard error)' if error is not None else ''}{images} after "
     first += f"{count(best.epoch, 'epoch')}{_against_default(view, best, error)}."
-    notes = [f"The best of {count(len(view.full), 'measured score')} is optimistic"]
-    if len(view.full) == 1:
-        notes = ["Only one trial got this far, so nothing compares with it"]
+    notes = [f"The best of {count(len(view.comparable), 'measured score')} is optimistic"]
+    if len(view.comparable) == 1:
+        notes = ["Only one trial got this far, so there is nothing to compare it with"]
     elif error is not None:
-        near = sum(abs((t.score or 0.0) - best.score) <= error for t in view.full if t is not best)
+        near = sum(
+            abs((t.score or 0.0) - best.score) <= error for t in view.comparable if t is not best
+        )
         verb = "trial lies" if near == 1 else "trials lie"
         notes.append(
-            f"{near or 'no'} other {verb} within one standard error of it, which counts the chance"
+            f"{near or 'no'} other {verb} within one standard error of it, which covers the choice"
             " of the validation images, not that of the seed"
         )
     return f"<p>{first}</p><p>{'; '.join(notes)}.</p>"
 
 
 def _setting(view: View, trial: Trial) -> str:
-    """A short name and its value stay on one line."""
+    """The setting of a trial; a short option and its value stay on one line."""
     return ", ".join(
-        f'<span class="{"whole" if len(p) < 30 else "long"}">{escape(p)}</span>'
-        for p in view.pairs(trial)
+        f'<span class="{"whole" if len(text) < 30 else "long"}">{escape(text)}</span>'
+        for text in view.settings(trial)
     )
 
 
@@ -168,8 +168,8 @@ def _against_default(view: View, best: Trial, error: float | None) -> str:
     if default.score is None or default.status == "failed":
         return f"; the default configuration ({setting}) has no score"
     text = f"; the default configuration ({setting}) has {view.text(default.score)}"
-    if default not in view.full:
-        return f"{text} after {count(default.epoch, 'epoch')} only, which does not compare"
+    if default not in view.comparable:
+        return f"{text} after only {count(default.epoch, 'epoch')}, which cannot be compared"
     gap = abs((best.score or 0.0) - default.score)
     if error is not None and gap <= 2 * error:
         text += ", and a gap of less than two standard errors may be chance"
@@ -188,10 +188,10 @@ def _table(view: View) -> str:
 
         return text
 
-    places = {t.number: str(i + 1) for i, t in enumerate(view.full)}
+    ranks = {t.number: str(i + 1) for i, t in enumerate(view.comparable)}
     columns: list[tuple[str, str, Callable[[Trial], str], bool]] = [
-        ("rank", "among trials with all epochs", lambda t: places.get(t.number, "–"), True),
-        ("trial", "in the order of the starts", lambda t: str(t.number), True),
+        ("rank", "among trials with all epochs", lambda t: ranks.get(t.number, "–"), True),
+        ("trial", "in the order of their starts", lambda t: str(t.number), True),
         ("status", "", lambda t: _status(view, t), False),
     ]
     for key in view.keys:
@@ -208,7 +208,7 @@ def _table(view: View) -> str:
     optional = [("knn", "kNN", ".1%", "nearest neighbours"), ("probe", "probe", ".1%", "linear")]
     optional += [("clusters", "K", ",.0f", "clusters")]
     optional += [("i_zt", "I(Z;T)", ".2f", "bits"), ("h_z_t", "H(Z|T)", ".2f", "bits")]
-    chance = "I(Z;T) less what shuffled clusters of these sizes would know, bits"
+    chance = "I(Z;T) minus that of shuffled clusters of the same sizes, bits"
     optional.insert(-1, ("i_zt_adjusted", "above chance", ".2f", chance))
     for key, head, form, title in optional:
         text = figure(key, form)
@@ -247,45 +247,45 @@ def _error(t: Trial) -> str:
     lines = [line.strip() for line in t.error.splitlines() if line.strip()]
     if not lines:
         return ""
-    gist = lines[-1]  # of a traceback, what happened
+    gist = lines[-1]  # of a traceback, the exception
     gist = gist if len(gist) <= 60 else gist[:59] + "…"
     return f"<details><summary>{escape(gist)}</summary><pre>{escape(t.error)}</pre></details>"
 
 
 def _correlations(view: View) -> str:
-    known = {k: r for k, v in view.outcome.correlations.items() if (r := number(v)) is not None}
-    if not known:
+    ranks = {k: r for k, v in view.outcome.correlations.items() if (r := number(v)) is not None}
+    if not ranks:
         return ""
     rows = []
-    for key, rho in sorted(known.items(), key=lambda item: (-item[1], item[0])):
-        words = "about the same order" if rho >= 0.8 else "a similar order" if rho >= 0.5 else ""
-        words = words or ("a faint hint" if rho >= 0.25 else "no better than chance")
-        words = "a misleading order" if rho <= -0.25 else words
-        at = 80 + 78 * min(1.0, max(-1.0, rho))
+    for key, rho in sorted(ranks.items(), key=lambda item: (-item[1], item[0])):
+        verdict = "about the same order" if rho >= 0.8 else "a similar order" if rho >= 0.5 else ""
+        verdict = verdict or ("a weak hint" if rho >= 0.25 else "no better than chance")
+        verdict = "a misleading order" if rho <= -0.25 else verdict
+        end = 80 + 78 * min(1.0, max(-1.0, rho))
         bar = '<path d="M80 0V14" stroke="var(--muted)"/>'
-        bar += f'<rect x="{min(80, at):.1f}" y="3" height="8"'
-        bar += f' width="{abs(at - 80):.1f}" fill="var(--accent)"/>'
+        bar += f'<rect x="{min(80, end):.1f}" y="3" height="8"'
+        bar += f' width="{abs(end - 80):.1f}" fill="var(--accent)"/>'
         rows.append(
             f'<tr><th scope="row">{escape(NAMES.get(key, key))}</th><td class="number">{rho:+.2f}'
             f'</td><td><svg viewBox="0 0 160 14" aria-hidden="true">{bar}</svg></td>'
-            f"<td>{words}</td></tr>"
+            f"<td>{verdict}</td></tr>"
         )
-    where = view.outcome.facts.get("rank correlations", "the trials")
+    basis = view.outcome.details.get("rank correlations", "the trials")
     return (
         "<section><h2>Without a label</h2>"
-        f"<p>How well each figure that needs no label would have ranked these trials: Spearman's "
-        f"rank correlation with {escape(view.metric)} over {escape(where)}. 1 is the same order, 0 "
-        "chance, −1 the reverse; every figure counts so that larger is better (uniformity and "
-        'alignment with their sign turned).</p><div class="scroll"><table class="rho"><thead><tr>'
-        '<th scope="col">figure</th><th scope="col" class="number">correlation</th>'
+        f"<p>How well each label-free metric would have ranked these trials: Spearman's rank "
+        f"correlation with {escape(view.metric)} over {escape(basis)}. 1 is the same order, 0 "
+        "chance, −1 the reverse; larger counts as better (the signs of uniformity and alignment "
+        'are turned).</p><div class="scroll"><table class="rho"><thead><tr>'
+        '<th scope="col">metric</th><th scope="col" class="number">correlation</th>'
         '<th scope="col">−1 to 1</th><th scope="col">it would have given</th></tr></thead><tbody>'
         f"{''.join(rows)}</tbody></table></div></section>"
     )
 
 
-def _facts(view: View) -> str:
-    facts = {k: v for k, v in view.outcome.facts.items() if k != "rank correlations"}
-    if not facts:
+def _details(view: View) -> str:
+    details = {k: v for k, v in view.outcome.details.items() if k != "rank correlations"}
+    if not details:
         return ""
-    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    return f"<section><h2>The search</h2><dl>{pairs}</dl></section>"
+    settings = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in details.items())
+    return f"<section><h2>The search</h2><dl>{settings}</dl></section>"

@@ -1,4 +1,4 @@
-"""The stream of a run: which images are put together in batches, and how they are kept for that."""
+"""The image stream of a run: how its images are kept, and how its batches are composed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wcl_ray.runs.folder import add_faults
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
-APART = 0.5  # share of images without a partner in reach above which a run warns
+MAX_APART = 0.5  # a run warns when a larger share of the images has no partner within reach
 
 
 def stream_images(
@@ -28,10 +28,10 @@ def stream_images(
     batch_size: int,
     samples_per_cluster: int,
 ) -> Stream:
-    """Keep the training images in the object store, or have them read each epoch.
+    """Keep the training images in the object store, or read them again in each epoch.
 
-    The object store does not outlive the job, so that this is done at every start; images that
-    cannot be read are listed in the run folder.
+    The object store does not outlive the job, so this is done at every start. Unreadable images
+    are listed in the run folder.
 
     Raises:
         UserError: see :func:`wcl_ray.data.stream.plan_stream`; fewer images than a batch.
@@ -40,11 +40,11 @@ def stream_images(
     stream = deal_images(images, assignment, column, data, scale)
     say("stream", stream.reason)
     if stream.mode == "streaming" and samples_per_cluster > 1:
-        workers = plan_scale(scale, batch_size, beside=True).most
+        workers = plan_scale(scale, batch_size, data_tasks=True).max_workers
         warn_apart(assignment.clusters[:, column], batch_size // workers)
     if stream.faults:
-        listed = add_faults(run, list(stream.faults))
-        say("faults", f"{listed} unreadable images are left out, see {run.uri}/faults.jsonl")
+        count = add_faults(run, list(stream.faults))
+        say("faults", f"{count} unreadable images are left out, see {run.uri}/faults.jsonl")
     if stream.rows < batch_size:
         raise UserError(
             f"only {stream.rows} of {len(assignment.ids)} training images were found and can be "
@@ -56,17 +56,17 @@ def stream_images(
 def deal_images(
     images: Images, assignment: Assignment, column: int, data: DataConfig, scale: ScaleConfig
 ) -> Stream:
-    """The stream; where its blocks lie on several nodes they are dealt by one granularity.
+    """Plan the stream; blocks on several nodes are dealt by one granularity.
 
     Args:
-        column: of that granularity.
+        column: of that granularity in ``assignment``.
     """
     rows, grows = images.train.images(), capacity(scale).grows
     return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column], grows)
 
 
 def say_batches(assignment: Assignment, samples_per_cluster: int) -> int:
-    """Print by which granularity batches are composed; returns its column."""
+    """Print which granularity batches are composed by; returns its column."""
     column, reason = sampler.composing_column(assignment.clusters)
     if samples_per_cluster > 1 and (assignment.clusters >= 0).any():
         name = assignment.names[column]
@@ -75,18 +75,18 @@ def say_batches(assignment: Assignment, samples_per_cluster: int) -> int:
 
 
 def warn_apart(clusters: np.ndarray, batch: int) -> None:
-    """Say so when clusters are too small for images read in the order of their files.
+    """Warn if streaming seldom brings images of a cluster together, as it reads them in file order.
 
     Args:
         clusters: int32 (N,).
-        batch: images of a batch on one worker.
+        batch: images per batch on one worker.
     """
     window = sampler.window_of(batch)
     share = sampler.apart(clusters, window)
-    if share > APART:
+    if share > MAX_APART:
         warn(
-            f"streamed images are composed among {window:,} at a time; {share:.0%} of "
-            "those with a partner will meet none there, unless the files are sorted by cluster: "
-            "make the clusters coarser, or let the images be kept (data.keep; more memory, smaller "
+            f"streaming composes batches from {window:,} images at a time: {share:.0%} of those "
+            "with a partner will meet none, unless the files are sorted by cluster; make the "
+            "clusters coarser, or keep the images (data.keep, with more memory or a smaller "
             "data.image-size)"
         )

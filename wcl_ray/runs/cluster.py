@@ -1,4 +1,4 @@
-"""Stage 1 alone (``jobs/cluster.py``): clusters of metadata, or k-means of features."""
+"""Clustering without training (``jobs/cluster.py``): of metadata, or of features by k-means."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
 
-HOPELESS_SHARE = ClustersConfig(kind="instance")
+SINGLETONS = ClustersConfig(kind="instance")
 
 
 def cluster(
@@ -43,31 +43,30 @@ def cluster(
     centroids: str | None = None,
     checkpoint: str | None = None,
 ) -> list[Quality]:
-    """Build clusters, print how good they are, and write the table id → cluster where asked.
+    """Build clusters, print their quality, and write the table id → cluster if asked.
 
-    k-means of features takes vectors when ``data.path`` holds Parquet files of them, else images
-    and a run.
+    Without ``run``, k-means of features clusters the vectors in the Parquet files of ``data.path``.
 
     Args:
-        run: folder of a run whose encoder makes the features.
+        run: folder of a run whose encoder computes the features of the images.
         column: of the vectors.
         out: Parquet file for the table. centroids: ``.npz`` file for the centroids.
-        checkpoint: folder for the state of k-means of vectors, after every iteration.
+        checkpoint: folder for the state of k-means of vectors, written after every iteration.
 
     Raises:
-        UserError: options that do not go together, or wrong input.
+        UserError: options that exclude each other, or wrong input.
     """
     data = config.data
     of_features = config.clusters.kind == "kmeans" and config.clusters.features != "metadata"
-    given = {"run": run, "vector-column": column, "centroids": centroids, "checkpoint": checkpoint}
     for name, target in (("out", out), ("centroids", centroids)):
         if target is not None:
             check_target(target, f"--{name}", data.endpoint)
     vectors = None
     if not of_features:
-        for name, value in given.items():
+        paths = {"run": run, "centroids": centroids, "checkpoint": checkpoint}
+        for name, value in (paths | {"vector-column": column}).items():
             if value is not None:
-                raise UserError(f"--{name} goes with --clusters.kind kmeans and features")
+                raise UserError(f"--{name} needs --clusters.kind kmeans of features")
     elif run is None:
         vectors = _vectors(data, column)
         if checkpoint is None:
@@ -78,25 +77,25 @@ def cluster(
             stopping.set_resume_hint("the same command goes on from the last iteration")
     elif column is not None or checkpoint is not None:
         raise UserError(
-            "--vector-column and --checkpoint go with vectors, not with --run; jobs/embed.py "
-            "makes vectors of images"
+            "--vector-column and --checkpoint are for vectors, not for --run; jobs/embed.py "
+            "computes vectors of images"
         )
     else:
         stopping.set_resume_hint(
             f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint go on"
         )
     trained = None if run is None else Trained.open(run, data.endpoint)
-    images_at = data
+    image_data = data
     if trained is not None and data.path is None:
-        images_at = trained.data({"label": data.label})
+        image_data = trained.data({"label": data.label})
     if vectors is None:
-        check_paths(images_at)
-    held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        check_paths(image_data)
+    lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if checkpoint is not None:
         folder = Folder(checkpoint, data.endpoint)
-        held = RunLock(folder, instead="use another --checkpoint")
+        lock = RunLock(folder, instead="use another --checkpoint")
     connect(config.scale)
-    with ResourceSummary() as usage, held, usage.stage("clusters"):
+    with ResourceSummary() as usage, lock, usage.stage("clusters"):
         if not of_features:
             images = open_images(data, config.storage, config.seed)
             say("images", images.train.describe())
@@ -104,17 +103,17 @@ def cluster(
             table = clustering.assignment
         else:
             if vectors is not None:
-                found, base = _of_vectors(config, vectors, checkpoint)
+                result, base = _cluster_vectors(config, vectors, checkpoint)
             else:
                 assert trained is not None
-                found, base = _of_run(config, trained, images_at)
-            table = replace(base.assignment, clusters=found.clusters, names=found.names)
+                result, base = _cluster_run(config, trained, image_data)
+            table = replace(base.assignment, clusters=result.clusters, names=result.names)
             quality = qualities(table, base.labels, config)
             show_quality(quality, config)
             if centroids is not None:
                 sink = io.BytesIO()
-                named = dict(zip(found.names, found.centroids, strict=True))
-                np.savez(sink, **named)  # type: ignore[arg-type]
+                arrays = dict(zip(result.names, result.centroids, strict=True))
+                np.savez(sink, **arrays)  # type: ignore[arg-type]
                 write_file(centroids, sink.getvalue(), data.endpoint)
                 say("centroids", f"in {centroids}")
     usage.report()
@@ -127,44 +126,43 @@ def cluster(
 def _vectors(data: DataConfig, column: str | None) -> Vectors:
     """The vectors of ``data.path``."""
     if data.path is None or (column is None and not has_vectors(data.path, data.endpoint)):
-        what = "data.path is not given" if data.path is None else f"{data.path} holds no vectors"
+        problem = "data.path is not given" if data.path is None else f"{data.path} holds no vectors"
         raise UserError(
-            f"k-means clusters features, but {what}; give Parquet files of vectors (jobs/embed.py "
-            "makes them), images and the --run whose encoder makes the features, or "
-            "--clusters.features metadata"
+            f"k-means clusters features, but {problem}; give Parquet files of vectors (jobs/"
+            "embed.py writes them), or images and the --run whose encoder computes the features, "
+            "or use --clusters.features metadata"
         )
     return open_vectors(data.path, column, data.id, data.endpoint)
 
 
-def _of_run(
+def _cluster_run(
     config: Config, trained: Trained, data: DataConfig
 ) -> tuple[FeatureClusters, Clustering]:
-    """k-means of what the encoder of a run makes of the images."""
+    """k-means of the features that the encoder of a run computes of the images."""
     assert config.clusters.features != "metadata"
     images = open_images(data, trained.config.storage, trained.config.seed)
-    images = replace(images, holdout=0.0)  # all are clustered
+    images = replace(images, holdout=0.0)  # test images are clustered, too
     say("images", images.train.describe())
     base = singletons(config, images)
     ids = base.assignment.ids
     ks = choose_k(config.clusters, len(ids))
     gpu = gpus(config.scale) > 0
-    which = config.clusters.features
-    say("features", f"{which} of {trained.folder.uri}")
-    made = trained.embed(images.train_images(), which, config.scale).materialize()
-    note("embedded", made)
-    found = cluster_features(made, ids, ks, config.clusters, seed=config.seed, gpu=gpu)
-    return found, base
+    head = config.clusters.features
+    say("features", f"{head} of {trained.folder.uri}")
+    features = trained.embed(images.train_images(), head, config.scale).materialize()
+    note("embedded", features)
+    return cluster_features(features, ids, ks, config.clusters, seed=config.seed, gpu=gpu), base
 
 
-def _of_vectors(
+def _cluster_vectors(
     config: Config, vectors: Vectors, checkpoint: str | None
 ) -> tuple[FeatureClusters, Clustering]:
-    """k-means of the vectors in Parquet files, and their keys and labels."""
+    """k-means of the vectors in Parquet files, and an assignment with their keys and labels."""
     say("vectors", f"{vectors.rows:,} rows, column {vectors.pieces[0].column!r}")
     label = config.data.label
-    rows = side_columns(vectors, label)  # a missing label is found before the work
+    rows = side_columns(vectors, label)  # a missing label column is an error before the work
     ks = choose_k(config.clusters, vectors.rows)
-    found = cluster_features(
+    result = cluster_features(
         vectors,
         None,
         ks,
@@ -173,11 +171,14 @@ def _of_vectors(
         gpu=gpus(config.scale) > 0,
         checkpoint=Folder(checkpoint, config.data.endpoint) if checkpoint else None,
     )
-    base = cluster_metadata(rows, HOPELESS_SHARE, label, ())
-    place = positions_of(base.assignment.ids, found.ids)
+    base = cluster_metadata(rows, SINGLETONS, label, ())
+    positions = positions_of(base.assignment.ids, result.ids)
     keys = base.assignment.keys
-    own = Assignment(
-        found.ids, found.clusters, found.names, None if keys is None else keys.take(pa.array(place))
+    assignment = Assignment(
+        result.ids,
+        result.clusters,
+        result.names,
+        None if keys is None else keys.take(pa.array(positions)),
     )
-    labels = None if base.labels is None else base.labels[place]
-    return found, Clustering(own, labels, base.classes)
+    labels = None if base.labels is None else base.labels[positions]
+    return result, Clustering(assignment, labels, base.classes)

@@ -1,9 +1,9 @@
-"""Features of any images to Parquet (``jobs/embed.py``), as a job that can be stopped anywhere.
+"""Features of any images to Parquet (``jobs/embed.py``), a job that can be stopped at any time.
 
-Every file of the output appears whole, under a name made of the ids in it. A job that starts finds
-the ids that are there already and leaves their images out before decoding, so a stopped job goes
-on, and new images of a source that grew are added. (Ray Data's own checkpoints need the ids where
-the files are read; ids that are hashes of names are only made after that.)
+Each output file is written atomically, under a name derived from the ids in it. A job first reads
+the ids that have features already and skips their images before decoding: so a stopped job
+continues, and images added to the source are added. (Ray Data's own checkpoints need the ids when
+the files are read; ids that are hashes of names are computed only after that.)
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from wcl_ray.data.sources.base import FAULT, ID, KEY, check_paths
 from wcl_ray.data.stream import check_faults, positions_of
 from wcl_ray.errors import UserError, reading
 from wcl_ray.runs.folder import add_faults
-from wcl_ray.runs.lock import LOCK, SIGN, RunLock
+from wcl_ray.runs.lock import HEARTBEAT, LOCK, RunLock
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.terminal import Live, clock, say
 
-ROWS = 4096  # images a file
-FACTS, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders pass over _ files
+ROWS = 4096  # images per file
+MANIFEST, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders ignore _ files
 SQUASHED = "of the squashed image"  # what encoders see up to 64 pixels
-NAMES = {"id": ID, "key": KEY, "feature": "feature"}  # columns of the output
+NAMES = {"id": ID, "key": KEY, "feature": "feature"}  # output column → column of the stream
 
 
 def embed_run(
     run: str,
     out: str,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     *,
     features: Literal["projector", "backbone"] = "backbone",
     columns: tuple[str, ...] = (),
     scale: ScaleConfig | None = None,
 ) -> dict[str, Any]:
     """Embed images with the encoder of a run: columns ``id`` int64, ``key`` string, ``feature``
-    (fixed-size list of float32, of unit length from the projector) and the wanted ones.
+    (fixed-size list of float32; the projector's have unit length) and the requested ones.
 
     Args:
-        run: run folder. out: folder for the Parquet files; both a path or URI.
-        given: options of ``data`` that replace those of the run; None keeps the run's.
-        columns: metadata columns to hand on.
+        run: run folder. out: folder for the Parquet files. Both a path or URI.
+        overrides: options of ``data`` that replace those of the run; None keeps the run's.
+        columns: metadata columns to copy to the output.
 
     Returns:
         The content of ``_embedding.json``.
@@ -67,24 +67,24 @@ def embed_run(
             id, or too many unreadable images.
     """
     scale = scale or ScaleConfig()
-    trained = Trained.open(run, given.get("endpoint"))
-    data = replace(trained.data(given), label=None, split_by=None)  # they are not looked at
+    trained = Trained.open(run, overrides.get("endpoint"))
+    data = replace(trained.data(overrides), label=None, split_by=None)  # not used here
     check_paths(data)
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
-    facts = _facts(trained, data, features, columns)
+    manifest = _manifest(trained, data, features, columns)
     with RunLock(folder, instead="use another --out"):
-        _check_folder(folder, facts)
+        _check_folder(folder, manifest)
         folder.check()
-        if folder.exists(FACTS):
+        if folder.exists(MANIFEST):
             stopping.set_resume_hint("the same command goes on")
-        return _embed(trained, data, folder, facts, scale)
+        return _embed(trained, data, folder, manifest, scale)
 
 
 def _embed(
-    trained: Trained, data: DataConfig, folder: Folder, facts: dict[str, Any], scale: ScaleConfig
+    trained: Trained, data: DataConfig, folder: Folder, manifest: dict[str, Any], scale: ScaleConfig
 ) -> dict[str, Any]:
-    """Embed what is missing into a folder that no other process writes to."""
-    columns, features = tuple(facts["columns"]), facts["features"]
+    """Embed the images without features into a folder that this process holds."""
+    columns, features = tuple(manifest["columns"]), manifest["features"]
     connect(scale)
     check_shared(folder)
     with ResourceSummary() as usage:
@@ -93,20 +93,20 @@ def _embed(
             source = images.train
             source.check_columns(columns, "--columns")
             say("images", source.describe())
-            parts = [name for name in folder.names() if name.endswith(".parquet")]
+            files = [name for name in folder.names() if name.endswith(".parquet")]
             refs = source.metadata().to_arrow_refs()
-            plan = _plan.remote(refs, folder, parts)
+            plan = _plan.remote(refs, folder, files)
             total, todo, _ = ray.get(plan)
         if todo < total:
             say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
-        folder.write(FACTS, json.dumps(facts, indent=2).encode())
+        folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
         stopping.set_resume_hint("the same command goes on")
         rows = source.images(columns)
         if todo < total:
             rows = rows.map_batches(
-                _missing, batch_format="pyarrow", batch_size=None, fn_kwargs={"plan": plan}
+                _without_features, batch_format="pyarrow", batch_size=None, fn_kwargs={"plan": plan}
             )
-        made = trained.embed(rows, features, scale, columns).map_batches(
+        counts = trained.embed(rows, features, scale, columns).map_batches(
             _write,
             batch_format="pyarrow",
             batch_size=ROWS,
@@ -114,45 +114,45 @@ def _embed(
             fn_kwargs={"folder": folder, "columns": columns},
         )
         with usage.stage("embed"):
-            written, faults = _follow(made, folder, facts, total, todo, data.max_bad)
-    facts |= {"rows": total - todo + written, "faults": faults}
-    folder.write(FACTS, json.dumps(facts, indent=2).encode())
+            written, faults = _follow(counts, folder, manifest, total, todo, data.max_bad)
+    manifest |= {"rows": total - todo + written, "faults": faults}
+    folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
     if faults:
         say("faults", f"{faults} unreadable images, see {folder.uri}/{FAULTS}")
     usage.report()
-    say("features", f"{facts['rows']:,} rows in {folder.uri}")
-    return facts
+    say("features", f"{manifest['rows']:,} rows in {folder.uri}")
+    return manifest
 
 
 def _follow(
-    made: Dataset, folder: Folder, facts: dict[str, Any], total: int, todo: int, max_bad: float
+    counts: Dataset, folder: Folder, manifest: dict[str, Any], total: int, todo: int, max_bad: float
 ) -> tuple[int, int]:
-    """Show how far the tasks are; returns how many rows they wrote, and how many faults."""
+    """Run the tasks and show their progress; returns the numbers of rows written and of faults."""
     started, written = time.monotonic(), 0
     faults: list[dict[str, str]] = []
     live = Live("embed")
     try:
-        for row in made.iter_rows() if todo else ():
+        for row in counts.iter_rows() if todo else ():
             written += row["rows"]
             faults += json.loads(row["faults"])
-            facts["dimensions"] = int(row["dimensions"])
+            manifest["dimensions"] = int(row["dimensions"])
             check_faults(faults, total, max_bad)
             speed = max(1, written + len(faults)) / (time.monotonic() - started)
             left = clock((todo - written - len(faults)) / speed)
             text = f"{total - todo + written:,}/{total:,} images  {speed:,.0f}/s  {left} left"
             live.show(text, (total - todo + written) / total)
         if todo:
-            note("embedded", made, written + len(faults))
+            note("embedded", counts, written + len(faults))
     finally:
         live.close()
         add_faults(folder, faults, FAULTS)
     return written, len(faults)
 
 
-def _facts(
+def _manifest(
     trained: Trained, data: DataConfig, features: str, columns: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What all files of a folder have in common."""
+    """What the features in one folder must have in common."""
     digest = hashlib.sha256(trained.weights)
     if features == "projector":
         digest.update(trained.projector())
@@ -170,67 +170,67 @@ def _facts(
     }
 
 
-def _check_folder(folder: Folder, facts: dict[str, Any]) -> None:
-    taken = [name for name in facts["columns"] if name in NAMES]
-    if taken:
-        raise UserError(f"--columns {taken[0]!r} is a name that the output uses itself")
-    if not folder.exists(FACTS):
-        if set(folder.names()) - {SIGN, LOCK}:
+def _check_folder(folder: Folder, manifest: dict[str, Any]) -> None:
+    reserved = [name for name in manifest["columns"] if name in NAMES]
+    if reserved:
+        raise UserError(f"--columns {reserved[0]!r} is the name of a column that is always written")
+    if not folder.exists(MANIFEST):
+        if set(folder.names()) - {HEARTBEAT, LOCK}:
             raise UserError(f"--out {folder.uri} is not empty and holds no features; use another")
         return
-    stored = {"crops": SQUASHED} | json.loads(folder.read(FACTS))  # as before version 0.2.0
-    facts.setdefault("dimensions", stored.get("dimensions"))
-    both = facts.keys() & stored.keys() - {"run", "dimensions"}  # another version has other facts
-    other = [key for key in facts if key in both and stored[key] != facts[key]]
-    if other:
-        text = "; ".join(f"{key} was {stored[key]}, now {facts[key]}" for key in other)
+    stored = {"crops": SQUASHED} | json.loads(folder.read(MANIFEST))  # as before version 0.2.0
+    manifest.setdefault("dimensions", stored.get("dimensions"))
+    both = manifest.keys() & stored.keys() - {"run", "dimensions"}  # versions differ in their keys
+    differing = [key for key in manifest if key in both and stored[key] != manifest[key]]
+    if differing:
+        text = "; ".join(f"{key} was {stored[key]}, now {manifest[key]}" for key in differing)
         raise UserError(f"--out {folder.uri} holds other features ({text}); use another folder")
 
 
 @ray.remote(num_cpus=1)
-def _plan(refs: list[Any], folder: Folder, parts: list[str]) -> tuple[int, int, np.ndarray]:
-    """Number of images, of those without features, and the sorted ids of the others."""
+def _plan(refs: list[Any], folder: Folder, files: list[str]) -> tuple[int, int, np.ndarray]:
+    """Numbers of all images and of those without features, and the sorted ids that have some."""
     tables = [table for table in ray.get(refs) if table.num_rows]
     if not tables:
         raise UserError("there are no images")
     table = pa.concat_tables([table.select([ID, KEY]) for table in tables])
     ids = table[ID].to_numpy()
     order = np.argsort(ids, kind="stable")
-    same = np.flatnonzero(np.diff(ids[order]) == 0)
-    if len(same):
-        row = table.slice(int(order[same[0]]), 1).to_pylist()[0]
+    repeated = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(repeated):
+        row = table.slice(int(order[repeated[0]]), 1).to_pylist()[0]
         name = row[KEY] or row[ID]
         raise UserError(
-            f"id {name!r} occurs more than once ({len(same)} duplicates in all); every image needs "
-            "its own, see --data.id"
+            f"id {name!r} occurs more than once ({len(repeated)} duplicates in all); every image "
+            "needs its own, see --data.id"
         )
-    done = [np.empty(0, np.int64)]
-    for part in parts:
-        file = folder.file(part)
+    embedded = [np.empty(0, np.int64)]
+    for file in files:
+        path = folder.file(file)
         damage = "is damaged; delete it, and its images are embedded again"
-        with reading(file, damage), folder.fs.open_input_file(file) as stream:
-            done.append(pq.read_table(stream, columns=["id"])["id"].to_numpy())
-    there = np.sort(np.concatenate(done))
-    missing = int((positions_of(there, ids) < 0).sum())
-    return len(ids), missing, there
+        with reading(path, damage), folder.fs.open_input_file(path) as stream:
+            embedded.append(pq.read_table(stream, columns=["id"])["id"].to_numpy())
+    done = np.sort(np.concatenate(embedded))
+    missing = int((positions_of(done, ids) < 0).sum())
+    return len(ids), missing, done
 
 
-def _missing(table: pa.Table, plan: Any) -> pa.Table:
+def _without_features(table: pa.Table, plan: Any) -> pa.Table:
     done = ray.get(plan)[2]
     return table.filter(pa.array(positions_of(done, table[ID].to_numpy()) < 0))
 
 
 def _write(table: pa.Table, folder: Folder, columns: tuple[str, ...]) -> pa.Table:
-    """Write a batch as one file; returns one row that counts what is in it."""
-    if not folder.exists(FACTS):  # which the driver wrote: this node has another disk
+    """Write a batch as one file; returns one row with its counts."""
+    if not folder.exists(MANIFEST):  # the driver wrote it: this node does not see that folder
         raise UserError(NOT_SEEN.format(path=folder.path, node=ray.util.get_node_ip_address()))
     bad = table.filter(table[FAULT].is_valid()).select([ID, KEY, FAULT]).to_pylist()
     faults = [{"key": str(row[KEY] or row[ID]), "reason": row[FAULT]} for row in bad]
     good = table.filter(table[FAULT].is_null()).sort_by(ID)
     if good.num_rows:
-        named = {name: good[own] for name, own in NAMES.items()} | {c: good[c] for c in columns}
+        output = {name: good[c] for name, c in NAMES.items()} | {c: good[c] for c in columns}
         sink = io.BytesIO()
-        pq.write_table(pa.table(named), sink)
+        pq.write_table(pa.table(output), sink)
         digest = hashlib.sha256(good[ID].to_numpy().tobytes()).hexdigest()
         folder.write(f"part-{digest[:16]}.parquet", sink.getvalue())
     counts = {

@@ -22,7 +22,7 @@ from wcl_ray.terminal import put, say, warn
 
 def evaluate_run(
     run: str,
-    given: dict[str, str | None],
+    overrides: dict[str, str | None],
     evaluate: EvaluateConfig,
     scale: ScaleConfig,
     endpoint: str | None = None,
@@ -32,7 +32,7 @@ def evaluate_run(
 
     Args:
         run: run folder, a path or URI.
-        given: options of ``data`` that replace those of the run; None keeps the run's.
+        overrides: options of ``data`` that replace those of the run; None keeps the run's.
 
     Raises:
         UserError: no run, no trained encoder yet, or wrong data options.
@@ -41,7 +41,7 @@ def evaluate_run(
         check_target(out, "--out", endpoint)
     trained = Trained.open(run, endpoint)
     config = replace(trained.config, evaluate=evaluate, scale=scale)
-    data = trained.data(given)
+    data = trained.data(overrides)
     check_paths(data)
     connect(config.scale)
     with ResourceSummary() as usage:
@@ -51,10 +51,10 @@ def evaluate_run(
             rows, test = images.train_images(), images.test_images()
             if test is None:
                 total = images.metadata().count()
-            else:  # what is wrong with the labels is found before anything is embedded
-                found = check_labels(images)
-                total = found["train_images"]
-                test = subset(test, evaluate.max_images, found["test_images"], config.seed)
+            else:  # unusable labels are an error before anything is embedded
+                labels = check_labels(images)
+                total = labels["train_images"]
+                test = subset(test, evaluate.max_images, labels["test_images"], config.seed)
         with usage.stage("evaluate"):
             figures = evaluate_encoder(
                 trained.weights,

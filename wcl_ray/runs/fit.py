@@ -1,4 +1,4 @@
-"""Ray Train around the workers: resources, restarts, and the last checkpoint."""
+"""Train with Ray Train: resources, restarts, and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_
 from wcl_ray.evaluate.validate import push_evaluations
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.folder import add_faults
-from wcl_ray.runs.snapshot import mend_snapshot
+from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
 from wcl_ray.storage import PERMANENT, Folder, storage_error
 from wcl_ray.terminal import warn
 from wcl_ray.train.failure import EndOnUserError, explain
@@ -24,7 +24,6 @@ from wcl_ray.train.trackers import Row, Trackers
 from wcl_ray.train.worker import Task, train_worker
 
 CONTROLLER_RESTARTS = 3
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # of Ray Train; it is there with a first checkpoint
 
 
 def fit(
@@ -36,21 +35,20 @@ def fit(
     validation: ray.train.ValidationConfig | None = None,
     on_evaluation: Callable[[Row], None] | None = None,
 ) -> ray.train.Checkpoint:
-    """Train to the end, or go on from the last checkpoint in the round's folder.
+    """Train a round to its end, from the last checkpoint in its folder if there is one.
 
     Args:
         on_evaluation: called in a thread with the row of every evaluation.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
-        UserError: what a worker found wrong with the input. StorageError: the storage is full, or
-            cannot be used.
+        UserError: a worker found the input wrong. StorageError: the storage is full or unusable.
         TrainingError: workers failed more often than ``scale.max_failures``.
         ray.train.TrainingFailedError: the workers could not be started.
     """
     trackers = Trackers(folder, task.config.train.trackers)
     follower = MetricsWriter(task.queue, trackers, title, on_evaluation)
-    mend_snapshot(round_folder / "train")
+    repair_snapshot(round_folder / "train")
     push_evaluations(task.queue, folder)
     try:
         with follower:
@@ -68,12 +66,12 @@ def fit(
                     time.sleep(2)
                     trainer = _trainer(task, scale, round_folder, validation)
     except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
-        wrong = UserError(follower.error) if follower.error else find_user_error(error)
-        if wrong is not None:
-            raise wrong from None
-        refused = _refused(error, round_folder)
-        if refused is not None:
-            raise refused from error
+        user_error = UserError(follower.error) if follower.error else find_user_error(error)
+        if user_error is not None:
+            raise user_error from None
+        refusal = _storage_refusal(error, round_folder)
+        if refusal is not None:
+            raise refusal from error
         if isinstance(error, ray.train.WorkerGroupError):
             raise TrainingError(explain(error)) from None
         raise
@@ -94,34 +92,34 @@ def fit(
     return result.checkpoint
 
 
-def _refused(error: BaseException, folder: Folder) -> StorageError | None:
-    """What the storage refused Ray Train itself; None where it was something else."""
-    refusal = next((e for e in causes(error) if isinstance(e, OSError)), None)
-    if refusal is None:
+def _storage_refusal(error: BaseException, folder: Folder) -> StorageError | None:
+    """The error of the storage that made Ray Train fail, None if the cause is another."""
+    os_error = next((e for e in causes(error) if isinstance(e, OSError)), None)
+    if os_error is None:
         return None
     at_storage = isinstance(error, (ray.train.ControllerError, OSError))
-    if not at_storage and refusal.errno not in PERMANENT:
+    if not at_storage and os_error.errno not in PERMANENT:
         return None
-    return storage_error(str(refusal.filename or folder.path), refusal)
+    return storage_error(str(os_error.filename or folder.path), os_error)
 
 
 class _Trainer(TorchTrainer):
     def _register_sigint_handler(self, controller: object) -> None:
-        """Ray Train's own handler asks the controller to abort, which waits up to twelve seconds
-        for its cleaner before it stops the workers. They end with the driver."""
+        """Install none: Ray Train's handler asks the controller to abort, which waits up to 12 s
+        for its cleaner before it stops the workers. They end with the driver anyway."""
 
 
 def _trainer(
     task: Task, scale: Scale, folder: Folder, validation: ray.train.ValidationConfig | None
 ) -> TorchTrainer:
-    workers = scale.least if scale.least == scale.most else (scale.least, scale.most)
+    low, high = scale.min_workers, scale.max_workers
     resources = {"CPU": scale.cpus} | ({"GPU": 1} if scale.gpu else {})
     return _Trainer(
         train_worker,
         train_loop_config={"task": task},
         validation_config=validation,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,  # type: ignore[arg-type]
+            num_workers=low if low == high else (low, high),  # type: ignore[arg-type]
             use_gpu=scale.gpu,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=task.config.scale.resize_seconds,

@@ -1,4 +1,4 @@
-"""A trained encoder for programs of one's own."""
+"""Loading a trained encoder from Python."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ImageEncoder(nn.Module):
     """The backbone of a trained encoder, in eval mode.
 
     Attributes:
-        image_size: s, side of the images that it takes, in pixels.
-        feature_dim: F, width of its features.
+        image_size: s, side of the input images in pixels.
+        feature_dim: F, width of the features.
     """
 
     def __init__(self, backbone: nn.Module, store_size: int) -> None:
@@ -43,10 +43,10 @@ class ImageEncoder(nn.Module):
         return features
 
     def prepare(self, images: Sequence[ImageFile]) -> torch.Tensor:
-        """The centre crops that the evaluation looks at.
+        """Centre crops of images, as the evaluation takes them.
 
         Args:
-            images: paths, contents of image files, or pictures of Pillow.
+            images: paths, contents of image files, or Pillow images.
 
         Returns:
             (B, 3, s, s) float, normalised, on the encoder's device.
@@ -57,14 +57,14 @@ class ImageEncoder(nn.Module):
         contents = [_content(image) for image in images]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             crops, faults = centre_crops(contents, self.image_size, self._store_size, pool)
-        for row, why in faults.items():
+        for row, reason in faults.items():
             image = images[row]
             name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {row}"
-            raise UserError(f"{name} cannot be read: {why}")
+            raise UserError(f"{name} cannot be read: {reason}")
         return crops.to(next(self.parameters()).device)
 
     def encode(self, images: Sequence[ImageFile]) -> torch.Tensor:
-        """Features of image files: (B, F) float32, those that ``jobs/embed.py`` writes."""
+        """Features of images: (B, F) float32, the same as ``jobs/embed.py`` writes."""
         crops = self.prepare(images)
         with torch.inference_mode():
             return self(crops).float()
@@ -81,14 +81,14 @@ def _content(image: ImageFile) -> bytes:
 
 
 def load_encoder(run: str, endpoint: str | None = None) -> ImageEncoder:
-    """The encoder of a run.
+    """Load the encoder of a run.
 
     Args:
-        run: the run's folder, local or s3://, or an exported ``encoder.safetensors``.
+        run: run folder, local or s3://, or an exported ``encoder.safetensors``.
         endpoint: URL of the S3 endpoint, for stores other than AWS.
 
     Raises:
-        UserError: no run, no trained encoder in it, or no export of this project.
+        UserError: not a run, no trained encoder in it, or not an export of this project.
     """
     if Path(run).is_file():
         backbone = load_exported(run)

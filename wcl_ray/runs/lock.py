@@ -1,13 +1,13 @@
-"""One process at a time on a run: a sign of life in its folder, renewed while the run lasts.
+"""One process at a time per run: a heartbeat file in its folder, renewed while the run lasts.
 
-Schedulers start a command again that they take for dead, and people submit it twice. A process that
-finds the sign of another watches it for a while: one that is renewed means that the run is in good
-hands, one that is not is taken over. A process that is cut off from the storage for longer than
-another watches may work beside it until it sees the storage again.
+Schedulers restart commands that they take for dead, and people submit them twice. A process that
+finds the heartbeat of another watches it for a while: if it is renewed, the other is alive; if not,
+the run is taken over. A process cut off from the storage for longer than another watches may work
+beside that one until it sees the storage again.
 
-Of processes that start at once one leaves its sign. On disks they look and write under a file lock;
-object stores, which have no such thing, keep the sign of the last one, so that each waits for as
-long as the others may take, and looks again.
+If several processes start at once, one wins. On disks they read and write the heartbeat under a
+file lock. Object stores have no locks and keep the last heartbeat written, so each process waits
+for as long as the others may take, and reads it again.
 """
 
 from __future__ import annotations
@@ -29,50 +29,50 @@ from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder, storage_error, storage_errors
 from wcl_ray.terminal import say, warn
 
-EVERY = 10.0  # seconds between two signs of life
-MISSED = 4  # signs that are left out before another process takes over
-OLD = 600.0  # seconds after which no watching is needed, even where clocks differ
-SIGN, LOCK = ".alive", ".alive.lock"
+INTERVAL = 10.0  # seconds between two heartbeats
+MISSED = 4  # missed heartbeats after which another process takes over
+STALE = 600.0  # seconds after which a heartbeat need not be watched, even if clocks differ
+HEARTBEAT, LOCK = ".alive", ".alive.lock"
 
 
 class RunLock:
-    """Holds a folder while the context lasts; a new one is removed again when nothing came of it.
+    """Holds a folder while the context lasts; removes it at the end if it is new and still empty.
 
     Args:
-        every: seconds between two signs of life.
-        instead: what else may be done where another process is at work.
+        interval: seconds between two heartbeats.
+        instead: advice in the error if another process holds the folder.
 
     Raises:
-        UserError: on entering: another process is at work on it.
+        UserError: on entering: another process holds the folder.
         StorageError: on entering: the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Folder, every: float = EVERY, instead: str = "choose another --name"
+        self, folder: Folder, interval: float = INTERVAL, instead: str = "choose another --name"
     ) -> None:
-        self.folder, self.every, self.instead = folder, every, instead
-        self.own = {"token": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
-        self.own |= {"host": socket.gethostname(), "job": _job()}
+        self.folder, self.interval, self.instead = folder, interval, instead
+        self.identity = {"token": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
+        self.identity |= {"host": socket.gethostname(), "job": _job()}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._made: list[str] = []
 
     def __enter__(self) -> RunLock:
-        left = None  # the sign of a process that is gone
-        while (seen := self._place(left)) is not None:
-            if not self._alive(seen) or self._watch(seen):
-                left = seen
-        self._hold()
+        dead = None  # heartbeat of a dead process
+        while (other := self._claim(dead)) is not None:
+            if not self._alive(other) or self._watch(other):
+                dead = other
+        self._start_renewing()
         return self
 
     def take(self) -> bool:
-        """Hold the folder unless another process seems to; that one is not watched."""
-        seen = self._place(None)
-        if seen is not None and not self._alive(seen):
-            seen = self._place(seen)
-        if seen is not None:
+        """Hold the folder unless another process may hold it, without watching that one."""
+        other = self._claim(None)
+        if other is not None and not self._alive(other):
+            other = self._claim(other)
+        if other is not None:
             return False
-        self._hold()
+        self._start_renewing()
         return True
 
     def __exit__(self, *unused: object) -> None:
@@ -81,51 +81,51 @@ class RunLock:
             return
         self._thread.join(timeout=30)
         try:
-            with self._alone():
-                sign = self._read()
-                if sign is not None and sign["token"] == self.own["token"]:
-                    self.folder.delete(SIGN)
-        except OSError as error:  # it grows old by itself
-            warn(f"{self.folder.uri}/{SIGN} cannot be deleted: {error}")
+            with self._exclusive():
+                heartbeat = self._read()
+                if heartbeat is not None and heartbeat["token"] == self.identity["token"]:
+                    self.folder.delete(HEARTBEAT)
+        except OSError as error:  # it becomes stale by itself
+            warn(f"{self.folder.uri}/{HEARTBEAT} cannot be deleted: {error}")
         self.folder.prune(self._made)
 
-    def _hold(self) -> None:
+    def _start_renewing(self) -> None:
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def _place(self, left: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Leave the sign of this process in the place of none, or of the one that was left there.
+    def _claim(self, dead: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Write the heartbeat of this process if there is none, or only the ``dead`` one.
 
         Returns:
-            The sign that is there instead; None: this process holds the folder.
+            The heartbeat of another process; None: this process holds the folder.
         """
-        if self.folder.local:  # the folder itself also when another process has just made it
+        if self.folder.local:  # the folder itself even if another process has just made it
             self._made = self._made or self.folder.missing() or [self.folder.path]
         try:
-            return self._look(left)
+            return self._try_claim(dead)
         except BaseException:
             self.folder.prune(self._made)
             raise
 
-    def _look(self, left: dict[str, Any] | None) -> dict[str, Any] | None:
-        with self._alone() as alone:
+    def _try_claim(self, dead: dict[str, Any] | None) -> dict[str, Any] | None:
+        with self._exclusive() as locked:
             started = time.monotonic()
-            seen = self._read()
-            if seen is not None and seen != left:
-                return seen
+            other = self._read()
+            if other is not None and other != dead:
+                return other
             self._write()
-            if alone:
+            if locked:
                 return None
-            # one that saw no sign either writes its own within half of the first time; where this
-            # one took longer, another may be at work, which sees it and stops
-            slow = time.monotonic() - started > self.every / 8
-            time.sleep(2 * self.every if slow else self.every / 4)
-            seen = self._read()
-            return None if seen is None or seen["token"] == self.own["token"] else seen
+            # a process that saw no heartbeat either writes its own within half of the shorter wait;
+            # if this one took longer, the other may hold the folder already: it sees this and stops
+            slow = time.monotonic() - started > self.interval / 8
+            time.sleep(2 * self.interval if slow else self.interval / 4)
+            last = self._read()
+            return None if last is None or last["token"] == self.identity["token"] else last
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Keep other processes from the sign for a moment; whether that can be done here."""
+    def _exclusive(self) -> Iterator[bool]:
+        """Keep other processes from the heartbeat within the context; yields whether that works."""
         lock = None
         try:
             lock = self._lock()
@@ -151,94 +151,96 @@ class RunLock:
                 raise storage_error(self.folder.path, error) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                there = os.stat(path)
+                current = os.stat(path)
             except FileNotFoundError:
                 os.close(lock)
                 continue
-            except OSError:  # a file system without locks
+            except OSError:  # the file system has no locks
                 os.close(lock)
                 os.unlink(path)
                 return None
-            if os.path.samestat(there, os.fstat(lock)):
+            if os.path.samestat(current, os.fstat(lock)):
                 return lock
-            os.close(lock)  # its owner has deleted it: there may be another one
+            os.close(lock)  # its owner has deleted the file: there may be another one
 
-    def _alive(self, sign: dict[str, Any]) -> bool:
-        """Whether the process that left a sign may still be there."""
-        if sign["machine"] == self.own["machine"]:
-            return sign["pid"] != os.getpid() and _running(int(sign["pid"]))
-        return abs(time.time() - float(sign["time"])) < OLD
+    def _alive(self, heartbeat: dict[str, Any]) -> bool:
+        """Whether the process of a heartbeat may still be alive."""
+        if heartbeat["machine"] == self.identity["machine"]:
+            return heartbeat["pid"] != os.getpid() and _running(int(heartbeat["pid"]))
+        return abs(time.time() - float(heartbeat["time"])) < STALE
 
-    def _watch(self, sign: dict[str, Any]) -> bool:
-        """Whether a process shows no sign of life; False: its sign is gone."""
-        patience = MISSED * self.every
-        text = f"{_who(sign)} was at work on {self.folder.uri}"
-        say("waiting", f"{text}; {patience:.0f} s for a sign of it")
+    def _watch(self, heartbeat: dict[str, Any]) -> bool:
+        """Wait for another heartbeat; True: none came, False: the process has ended.
+
+        Raises:
+            UserError: the process is alive.
+        """
+        patience = MISSED * self.interval
+        text = f"{_who(heartbeat)} was at work on {self.folder.uri}"
+        say("waiting", f"{text}; up to {patience:.0f} s for its next heartbeat")
         end = time.monotonic() + patience
         while time.monotonic() < end:
-            time.sleep(min(1.0, self.every / 4))
-            seen = self._read()
-            if seen is None:  # it has ended
+            time.sleep(min(1.0, self.interval / 4))
+            current = self._read()
+            if current is None:
                 return False
-            if seen != sign:
-                raise UserError(self._busy(seen))
+            if current != heartbeat:
+                text = f"{self.folder.uri} is in use by {_who(current)}; stop it first"
+                raise UserError(f"{text}, or {self.instead}")
         return True
 
-    def _busy(self, sign: dict[str, Any]) -> str:
-        text = f"{self.folder.uri} is in the works: {_who(sign)}; stop it first"
-        return f"{text}, or {self.instead}"
-
     def _read(self) -> dict[str, Any] | None:
-        """The sign that is there; None without any, or where it is something else."""
+        """The heartbeat in the folder; None if there is none, or if the file holds no heartbeat."""
         try:
-            found = json.loads(self.folder.read(SIGN))
+            content = json.loads(self.folder.read(HEARTBEAT))
         except (FileNotFoundError, ValueError):
             return None
-        return found if isinstance(found, dict) and found.keys() >= self.own.keys() else None
+        valid = isinstance(content, dict) and content.keys() >= self.identity.keys()
+        return content if valid else None
 
     def _write(self) -> None:
-        self.folder.write(SIGN, json.dumps(self.own | {"time": time.time()}).encode())
+        self.folder.write(HEARTBEAT, json.dumps(self.identity | {"time": time.time()}).encode())
 
     def _renew(self) -> None:
         warned = False
-        while not self._stop.wait(self.every):
+        while not self._stop.wait(self.interval):
             try:
-                with self._alone():
-                    sign = self._read()
-                    if sign is None or sign["token"] == self.own["token"]:
+                with self._exclusive():
+                    heartbeat = self._read()
+                    if heartbeat is None or heartbeat["token"] == self.identity["token"]:
                         self._write()
                         continue
             except OSError as error:
                 if not warned:
-                    warn(f"no sign of life can be left in {self.folder.uri}: {error}")
+                    warn(f"the heartbeat in {self.folder.uri} cannot be written: {error}")
                 warned = True
                 continue
-            warn(f"{_who(sign)} has taken {self.folder.uri} over; this one stops")
+            warn(f"{_who(heartbeat)} has taken over {self.folder.uri}; this process stops")
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
 
-def _who(sign: dict[str, Any]) -> str:
-    job = f", job {sign['job']}" if sign["job"] else ""
-    return f"process {sign['pid']} on {sign['host']}{job}"
+def _who(heartbeat: dict[str, Any]) -> str:
+    job = f", job {heartbeat['job']}" if heartbeat["job"] else ""
+    return f"process {heartbeat['pid']} on {heartbeat['host']}{job}"
 
 
 def _job() -> str | None:
-    """Id of the submitted job that this process is of."""
+    """Id of the submitted job that this process belongs to."""
     try:
-        given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-        return str(given["metadata"]["job_submission_id"])
+        job_config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return str(job_config["metadata"]["job_submission_id"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _machine() -> str:
-    """What processes that see each other's numbers have in common."""
-    boot, space = socket.gethostname(), ""
-    with contextlib.suppress(OSError):  # no Linux
+    """Identifies the machine and PID namespace: processes of one see each other's PIDs."""
+    boot, namespace = socket.gethostname(), ""
+    with contextlib.suppress(OSError):  # not Linux
         boot += "/" + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        space = os.readlink("/proc/self/ns/pid")
-    return f"{boot}/{space}"
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{boot}/{namespace}"
 
 
 def _running(pid: int) -> bool:
@@ -246,6 +248,6 @@ def _running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # another user's process
         return True
     return True

@@ -1,7 +1,7 @@
-"""Images that lie elsewhere than when a run was started: the same ones, or an error.
+"""Check that a run whose images were moved still has the same images.
 
-The ids of images are the user's own, or hashes of names relative to the folder, so they stay when
-the folder is moved. Which ids a run has is in its ``config.json`` as a count and a hash.
+Ids of images are the user's own or hashes of names relative to the folder, so they stay the same
+when the folder is moved. A run keeps a count and a hash of its ids in ``config.json``.
 """
 
 from __future__ import annotations
@@ -18,62 +18,60 @@ from wcl_ray.data.ids import array_digest
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
-from wcl_ray.runs.stored import FILE, PLACES, read_stored
+from wcl_ray.runs.stored import FILE, LOCATIONS, read_stored
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 
 TRAIN, TEST = "train", "test"
 
 
-def facts_of(ids: np.ndarray) -> dict[str, Any]:
+def id_summary(ids: np.ndarray) -> dict[str, Any]:
     """Count and hash of sorted ids, int64 (N,)."""
     return {"count": len(ids), "ids": array_digest(ids)}
 
 
-def facts_of_tests(images: Images) -> dict[str, Any]:
-    """The same of test images that have a source of their own, by side."""
+def eval_id_summary(images: Images) -> dict[str, Any]:
+    """The same of test images with a source of their own, under ``test``; else empty."""
     if images.test is None or images.label is None or images.validation:
         return {}
-    return {TEST: _facts(images.test.metadata())}
+    return {TEST: _dataset_id_summary(images.test.metadata())}
 
 
 def moves(run: Folder, data: DataConfig) -> dict[str, tuple[Any, Any]]:
-    """Places that are others than when the run was started: option → (then, now)."""
+    """Locations that have changed since the run was started: option → (then, now)."""
     stored = read_stored(run).options["data"]
-    names = [name.removeprefix("data.") for name in PLACES]
-    places = {name: (stored[name], getattr(data, name)) for name in names}
-    return {f"data.{name}": (then, now) for name, (then, now) in places.items() if then != now}
+    names = [name.removeprefix("data.") for name in LOCATIONS]
+    pairs = {name: (stored[name], getattr(data, name)) for name in names}
+    return {f"data.{name}": (then, now) for name, (then, now) in pairs.items() if then != now}
 
 
 def check_moves(
     run: Folder, data: DataConfig, images: Images, train: dict[str, Any] | None = None
 ) -> None:
-    """Go on with images from another place when they are those of the run; it is noted there.
-
-    What an older version did not store cannot be compared, which is said.
+    """If locations have changed, compare the images with those of the run and store the new
+    locations. What an older version did not store cannot be compared, which is printed.
 
     Args:
-        train: facts of the run's training images, those for validation included, where
-            ``config.json`` has none: ``count``, and ``ids`` where they are known.
+        train: summary of the run's training and validation images if ``config.json`` has none:
+            ``count``, and ``ids`` if known.
 
     Raises:
-        UserError: they are not.
+        UserError: the images differ, or nothing is known of the run's.
     """
     changed = moves(run, data)
     if not changed:
         return
     known = read_stored(run).images
-    train, side = (known[TRAIN], images) if TRAIN in known else (train, images.whole())
+    train, run_images = (known[TRAIN], images) if TRAIN in known else (train, images.whole())
     if train is None:
         old, new = next(iter(changed.values()))
         raise UserError(
-            f"{run.uri} was started with images in {old} and does not tell whether those in {new} "
-            "are the same; put them there, or choose another --name"
+            f"{run.uri} was started with images in {old} and stores nothing to compare with those "
+            f"in {new}; use the old path, or choose another --name"
         )
-    compared = {
-        "data.path": _compare("data.path", data.path, "training", train, _facts(side.metadata()))
-    }
-    now = facts_of_tests(images).get(TEST)
+    current = _dataset_id_summary(run_images.metadata())
+    compared = {"data.path": _compare("data.path", data.path, "training", train, current)}
+    now = eval_id_summary(images).get(TEST)
     if now is not None:
         compared["data.eval_path"] = _compare(
             "data.eval-path", data.eval_path, "test", known.get(TEST, {}), now
@@ -87,36 +85,41 @@ def check_moves(
 
 
 def _compare(
-    option: str, where: str | None, what: str, old: dict[str, Any], new: dict[str, Any]
+    option: str, path: str | None, side: str, old: dict[str, Any], new: dict[str, Any]
 ) -> str:
-    """What was found to agree.
+    """Compare what is known of both; returns in words what agrees.
 
     Raises:
-        UserError: something that is known of both sides differs.
+        UserError: the ids or their number differ.
     """
     known = old.keys() & new.keys()
     if all(old[key] == new[key] for key in known):
         if "ids" in known:
             return "the ids are the same"
         if "count" in known:
-            return f"{new['count']:,} {what} images as before, whose ids were not stored"
-        return f"nothing is known of the {what} images there were, so nothing was compared"
+            return f"{new['count']:,} {side} images as before, whose ids were not stored"
+        return f"nothing was stored about the {side} images, so nothing was compared"
     if old["count"] == new["count"]:
-        text = f"{new['count']:,} {what} images, but not those of the run (other ids)"
+        text = f"{new['count']:,} {side} images, but not those of the run (other ids)"
     else:
-        text = f"{new['count']:,} {what} images, the run has {old['count']:,}"
+        text = f"{new['count']:,} {side} images, the run has {old['count']:,}"
     raise UserError(
-        f"--resume: {option} {where} holds {text}; give the place where its files are now, or "
+        f"--resume: {option} {path} holds {text}; give the current path of the run's images, or "
         "start a new run under another --name"
     )
 
 
-def _facts(rows: Dataset) -> dict[str, Any]:
-    facts: dict[str, Any] = ray.get(_read.remote(rows.select_columns([ID]).to_arrow_refs()))
-    return facts
+def _dataset_id_summary(rows: Dataset) -> dict[str, Any]:
+    refs = rows.select_columns([ID]).to_arrow_refs()
+    return ray.get(_summarise.remote(refs))  # type: ignore[no-any-return]
 
 
 @ray.remote(num_cpus=0)
-def _read(refs: list[Any]) -> dict[str, Any]:
-    parts = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
-    return facts_of(np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64))
+def _summarise(refs: list[Any]) -> dict[str, Any]:
+    return id_summary(sorted_ids(refs))
+
+
+def sorted_ids(refs: list[Any]) -> np.ndarray:
+    """The sorted ids in references to tables, int64 (N,)."""
+    ids = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
+    return np.sort(np.concatenate(ids)) if ids else np.empty(0, np.int64)

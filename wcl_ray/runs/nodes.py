@@ -1,4 +1,4 @@
-"""Joining the cluster: what is said of it, and whether its nodes see what they have to."""
+"""Connects to the Ray cluster, and checks that all its nodes see the storage."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from wcl_ray.registry import publish
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
-PATIENCE = 60.0  # seconds for all nodes to look at the storage
+PATIENCE = 60.0  # seconds for all nodes to check the storage
 
 
 def quiet_ray() -> None:
-    """Environment that keeps Ray's own messages off the terminal; errors still come through."""
+    """Set the environment so that of Ray's own messages only errors reach the terminal."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # Ray Train takes one checkpoint a look; at its 2 s those of short epochs pile up
+    # Ray Train takes one checkpoint per check; at its default of 2 s those of short epochs pile up
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -38,12 +38,12 @@ def connect(scale: ScaleConfig) -> None:
     """Join the cluster of the job, ``scale.address`` or RAY_ADDRESS, else start a local Ray.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: no cluster at the address, or it refuses the token.
     """
     quiet_ray()
     if not ray.is_initialized():
-        where = scale.address or os.environ.get("RAY_ADDRESS")
-        check_address(where)
+        address = scale.address or os.environ.get("RAY_ADDRESS")
+        check_address(address)
         try:
             context = ray.init(
                 address=scale.address,
@@ -53,19 +53,19 @@ def connect(scale: ScaleConfig) -> None:
             )
         except ray.exceptions.AuthenticationError as error:
             raise UserError(
-                f"the Ray cluster {where or 'that was found'} wants its token; set "
-                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN where ~/.ray/auth_token does not hold it: "
+                f"the Ray cluster {address or 'on this machine'} requires a token; set "
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless ~/.ray/auth_token holds it: "
                 f"{str(error).partition('. ')[0]}"
             ) from None
         except (ConnectionError, ValueError) as error:
-            hint = "; where it wants a token, set RAY_AUTH_MODE=token and the right one"
-            raise UserError(f"no Ray cluster can be joined at {where}: {error}{hint}") from None
-        except Exception as error:  # Ray has no type for it
+            hint = "; if it requires a token, set RAY_AUTH_MODE=token and the right one"
+            raise UserError(f"no Ray cluster can be joined at {address}: {error}{hint}") from None
+        except Exception as error:  # Ray has no exception type for it
             if "timed out during startup" not in str(error):
                 raise
             raise UserError(
-                "Ray did not start in time on this machine, which may be busy; try again, or start "
-                "it before (ray start --head)"
+                "Ray did not start in time; the machine may be busy. Try again, or start Ray first "
+                "(ray start --head)"
             ) from None
         stopping.take_sigterm()
         say("ray", describe(ray.nodes(), context.dashboard_url))
@@ -76,7 +76,7 @@ def connect(scale: ScaleConfig) -> None:
 
 
 def check_address(address: str | None) -> None:
-    """Raise a UserError where nobody listens: Ray itself would try for many minutes."""
+    """Raise a UserError if nothing listens at an address; Ray itself would retry for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -87,7 +87,7 @@ def check_address(address: str | None) -> None:
 
 
 def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:
-    """One line: nodes, CPUs, GPUs, and where to look at them."""
+    """One line: nodes, CPUs, GPUs, and the address of the dashboard."""
     alive = [node for node in nodes if node["Alive"]]
     counts = {
         name: sum(float(node["Resources"].get(name, 0)) for node in alive)
@@ -98,36 +98,36 @@ def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:
 
 
 def check_shared(folder: Folder) -> None:
-    """Whether all nodes that are there see the folder and can use it: each looks for a file that
-    this process writes, and tries one of its own. Nodes that come later look for themselves.
+    """Check that all running nodes can use the folder: each looks for a file that this process
+    writes, and writes one of its own. Nodes that join later check for themselves.
 
     Raises:
-        UserError: a node does not see it. StorageError: it cannot be used there.
+        UserError: a node does not see the folder. StorageError: a node cannot use it.
     """
     here = ray.get_runtime_context().get_node_id()
-    others = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
-    others.pop(here, None)
-    if not folder.local or not others:
+    addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
+    addresses.pop(here, None)
+    if not folder.local or not addresses:
         return
     name = f".seen-{uuid.uuid4().hex[:8]}"
     folder.write(name, b"")
     try:
-        asked = [
+        checks = [
             _sees.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
             ).remote(folder, name)
-            for node in others
+            for node in addresses
         ]
-        seen = ray.get(asked, timeout=PATIENCE)
-        blind = [where for where, sees in zip(others.values(), seen, strict=True) if not sees]
+        sees = ray.get(checks, timeout=PATIENCE)
+        blind = [node for node, ok in zip(addresses.values(), sees, strict=True) if not ok]
     except ray.exceptions.GetTimeoutError:
-        warn(f"not all nodes have looked at {folder.uri} within {PATIENCE:.0f} s")
+        warn(f"not all nodes have checked {folder.uri} within {PATIENCE:.0f} s")
         return
     finally:
         folder.delete(name)
     if blind:
         raise UserError(
-            f"storage {folder.path} is not seen by {len(blind)} of {len(others) + 1} nodes "
+            f"storage {folder.path} is not seen by {len(blind)} of {len(addresses) + 1} nodes "
             f"({', '.join(blind[:4])}); use --storage s3://… or gs://…, or a folder that all mount"
         )
 

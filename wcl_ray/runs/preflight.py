@@ -1,5 +1,5 @@
-"""What can be known before training is looked at before training: the test images and their labels,
-and whether the backbone takes images of this size."""
+"""Checks before training: the test images and their labels, and whether the backbone takes images
+of this size."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ TRIED = 5000  # test images that are decoded, a hash sample
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The images of a run, looked at before anything is trained.
+class CheckedImages:
+    """The images of a run after the checks.
 
     Attributes:
         unreadable: test images that cannot be read, as {"key", "reason"}.
@@ -42,8 +42,8 @@ class Opened:
     unreadable: tuple[dict[str, str], ...] = ()
 
 
-def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Opened:
-    """Open the sources and look at the test images; these only until the encoder is there.
+def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> CheckedImages:
+    """Open the sources and, until the encoder is trained, check the test images.
 
     Raises:
         UserError: see :func:`open_images`, :func:`check_labels` and :func:`check_readable`.
@@ -51,45 +51,45 @@ def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Op
     images = open_images(data, storage, seed)
     say("images", images.train.describe())
     if images.label is None or run.exists(ENCODER):
-        return Opened(images)
+        return CheckedImages(images)
     labels = check_labels(images)
     for text in left_out(labels):
         warn(text)
     tried, unreadable = check_readable(images, labels["test_images"], seed, data.max_bad)
     if unreadable:
-        count = f"{len(unreadable):,} of {tried:,} test images that were tried cannot be read"
-        say("faults", f"{count}, see {run.uri}/faults.jsonl")
-    return Opened(images, tuple(unreadable))
+        text = f"{len(unreadable):,} of {tried:,} test images that were tried cannot be read"
+        say("faults", f"{text}, see {run.uri}/faults.jsonl")
+    return CheckedImages(images, tuple(unreadable))
 
 
 def check_backbone(spec: EncoderSpec) -> None:
-    """Build the encoder and train it on two images, without learning from them.
+    """Build the encoder and run it on two random images in training mode.
 
     Raises:
-        UserError: an unknown backbone, one that does not take images of this size, or
-            features of them that are not finite.
+        UserError: an unknown backbone, one that does not take images of this size, or features
+            that are not finite.
     """
     size, name = spec.image_size, spec.model.backbone
     encoder = spec.build()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         heads = encoder.train()(images)
-    except Exception as error:  # whatever a library's network raises
+    except Exception as error:  # a library's network may raise anything
         raise wrong_size(name, size, error) from error
     if not all(torch.isfinite(head).all() for head in heads):
         raise wrong_size(name, size, "its features are not finite")
 
 
 def check_labels(images: Images) -> dict[str, Any]:
-    """Compare the labels of the test (or validation) images with those trained on, from the
-    metadata alone.
+    """Compare the labels of the test (or validation) images with those of the training images,
+    reading metadata only.
 
     Returns:
-        What :func:`wcl_ray.evaluate.left_out.compare_labels` gives, and ``train_images`` and
-        ``test_images``, their numbers.
+        The result of :func:`wcl_ray.evaluate.left_out.compare_labels`, and the numbers of images
+        ``train_images`` and ``test_images``.
 
     Raises:
-        UserError: no test image at all, none with a label, or none of a class that is trained on.
+        UserError: no test image, none with a label, or none of a class in the training images.
     """
     label = images.label
     assert label is not None
@@ -101,7 +101,7 @@ def check_labels(images: Images) -> dict[str, Any]:
     ]
     labels: dict[str, Any] = ray.get(_compare.remote(label, *counts))
     if not labels["test_images"]:
-        images.test_count()  # which says why
+        images.test_count()  # raises an error that says why
         raise UserError("there is no test image; see --data.eval-path")
     return labels
 
@@ -112,10 +112,10 @@ def check_readable(
     """Decode a sample of the ``count`` test images.
 
     Returns:
-        How many were tried, and the unreadable ones, as {"key", "reason"}.
+        The number of images tried, and the unreadable ones as {"key", "reason"}.
 
     Raises:
-        UserError: more of them are unreadable than ``max_bad``, a share, allows.
+        UserError: the share of unreadable ones is above ``max_bad``.
     """
     rows = images.test_images()
     assert rows is not None
@@ -137,29 +137,29 @@ def _count(table: pa.Table, label: str) -> pa.Table:
 
 @ray.remote(num_cpus=0.5, scheduling_strategy="DEFAULT")
 def _compare(label: str, train: list[Any], test: list[Any]) -> dict[str, Any]:
-    sides = []
+    totals = []
     for refs in (train, test):
-        side: Counter[str | None] = Counter()
-        for part in ray.get(refs):
-            for row in part.to_pylist():
-                side[row["label"]] += row["images"]
-        sides.append(side)
-    sizes = {"train_images": sides[0].total(), "test_images": sides[1].total()}
-    if not all(sizes.values()) or len(sides[0].keys() - {None}) < 2:
-        return sizes  # which others say more about
-    return compare_labels(label, *sides) | sizes
+        total: Counter[str | None] = Counter()
+        for counts in ray.get(refs):
+            for row in counts.to_pylist():
+                total[row["label"]] += row["images"]
+        totals.append(total)
+    sizes = {"train_images": totals[0].total(), "test_images": totals[1].total()}
+    if not all(sizes.values()) or len(totals[0].keys() - {None}) < 2:
+        return sizes  # later checks raise clearer errors
+    return compare_labels(label, *totals) | sizes
 
 
 def _try(table: pa.Table) -> Iterator[pa.Table]:
-    """One row: how many images were decoded, and which cannot be."""
+    """Decode images; yields rows with the number of images tried and the faults."""
     for start in range(0, len(table), AT_ONCE):
-        part = table.slice(start, AT_ONCE)
-        broken = decode_batch(part[IMAGE].to_pylist(), 8).faults
-        reasons = [fault or broken.get(i) for i, fault in enumerate(part[FAULT].to_pylist())]
-        names = part.select([ID, KEY]).to_pylist()
+        batch = table.slice(start, AT_ONCE)
+        broken = decode_batch(batch[IMAGE].to_pylist(), 8).faults
+        reasons = [fault or broken.get(i) for i, fault in enumerate(batch[FAULT].to_pylist())]
+        names = batch.select([ID, KEY]).to_pylist()
         faults = [
             {"key": str(row[KEY] or row[ID]), "reason": reason}
             for row, reason in zip(names, reasons, strict=True)
             if reason is not None
         ]
-        yield pa.table({"tried": [len(part)], "faults": [json.dumps(faults)]})
+        yield pa.table({"tried": [len(batch)], "faults": [json.dumps(faults)]})

@@ -1,8 +1,7 @@
 """A pretraining run from top to bottom: open → cluster → stream → train → evaluate → write.
 
-Each stage is one function, prints what there is to say, leaves its file in the run folder and is
-skipped when the file is there; Ray Train itself goes on from its last checkpoint. What can be wrong
-with the input is found before training.
+Each stage is one function that writes a file to the run folder, and is skipped if that file exists;
+training continues from its last checkpoint. Wrong input is an error before training.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
 def pretrain(config: Config) -> dict[str, Any]:
-    """Run, continue or look up a pretraining run; prints its progress.
+    """Start, continue or look up a pretraining run; prints its progress.
 
     Returns:
         The content of ``results.json``.
@@ -57,11 +56,11 @@ def pretrain(config: Config) -> dict[str, Any]:
         check_shared(run)
         with ResourceSummary() as usage:
             with usage.stage("clusters"):
-                opened = open_and_check(config.data, config.storage, config.seed, run)
-                clusters = cluster_images(config, opened, run)
+                checked = open_and_check(config.data, config.storage, config.seed, run)
+                clusters = cluster_images(config, checked, run)
             with usage.stage("stream"):
                 stream = stream_images(
-                    opened.images,
+                    checked.images,
                     clusters,
                     run,
                     data=config.data,
@@ -70,7 +69,7 @@ def pretrain(config: Config) -> dict[str, Any]:
                     samples_per_cluster=config.clusters.samples_per_cluster,
                 )
             figures = {}
-            for arm in plan_arms(config, opened.images, clusters, stream, run):
+            for arm in plan_arms(config, checked.images, clusters, stream, run):
                 with usage.stage("train"):
                     last_clusters = train_rounds(arm)
                 with usage.stage("evaluate"):
@@ -81,8 +80,8 @@ def pretrain(config: Config) -> dict[str, Any]:
 def plan_arms(
     config: Config, images: Images, clusters: Assignment, stream: Stream, run: Folder
 ) -> Iterator[Arm]:
-    """The clusters of the run and, with ``compare``, SimCLR on the same images and batches."""
-    beside = stream.mode == "streaming" or bool(config.evaluate.every)
+    """The run's own arm and, with ``compare``, SimCLR on the same images and batches."""
+    data_tasks = stream.mode == "streaming" or bool(config.evaluate.every)
     kind = config.clusters.kind
     arm = Arm(
         config=config,
@@ -99,7 +98,7 @@ def plan_arms(
             seed=config.seed,
         ),
         title="SimCLR" if kind == "instance" else kind,
-        scale=plan_scale(config.scale, config.train.batch_size, beside),
+        scale=plan_scale(config.scale, config.train.batch_size, data_tasks),
     )
     yield arm
     if config.compare and kind != "instance":
@@ -110,10 +109,10 @@ def plan_arms(
 
 
 def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
-    """Measure the encoder of an arm; figures of its evaluation and of its last epoch.
+    """Evaluate the encoder of an arm; returns the metrics of the evaluation and the last epoch.
 
     Args:
-        clusters: those of the last round.
+        clusters: of the last round.
     """
     run = arm.run
     if run.exists(EVALUATION):
@@ -138,11 +137,10 @@ def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
 def write_results(
     figures: dict[str, dict[str, Any]], usage: ResourceSummary, started: float, run: Folder
 ) -> dict[str, Any]:
-    """Write ``results.json``, with which the run is finished, and print it."""
+    """Write ``results.json``, which finishes the run, and print it."""
     workers = worker_figures([run, run / BASELINE])
-    used = usage.to_dict() | workers
     seconds = round(time.monotonic() - started, 1)
-    results = {"variants": figures, "seconds": seconds, "usage": used}
+    results = {"variants": figures, "seconds": seconds, "usage": usage.to_dict() | workers}
     run.write(RESULTS, json.dumps(results, indent=2).encode())
     put(f"\n{results_table(figures)}\n")
     usage.report(workers)
@@ -151,9 +149,9 @@ def write_results(
 
 
 def read_results(data: DataConfig, run: Folder) -> dict[str, Any]:
-    """The results of a finished run, which are printed again."""
+    """Read the results of a finished run, and print them again."""
     for name, (old, new) in moves(run, data).items():
-        warn(f"{name.replace('_', '-')} was {old}; {new} is not looked at")
+        warn(f"{name.replace('_', '-')} was {old}; {new} is not used, as the run is finished")
     stored: dict[str, Any] = json.loads(run.read(RESULTS))
     put(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
     return stored

@@ -1,8 +1,8 @@
-"""The clusters of one round: embed the images with the last weights, k-means, compare, write down.
+"""The clusters of one round: embed the images with the last weights, k-means, compare, write.
 
-Round r has r = 0 … R-1. The first ``train.warmup_rounds`` train on single images. A later round
-clusters the features that the round before left, starting from the means of the new features under
-the old clusters.
+The first ``train.warmup_rounds`` of the rounds 0 … R-1 train on single images. Later ones cluster
+the features of the previous round's encoder; k-means starts from the means of the new features
+under the old clusters.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 from wcl_ray.train.checkpoint import trained_encoder
 
-COLLAPSE_ROWS = 5000  # sampled for the collapse metrics
+COLLAPSE_ROWS = 5000  # images sampled for the collapse metrics
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round leaves, and the next starts from.
+    """The result of a round, from which the next one starts.
 
     Attributes:
-        checkpoint: its last one.
-        seconds: of training.
+        checkpoint: the last one of the round.
+        seconds: training time.
     """
 
     checkpoint: ray.train.Checkpoint
@@ -64,33 +64,34 @@ def round_clusters(
     scale: Scale,
     shared: Shared | None = None,
 ) -> tuple[Assignment, dict[str, Any]]:
-    """Clusters from the features of the weights that the round before left.
+    """Cluster the features of the previous round's encoder.
 
     Args:
-        base: the metadata's clusters, or all images singletons; singletons of it are
-            clustered.
+        base: clusters of the metadata, or all images singletons; its singletons are clustered.
         labels: int32 (N,) of the images in ``base``, -1 = missing, to compare with.
-        folder: of the round; gets ``clusters.json``.
-        previous: None: random weights.
-        scale: of the training; where other runs share the cluster, this takes what one worker does.
-        shared: with other trials, whose random weights are the same.
+        folder: of the round; ``clusters.json`` is written there.
+        previous: None for random weights.
+        scale: of the training; if other runs share the cluster, clustering uses one worker's CPUs.
+        shared: cache shared with other trials, whose random weights are the same.
 
     Returns:
-        The assignment, and figures for ``metrics.jsonl``.
+        The assignment, and metrics for ``metrics.jsonl``.
     """
-    wanted, ks = images_to_cluster(config.clusters, base)
+    selected, ks = images_to_cluster(config.clusters, base)
     if not ks:
         return base, {}
     old = previous.assignment if previous else None
-    before = _before(old, base, wanted, len(ks))
+    before = _kmeans_part(old, base, selected, len(ks))
     if previous is not None:
-        shared = None  # what a trial has learned is its own
+        shared = None  # trained weights differ between trials
 
-    def make() -> tuple[FeatureClusters, dict[str, float]]:
-        features = _features(config, stream, previous, base.ids, wanted, scale, shared)
+    def compute() -> tuple[FeatureClusters, dict[str, float]]:
+        features = _features(config, stream, previous, base.ids, selected, scale, shared)
         collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
-        crowd: dict[str, Any] = {"actors": 1, "cpus": min(1.0, scale.cpus)} if scale.crowded else {}
-        found = cluster_features(
+        limits: dict[str, Any] = {}
+        if scale.crowded:
+            limits = {"actors": 1, "cpus": min(1.0, scale.cpus)}
+        return cluster_features(
             features,
             base.ids,
             ks,
@@ -98,41 +99,40 @@ def round_clusters(
             seed=config.seed,
             gpu=scale.gpu,
             before=before,
-            **crowd,
-        )
-        return found, collapse
+            **limits,
+        ), collapse
 
     if shared is not None:
-        made_of = (
-            _made_of(config, base.ids[wanted]),
+        key = (
+            _features_key(config, base.ids[selected]),
             replace(config.clusters, samples_per_cluster=1, k=ks),
         )
-        found, collapse = shared.value(f"clusters of {made_of}", make)
+        kmeans, collapse = shared.value(f"clusters of {key}", compute)
     else:
-        found, collapse = make()
-    assignment = _joined(base, found.clusters, found.names)
+        kmeans, collapse = compute()
+    assignment = _joined(base, kmeans.clusters, kmeans.names)
     compared = _compare(assignment, old, labels)
     quality = qualities(assignment, labels, config)
     show_quality(quality, config)
     _say(assignment, compared, collapse)
-    facts = {
+    summary = {
         "quality": [q.to_dict() for q in quality],
         "agreement": compared,
         "sizes": {
             name: size_histogram(assignment.sizes(g)) for g, name in enumerate(assignment.names)
         },
         "collapse": collapse,
-        "kmeans": found.report,
+        "kmeans": kmeans.report,
     }
-    folder.write("clusters.json", json.dumps(facts, indent=2).encode())
+    folder.write("clusters.json", json.dumps(summary, indent=2).encode())
     return assignment, compared | collapse
 
 
-def _made_of(config: Config, ids: np.ndarray) -> str:
-    """What the features of random weights depend on, as far as trials of a search differ in it."""
+def _features_key(config: Config, ids: np.ndarray) -> str:
+    """Cache key of the features of random weights: all that trials may differ in."""
     head = config.loss.feature_head if config.clusters.features == "projector" else None
-    given = (config.seed, config.model, config.loss.dual, config.clusters.features, head)
-    return f"{given} {array_digest(ids)}"
+    options = (config.seed, config.model, config.loss.dual, config.clusters.features, head)
+    return f"{options} {array_digest(ids)}"
 
 
 def _features(
@@ -140,20 +140,20 @@ def _features(
     stream: Stream,
     previous: RoundResult | None,
     ids: np.ndarray,
-    wanted: np.ndarray,
+    selected: np.ndarray,
     scale: Scale,
     shared: Shared | None,
 ) -> Dataset:
-    """Features of the wanted training images, kept in the object store: ``__id``, ``feature``."""
+    """Features of the selected training images, kept in the object store: ``__id``, ``feature``."""
     if shared is not None:
 
-        def make() -> list[Any]:
-            refs = _features(config, stream, previous, ids, wanted, scale, None).to_arrow_refs()
+        def compute() -> list[Any]:
+            refs = _features(config, stream, previous, ids, selected, scale, None).to_arrow_refs()
             rows = ray.get([_rows.remote(ref) for ref in refs])
             return [ref for ref, count in zip(refs, rows, strict=True) if count]
 
-        key = f"features of {_made_of(config, ids[wanted])}"
-        return ray.data.from_arrow_refs(shared.refs(key, make))
+        key = f"features of {_features_key(config, ids[selected])}"
+        return ray.data.from_arrow_refs(shared.refs(key, compute))
     spec = EncoderSpec(config.model, config.data.image_size, config.loss.dual)
     torch.manual_seed(config.seed)  # the weights that training starts from
     encoder = trained_encoder(spec, previous.checkpoint) if previous else spec.build()
@@ -162,40 +162,40 @@ def _features(
     if config.clusters.features == "projector":
         projector = save_projector(encoder, config.loss.feature_head)
     rows = stream.images()
-    if not wanted.all():
-        chosen = ray.put(ids[wanted])
+    if not selected.all():
+        selected_ids = ray.put(ids[selected])
 
-        def pick(table: pa.Table) -> pa.Table:
-            return table.filter(pa.array(np.isin(table[ID].to_numpy(), ray.get(chosen))))
+        def select(table: pa.Table) -> pa.Table:
+            return table.filter(pa.array(np.isin(table[ID].to_numpy(), ray.get(selected_ids))))
 
         cpus = min(1.0, scale.cpus)
-        rows = rows.map_batches(pick, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
-    part = resources(int(ray.cluster_resources().get("GPU", 0)) if scale.gpu else 0)
+        rows = rows.map_batches(select, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
+    limits = resources(int(ray.cluster_resources().get("GPU", 0)) if scale.gpu else 0)
     if scale.crowded:
-        part |= {"actors": 1, "cpus": min(1.0, scale.cpus)}
-    embedded = embed(rows, weights, store_size=config.data.stored_size, projector=projector, **part)
-    kept = embedded.materialize()
-    note("embedded", kept)
-    return kept
+        limits |= {"actors": 1, "cpus": min(1.0, scale.cpus)}
+    size = config.data.stored_size
+    features = embed(rows, weights, store_size=size, projector=projector, **limits).materialize()
+    note("embedded", features)
+    return features
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
 def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
-    """Does the embedding use its space? RankMe, uniformity, deviation of a sample of features."""
+    """Metrics of dimensional collapse on a sample of features: RankMe, uniformity, deviation."""
     total = sum(ray.get([_rows.remote(ref) for ref in refs]))
     parts = []
     for ref in refs:
         table = ray.get(ref)
         if table.num_rows:
             good = table.filter(table[FAULT].is_null())
-            chosen = sample(good[ID].to_numpy(), COLLAPSE_ROWS, total, seed)
-            parts.append(good.filter(pa.array(chosen)))
+            sampled = sample(good[ID].to_numpy(), COLLAPSE_ROWS, total, seed)
+            parts.append(good.filter(pa.array(sampled)))
     rows = pa.concat_tables(parts).sort_by(ID) if parts else None
     if rows is None or rows.num_rows < 2:
         raise UserError("k-means: no readable image to cluster")
     x = feature_tensor(rows["feature"])
     if not torch.isfinite(x).all():
-        return {}  # k-means counts and names them
+        return {}  # k-means reports them
     return {"rank_me": rank_me(x), "uniformity": uniformity(x), "feature_std": feature_std(x)}
 
 
@@ -204,38 +204,39 @@ def _rows(table: pa.Table) -> int:
     return int(table.num_rows)
 
 
-def _before(
-    old: Assignment | None, base: Assignment, wanted: np.ndarray, count: int
+def _kmeans_part(
+    old: Assignment | None, base: Assignment, selected: np.ndarray, count: int
 ) -> np.ndarray | None:
-    """The k-means clusters of the round before by position, None when it had none."""
-    if old is None or (old.clusters[wanted] < 0).all():
+    """The k-means clusters in the assignment of the previous round, None if there are none."""
+    if old is None or (old.clusters[selected] < 0).all():
         return None
     if (base.clusters < 0).all():
         return old.clusters if old.clusters.shape[1] == count else None
-    first = int(base.clusters[:, 0].max()) + 1  # beside those of the metadata
-    return np.where(wanted, old.clusters[:, 0] - first, -1)[:, None].astype(np.int32)
+    first = int(base.clusters[:, 0].max()) + 1  # numbered after those of the metadata
+    return np.where(selected, old.clusters[:, 0] - first, -1)[:, None].astype(np.int32)
 
 
 def _joined(base: Assignment, clusters: np.ndarray, names: tuple[str, ...]) -> Assignment:
     """k-means clusters in place of singletons, numbered after those of the metadata."""
     if (base.clusters < 0).all():
         return replace(base, clusters=clusters, names=names)
-    columns = []
-    for own in base.clusters.T:
-        extra = clusters[:, 0]
-        columns.append(np.where((own < 0) & (extra >= 0), extra + own.max() + 1, own))
+    kmeans = clusters[:, 0]
+    columns = [
+        np.where((column < 0) & (kmeans >= 0), kmeans + column.max() + 1, column)
+        for column in base.clusters.T
+    ]
     return replace(base, clusters=np.stack(columns, 1).astype(np.int32))
 
 
 def _say(assignment: Assignment, compared: dict[str, float], collapse: dict[str, float]) -> None:
     for name in assignment.names:
-        words = []
-        for other, title in (("previous", "the round before"), ("label", "the label")):
+        texts = []
+        for other, title in (("previous", "the previous round"), ("label", "the label")):
             if f"{name}_nmi_{other}" in compared:
-                nmi, ari = (compared[f"{name}_{what}_{other}"] for what in ("nmi", "ari"))
-                words.append(f"with {title} NMI {nmi:.3f} ARI {ari:.3f}")
-        if words:
-            say("agreement", f"{name} {', '.join(words)}")
+                nmi, ari = (compared[f"{name}_{index}_{other}"] for index in ("nmi", "ari"))
+                texts.append(f"with {title} NMI {nmi:.3f} ARI {ari:.3f}")
+        if texts:
+            say("agreement", f"{name} {', '.join(texts)}")
     if collapse:
         say("features", "  ".join(f"{key} {value:.2f}" for key, value in collapse.items()))
 
@@ -243,16 +244,16 @@ def _say(assignment: Assignment, compared: dict[str, float], collapse: dict[str,
 def _compare(
     assignment: Assignment, old: Assignment | None, labels: np.ndarray | None
 ) -> dict[str, float]:
-    """NMI and ARI with the round before, and with the label, of each granularity."""
-    found: dict[str, float] = {}
+    """NMI and ARI of each granularity with the previous round and the label, and its sizes."""
+    figures: dict[str, float] = {}
     for g, name in enumerate(assignment.names):
-        own = assignment.clusters[:, g]
+        clusters = assignment.clusters[:, g]
         if old is not None and name in old.names:
-            same = agreement(own, old.clusters[:, old.names.index(name)])
-            found |= {f"{name}_nmi_previous": same.nmi, f"{name}_ari_previous": same.ari}
+            same = agreement(clusters, old.clusters[:, old.names.index(name)])
+            figures |= {f"{name}_nmi_previous": same.nmi, f"{name}_ari_previous": same.ari}
         if labels is not None:
-            same = agreement(own, labels)
-            found |= {f"{name}_nmi_label": same.nmi, f"{name}_ari_label": same.ari}
+            same = agreement(clusters, labels)
+            figures |= {f"{name}_nmi_label": same.nmi, f"{name}_ari_label": same.ari}
         sizes = assignment.sizes(g)
-        found |= {f"{name}_clusters": float(len(sizes)), f"{name}_largest": float(sizes.max())}
-    return found
+        figures |= {f"{name}_clusters": float(len(sizes)), f"{name}_largest": float(sizes.max())}
+    return figures

@@ -1,8 +1,8 @@
 """Rounds of clustering (E step) and training (M step): a loop of resumable stages.
 
-A round leaves ``assignment.parquet``, ``clusters.json``, its checkpoints and, when it is done,
-``round.json`` with the name of its last checkpoint, from which the next round goes on. Clusters of
-metadata do not change, so they make one round.
+A round writes ``assignment.parquet``, ``clusters.json``, checkpoints and, when it is done,
+``round.json`` with the name of its last checkpoint, from which the next round continues. Clusters
+of metadata do not change between rounds, so there is only one.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from wcl_ray.train.worker import Task
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of clusters to train on.
+    """A training on one kind of clusters: the run itself, its SimCLR baseline, or a trial.
 
     Attributes:
         run: folder of the arm.
         base: clusters of the metadata, or every image a singleton.
-        evaluator: how its encoders are measured.
-        title: for people.
-        on_evaluation: called in a thread with every evaluation during training.
-        shared: with the other trials of a search.
-        known_labels: int32 (N,), labels of the images in ``base`` where they were read before.
+        evaluator: measures its encoders.
+        title: shown to the user.
+        on_evaluation: called in a thread with the row of every evaluation during training.
+        shared: objects shared with the other trials of a search.
+        known_labels: int32 (N,), labels of the images in ``base`` if they have been read already.
     """
 
     config: Config
@@ -66,7 +66,7 @@ class Arm:
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
-        """int32 (N,), labels of the images in ``base``, -1 = missing; None without any."""
+        """int32 (N,), labels of the images in ``base``, -1 = missing; None if there are none."""
         if self.known_labels is not None:
             return self.known_labels
         return read_labels(self.config, self.images, self.base.ids)
@@ -76,16 +76,16 @@ class Arm:
         return self.run / f"rounds/{r:03d}"
 
     def first_epoch(self, r: int) -> int:
-        """Epoch with which round r begins; that of round ``rounds`` is the end."""
+        """First epoch of round r; for r = ``rounds`` the number of epochs."""
         return self.config.train.epochs * r // self.config.rounds
 
     def clustered(self, r: int) -> bool:
-        """Whether round r clusters features; the others train on ``base``."""
+        """Whether round r clusters features; other rounds train on ``base``."""
         return self.config.clusters.from_features and r >= self.config.train.warmup_rounds
 
 
 def train_rounds(arm: Arm) -> Assignment:
-    """All rounds of an arm and the export of its encoder; finished stages are not done again.
+    """Train all rounds of an arm and export its encoder; skips finished stages.
 
     Returns:
         The clusters of the last round.
@@ -101,15 +101,15 @@ def train_rounds(arm: Arm) -> Assignment:
         last = train_round(arm, r, assignment, last)
         seconds += last.seconds
         if r:
-            (arm.folder(r - 1) / "train").remove()  # this round's checkpoints go on
+            (arm.folder(r - 1) / "train").remove()  # this round has checkpoints of its own
     assert last is not None
     export_encoder(arm, last, seconds)
     return assignment
 
 
 def cluster_round(arm: Arm, r: int, last: RoundResult | None) -> Assignment:
-    """The E step: k-means of the features that the last round left; where clusters do not depend on
-    features, those of the metadata."""
+    """The E step: k-means of the features of the last round's encoder; ``base`` if the round does
+    not cluster features."""
     if not arm.clustered(r):
         return arm.base
     config, folder = arm.config, arm.folder(r)
@@ -130,16 +130,16 @@ def _log_clusters(arm: Arm, r: int, figures: dict[str, float]) -> None:
     """Add the figures of a round's clusters to the metrics, once."""
     log = Trackers(arm.run, arm.config.train.trackers)
     rows = log.file.rows
-    seen = next((row for row in reversed(rows) if "images" in row), {"step": 0, "images": 0})
-    row = {"round": r, "epoch": arm.first_epoch(r), "step": seen["step"]}
-    row |= {"images": seen["images"], **figures}
-    if not any(old.get("round") == r for old in rows):  # left by a driver that was killed here
+    last = next((row for row in reversed(rows) if "images" in row), {"step": 0, "images": 0})
+    row = {"round": r, "epoch": arm.first_epoch(r), "step": last["step"]}
+    row |= {"images": last["images"], **figures}
+    if not any(old.get("round") == r for old in rows):  # written before the driver was killed
         log.log(row)
     log.close()
 
 
 def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | None) -> RoundResult:
-    """The M step: train on the clusters of a round until its last epoch."""
+    """The M step: train on the clusters of a round to its last epoch."""
     config, run, folder = arm.config, arm.run, arm.folder(r)
     if not folder.exists(ROUND_DONE):
         task = Task(
@@ -167,7 +167,7 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
 
 
 def stream_round(arm: Arm, r: int, assignment: Assignment) -> Stream:
-    """The kept blocks; dealt again where they lie on several nodes and the clusters are new."""
+    """The stream of a round: blocks on several nodes are dealt again by new clusters."""
     if not arm.clustered(r):
         return arm.stream
     column = say_batches(assignment, arm.config.clusters.samples_per_cluster)
@@ -177,7 +177,7 @@ def stream_round(arm: Arm, r: int, assignment: Assignment) -> Stream:
 
 
 def export_encoder(arm: Arm, last: RoundResult, seconds: float) -> None:
-    """Write the encoder and the projector of the last checkpoint, and how long training took."""
+    """Write the encoder and the projector of the last checkpoint, and the training time."""
     spec, run = arm.evaluator.encoder, arm.run
     encoder = trained_encoder(spec, last.checkpoint)
     run.write(TRAINED, json.dumps({"seconds": round(seconds, 1)}).encode())

@@ -1,4 +1,4 @@
-"""What one trial of a search has made and others may use, in Ray's object store."""
+"""A cache of results shared by the trials of a search, in Ray's object store."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ T = TypeVar("T")
 
 
 class Shared:
-    """Objects by what they were made of. They last as long as the process that made this, and are
-    nowhere on disk; trials that make the same at the same time both make it."""
+    """Results by a key of what they were computed from, kept in memory while the process that
+    created this lives. Two trials that need the same result at once both compute it."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._keeper = _Keeper.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
     def refs(self, key: str, make: Callable[[], list[Any]]) -> list[Any]:
-        """References to what was made under a key, else to what ``make`` gives."""
-        known = ray.get(self._keeper.get.remote(key))
-        return known or ray.get(self._keeper.keep.remote(key, make()))  # type: ignore[no-any-return]
+        """The references under a key, else those that ``make`` returns, which are then kept."""
+        cached = ray.get(self._keeper.get.remote(key))
+        return cached or ray.get(self._keeper.keep.remote(key, make()))  # type: ignore[no-any-return]
 
     def value(self, key: str, make: Callable[[], T]) -> T:
-        """The same of one object."""
+        """The object under a key, else the one that ``make`` returns, which is then kept."""
         (ref,) = self.refs(key, lambda: [ray.put(make())])
         return ray.get(ref)  # type: ignore[no-any-return]
 
 
 @ray.remote(num_cpus=0)
 class _Keeper:
-    """Owns the objects, which would be lost with the trial that made them."""
+    """Owns the objects, which would otherwise be lost with the trial that created them."""
 
     def __init__(self) -> None:
         self._kept: dict[str, list[Any]] = {}

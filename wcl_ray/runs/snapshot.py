@@ -1,6 +1,6 @@
-"""Ray Train's list of checkpoints, mended where a full disk or a lost process has cut it short.
+"""Repair of Ray Train's list of checkpoints, which a full disk or a killed process can truncate.
 
-Ray Train writes the list in place, after every checkpoint; without it no checkpoint is found again.
+Ray Train writes the list in place after every checkpoint, and finds no checkpoint without it.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import warn
 from wcl_ray.train.checkpoint import FILE
 
-LIST = "checkpoint_manager_snapshot.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def mend_snapshot(train: Folder) -> None:
-    """Write a list that cannot be read again, with the newest checkpoint that is whole.
+def repair_snapshot(train: Folder) -> None:
+    """Replace a list that cannot be read by one of the newest intact checkpoint.
 
     Args:
         train: Ray Train's folder of a round.
     """
-    if not train.exists(LIST) or _readable(train):
+    if not train.exists(SNAPSHOT) or _readable(train):
         return
-    names = [name for name in train.names() if name.startswith("checkpoint_") and name != LIST]
-    whole = next((name for name in reversed(names) if _whole(train / name)), None)
-    if whole is None:
-        warn(f"{train.uri}/{LIST} is damaged and there is no checkpoint; training starts anew")
-        train.delete(LIST)
+    names = [name for name in train.names() if name.startswith("checkpoint_") and name != SNAPSHOT]
+    newest = next((name for name in reversed(names) if _intact(train / name)), None)
+    if newest is None:
+        warn(f"{train.uri}/{SNAPSHOT} is damaged and there is no checkpoint; training starts over")
+        train.delete(SNAPSHOT)
         return
-    warn(f"{train.uri}/{LIST} is damaged; {whole} is the newest checkpoint that is whole")
-    last = {"version": 0, "checkpoint_dir_name": whole, "metrics": {}}
+    warn(f"{train.uri}/{SNAPSHOT} is damaged; {newest} is the newest intact checkpoint")
+    last = {"version": 0, "checkpoint_dir_name": newest, "metrics": {}}
     content = {
         "ray_version": ray.__version__,
         "checkpoint_results": [last],
@@ -45,20 +45,20 @@ def mend_snapshot(train: Folder) -> None:
         "timed_out_validation_checkpoint_dir_names": [],
         "failed_validation_checkpoint_dir_names": [],
     }
-    train.write(LIST, json.dumps(content).encode())
+    train.write(SNAPSHOT, json.dumps(content).encode())
 
 
 def _readable(train: Folder) -> bool:
-    """Whether the list is whole and all that it names is there."""
+    """Whether the list is valid JSON and every checkpoint in it exists."""
     try:
-        results = json.loads(train.read(LIST))["checkpoint_results"]
+        results = json.loads(train.read(SNAPSHOT))["checkpoint_results"]
         return all((train / result["checkpoint_dir_name"]).exists(FILE) for result in results)
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _whole(checkpoint: Folder) -> bool:
-    """A file of torch is a ZIP archive, whose contents are listed at its end."""
+def _intact(checkpoint: Folder) -> bool:
+    """Whether a checkpoint is complete: a ZIP archive, whose table of contents is at its end."""
     if not checkpoint.exists(FILE):
         return False
     with checkpoint.fs.open_input_file(checkpoint.file(FILE)) as stream:

@@ -1,14 +1,11 @@
-"""A stored configuration (``config.json``) under today's options.
+"""Reads a stored configuration (``config.json``), perhaps of an older version of this package.
 
-Runs outlive versions of this package:
-
-- options that a stored configuration does not have take today's default;
-- options that had another name then are read under today's;
-- other options that it has and today's version does not are ignored, with one warning that names
-  them;
-- defaults may have changed: where a run is of an older version than today's, an option that stands
-  at today's default counts as not given, and the stored value holds, with one line that says so.
-  Another value than the default has to agree. Within one version all have to agree.
+- Options that are not stored take today's default.
+- Renamed options are read under their current name.
+- Stored options that no longer exist are ignored, with one warning that names them.
+- Defaults may have changed. If the run is of an older version, an option at today's default counts
+  as not given, and the stored value is kept, with one line that says so. Other values have to agree
+  with the stored ones, and within one version all do.
 """
 
 from __future__ import annotations
@@ -34,20 +31,21 @@ _FREE = (
     "train.checkpoint_", "concurrent", "retries", "data.endpoint",
     "plugins", "train.trackers",
 )  # fmt: skip
-PLACES = ("data.path", "data.eval_path")  # may differ where the same images are there
+LOCATIONS = ("data.path", "data.eval_path")  # may differ if the images are the same
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What ``config.json`` holds.
+    """The content of ``config.json``.
 
     Attributes:
-        options: nested, all of today's and no others.
-        ignored: dotted names of options that today's version does not know.
-        images: what tells the images from others, by side (see :mod:`wcl_ray.runs.moved`).
+        path: of the file.
+        options: nested, exactly the options of this version.
+        ignored: dotted names of stored options that this version does not have.
+        images: count and hash of the ids of each side (see :mod:`wcl_ray.runs.moved`).
     """
 
-    where: str
+    path: str
     version: str
     created: float
     options: dict[str, Any]
@@ -56,51 +54,52 @@ class Stored:
 
     @property
     def older(self) -> bool:
-        """Whether it is of an older version than today's."""
+        """Whether an older version wrote it."""
         try:
             return Version(self.version) < Version(__version__)
         except InvalidVersion:
             return False
 
     def config(self, cls: type[C]) -> C:
-        """As today's options, with a warning of those that are ignored.
+        """The configuration, with a warning of the options that are ignored.
 
         Raises:
-            UserError: a value that today's version does not take.
+            UserError: a value that this version does not accept.
         """
         self.warn_ignored()
         return self._build(self.options, cls)
 
     def warn_ignored(self) -> None:
+        """Warn of stored options that this version does not have."""
         if self.ignored:
             names = ", ".join(map(option_name, self.ignored))
             warn(
-                f"{self.where} is of version {self.version}; {__version__} does not know its "
-                f"{names}, which it leaves out"
+                f"{self.path} is of version {self.version}; options that {__version__} does not "
+                f"have are ignored: {names}"
             )
 
     def compare(self, config: Config) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-        """Stored values that hold where the configuration has today's default, and options that
-        must agree but do not: dotted name → (stored, wanted)."""
-        found = differences(self.options, config.to_dict())
+        """Stored values to keep, as the configuration has today's default, and conflicts: options
+        that must agree but do not, dotted name → (stored, requested)."""
+        changed = differences(self.options, config.to_dict())
         default = flat(type(config)().to_dict())
-        held = {k: old for k, (old, new) in found.items() if self.older and new == default[k]}
-        return held, {k: pair for k, pair in found.items() if k not in held}
+        kept = {k: old for k, (old, new) in changed.items() if self.older and new == default[k]}
+        return kept, {k: pair for k, pair in changed.items() if k not in kept}
 
-    def held_by(self, config: C, held: dict[str, Any]) -> C:
-        """The configuration with the stored values that hold; says so."""
+    def apply(self, config: C, kept: dict[str, Any]) -> C:
+        """The configuration with the stored values that are kept; prints them."""
         self.warn_ignored()
-        if not held:
+        if not kept:
             return config
         options = config.to_dict()
-        for name, value in held.items():
+        for name, value in kept.items():
             *sections, last = name.split(".")
-            part = options
+            tree = options
             for section in sections:
-                part = part[section]
-            part[last] = value
-        text = ", ".join(f"{option_name(name)} {held[name]!r}" for name in held)
-        say("resume", f"started by version {self.version}, whose values hold: {text}")
+                tree = tree[section]
+            tree[last] = value
+        text = ", ".join(f"{option_name(name)} {kept[name]!r}" for name in kept)
+        say("resume", f"started by version {self.version}, whose values are kept: {text}")
         return self._build(options, type(config))
 
     def _build(self, options: dict[str, Any], cls: type[C]) -> C:
@@ -108,7 +107,7 @@ class Stored:
             config: C = from_dict(options, cls)
         except ValueError as error:
             raise UserError(
-                f"{self.where} is of version {self.version}, and {__version__} does not take it: "
+                f"{self.path} is of version {self.version}, and {__version__} does not accept it: "
                 f"{error}"
             ) from None
         return config
@@ -118,18 +117,18 @@ def read_stored(folder: Folder, cls: type[Config] = Config) -> Stored:
     """The stored configuration of a run or search.
 
     Raises:
-        UserError: the folder is no run, or its ``config.json`` is damaged.
+        UserError: not a run folder, or its ``config.json`` is damaged.
     """
-    where = f"{folder.uri}/{FILE}"
+    path = f"{folder.uri}/{FILE}"
     if not folder.exists(FILE):
         raise UserError(f"{folder.uri} is not a run folder: it has no {FILE}")
     try:
         content = json.loads(folder.read(FILE))
         options, ignored = _overlaid(cls().to_dict(), renamed_tree(content["config"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is damaged ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     return Stored(
-        where=where,
+        path=path,
         version=str(content.get("version", "0")),
         created=float(content.get("created", 0.0)),
         options=options,
@@ -141,33 +140,33 @@ def read_stored(folder: Folder, cls: type[Config] = Config) -> Stored:
 def _overlaid(
     default: dict[str, Any], tree: dict[str, Any], prefix: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """The defaults with what a stored tree has of them, and the names of what else it has."""
-    found, unknown = dict(default), []
+    """The defaults overlaid with a stored tree, and the names in the tree that are unknown."""
+    options, unknown = dict(default), []
     for key, value in tree.items():
         name = prefix + key
         if key not in default or isinstance(default[key], dict) != isinstance(value, dict):
-            unknown += [] if value is None else [name]  # without a value it changed nothing
+            unknown += [] if value is None else [name]  # null had no effect
         elif isinstance(value, dict):
-            found[key], inner = _overlaid(default[key], value, f"{name}.")
+            options[key], inner = _overlaid(default[key], value, f"{name}.")
             unknown += inner
         else:
-            found[key] = value
-    return found, unknown
+            options[key] = value
+    return options, unknown
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted names."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            found.update(flat(value, f"{prefix}{key}."))
+            values.update(flat(value, f"{prefix}{key}."))
         else:
-            found[prefix + key] = value
-    return found
+            values[prefix + key] = value
+    return values
 
 
-def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options that must agree but do not: dotted name → (stored, wanted)."""
-    old, new = flat(stored), flat(wanted)
+def differences(stored: dict[str, Any], requested: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Options that must agree but do not: dotted name → (stored, requested)."""
+    old, new = flat(stored), flat(requested)
     names = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(_FREE)]
     return {k: (old.get(k), new.get(k)) for k in names if old.get(k) != new.get(k)}

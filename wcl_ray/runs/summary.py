@@ -1,4 +1,4 @@
-"""Where the time of a run went, and what it took of the object store."""
+"""The end-of-run summary: time per stage, use of the object store, speed of the workers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import bytes_text, say
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
-EVERY = 2.0  # seconds between two looks at the object store
+INTERVAL = 2.0  # seconds between two readings of the object store
 
 
 class ResourceSummary:
-    """Times of the stages, and the object store, looked at by a thread while the run lasts.
+    """Measures the stages of a run, and polls the object store in a thread while the run lasts.
 
     Attributes:
         seconds: stage → seconds, in order of their first start.
-        peak: most bytes seen in the object stores of all nodes together.
-        capacity: of all object stores, in bytes, when the most was seen.
-        passes: what Ray Data's passes took, added up by :meth:`to_dict`.
-        spilled, restored: bytes written to disk, and read back, since the start, by all that
-            runs on the cluster.
+        peak: largest number of bytes seen in the object stores of all nodes together.
+        capacity: of all object stores, in bytes, at the time of the peak.
+        passes: cost of each pass of Ray Data, added up by :meth:`to_dict`.
+        spilled, restored: bytes written to disk and read back since the start, by everything on
+            the cluster.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class ResourceSummary:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> ResourceSummary:
-        taken()  # of an earlier run in this process
+        taken()  # discard those of an earlier run in this process
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -61,13 +61,13 @@ class ResourceSummary:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def look(self) -> None:
-        """One look at the object stores."""
+        """Read the state of the object stores once."""
         store = store_stats()
         if store is None:
             return
         now = (store.spilled_bytes_total, store.restored_bytes_total)
         before, self._before = self._before or now, now
-        # nodes that are gone take their counts with them, so that a sum may fall
+        # a node that leaves takes its counts with it, so sums may fall
         self.spilled += max(0, now[0] - before[0])
         self.restored += max(0, now[1] - before[1])
         if store.object_store_bytes_used >= self.peak:
@@ -77,13 +77,13 @@ class ResourceSummary:
     def _watch(self) -> None:
         last = False
         while not last:
-            last = self._stop.wait(EVERY)
+            last = self._stop.wait(INTERVAL)
             self.look()
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``results.json``."""
-        for name, seen in taken().items():
-            self.passes[name] = self.passes.get(name, Pass()) + seen
+        """The summary for ``results.json``."""
+        for name, cost in taken().items():
+            self.passes[name] = self.passes.get(name, Pass()) + cost
         return {
             "seconds": {name: round(s, 1) for name, s in self.seconds.items()},
             "object_store_peak": self.peak,
@@ -94,21 +94,20 @@ class ResourceSummary:
         }
 
     def report(self, workers: dict[str, Any] | None = None) -> None:
-        """Print the end-of-run lines.
+        """Print the summary.
 
         Args:
-            workers: figures of the workers, see :func:`worker_figures`.
+            workers: see :func:`worker_figures`.
         """
         for topic, text in summary(self.to_dict() | (workers or {})):
             say(topic, text)
 
 
 def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The end-of-run lines: (topic, text).
+    """The lines of the summary: (topic, text).
 
     Args:
-        figures: of :meth:`ResourceSummary.to_dict`, and optionally ``images_per_second``,
-            ``data_wait`` (share of the training time spent waiting for data) and ``restarts``.
+        figures: of :meth:`ResourceSummary.to_dict` and, for training, of :func:`worker_figures`.
     """
     times = ", ".join(f"{name} {s:.0f} s" for name, s in figures["seconds"].items())
     store = (
@@ -118,10 +117,10 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
     if figures["restored"]:
         store += f", read back {bytes_text(figures['restored'])}"
     lines = [("time", times), ("store", store)]
-    for name, work in figures["data"].items():
+    for name, cost in figures["data"].items():
         text = (
-            f"{name}: {work['rows']:,} rows, {work['tasks']} task(s) on {work['nodes']} node(s), "
-            f"{work['cpu_seconds']:.1f} s of CPU"
+            f"{name}: {cost['rows']:,} rows, {cost['tasks']} task(s) on {cost['nodes']} node(s), "
+            f"{cost['cpu_seconds']:.1f} s of CPU"
         )
         lines.append(("data", text))
     if "data_wait" in figures:
@@ -134,31 +133,31 @@ def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def worker_figures(runs: list[Folder]) -> dict[str, Any]:
-    """What the training workers of runs said, over all epochs and starts: speed, share of the time
-    they waited for data, restarts."""
-    epochs: dict[tuple[str, int], dict[str, Any]] = {}  # the figures of a row are since its start
+    """Averages over all epochs of runs: ``images_per_second``, ``data_wait`` (share of the training
+    time spent waiting for data) and ``restarts``."""
+    epochs: dict[tuple[str, int], dict[str, Any]] = {}  # a row has averages since its epoch began
     for folder in runs:
         rows = [row for row in MetricsLog(folder).rows if "images_per_second" in row]
         epochs |= {(folder.uri, row["epoch"]): row for row in rows}
     if not epochs:
         return {}
     seconds = {key: 1 / max(row["images_per_second"], 1e-9) for key, row in epochs.items()}
-    whole = sum(seconds.values())
+    total = sum(seconds.values())
     restarts: dict[str, int] = {}
     for (uri, _), row in epochs.items():
         restarts[uri] = max(restarts.get(uri, 0), row.get("restarts", 0))
     return {
-        "images_per_second": len(epochs) / whole,
-        "data_wait": sum(seconds[key] * row["data_wait"] for key, row in epochs.items()) / whole,
+        "images_per_second": len(epochs) / total,
+        "data_wait": sum(seconds[key] * row["data_wait"] for key, row in epochs.items()) / total,
         "restarts": sum(restarts.values()),
     }
 
 
 def store_stats() -> Any:
-    """Counts of the object stores of all nodes together, None where they cannot be had."""
+    """Totals of the object stores of all nodes, None if they cannot be read."""
     from ray._private.internal_api import get_memory_info_reply  # what `ray memory` prints
 
     try:
         return get_memory_info_reply(ray._private.state.state, timeout_seconds=10).store_stats
-    except Exception:  # a look only; the cluster may be busy or going down
+    except Exception:  # the cluster may be busy or shutting down
         return None

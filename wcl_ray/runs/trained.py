@@ -1,4 +1,4 @@
-"""A finished run as other jobs use it: its options, its encoder, and other images for it."""
+"""A finished run for other jobs: its options and its encoder, applied to any images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Trained:
     """A finished run.
 
     Attributes:
-        config: its options.
+        config: options of the run.
         weights: content of ``encoder.safetensors``.
     """
 
@@ -52,14 +52,14 @@ class Trained:
             raise UserError(f"{self.folder.uri} has no {PROJECTOR}; use the backbone's features")
         return self.folder.read(PROJECTOR)
 
-    def data(self, given: dict[str, Any]) -> DataConfig:
-        """Options of the images: those of the run, replaced by the given ones (None: not given).
-        With another path nothing of the run's own sources holds."""
-        changed = {key: value for key, value in given.items() if value is not None}
+    def data(self, overrides: dict[str, Any]) -> DataConfig:
+        """Data options of the run with some replaced (None: not replaced). Another path resets
+        all options that describe the run's own source."""
+        changed = {key: value for key, value in overrides.items() if value is not None}
         data = self.config.data
         if "path" in changed:
-            none = dict.fromkeys(("path", "eval_path", "id", "image", "split_by", "encoding"))
-            data = replace(data, **none, format="auto")  # type: ignore[arg-type]
+            unset = dict.fromkeys(("path", "eval_path", "id", "image", "split_by", "encoding"))
+            data = replace(data, **unset, format="auto")  # type: ignore[arg-type]
         return replace(data, **changed)
 
     def embed(

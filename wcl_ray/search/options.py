@@ -1,4 +1,4 @@
-"""The options of a search: those of a pretraining run, and a few of its own."""
+"""The options of a search: those of a pretraining run and its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from wcl_ray.config import Config, _require, field_name, option_name
+from wcl_ray.config import Config, field_name, option_name, require
 from wcl_ray.registry import KINDS
 
 Metric = Literal["auto", "knn", "probe", "metadata", "rank_me", "uniformity", "alignment"]
@@ -20,83 +20,85 @@ class SearchConfig(Config):
     """Search temperature and cluster granularity with short pretraining runs (Ray Tune)."""
 
     trials: int = 16
-    """Number of trials. The sampler grid lays at most so many cells."""
+    """Number of trials; for the sampler grid the largest number."""
     search: tuple[str, ...] = field(default=(), metadata={"open": True})
     """--search.KEY SPACE searches option KEY of pretrain.py, also in YAML (search: {train.lr: …}).
     SPACE: uniform:LOW:HIGH, loguniform:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH, or values A,B,C
     (5+20: several granularities at once). Default: loss.temperature loguniform:0.03:0.5, and
-    clusters.top-k, clusters.level or clusters.k by the kind of clusters."""
+    clusters.top-k, clusters.level or clusters.k, depending on the kind of clusters."""
     trial_epochs: int = 0
     """Epochs of a trial; train.epochs is the length of the run with the best setting. 0: half of
     train.epochs, but at least 8 (or train.epochs)."""
     metric: Metric = "auto"
-    """What is best. knn, probe: accuracy on the validation images. metadata: how far neighbours
-    share attributes (kNN votes on them where they are true, minus where they are not), the very
-    attributes that the clusters are made of, so it cannot tell whether they matter. rank_me,
-    uniformity, alignment: label-free figures of the features. auto: knn with a label, else
+    """The objective. knn, probe: accuracy on the validation images. metadata: how much neighbours
+    share attributes (kNN votes for images with an attribute minus those for images without it);
+    these are the attributes that the clusters are made of, so it cannot show whether they matter.
+    rank_me, uniformity, alignment: label-free metrics of the features. auto: knn with a label, else
     metadata, else rank_me."""
     validation: float = 0.2
-    """Share of the training images that trials are measured on. Test images are never read."""
+    """Share of the training images that trials are evaluated on. Test images are never read."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """What proposes settings: Optuna's TPE, chance, or a full grid."""
+    """How settings are proposed: by Optuna's TPE, at random, or as a full grid."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """What stops weak trials early: asynchronous successive halving, the median rule, nothing."""
+    """How weak trials are stopped early: asynchronous successive halving, the median rule, or not
+    at all."""
     grace: int = 0
     """Epochs that every trial gets before it may be stopped. 0: a quarter of a trial (with k-means
     rounds at least one epoch beyond the warm-up)."""
     reduction: int = 2
-    """asha keeps one trial of so many at each of its rungs."""
+    """Reduction factor of asha: at each rung one trial in this many continues."""
     concurrent: int = 0
-    """Trials at a time. 0: what the cluster, grown to its largest, holds, and at most a quarter of
+    """Trials at a time. 0: as many as fit into the cluster at its largest, but at most a quarter of
     the trials."""
     retries: int = 2
-    """How often a trial that failed is started again from its last checkpoint."""
+    """How often a failed trial is restarted from its last checkpoint."""
     confirm: int = 2
-    """How many of the best settings are trained at full length (train.epochs), beside the
-    configuration as it is, and measured on the validation images before one is named; 0: none."""
+    """Number of the best settings that are trained at full length (train.epochs), together with the
+    default one, and compared on the validation images before one is chosen; 0: none."""
     prune: bool = True
-    """Leave out granularities whose clusters cannot help: nearly all images singletons, no
-    positives to expect in a batch, one cluster only, the same clusters as another."""
+    """Leave out granularities whose clusters cannot help: nearly all images are singletons, a batch
+    holds no positives, there is one cluster, or the clusters are the same as another's."""
 
     def __post_init__(self) -> None:
         super(SearchConfig, self).__post_init__()  # super() alone does not know slotted classes
-        _require(self.trials >= 1, "trials starts at 1")
-        _require(
+        require(self.trials >= 1, "trials starts at 1")
+        require(
             0 <= self.trial_epochs <= self.train.epochs,
             f"trial-epochs {self.trial_epochs} is more than train.epochs {self.train.epochs}",
         )
-        _require(0 < self.validation < 1, f"validation is a share in (0, 1), not {self.validation}")
-        _require(
+        require(0 < self.validation < 1, f"validation is a share in (0, 1), not {self.validation}")
+        require(
             0 <= self.grace <= self.epochs,
             f"grace {self.grace} is more than the {self.epochs} epochs of a trial",
         )
-        _require(self.reduction >= 2, "reduction starts at 2")
-        _require(self.concurrent >= 0, "concurrent is negative")
-        _require(self.retries >= 0, "retries is negative")
-        _require(self.confirm >= 0, "confirm is negative")
-        labelled = self.metric in ("knn", "probe")
-        _require(
-            not labelled or self.data.label is not None, f"metric {self.metric} needs --data.label"
+        require(self.reduction >= 2, "reduction starts at 2")
+        require(self.concurrent >= 0, "concurrent is negative")
+        require(self.retries >= 0, "retries is negative")
+        require(self.confirm >= 0, "confirm is negative")
+        needs_label = self.metric in ("knn", "probe")
+        require(
+            not needs_label or self.data.label is not None,
+            f"metric {self.metric} needs --data.label",
         )
-        _require(
+        require(
             self.metric != "metadata" or self.has_metadata,
             "metric metadata needs clusters of attributes, tags or a hierarchy",
         )
-        _require(not self.compare, "a search has no --compare; add it to the run of the best")
+        require(not self.compare, "a search has no --compare; use it for the run with best.yaml")
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial, the default worked out."""
+        """Epochs of a trial, the default resolved."""
         return self.trial_epochs or min(self.train.epochs, max(8, self.train.epochs // 2))
 
     @property
     def has_metadata(self) -> bool:
-        """Whether there are clusters of metadata to compare neighbours by."""
+        """Whether there are attributes to compare neighbours by."""
         return bool(KINDS.get(self.clusters.kind).needs == "columns")
 
     @property
     def objective(self) -> str:
-        """The metric, the default worked out."""
+        """The metric, the default resolved."""
         if self.metric != "auto":
             return self.metric
         if self.data.label is not None:
@@ -110,23 +112,23 @@ class SearchConfig(Config):
 
     @property
     def least_epochs(self) -> int:
-        """Epochs before a trial may be stopped, the default worked out."""
+        """Epochs before a trial may be stopped, the default resolved."""
         if self.grace:
             return self.grace
         least = max(1, self.epochs // 4)
         trial = self.of_trial({})
         if trial.clusters.from_features:
-            warm = trial.train.epochs * trial.train.warmup_rounds // trial.rounds
-            least = max(least, warm + 1)
+            warmup = trial.train.epochs * trial.train.warmup_rounds // trial.rounds
+            least = max(least, warmup + 1)
         return min(least, self.epochs)
 
     def plain(self) -> Config:
-        """The options of a pretraining run alone."""
+        """The options of the pretraining run, without those of the search."""
         names = [item.name for item in dataclasses.fields(Config)]
         return Config(**{name: getattr(self, name) for name in names})
 
     def best(self, values: dict[str, Any]) -> Config:
-        """The full run with a setting: dotted keys with dashes → values.
+        """Options of the full run with a setting: dotted keys with dashes → values.
 
         Raises:
             ValueError: a value out of range.
@@ -137,15 +139,13 @@ class SearchConfig(Config):
         return config
 
     def of_trial(self, values: dict[str, Any]) -> Config:
-        """The short run of a trial."""
+        """Options of the short run of a trial."""
         config, epochs = self.best(values), self.epochs
         train = replace(config.train, epochs=epochs, audit=False)
         if config.clusters.from_features:
             rounds = min(train.rounds, epochs)
-            most = (rounds or min(5, epochs)) - 1
-            train = replace(
-                train, rounds=rounds, warmup_rounds=max(0, min(train.warmup_rounds, most))
-            )
+            warmup = max(0, min(train.warmup_rounds, (rounds or min(5, epochs)) - 1))
+            train = replace(train, rounds=rounds, warmup_rounds=warmup)
         every = self.evaluate.every or max(1, epochs // 4)
         return replace(config, train=train, evaluate=replace(config.evaluate, every=every))
 
@@ -153,37 +153,36 @@ class SearchConfig(Config):
 def with_value(config: Config, key: str, value: Any) -> Config:
     """The configuration with one option changed: ``clusters.top-k``."""
     section, _, name = key.partition(".")
-    part = replace(getattr(config, section), **{field_name(name): value})
-    return replace(config, **{section: part})  # type: ignore[arg-type]
+    options = replace(getattr(config, section), **{field_name(name): value})
+    return replace(config, **{section: options})  # type: ignore[arg-type]
 
 
 def to_yaml(config: Config, comment: str = "", always: tuple[str, ...] = ()) -> str:
-    """Options that differ from their defaults, as a file for ``--config``.
+    """YAML for ``--config`` of the options that differ from their defaults.
 
     Args:
-        always: dotted keys with dashes that are written whatever their value.
+        always: dotted keys with dashes that are written even at their defaults.
     """
-    whole = config.to_dict()
-    tree = _changed(whole, Config().to_dict())
+    options = config.to_dict()
+    tree = _changed(options, Config().to_dict())
     for key in always:
         section, _, name = key.partition(".")
         if name:
-            value = whole[section][field_name(name)]
-            tree.setdefault(section, {})[name] = value
+            tree.setdefault(section, {})[name] = options[section][field_name(name)]
         else:
-            tree[section] = whole[field_name(section)]
+            tree[section] = options[field_name(section)]
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _changed(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for key, value in tree.items():
         name = option_name(key)
         if isinstance(value, dict):
             inner = _changed(value, default[key])
             if inner:
-                found[name] = inner
+                changed[name] = inner
         elif value != default[key]:
-            found[name] = value
-    return found
+            changed[name] = value
+    return changed

@@ -1,4 +1,4 @@
-"""What a search found, as plain data: the table, the Parquet file and the page are made of it."""
+"""The outcome of a search as plain data, from which the table, Parquet file and page are made."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ class Trial:
     """One short pretraining run.
 
     Attributes:
-        number: from 0, in the order of the starts.
+        number: from 0, in the order of their starts.
         id: name of its folder below ``trials/``.
         status: finished (all its epochs), stopped (early, by the scheduler), failed, or unfinished
-            (the search itself was stopped).
-        values: searched key (dotted, with dashes) → value; a tuple where the option takes several.
-        epoch: epochs trained at the last evaluation; 0: none yet.
+            (the search was stopped).
+        values: searched key (dotted, with dashes) → value; a tuple if the option takes several.
+        epoch: epochs trained at the last evaluation, 0 before the first.
         score: the metric at the last evaluation, None before the first.
-        figures: every figure of the last evaluation (knn, probe, rank_me, uniformity, …).
-        quality: measures of its clusters (see :class:`wcl_ray.clusters.quality.Quality`): clusters,
-            h_z, i_zt, h_z_t (bits; None without a label), … ; empty where clusters do not exist
-            before training.
+        figures: all metrics of the last evaluation (knn, probe, rank_me, uniformity, …).
+        quality: of its clusters, see :class:`wcl_ray.clusters.quality.Quality`: clusters, h_z,
+            i_zt, h_z_t (bits; None without a label), …; empty if unknown.
         curve: (epoch, score) of every evaluation.
         seconds: from its start to its last evaluation, restarts included.
-        restarts: how often it was started again.
+        restarts: how often it was restarted.
         error: why it failed.
-        default: whether it is the configuration without any search.
+        default: whether its values are those of the configuration itself.
     """
 
     number: int
@@ -54,17 +53,17 @@ class Outcome:
 
     Attributes:
         name: of the search.
-        metric: what is maximised or minimised, such as ``knn``.
+        metric: the objective, such as ``knn``.
         mode: max or min.
-        epochs: length of a whole trial.
+        epochs: length of a trial that is not stopped.
         granularity: searched key that sets how fine the clusters are (``clusters.top-k``,
-            ``clusters.level``, ``clusters.k``), None where it is fixed.
-        validation: images on which ``metric`` was measured, 0 where it needs none.
+            ``clusters.level``, ``clusters.k``), None if it is fixed.
+        validation: number of images on which ``metric`` was measured, 0 if it needs none.
         seconds: of the search, over all its starts.
-        facts: what else to show, title → text (data, label, sampler, scheduler, machine, …).
-        correlations: label-free figure → Spearman's rank correlation with ``metric`` over the
-            trials, every figure turned so that larger is better; empty without labels or with too
-            few trials.
+        details: further rows to show, title → text (data, label, sampler, scheduler, …).
+        correlations: label-free metric → Spearman's rank correlation with ``metric`` over the
+            trials, signs turned so that larger is better; empty without labels or with too few
+            trials.
     """
 
     name: str
@@ -75,12 +74,12 @@ class Outcome:
     trials: tuple[Trial, ...]
     validation: int = 0
     seconds: float = 0.0
-    facts: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
     correlations: dict[str, float] = field(default_factory=dict)
 
     def best(self) -> Trial | None:
-        """The trial of the best score among those with the most epochs: scores after different
-        numbers of epochs do not compare."""
+        """The trial with the best score among those with the most epochs: scores after different
+        numbers of epochs cannot be compared."""
         scored = [
             t
             for t in self.trials
@@ -92,10 +91,10 @@ class Outcome:
         return max(longest, key=lambda t: sign * (t.score or 0.0), default=None)
 
     def standard_error(self) -> float | None:
-        """Standard error of the best score as a share of ``validation`` images, None where the
-        metric is not an accuracy.
+        """Binomial standard error of the best score on the validation images, None if the metric
+        is not an accuracy.
 
-        A success and a failure are added (so that 0 and 1 are not taken for certain), and images
+        One success and one failure are added, so that scores of 0 and 1 have an error, too. Images
         count as independent: with ``data.split_by`` the true error is larger.
         """
         best = self.best()

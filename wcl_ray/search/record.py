@@ -1,4 +1,4 @@
-"""What the driver of a search knows of its trials, kept in ``trials.json`` after every news."""
+"""The driver's record of the trials of a search, written to ``trials.json`` after every event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = "trials.json"
 
 
 def stored_count(folder: Folder) -> dict[str, int] | None:
-    """``count`` of the training images that the trials of a search had; None before the first."""
+    """``count`` of the training images of a search's trials; None before the first has ended."""
     trials = json.loads(folder.read(FILE))["trials"] if folder.exists(FILE) else {}
     counts = {row["quality"]["images"] for row in trials.values() if row.get("quality")}
     return {"count": max(counts)} if counts else None
@@ -25,15 +25,15 @@ class Record:
     """All trials of a search, over all its starts.
 
     Attributes:
-        trials: id → what is known of it, as JSON types; ``at`` is the age of the search
-            at each evaluation, in seconds.
-        facts: title → text, for the page.
+        trials: id → row of JSON types; its ``at`` is the age of the search at each evaluation, in
+            seconds.
+        details: title → text, for the page.
     """
 
     def __init__(self, folder: Folder, config: SearchConfig, granularity: str | None) -> None:
         self.folder, self.config, self.granularity = folder, config, granularity
         self.trials: dict[str, dict[str, Any]] = {}
-        self.facts: dict[str, str] = {}
+        self.details: dict[str, str] = {}
         self.validation = 0
         self._before = 0.0
         self._started = time.monotonic()
@@ -41,20 +41,19 @@ class Record:
         if folder.exists(FILE):
             stored = json.loads(folder.read(FILE))
             self.trials, self._before = stored["trials"], stored["seconds"]
-            self.facts, self.validation = stored["facts"], stored["validation"]
+            self.details, self.validation = stored["facts"], stored["validation"]
 
     @property
     def seconds(self) -> float:
-        """Of the search, over all its starts."""
+        """Duration of the search, over all its starts."""
         return self._before + time.monotonic() - self._started
 
     def start(self, trial: str, values: dict[str, Any], default: bool) -> dict[str, Any]:
-        """A trial starts, for the first time or again."""
-        fresh = {"number": len(self.trials), "status": "unfinished", "values": values}
-        fresh |= {"evaluations": {}, "at": {}, "seconds": 0.0, "restarts": -1}
-        row = self.trials.setdefault(
-            trial, fresh | {"quality": {}, "error": "", "default": default}
-        )
+        """Record that a trial starts, for the first time or again; returns its row."""
+        new = {"number": len(self.trials), "status": "unfinished", "values": values}
+        new |= {"evaluations": {}, "at": {}, "seconds": 0.0, "restarts": -1}
+        new |= {"quality": {}, "error": "", "default": default}
+        row = self.trials.setdefault(trial, new)
         row["restarts"] += 1
         row |= {"status": "unfinished", "error": ""}
         self._running[trial] = time.monotonic() - row["seconds"]
@@ -62,7 +61,7 @@ class Record:
         return row
 
     def evaluated(self, trial: str, epoch: int, figures: dict[str, float]) -> bool:
-        """An evaluation; returns whether it is news."""
+        """Record an evaluation; returns False if it is known already."""
         row = self.trials[trial]
         row["seconds"] = round(time.monotonic() - self._running[trial], 1)
         if str(epoch) in row["evaluations"]:
@@ -73,7 +72,7 @@ class Record:
         return True
 
     def end(self, trial: str, status: str, quality: dict[str, Any], error: str = "") -> None:
-        """A trial has finished, was stopped or has failed for good."""
+        """Record that a trial has finished, was stopped or has failed for good."""
         row = self.trials[trial]
         row |= {"status": status, "quality": quality, "error": error}
         if trial in self._running:
@@ -81,8 +80,8 @@ class Record:
         self.write()
 
     def forget(self, known: set[str]) -> list[str]:
-        """Drop trials that Tune does not know: they started after its last snapshot, and others
-        will take their place.
+        """Drop trials that Tune does not know: they started after its last snapshot, and it will
+        start others instead.
 
         Returns:
             Their ids.
@@ -95,22 +94,22 @@ class Record:
         return lost
 
     def write(self) -> None:
+        """Write ``trials.json``."""
         content = {"trials": self.trials, "seconds": round(self.seconds, 1)}
-        content |= {"facts": self.facts, "validation": self.validation}
+        content |= {"facts": self.details, "validation": self.validation}
         self.folder.write(FILE, json.dumps(content, indent=1).encode())
 
     def outcome(self) -> Outcome:
-        """As plain data for the table, the file and the page."""
-        config = self.config
-        metric = config.objective
+        """The record as plain data for the table, the Parquet file and the page."""
+        config, metric = self.config, self.config.objective
         evaluations = {
             trial: {int(e): figures for e, figures in row["evaluations"].items()}
             for trial, row in self.trials.items()
         }
-        ranks, where = correlations(evaluations, metric) if metric in ("knn", "probe") else ({}, "")
-        facts = dict(self.facts)
+        ranks, basis = correlations(evaluations, metric) if metric in ("knn", "probe") else ({}, "")
+        details = dict(self.details)
         if ranks:
-            facts["rank correlations"] = where
+            details["rank correlations"] = basis
         return Outcome(
             name=self.folder.uri.rstrip("/").rpartition("/")[2],
             metric=metric,
@@ -120,7 +119,7 @@ class Record:
             trials=tuple(_trial(key, row, metric) for key, row in self.trials.items()),
             validation=self.validation,
             seconds=self.seconds,
-            facts=facts,
+            details=details,
             correlations=ranks,
         )
 

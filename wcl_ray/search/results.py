@@ -1,4 +1,4 @@
-"""What a search leaves: a table on the terminal, ``results.parquet``, and ``best.yaml``."""
+"""The results of a search: a table on the terminal, ``results.parquet``, and ``best.yaml``."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ QUALITY = (
 )  # fmt: skip
 LABEL_FREE = ("metadata", "rank_me", "uniformity", "alignment", "feature_std")
 PERCENT = ("knn", "probe", "metadata")
-FEW = 5  # trials below which a rank correlation says nothing
-SHOWN = 30  # trials on the terminal
+MIN_RANKED = 5  # trials needed for a rank correlation
+MAX_ROWS = 30  # trials on the terminal
 
 
 def ranked(outcome: Outcome) -> list[Trial]:
-    """The trials, the longest first and among equals the best."""
+    """The trials by number of epochs and score, the longest and best first."""
     sign = -1 if outcome.mode == "max" else 1
 
-    def place(trial: Trial) -> tuple[float, ...]:
+    def rank(trial: Trial) -> tuple[float, ...]:
         scored = trial.score is not None and trial.status != "failed"
         return (not scored, -trial.epoch, sign * (trial.score or 0.0), trial.number)
 
-    return sorted(outcome.trials, key=place)
+    return sorted(outcome.trials, key=rank)
 
 
 def score_text(metric: str, score: float | None) -> str:
-    """A score for people."""
+    """A score as text."""
     if score is None:
         return "-"
     return f"{score:.1%}" if metric in PERCENT else f"{score:.3f}"
 
 
 def results_table(outcome: Outcome) -> str:
-    """The trials for people, the best first."""
+    """The trials as a text table, the best first."""
     keys = list(dict.fromkeys(key for trial in outcome.trials for key in trial.values))
     others = [f for f in ("knn", "probe") if f != outcome.metric and _any(outcome, f)]
     head = ["trial", *(key.rpartition(".")[2] for key in keys), outcome.metric, *others]
     head += ["epochs", "K", "I(Z;T)", "above chance", "H(Z|T)", "time", ""]
     body = []
-    for trial in ranked(outcome)[:SHOWN]:
+    for trial in ranked(outcome)[:MAX_ROWS]:
         status = "" if trial.status == "finished" else trial.status
         words = [status, "default" if trial.default else ""]
         body.append(
@@ -84,7 +84,7 @@ def _figure(trial: Trial, key: str, form: str) -> str:
 
 
 def to_parquet(outcome: Outcome) -> bytes:
-    """One row a trial: its values, last figures, measures of its clusters, and its curve."""
+    """Parquet with one row per trial: values, last metrics, quality of its clusters, and curve."""
     trials = outcome.trials
     columns: dict[str, Any] = {
         "trial": pa.array([t.number for t in trials], pa.int32()),
@@ -109,11 +109,11 @@ def to_parquet(outcome: Outcome) -> bytes:
         "error": pa.array([t.error or None for t in trials], pa.string()),
         "curve": pa.array([[{"epoch": e, "score": s} for e, s in t.curve] for t in trials], curve),
     }
-    found = pa.table(columns).replace_schema_metadata(
+    rows = pa.table(columns).replace_schema_metadata(
         {"metric": outcome.metric, "mode": outcome.mode, "epochs": str(outcome.epochs)}
     )
     sink = io.BytesIO()
-    pq.write_table(found, sink)
+    pq.write_table(rows, sink)
     return sink.getvalue()
 
 
@@ -123,7 +123,7 @@ def _number(trial: Trial, key: str) -> float | None:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """Values of one option: plain where they are, of several granularities as text."""
+    """Values of an option; as text if some are several granularities."""
     single = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in values]
     if any(isinstance(v, tuple) for v in single):
         return pa.array([None if v is None else show(v) for v in single], pa.string())
@@ -133,28 +133,27 @@ def _column(values: Sequence[Any]) -> pa.Array:
 def best_yaml(
     config: SearchConfig, outcome: Outcome, confirmed: Outcome | None = None
 ) -> str | None:
-    """The best setting as a file for ``jobs/pretrain.py --config``; None without any score.
+    """YAML of the best setting for ``jobs/pretrain.py --config``; None if no trial has a score.
 
     Args:
-        confirmed: settings that were trained at full length, of which the best is taken.
+        confirmed: outcome of the settings trained at full length; if given, the best of these.
     """
-    of = f"{len(outcome.trials)} trials of search {outcome.name}"
+    source = f"{len(outcome.trials)} trials of search {outcome.name}"
     if confirmed is not None and confirmed.best() is not None:
-        of = f"{len(confirmed.trials)} settings that {of} left"
+        source = f"{len(confirmed.trials)} settings chosen from {source}"
         outcome = confirmed
     best = outcome.best()
     if best is None:
         return None
     error = outcome.standard_error()
-    text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
-    where = f" of {outcome.validation:,} validation images" if outcome.validation else ""
+    score = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
+    images = f" of {outcome.validation:,} validation images" if outcome.validation else ""
     comment = (
-        f"Best of {of}: {outcome.metric} {text}"
-        f"{where} after {best.epoch} epochs.\n"
+        f"Best of {source}: {outcome.metric} {score}{images} after {best.epoch} epochs.\n"
         "The best of several measured scores is optimistic; the test images have not been read.\n"
         "python jobs/pretrain.py --config best.yaml"
     )
-    # what pretrain.py implies for its demo data may not win over what was found
+    # options that pretrain.py implies for its demo data must not replace these
     implied = () if config.data.path else ("clusters.top-k", "train.epochs", "compare")
     return to_yaml(config.best(best.values), comment, (*best.values, *implied))
 
@@ -162,37 +161,37 @@ def best_yaml(
 def correlations(
     evaluations: Mapping[str, Mapping[int, Mapping[str, float]]], metric: str
 ) -> tuple[dict[str, float], str]:
-    """How label-free figures would have ranked the trials.
+    """How label-free metrics would have ranked the trials.
 
     Args:
-        evaluations: trial → epoch → figures.
+        evaluations: trial → epoch → metrics.
 
     Returns:
-        Figure → Spearman's rank correlation with the metric over all trials that were evaluated
-        after the latest epoch that half of them reached (better = larger for every figure), and
-        that epoch in words. Empty with fewer than five such trials.
+        Label-free metric → Spearman's rank correlation with ``metric``, signs turned so that larger
+        is better, and in words the trials compared: those evaluated at the latest epoch that half
+        of all trials reached. Empty with fewer than five such trials.
     """
-    epochs = sorted({epoch for of_trial in evaluations.values() for epoch in of_trial})
-    enough = max(FEW, (len(evaluations) + 1) // 2)
+    epochs = sorted({epoch for by_epoch in evaluations.values() for epoch in by_epoch})
+    enough = max(MIN_RANKED, (len(evaluations) + 1) // 2)
     for epoch in reversed(epochs):
         rows = [e[epoch] for e in evaluations.values() if epoch in e and metric in e[epoch]]
         if len(rows) >= enough:
             break
     else:
         return {}, ""
-    found = {}
+    ranks = {}
     for key in LABEL_FREE:
         if key == metric or not all(key in row for row in rows):
             continue
         sign = -1 if key in ("uniformity", "alignment") else 1
         rho = spearman([sign * row[key] for row in rows], [row[metric] for row in rows])
         if rho is not None:
-            found[key] = rho
-    return found, f"{len(rows)} trials after epoch {epoch}"
+            ranks[key] = rho
+    return ranks, f"{len(rows)} trials after epoch {epoch}"
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where one side is constant."""
+    """Spearman's rank correlation, ties at their mean rank; None if one side is constant."""
     x, y = _ranks(np.asarray(a, float)), _ranks(np.asarray(b, float))
     if x.std() == 0 or y.std() == 0:
         return None

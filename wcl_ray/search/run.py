@@ -1,7 +1,7 @@
 """The driver of a search: clusters of all candidates → kept images → trials → results.
 
-The search folder holds ``config.json``, ``space.json``, ``trials.json`` (what is known of every
-trial), ``trials/ID`` (their run folders), ``tune`` (Ray Tune's own state) and the results.
+The search folder holds ``config.json``, ``space.json``, ``trials.json`` (the record of the trials),
+``trials/ID`` (their run folders), ``tune`` (Ray Tune's state) and the results.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import ray
-from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import FILE
 from wcl_ray.clusters.metadata import columns_of
@@ -25,21 +24,21 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.registry import KINDS
-from wcl_ray.runs.capacity import capacity
+from wcl_ray.runs.capacity import capacity, check_batch
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.moved import TRAIN, check_moves, facts_of, facts_of_tests
+from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary, sorted_ids
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
-from wcl_ray.search.confirm import CHOSEN, CONFIRM, in_words, look_up, run_confirm
+from wcl_ray.search.confirm import CHOSEN, CONFIRM, describe, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
-from wcl_ray.search.neighbours import CAVEAT, judged, read_attributes
+from wcl_ray.search.neighbours import CAVEAT, can_judge, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
 from wcl_ray.search.record import Record, stored_count
+from wcl_ray.search.resources import plan_resources
 from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
-from wcl_ray.search.share import plan_share
 from wcl_ray.search.space import (
     Dimension,
     default_dimensions,
@@ -57,10 +56,10 @@ Page = Callable[[Outcome], str]  # HTML of the report
 
 
 def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Outcome:
-    """Run, continue or look up a search; prints its progress.
+    """Start, continue or look up a search; prints its progress.
 
     Args:
-        page: the HTML of the report, written after each trial and at the end.
+        page: renders the report, which is written after each trial and at the end.
         assets: files that the page loads from its folder, name → content, written once.
 
     Raises:
@@ -75,7 +74,7 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
             show(folder, outcome, look_up(folder, config, _granularity(config, given)))
             return outcome
         check_paths(config.data)
-        for d in default_dimensions(given):  # what cannot be trained is found at once
+        for d in default_dimensions(given):  # settings that cannot be trained are an error now
             for point in d.points(2):
                 _check(config, d, point)
         check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
@@ -87,22 +86,21 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
             )
     put()
     restarts = sum(trial.restarts for trial in outcome.trials)
-    runs = [folder / f"{part}trials" for part in ("", f"{CONFIRM}/")]
-    usage.report(worker_figures([where / name for where in runs for name in where.names()]))
+    trials = [folder / "trials", folder / f"{CONFIRM}/trials"]
+    usage.report(worker_figures([runs / name for runs in trials for name in runs.names()]))
     say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
     show(folder, outcome, look_up(folder, config, outcome.granularity))
     return outcome
 
 
 def _search(
-    found: SearchConfig,
+    config: SearchConfig,
     folder: Folder,
     given: dict[str, Dimension],
     usage: ResourceSummary,
     write: Callable[[Folder, Outcome], None],
 ) -> Outcome:
-    """The search itself, on a cluster that is joined."""
-    config = found
+    """Run the search on the connected cluster."""
     images = open_images(config.data, config.storage, config.seed, config.validation)
     say("images", images.train.describe())
     if images.label is not None:
@@ -110,7 +108,7 @@ def _search(
             warn(text)
     if config.metric == "auto" and config.objective == "rank_me":
         warn(
-            "no label and no metadata: rank_me decides, which ranks runs badly "
+            "no label and no metadata: the objective is rank_me, which ranks runs badly "
             "(see docs/results.md)"
         )
     if config.objective == "metadata":
@@ -121,35 +119,35 @@ def _search(
         granularities = find_granularities(config, images, given, folder)
     dimensions = default_dimensions(given)
     if granularities.dimension is not None:
-        own = granularities.dimension
-        dimensions = [dimensions[0], own, *(d for d in dimensions[1:] if d.key != own.key)]
+        searched = granularities.dimension
+        others = [d for d in dimensions[1:] if d.key != searched.key]
+        dimensions = [dimensions[0], searched, *others]
     for d in dimensions:
         say("search", f"{d.key}: {d.describe()}")
-    if config.sampler == "grid":  # too many cells are an error before any work
+    if config.sampler == "grid":  # too many cells are an error now
         say("grid", f"{len(grid(dimensions, config.trials))} cells")
-    if folder.exists("config.json") and not config.resume:  # by a job that took this one for lost
+    if folder.exists("config.json") and not config.resume:  # a job took this one for dead
         raise UserError(f"{folder.uri} holds a search already; choose another --name")
     if folder.exists("config.json"):
-        check_moves(folder, found.data, images, stored_count(folder))
+        check_moves(folder, config.data, images, stored_count(folder))
     with usage.stage("stream"):
-        prepared = _prepare(config, images, granularities, folder, tuple(dimensions))
-    setup = prepared.setup
-    claim(folder, found, {TRAIN: facts_of(ray.get(setup.ids))} | facts_of_tests(images))
+        setup = _prepare(config, images, granularities, folder, tuple(dimensions))
+    claim(folder, config, {TRAIN: id_summary(ray.get(setup.ids))} | eval_id_summary(images))
     if not folder.exists(FILE):
         folder.write(FILE, granularities.base.to_parquet())
     space = [asdict(d) for d in dimensions]
     if folder.exists(SPACE) and not _same_space(json.loads(folder.read(SPACE)), space):
         raise UserError(
-            f"the space that is searched is no longer that of {folder.uri}/{SPACE}; have the data "
-            "changed? Start a new search under another --name"
+            f"the search space differs from that in {folder.uri}/{SPACE}; have the data changed? "
+            "Start a new search under another --name"
         )
     folder.write(SPACE, json.dumps(space, indent=1).encode())
     record = Record(folder, config, setup.granularity)
     measured = min(setup.counts[1], config.evaluate.max_images)
     record.validation = measured if config.objective in ("knn", "probe", "metadata") else 0
-    record.facts = _facts(config, images, setup, prepared)
-    say("trials", f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}")
-    if not folder.exists(f"{CONFIRM}/{CHOSEN}"):  # else all trials have ended before
+    record.details = _details(config, images, setup)
+    say("trials", record.details["trials"])
+    if not folder.exists(f"{CONFIRM}/{CHOSEN}"):  # if it exists, all trials have ended
         with usage.stage("trials"):
             if run_trials(setup, record, lambda: write(folder, record.outcome())):
                 raise KeyboardInterrupt
@@ -165,54 +163,53 @@ def _search(
         if interrupted:
             raise KeyboardInterrupt
     if confirmed is not None:
-        record.facts["at full length"] = in_words(confirmed)
+        record.details["at full length"] = describe(confirmed)
         record.write()
         outcome = record.outcome()
     write(folder, outcome)
-    for where, of_search in ((folder, outcome), (folder / CONFIRM, confirmed)):
-        for trial in of_search.trials if of_search else ():  # their encoders stay
-            rounds = where / f"trials/{trial.id}/rounds"
+    for parent, finished in ((folder, outcome), (folder / CONFIRM, confirmed)):
+        for trial in finished.trials if finished else ():  # remove checkpoints, keep encoders
+            rounds = parent / f"trials/{trial.id}/rounds"
             for name in rounds.names():
                 (rounds / f"{name}/train").remove()
-    best = best_yaml(found, outcome, confirmed)
+    best = best_yaml(config, outcome, confirmed)
     assert best is not None
     folder.write(BEST, best.encode())
     return outcome
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    setup: Setup
-    stream: str
-
-
 def _prepare(
     config: SearchConfig,
     images: Images,
-    found: Granularities,
+    granularities: Granularities,
     folder: Folder,
     dimensions: tuple[Dimension, ...],
-) -> _Prepared:
+) -> Setup:
     """Keep the images, and put what all trials need into the object store."""
     label = [images.label] if images.label else []
-    ids = {side: _ids(images.metadata((), training=side)) for side in (True, False)}
-    for side, name in ((True, "training"), (False, "validation")):
-        least = _largest_batch(config, dimensions) if side else 2
-        if len(ids[side]) < least:
-            hint = "change --validation or lower train.batch-size" if side else "raise --validation"
-            raise UserError(f"there are {len(ids[side])} {name} images, fewer than {least}; {hint}")
-    if not np.array_equal(np.union1d(ids[True], ids[False]), found.base.ids):
+    train_ids, test_ids = (
+        sorted_ids(images.metadata((), training=side).select_columns([ID]).to_arrow_refs())
+        for side in (True, False)
+    )
+    batch = _largest_batch(config, dimensions)
+    for ids, side, least, hint in (
+        (train_ids, "training", batch, "change --validation or lower train.batch-size"),
+        (test_ids, "validation", 2, "raise --validation"),
+    ):
+        if len(ids) < least:
+            raise UserError(f"there are {len(ids)} {side} images, fewer than {least}; {hint}")
+    if not np.array_equal(np.union1d(train_ids, test_ids), granularities.base.ids):
         raise UserError(
             f"{folder.uri}/{FILE} is not of these images; have the data changed? Start a new "
             "search under another --name"
         )
     rows = images.whole().train.images(label)
     grows = capacity(config.scale).grows
-    train = plan_stream(rows, ids[True], config.data, grows=grows)
+    train = plan_stream(rows, train_ids, config.data, grows=grows)
     say("stream", train.reason)
     kept: tuple[Stream, Stream] | None = None
     if train.mode != "streaming":
-        kept = (train, plan_stream(rows, ids[False], config.data, grows=grows))
+        kept = (train, plan_stream(rows, test_ids, config.data, grows=grows))
         faults = [*train.faults, *kept[1].faults]
         if faults:
             add_faults(folder, faults)
@@ -220,74 +217,63 @@ def _prepare(
                 "faults",
                 f"{len(faults)} unreadable images are left out, see {folder.uri}/faults.jsonl",
             )
-    compared = None
+    attributes = None
     if config.has_metadata:
         known, bits = read_attributes(config, images)
-        if config.objective == "metadata" and not judged(known, bits, ids[False]):
+        if config.objective == "metadata" and not can_judge(known, bits, test_ids):
             raise UserError(
-                "metric metadata: no attribute is had by five validation images and lacked by five "
-                "others; raise --validation, or use another --metric"
+                "metric metadata needs an attribute that five validation images have and five "
+                "others lack; raise --validation, or use another --metric"
             )
-        compared = (ray.put(known), ray.put(bits))
-    setup = Setup(
+        attributes = (ray.put(known), ray.put(bits))
+    labels = granularities.labels
+    return Setup(
         config=config,
         folder=folder,
         dimensions=dimensions,
-        granularity=found.dimension.key if found.dimension else None,
+        granularity=granularities.dimension.key if granularities.dimension else None,
         images=images,
         kept=kept,
-        counts=(len(ids[True]), len(ids[False])),
-        base=ray.put(found.base),
-        labels=None if found.labels is None else ray.put(found.labels),
-        columns=found.columns,
-        quality={value: q.to_dict() for value, q in found.quality.items()},
-        ids=ray.put(ids[True]),
-        metadata=compared,
-        share=plan_share(config, streamed=kept is None),
+        counts=(len(train_ids), len(test_ids)),
+        base=ray.put(granularities.base),
+        labels=None if labels is None else ray.put(labels),
+        columns=granularities.columns,
+        quality={value: q.to_dict() for value, q in granularities.quality.items()},
+        ids=ray.put(train_ids),
+        metadata=attributes,
+        resources=plan_resources(config, streamed=kept is None),
         shared=Shared(),
     )
-    return _Prepared(setup, train.reason)
 
 
 def _largest_batch(config: SearchConfig, dimensions: tuple[Dimension, ...]) -> int:
-    """The largest global batch of any trial."""
+    """The largest global batch size of any trial."""
     sizes = [d.decode(p) for d in dimensions if d.key == "train.batch-size" for p in d.points(2)]
     return max(sizes or [config.train.batch_size])
 
 
 def _same_space(stored: list[dict[str, Any]], space: list[dict[str, Any]]) -> bool:
-    """Whether a stored space, perhaps of a version with other fields, is this one."""
-    now = json.loads(json.dumps(space))
-    both = zip(stored, now, strict=False)
-    return len(stored) == len(now) and all(
-        old[field] == new[field] for old, new in both for field in old.keys() & new.keys()
+    """Whether a stored space equals this one, in the fields that both versions have."""
+    current = json.loads(json.dumps(space))
+    pairs = zip(stored, current, strict=False)
+    return len(stored) == len(current) and all(
+        old[field] == new[field] for old, new in pairs for field in old.keys() & new.keys()
     )
-
-
-def _ids(rows: Dataset) -> np.ndarray:
-    """int64 (N,), sorted."""
-    refs = rows.select_columns([ID]).to_arrow_refs()
-    parts = [table[ID].to_numpy() for table in ray.get(refs) if table.num_rows]
-    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
     try:
         trial = config.of_trial({dimension.key: dimension.decode(point)})
-    except ValueError as error:  # it does not go with the other options
+    except ValueError as error:  # it conflicts with other options
         raise UserError(f"search.{dimension.key}: {error}") from None
-    most = (trial.scale.range() or (1, 1))[1]
-    if trial.train.batch_size < 2 * most:
-        raise UserError(
-            f"search.train.batch-size {trial.train.batch_size} is too small for {most} workers: "
-            "each needs at least 2 images of a batch"
-        )
+    workers = (trial.scale.range() or (1, 1))[1]
+    check_batch(trial.train.batch_size, workers, "search.train.batch-size")
     if dimension.key.startswith("model."):
         check_backbone(EncoderSpec(trial.model, trial.data.image_size, trial.loss.dual))
 
 
 def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:
-    """Whether the clusters of every value can be made of the columns there are."""
+    """Raise if the clusters of a value cannot be built from the columns of the data."""
     key = dimension.key
     if not key.startswith("clusters."):
         return
@@ -298,11 +284,11 @@ def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -
             images.train.check_columns(clusters.columns, f"search.{key}")
         columns_of(clusters, images.label, images.available)
         kinds.append(clusters.kind)
-    own = {kind for kind in KINDS.names() if granularity_option(kind) == key}
-    if own and not own & set(kinds):
+    affected = {kind for kind in KINDS.names() if granularity_option(kind) == key}
+    if affected and not affected & set(kinds):
         raise UserError(
             f"search.{key} has no effect on clusters of kind {config.clusters.kind}; it is for "
-            f"{' and '.join(sorted(own))}"
+            f"{' and '.join(sorted(affected))}"
         )
 
 
@@ -310,27 +296,25 @@ def _granularity(config: SearchConfig, given: dict[str, Dimension]) -> str | Non
     return None if "clusters.kind" in given else granularity_option(config.clusters.kind)
 
 
-def _facts(
-    config: SearchConfig, images: Images, setup: Setup, prepared: _Prepared
-) -> dict[str, str]:
-    train, held = setup.counts
-    facts = {
+def _details(config: SearchConfig, images: Images, setup: Setup) -> dict[str, str]:
+    train, validation = setup.counts
+    details = {
         "data": images.train.describe(),
         "clusters": config.clusters.kind,
-        "images": f"{train:,} for training, {held:,} for validation"
+        "images": f"{train:,} for training, {validation:,} for validation"
         + (f", {config.data.split_by} kept whole" if config.data.split_by else ""),
-        "trials": f"{config.trials} of {config.epochs} epochs, {setup.share.describe()}",
+        "trials": f"{config.trials} of {config.epochs} epochs, {setup.resources.describe()}",
         "sampler": config.sampler,
         "early stopping": config.scheduler
         + (f", from epoch {config.least_epochs}" if config.scheduler != "none" else ""),
         "seed": str(config.seed),
     }
-    facts |= {f"search {d.key}": d.describe() for d in setup.dimensions}
+    details |= {f"search {d.key}": d.describe() for d in setup.dimensions}
     if setup.metadata is not None:
-        facts["metadata agreement"] = CAVEAT
+        details["metadata agreement"] = CAVEAT
     if config.data.label:
-        facts["label"] = config.data.label
-    return facts
+        details["label"] = config.data.label
+    return details
 
 
 def _write(folder: Folder, outcome: Outcome, page: Page, assets: Mapping[str, bytes]) -> None:
@@ -342,15 +326,15 @@ def _write(folder: Folder, outcome: Outcome, page: Page, assets: Mapping[str, by
 
 
 def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> None:
-    """Print the trials, those at full length, and where everything is."""
+    """Print the trials, those at full length, and the paths of the results."""
     put(f"\n{results_table(outcome)}\n")
     for key, rho in outcome.correlations.items():
         say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
     if outcome.metric == "metadata" or "metadata" in outcome.correlations:
         say("metadata", CAVEAT)
-    which = "trial"
+    topic = "trial"
     if confirmed is not None and confirmed.best() is not None:
-        which = "full"
+        topic = "full"
         put(f"\nat full length\n{results_table(confirmed)}\n")
         outcome = replace(confirmed, seconds=outcome.seconds)
     best = outcome.best()
@@ -359,6 +343,6 @@ def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> 
         return
     error = outcome.standard_error()
     text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
-    say("best", f"{which} {best.number}: {outcome.metric} {text}")
+    say("best", f"{topic} {best.number}: {outcome.metric} {text}")
     say("search", f"{folder.uri} ({outcome.seconds:.0f} s), see {folder.uri}/{PAGE}")
     say("next", f"python jobs/pretrain.py --config {folder.uri}/{BEST}")

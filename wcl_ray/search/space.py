@@ -1,7 +1,7 @@
-"""What is searched: the grammar of spaces, and points of them.
+"""The search space: its grammar, its dimensions and their points.
 
-The sampler sees numbers only. A list of values is searched by its index (in rising order where the
-values are numbers, so that neighbours are near), a range by the number itself.
+The sampler sees numbers only. A list of values is searched by index (numbers in rising order, so
+that similar values are neighbours), a range by the number itself.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Dimension:
 
     Attributes:
         key: dotted, with dashes.
-        kind: float, int, or values.
-        low, high: of a range, both included. log: evenly spread over its logarithm.
+        kind: float or int for a range, values for a list.
+        low, high: of a range, both included. log: the range is logarithmic.
         values: of a list.
     """
 
@@ -53,14 +53,14 @@ class Dimension:
     values: tuple[Any, ...] = ()
 
     def decode(self, point: Any) -> Any:
-        """Value of the option for what the sampler proposed."""
+        """The value of the option at a point of the sampler."""
         if self.kind == "values":
             return self.values[int(point)]
         value = int(point) if self.kind == "int" else float(point)
         return (value,) if _takes_several(self.key) else value
 
     def encode(self, value: Any) -> Any | None:
-        """What the sampler would have to propose; None where the value lies outside."""
+        """The point of a value, None if the value lies outside."""
         if self.kind == "values":
             return self.values.index(value) if value in self.values else None
         if isinstance(value, tuple):
@@ -70,23 +70,21 @@ class Dimension:
         return value if self.low <= value <= self.high else None
 
     def points(self, count: int) -> list[Any]:
-        """Points for a grid: all of a list, else ``count`` of the range."""
+        """Points for a grid: all of a list, or ``count`` of a range."""
         if self.kind == "values":
             return list(range(len(self.values)))
         spaced = np.geomspace if self.log else np.linspace
-        found = [float(x) for x in spaced(self.low, self.high, count)]
+        points = [float(x) for x in spaced(self.low, self.high, count)]
         if self.kind == "int":
-            return sorted({round(x) for x in found})
-        return [min(self.high, max(self.low, float(f"{x:.4g}"))) for x in found]
+            return sorted({round(x) for x in points})
+        return [min(self.high, max(self.low, float(f"{x:.4g}"))) for x in points]
 
     def describe(self) -> str:
-        """For people."""
+        """The values in words, for a line of output."""
         if self.kind == "values":
             return ", ".join(show(value) for value in self.values)
-        how = "log-" if self.log else ""
-        return (
-            f"{how}{'integer' if self.kind == 'int' else 'uniform'} {self.low:g} to {self.high:g}"
-        )
+        kind = ("log-" if self.log else "") + ("integer" if self.kind == "int" else "uniform")
+        return f"{kind} {self.low:g} to {self.high:g}"
 
 
 def granularity_option(kind: str) -> str | None:
@@ -96,7 +94,7 @@ def granularity_option(kind: str) -> str | None:
 
 
 def show(value: Any) -> str:
-    """A value for people, as the command line takes it."""
+    """A value as text, as the command line takes it."""
     if isinstance(value, (tuple, list)):
         return "+".join(show(v) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -106,29 +104,29 @@ def given_dimensions(given: Sequence[str]) -> dict[str, Dimension]:
     """The dimensions of ``KEY=SPACE`` texts.
 
     Raises:
-        UserError: an unknown key or one that trials cannot differ in, a space that is none, or a
-            value that the option does not take.
+        UserError: an unknown key or one that trials cannot differ in, an invalid space, or a value
+            that the option does not take.
     """
-    found = {}
+    dimensions = {}
     for text in given:
         key, _, space = text.partition("=")
         _check_key(key)
-        found[key] = parse_space(key, space)
-    return found
+        dimensions[key] = parse_space(key, space)
+    return dimensions
 
 
 def default_dimensions(given: dict[str, Dimension]) -> list[Dimension]:
-    """Temperature first, then what was given; the granularity's default needs the data."""
-    both = dict(given)
-    both.setdefault(TEMPERATURE, parse_space(TEMPERATURE, DEFAULT_TEMPERATURE))
-    return [both.pop(TEMPERATURE), *both.values()]
+    """The dimensions before the data are read: temperature, then the given ones. The default of
+    the granularity needs the data."""
+    dimensions = {TEMPERATURE: parse_space(TEMPERATURE, DEFAULT_TEMPERATURE)} | given
+    return list(dimensions.values())
 
 
 def parse_space(key: str, text: str) -> Dimension:
-    """One space; see ``--search`` of the options for the grammar.
+    """Parse one space; the help of ``--search`` has the grammar.
 
     Raises:
-        UserError: naming the option and what is wrong.
+        UserError: an invalid space, or a value that the option does not take.
     """
     name, colon, rest = text.partition(":")
     if colon and name in RANGES:
@@ -137,14 +135,14 @@ def parse_space(key: str, text: str) -> Dimension:
         kinds = ", ".join(f"{kind}:LOW:HIGH" for kind in RANGES)
         raise UserError(f"search.{key} {text!r}: a space is {kinds}, or values A,B,C")
     listed = rest if name == "choice" and colon else text
-    values = [_value(key, part.strip()) for part in listed.split(",") if part.strip()]
+    values = [_value(key, item.strip()) for item in listed.split(",") if item.strip()]
     if not values:
         raise UserError(f"search.{key} {text!r} holds no value")
     return listing(key, values)
 
 
 def listing(key: str, values: Sequence[Any]) -> Dimension:
-    """A list of values; numbers are put in rising order, repeated ones left out."""
+    """The dimension of a list of values, numbers in rising order, without duplicates."""
     unique = list(dict.fromkeys(values))
     if all(isinstance(v, (int, float, tuple)) and not isinstance(v, bool) for v in unique):
         unique.sort(key=lambda v: v if isinstance(v, tuple) else (v,))
@@ -156,18 +154,18 @@ def listing(key: str, values: Sequence[Any]) -> Dimension:
 
 
 def spaced(low: int, high: int, most: int) -> list[int]:
-    """At most so many integers from low to high, evenly spread over the logarithm."""
+    """At most ``most`` integers from low to high, evenly spaced on a logarithmic scale."""
     if high - low < most:
         return list(range(low, high + 1))
     return sorted({round(x) for x in np.geomspace(low, high, most)})
 
 
 def grid(dimensions: Sequence[Dimension], trials: int) -> list[dict[str, Any]]:
-    """Every combination: all values of lists, and as many points of each range as keep the number
-    of cells within ``trials`` (at least two).
+    """The cells of a full grid: all values of lists, and as many points of each range, at least
+    two, as keep the number of cells within ``trials``.
 
     Raises:
-        UserError: the lists alone make more cells than trials.
+        UserError: the smallest grid has more cells than trials.
     """
     lists = math.prod(len(d.values) for d in dimensions if d.kind == "values")
     ranges = sum(d.kind != "values" for d in dimensions)
@@ -187,19 +185,14 @@ def grid(dimensions: Sequence[Dimension], trials: int) -> list[dict[str, Any]]:
 
 
 def decode(dimensions: Sequence[Dimension], points: dict[str, Any]) -> dict[str, Any]:
-    """Option → value for what the sampler proposed."""
+    """Option → value at a point of the sampler."""
     return {d.key: d.decode(points[d.key]) for d in dimensions}
 
 
 def encode(dimensions: Sequence[Dimension], config: Config) -> dict[str, Any] | None:
-    """The point of a configuration; None where it lies outside of the space."""
-    found = {}
-    for d in dimensions:
-        point = d.encode(get(config, d.key))
-        if point is None:
-            return None
-        found[d.key] = point
-    return found
+    """The point of a configuration, None if it lies outside the space."""
+    points = {d.key: d.encode(get(config, d.key)) for d in dimensions}
+    return None if None in points.values() else points
 
 
 def get(config: Config, key: str) -> Any:
@@ -213,8 +206,8 @@ def _check_key(key: str) -> None:
     if key in known:
         return
     if key in keys(Config):
-        why = "sets the length of trials" if key in FIXED else "is the same for all trials"
-        raise UserError(f"search.{key}: this option {why} and cannot be searched")
+        reason = "sets the length of trials" if key in FIXED else "is the same for all trials"
+        raise UserError(f"search.{key}: this option {reason} and cannot be searched")
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; pretrain.py --help lists the options"
     raise UserError(f"search.{key}: there is no such option{hint}")
@@ -233,39 +226,39 @@ def _takes_several(key: str) -> bool:
 def _range(key: str, name: str, rest: str) -> Dimension:
     kind, log = RANGES[name]
     try:
-        low, high = (float(part) for part in rest.split(":"))
+        low, high = (float(end) for end in rest.split(":"))
     except ValueError:
         raise UserError(f"search.{key} {name}:{rest}: expected {name}:LOW:HIGH, numbers") from None
-    wanted = _type(key)
-    inner = typing.get_args(wanted)[0] if _takes_several(key) else wanted
+    option = _type(key)
+    inner = typing.get_args(option)[0] if _takes_several(key) else option
     if inner not in (int, float) or (inner is int and kind == "float"):
-        what = "an integer; use int or logint" if inner is int else "no number; give values A,B,C"
-        raise UserError(f"search.{key} {name}:{rest}: the option is {what}")
+        problem = "an integer; use int or logint" if inner is int else "not a number; use A,B,C"
+        raise UserError(f"search.{key} {name}:{rest}: the option is {problem}")
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise UserError(f"search.{key} {name}:{rest}: LOW has to be below HIGH")
+        raise UserError(f"search.{key} {name}:{rest}: LOW must not be above HIGH")
     if log and low <= 0:
-        raise UserError(f"search.{key} {name}:{rest}: LOW of a logarithmic range is above 0")
+        raise UserError(f"search.{key} {name}:{rest}: LOW of a logarithmic range must be above 0")
     if kind == "int" and not (low.is_integer() and high.is_integer()):
-        raise UserError(f"search.{key} {name}:{rest}: LOW and HIGH are integers")
-    found = Dimension(key, "int" if kind == "int" else "float", low, high, log)
+        raise UserError(f"search.{key} {name}:{rest}: LOW and HIGH must be integers")
+    dimension = Dimension(key, "int" if kind == "int" else "float", low, high, log)
     for end in (low, high):
-        _check_value(key, found.decode(end))
-    return found
+        _check_value(key, dimension.decode(end))
+    return dimension
 
 
 def _value(key: str, text: str) -> Any:
     kind = _type(key)
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
-        return tuple(_one(key, inner, part) for part in text.split("+"))
-    return _one(key, kind, text)
+        return tuple(_scalar(key, inner, item) for item in text.split("+"))
+    return _scalar(key, kind, text)
 
 
-def _one(key: str, kind: Any, text: str) -> Any:
+def _scalar(key: str, kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is Literal:
         options = typing.get_args(kind)
         if text not in options:
-            raise UserError(f"search.{key}: {text!r} is none of {', '.join(options)}")
+            raise UserError(f"search.{key}: {text!r} is not one of {', '.join(options)}")
         return text
     try:
         if kind is bool:
@@ -279,11 +272,10 @@ def _one(key: str, kind: Any, text: str) -> Any:
 
 
 def _check_value(key: str, value: Any) -> None:
-    """The option's own limits; those that depend on other options are checked by the trial."""
+    """Check the option's own limits; the trial checks those that depend on other options."""
     section = key.split(".")[0]
-    blank = Config()
     try:
-        with_value(blank, key, value)
+        with_value(Config(), key, value)
     except ValueError as error:
         if str(error).startswith(section):
             raise UserError(f"search.{key} {show(value)}: {error}") from None

@@ -30,7 +30,7 @@ from wcl_ray.runs.shared import Shared
 from wcl_ray.search.granularity import restricted
 from wcl_ray.search.neighbours import metadata_figure
 from wcl_ray.search.options import SearchConfig
-from wcl_ray.search.share import TrialResources
+from wcl_ray.search.resources import TrialResources
 from wcl_ray.search.space import Dimension, decode
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
@@ -43,20 +43,20 @@ FAILURE, QUALITY, FINAL = "failure.json", "quality.json", "evaluation.json"
 
 @dataclass(frozen=True)
 class Setup:
-    """What all trials share.
+    """What all trials of a search have in common.
 
     Attributes:
         folder: of the search.
-        images: with the validation share set aside.
-        kept: training and validation images in the object store, with the label; None: read again.
-        counts: number of training and of validation images.
+        images: split into training and validation.
+        kept: training and validation images in the object store, with the label; None if streamed.
+        counts: numbers of training and of validation images.
         base: reference to the clusters of all images (see ``Granularities``).
         labels: reference to int32 (N,), their labels, or None.
         columns: searched granularity → its columns of ``base``.
         ids: reference to int64 (N,), sorted ids of the training images.
         metadata: references to ids and attributes that neighbours are compared by, or None.
-        quality: searched granularity → measures of its clusters.
-        shared: what a trial has made and others may use.
+        quality: searched granularity → quality of its clusters.
+        shared: cache of results that several trials need.
     """
 
     config: SearchConfig
@@ -72,46 +72,47 @@ class Setup:
     quality: dict[Any, dict[str, Any]]
     ids: Any
     metadata: tuple[Any, Any] | None
-    share: TrialResources
+    resources: TrialResources
     shared: Shared
 
 
 class StorageRefused(ray.exceptions.RayActorError):
-    """The storage refused a trial something that only a person can mend. For Tune its process was
-    preempted, which is never what a trial is given up for: the search ends (see
-    :class:`wcl_ray.search.tuner.ProgressCallback`), and the trial goes on with it."""
+    """The storage refused something, and only the user can fix it. To Tune the trial's process was
+    preempted, which does not count as a failure: the search ends (see
+    :class:`wcl_ray.search.tuner.ProgressCallback`), and the trial continues when that does."""
 
     def __init__(self, text: str) -> None:
         super().__init__(error_msg=text, preempted=True)
 
 
 def trial_folder(search: Folder, trial: str) -> Folder:
+    """The run folder of a trial."""
     return search / f"trials/{trial}"
 
 
 def run_trial(points: dict[str, Any], setup: Setup) -> None:
-    """The trainable: train with the proposed setting, or go on where the trial was stopped.
+    """The trainable of Tune: train with the proposed setting, or continue a stopped trial.
 
     Args:
-        points: of the sampler.
+        points: of the sampler, one for each dimension.
     """
     name = tune.get_context().get_trial_id()
     folder = trial_folder(setup.folder, name)
     try:
         folder.delete(FAILURE)  # of an earlier attempt
         _train(decode(setup.dimensions, points), setup, name, folder)
-    except Exception as error:  # kept for people: Tune's own file holds Ray's whole traceback
+    except Exception as error:  # Tune's own file holds the traceback of Ray's processes, too
         fault = final_error(object_store_full(error) or error)
         if fault is not None and str(fault).endswith(THEN_RESUME):
             raise StorageRefused(str(fault)) from None
-        words = _in_words(find_user_error(error) or limit_reached(error) or error)
-        folder.write(FAILURE, json.dumps(words).encode())
-        if fault is None:  # else the same again would fail the same way
+        failure = _failure(find_user_error(error) or limit_reached(error) or error)
+        folder.write(FAILURE, json.dumps(failure).encode())
+        if fault is None:  # a retry may succeed
             raise
 
 
-def _in_words(error: Exception) -> dict[str, str]:
-    """One line on a failure and, where the user cannot mend it, the traceback."""
+def _failure(error: Exception) -> dict[str, str]:
+    """One line about an error and, unless the user can fix it, the traceback."""
     if isinstance(error, (UserError, StorageError)):
         return {"error": str(error)}
     if isinstance(error, TrainingError):
@@ -141,7 +142,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         config.data.stored_size,
         config.seed,
         kept=setup.kept,
-        cpus=setup.share.spare,
+        cpus=setup.resources.spare,
         probe=setup.config.objective == "probe",
         extra_metrics=_extra_metrics(setup),
     )
@@ -153,7 +154,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         base,
         evaluator,
         name,
-        setup.share.scale,
+        setup.resources.scale,
         on_evaluation=reporter.during,
         shared=setup.shared,
         known_labels=_labels(setup, base.ids),
@@ -164,7 +165,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         measures = last["quality"][0]
     folder.write(QUALITY, json.dumps(measures).encode())
     if not folder.exists(FINAL):
-        figures = logged_figures(evaluator.measure(folder.read(ENCODER), setup.share.scale.gpu))
+        figures = logged_figures(evaluator.measure(folder.read(ENCODER), setup.resources.scale.gpu))
         figures["clusters"] = float(assignment.clusters[:, 0].max(initial=-1) + 1)
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))
@@ -172,12 +173,12 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
 
 
 class _Reporter:
-    """Tells Tune of every evaluation once, those before a restart included: the driver that knew
-    them may be gone."""
+    """Reports every evaluation to Tune once, also those before a restart: the driver may be a new
+    one."""
 
     def __init__(self, setup: Setup, folder: Folder) -> None:
         self._metric, self._folder = setup.config.objective, folder
-        self._told = 0
+        self._last = 0
 
     def replay(self) -> None:
         for row in MetricsLog(self._folder).rows:
@@ -185,13 +186,13 @@ class _Reporter:
                 self.during(row)
 
     def during(self, row: Row) -> None:
-        """After the evaluation of a checkpoint."""
+        """Report the evaluation of a checkpoint."""
         self.report(row["epoch"], {k: v for k, v in row.items() if k not in ("epoch", "step")})
 
     def report(self, epoch: int, figures: dict[str, Any]) -> None:
-        if epoch <= self._told:
+        if epoch <= self._last:
             return
-        self._told = epoch
+        self._last = epoch
         if self._metric not in figures:
             raise UserError(f"the evaluation gives no {self._metric}")
         tune.report({"epoch": epoch, "score": figures[self._metric], **figures})
@@ -200,38 +201,39 @@ class _Reporter:
 def _clusters(
     config: Config, values: dict[str, Any], setup: Setup
 ) -> tuple[Assignment, dict[str, Any]]:
-    """Clusters of the training images, and their measures. Those that the search has made, or
-    another trial, are not made again."""
+    """Clusters of the training images, and their quality. Clusters that the search or another trial
+    has built are not built again."""
     ids: np.ndarray = ray.get(setup.ids)
     value = values.get(setup.granularity) if setup.granularity else None
     if value not in setup.columns and None in setup.columns:  # of features: all singletons
         value = None
-    made_of = _made_of(config.clusters, setup.granularity)
-    if value in setup.columns and made_of == _made_of(setup.config.clusters, setup.granularity):
+    key = _clusters_key(config.clusters, setup.granularity)
+    if value in setup.columns and key == _clusters_key(setup.config.clusters, setup.granularity):
         base = ray.get(setup.base)
         if config.clusters.samples_per_cluster == setup.config.clusters.samples_per_cluster:
             return restricted(base, setup.columns[value], ids), setup.quality.get(value, {})
         table = restricted(base, setup.columns[value], base.ids)
     else:
 
-        def make() -> Assignment:
+        def build() -> Assignment:
             return build_clusters(config, setup.images.whole(), show=False)[0].assignment
 
-        table = setup.shared.value(f"clusters of {_made_of(config.clusters, None)}", make)
+        table = setup.shared.value(f"clusters of {_clusters_key(config.clusters, None)}", build)
     return table.restrict(ids), qualities(table, _labels(setup, table.ids), config)[0].to_dict()
 
 
-def _made_of(clusters: ClustersConfig, granularity: str | None) -> ClustersConfig:
-    """The options without those that clusters outside of rounds do not depend on."""
+def _clusters_key(clusters: ClustersConfig, granularity: str | None) -> ClustersConfig:
+    """The options that clusters outside of rounds depend on, the others at their defaults."""
     if clusters.kind == "kmeans" and clusters.from_features:
         return ClustersConfig(kind="instance")
-    free = ["samples_per_cluster", *([granularity.partition(".")[2]] if granularity else [])]
-    blank = ClustersConfig()
-    return replace(clusters, **{field_name(x): getattr(blank, field_name(x)) for x in free})
+    options = ["samples-per-cluster", *([granularity.partition(".")[2]] if granularity else [])]
+    default = ClustersConfig()
+    names = map(field_name, options)
+    return replace(clusters, **{name: getattr(default, name) for name in names})
 
 
 def _labels(setup: Setup, ids: np.ndarray) -> np.ndarray | None:
-    """int32 (N,), labels of some of the images."""
+    """int32 (N,), labels of the images ``ids``; None if there are none."""
     if setup.labels is None:
         return None
     base, labels = ray.get([setup.base, setup.labels])
@@ -239,7 +241,7 @@ def _labels(setup: Setup, ids: np.ndarray) -> np.ndarray | None:
 
 
 def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
-    """The kept images; dealt again where they lie on several nodes, by the trial's clusters."""
+    """The stream of a trial: blocks on several nodes are dealt again by its clusters."""
     if setup.kept is not None and setup.kept[0].shared:
         return setup.kept[0]
     rows, grows = setup.images.train.images(), capacity(config.scale).grows

@@ -1,4 +1,4 @@
-"""Ray Tune around the trials: sampler, scheduler, restarts, and what the terminal shows of them."""
+"""Runs the trials with Ray Tune: sampler, scheduler, restarts, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search.optuna import OptunaSearch
 
 from wcl_ray.errors import UserError, causes
+from wcl_ray.evaluate.validate import LOGGED
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.record import Record
+from wcl_ray.search.resources import DRIVER
 from wcl_ray.search.results import score_text
-from wcl_ray.search.share import DRIVER
 from wcl_ray.search.space import Dimension, decode, encode, grid, show
 from wcl_ray.search.trial import (
     FAILURE,
@@ -34,7 +35,8 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 
 NAME = "tune"
-SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses what came since
+DASHBOARD_SECONDS = 30.0  # for the dashboard to start
+SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses later events
 
 
 def run_trials(
@@ -43,38 +45,34 @@ def run_trials(
     publish: Callable[[], None],
     points: list[dict[str, Any]] | None = None,
 ) -> bool:
-    """Run all trials, or those that are left of a search that was stopped.
+    """Run all trials, or those that are left after a stop.
 
     Args:
         publish: called when a trial has ended.
-        points: the ones to try; by default the sampler proposes them.
+        points: the points to try; by default the sampler proposes them.
 
     Returns:
         Whether it was interrupted.
 
     Raises:
-        UserError: the cluster has no dashboard; the storage refused a trial something.
+        UserError: the cluster has no dashboard, or the storage cannot be used.
     """
     _environment()
     check_dashboard()
     config, folder = setup.config, setup.folder
-    word = "trial" if points is None else "full"  # length
+    topic = "trial" if points is None else "full"  # full length
     if points is None:
         points, count = _first_points(config, setup.dimensions)
     else:
         count = len(points)
     default = encode(setup.dimensions, config.plain())
-    news = _NEWS[:] = [ProgressCallback(setup, record, publish, default, word)]
+    callbacks = _CALLBACKS[:] = [ProgressCallback(setup, record, publish, default, topic)]
     trainable = tune.with_resources(tune.with_parameters(run_trial, setup=setup), {"CPU": DRIVER})
     state = folder / NAME
     if tune.Tuner.can_restore(state.path, storage_filesystem=folder.fs):
-        tuner = tune.Tuner.restore(
-            state.path,
-            trainable,
-            storage_filesystem=folder.fs,
-        )
-        # this cluster may hold another number than the one before; Tune has no option for it
-        tuner._local_tuner._tune_config.max_concurrent_trials = setup.share.concurrent
+        tuner = tune.Tuner.restore(state.path, trainable, storage_filesystem=folder.fs)
+        # the cluster may have another size than at the first start; Tune has no option for it
+        tuner._local_tuner._tune_config.max_concurrent_trials = setup.resources.concurrent
     else:
         tuner = tune.Tuner(
             trainable,
@@ -90,7 +88,7 @@ def run_trials(
                 ),
                 scheduler=_scheduler(config),
                 num_samples=count,
-                max_concurrent_trials=setup.share.concurrent,
+                max_concurrent_trials=setup.resources.concurrent,
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
@@ -98,7 +96,7 @@ def run_trials(
                 storage_path=folder.path,
                 storage_filesystem=folder.fs,
                 failure_config=tune.FailureConfig(max_failures=config.retries),
-                callbacks=list(news),
+                callbacks=list(callbacks),
                 verbose=0,
             ),
         )
@@ -115,15 +113,15 @@ def _trial_name(trial: Any) -> str:
 def _first_points(
     config: SearchConfig, dimensions: tuple[Dimension, ...]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Points that are tried first, and the number of trials: all cells of a grid, else the
-    configuration as it is, to compare with."""
+    """Points to try first, and the number of trials: all cells of a grid, or the default setting,
+    for comparison."""
     if config.sampler == "grid":
         cells = grid(dimensions, config.trials)
         return cells, len(cells)
-    own = encode(dimensions, config.plain())
-    if own is None:
-        warn("the configuration as it is lies outside of the space: no trial compares with it")
-    return ([own] if own is not None else []), config.trials
+    default = encode(dimensions, config.plain())
+    if default is None:
+        warn("the default setting lies outside the space: no trial compares with it")
+    return ([default] if default is not None else []), config.trials
 
 
 def _distribution(d: Dimension) -> Any:
@@ -146,7 +144,7 @@ def _sampler(config: SearchConfig) -> Any:
         return TPESampler(
             seed=config.seed,
             n_startup_trials=max(4, min(10, config.trials // 3)),
-            multivariate=True,  # temperature and granularity hang together
+            multivariate=True,  # temperature and granularity depend on each other
             constant_liar=True,  # trials run side by side
         )
 
@@ -164,18 +162,18 @@ def _scheduler(config: SearchConfig) -> Any:
     return FIFOScheduler()
 
 
-_NEWS: list[Any] = []  # the one of this process
+_CALLBACKS: list[Any] = []  # of the search that this process runs
 
 
 def _current() -> Any:
-    return _NEWS[0]
+    return _CALLBACKS[0]
 
 
 class ProgressCallback(tune.Callback):
-    """Keeps the record and prints a line for everything that happens."""
+    """Keeps the record and prints a line for every event."""
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        """Tune keeps its callbacks for a restored search, which has news of its own."""
+        """Unpickle as the callback of this process: Tune stores callbacks for a restored search."""
         return _current, ()
 
     def __init__(
@@ -184,16 +182,16 @@ class ProgressCallback(tune.Callback):
         record: Record,
         publish: Callable[[], None],
         default: dict[str, Any] | None,
-        word: str,
+        topic: str,
     ) -> None:
         self._setup, self._record, self._publish = setup, record, publish
-        self._default, self._word = default, word
-        self._looked = False
+        self._default, self._topic = default, topic
+        self._forgot_lost = False
         self._tracebacks: set[str] = set()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if not self._looked:
-            self._looked = True
+        if not self._forgot_lost:
+            self._forgot_lost = True
             for lost in self._record.forget({trial.trial_id for trial in trials}):
                 trial_folder(self._setup.folder, lost).remove()
 
@@ -202,8 +200,8 @@ class ProgressCallback(tune.Callback):
         text = ", ".join(f"{key.rpartition('.')[2]} {show(v)}" for key, v in row["values"].items())
         self._say(trial, "goes on" if row["restarts"] else text + " (the default)" * row["default"])
 
-    def _meet(self, trial: Any) -> None:
-        """A trial whose process died before it was there has not started, for Tune."""
+    def _ensure_row(self, trial: Any) -> None:
+        """Add the row of a trial whose process died before Tune reported its start."""
         if trial.trial_id not in self._record.trials:
             self._begin(trial)
 
@@ -220,7 +218,7 @@ class ProgressCallback(tune.Callback):
         metric = self._setup.config.objective
         figures = {
             key: float(result[key])
-            for key in (*_figures(), metric, "clusters")
+            for key in (*LOGGED, metric, "clusters")
             if isinstance(result.get(key), (int, float))
         }
         if self._record.evaluated(trial.trial_id, int(result["epoch"]), figures):
@@ -229,10 +227,10 @@ class ProgressCallback(tune.Callback):
             self._say(trial, f"epoch {result['epoch']}/{epochs}  {metric} {score}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reached = self._record.trials[trial.trial_id]["evaluations"]
-        whole = str(self._setup.config.epochs) in reached
-        error = "" if whole else self._error(trial)
-        status = "finished" if whole else "failed" if error else "stopped"
+        evaluations = self._record.trials[trial.trial_id]["evaluations"]
+        finished = str(self._setup.config.epochs) in evaluations
+        error = "" if finished else self._error(trial)
+        status = "finished" if finished else "failed" if error else "stopped"
         if status == "stopped":
             self._say(trial, "stopped early")
         self._end(trial, status, error)
@@ -241,11 +239,11 @@ class ProgressCallback(tune.Callback):
         self._stop_if_refused(trial)
         error = self._error(trial) or "its process died"
         trial_folder(self._setup.folder, trial.trial_id).delete(FAILURE)
-        self._say(trial, f"failed and is started again from its last checkpoint: {error}")
+        self._say(trial, f"failed and is restarted from its last checkpoint: {error}")
 
     def _stop_if_refused(self, trial: Any) -> None:
-        """End the search where the storage refused a trial something: it would refuse the others
-        the same. For Tune all are still at work, and they go on when the search does."""
+        """End the search if the storage refused something, as all trials would fail. To Tune they
+        are still running, so they continue when the search does."""
         path = Path(trial.pickled_error_file or "")
         if not path.is_file():
             return
@@ -259,7 +257,7 @@ class ProgressCallback(tune.Callback):
         self._end(trial, "failed", self._error(trial) or "its process died")
 
     def _end(self, trial: Any, status: str, error: str = "") -> None:
-        self._meet(trial)
+        self._ensure_row(trial)
         if error:
             self._say(trial, f"failed: {error}")
         folder = trial_folder(self._setup.folder, trial.trial_id)
@@ -272,58 +270,52 @@ class ProgressCallback(tune.Callback):
         self._record.end(trial.trial_id, status, quality, error)
         try:
             self._publish()
-        except OSError as problem:  # it is written again after the next trial
+        except OSError as problem:  # they are written again after the next trial
             warn(f"the results so far cannot be written: {problem}")
 
     def _error(self, trial: Any) -> str:
-        """Why a trial failed; its traceback is printed once."""
+        """Why a trial failed, empty if unknown; prints each traceback once."""
         folder: Folder = trial_folder(self._setup.folder, trial.trial_id)
         if not folder.exists(FAILURE):
             return ""
         failure = json.loads(folder.read(FAILURE))
         text = failure.get("traceback", "")
-        if text and text not in self._tracebacks:  # which trials often share
+        if text and text not in self._tracebacks:  # trials often fail in the same way
             self._tracebacks.add(text)
             put(text)
         return str(failure["error"])
 
     def _say(self, trial: Any, text: str) -> None:
-        self._meet(trial)
-        say(f"{self._word} {self._record.trials[trial.trial_id]['number']}", text)
+        self._ensure_row(trial)
+        say(f"{self._topic} {self._record.trials[trial.trial_id]['number']}", text)
 
 
-def _figures() -> tuple[str, ...]:
-    from wcl_ray.evaluate.validate import LOGGED
-
-    return LOGGED
-
-
-def check_dashboard(patience: float = 30.0) -> None:
-    """Tune's killed trials give their workers back only where Ray's State API answers.
+def check_dashboard() -> None:
+    """Check that Ray's State API answers; without it, killed trials do not release their workers.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not answer.
     """
     from ray.util.state import list_nodes
 
-    own = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
-    limit = time.monotonic() + patience
+    address = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
+    limit = time.monotonic() + DASHBOARD_SECONDS
     while True:
         try:
-            list_nodes(address=own, limit=1, timeout=10)
+            list_nodes(address=address, limit=1, timeout=10)
             return
-        except Exception as error:  # it comes up after Ray itself
+        except Exception as error:  # it starts after Ray itself
             if time.monotonic() > limit:
                 raise UserError(
-                    "a search needs Ray's dashboard, which frees what stopped trials held; "
+                    "a search needs Ray's dashboard, which frees the resources of stopped trials; "
                     f"install ray[default] and start Ray with it ({type(error).__name__})"
                 ) from None
         time.sleep(0.5)
 
 
 def _environment() -> None:
-    """Settings of Tune that have no option; most keep it from talking beside our own lines."""
-    # a trial that cannot be mended by trying again ends without a score, and others go on
+    """Set options of Tune that exist as environment variables only; most silence its output."""
+    # a trial that fails for good ends without a score, and the others continue
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.search.options import SearchConfig
-from wcl_ray.search.share import DRIVER, LEAST_SPARE, divide
+from wcl_ray.search.resources import DRIVER, LEAST_SPARE, divide
 
 
 @given(
@@ -50,7 +50,7 @@ def test_trials_leave_room_for_the_tasks_they_wait_for(
         assert share.concurrent * least <= gpus
     if given_cpus:
         assert share.scale.cpus == given_cpus
-    held = share.concurrent * (DRIVER + share.scale.most * share.scale.cpus)
+    held = share.concurrent * (DRIVER + share.scale.max_workers * share.scale.cpus)
     assert held + min(share.spare, LEAST_SPARE) <= cpus + 1e-6  # some task always finds room
     if not given_cpus:
         assert held + share.spare <= cpus + 1e-6
@@ -76,13 +76,11 @@ def test_gpus_are_dealt_to_workers() -> None:
     share = divide(config, cluster, 64.0, streamed=False)
     assert (share.concurrent, share.scale.gpu, share.scale.cpus) == (8, True, 6.0)
     two = divide(replace(config, scale=ScaleConfig(workers="2")), cluster, 64.0, streamed=False)
-    assert (two.concurrent, two.scale.most) == (4, 2)
+    assert (two.concurrent, two.scale.max_workers) == (4, 2)
     small = divide(config, cluster, 4.0, streamed=False)
     assert small.scale.cpus == 4.0  # no worker is larger than a node
     with pytest.raises(UserError, match="9 workers, but there are only 8 GPUs"):
         divide(replace(config, scale=ScaleConfig(workers="9")), cluster, 64.0, streamed=False)
-    with pytest.raises(UserError, match=r"scale\.gpu is yes"):
-        divide(replace(config, scale=ScaleConfig(gpu="yes")), {"CPU": 4.0}, 4.0, streamed=False)
 
 
 def test_given_cpus_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +90,8 @@ def test_given_cpus_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert share.concurrent * (DRIVER + 1) + share.spare <= 4
     assert f"only {share.concurrent} trials fit" in capsys.readouterr().out
     with pytest.raises(
-        UserError, match="a trial needs 8 CPUs and a part of one to be evaluated, the cluster has 4"
+        UserError,
+        match="a trial needs 8 CPUs and part of another for its evaluation, the cluster has 4",
     ):
         divide(
             replace(config, scale=ScaleConfig(cpus_per_worker=8, gpu="no")),
