@@ -281,7 +281,7 @@ def test_a_key_that_stands_twice(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file = tmp_path / "run.yaml"
     for text in ("train: {epochs: 2, epochs: 3}", '{"train": {"epochs": 2, "epochs": 3}}'):
         file.write_text(text)
-        assert "'epochs' stands there twice" in fails(["--config", str(file)], capsys)
+        assert "'epochs' occurs twice" in fails(["--config", str(file)], capsys)
 
 
 def test_a_section_without_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

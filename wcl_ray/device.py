@@ -1,12 +1,12 @@
-"""On which device a task or actor works."""
+"""The device of a task or actor."""
 
 from __future__ import annotations
 
 
 def device_for(gpus: float) -> str:
-    """The device that goes with the GPUs a task or actor reserved: ``cuda`` or ``cpu``.
+    """The device for the GPUs that a task or actor reserved: ``cuda`` or ``cpu``.
 
-    Ray shows a process the GPUs it reserved, but hides none from one that reserved none. So what
-    torch sees says nothing: whoever reserves says the device, too.
+    Ray does not hide GPUs from a process that reserved none, so ``torch.cuda.is_available()`` is no
+    guide: the caller that reserves resources also chooses the device.
     """
     return "cuda" if gpus else "cpu"

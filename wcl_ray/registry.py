@@ -1,9 +1,8 @@
-"""What a run can be made of, by name: one registry a folder of interchangeable parts.
+"""Registries of the interchangeable parts of a run, one for each folder of parts.
 
-A module ``NAME.py`` of the folder that holds ``@REGISTRY.add("NAME")`` is one of them. It is found
-by its name and imported when it is used first, so that ``--help`` imports none. Modules of the
-user's own (``--plugins``) add theirs with the same decorator; :func:`publish` brings these to all
-processes of the Ray job.
+A module ``NAME.py`` of the folder that contains ``@REGISTRY.add("NAME")`` is a part. It is imported
+on first use, so that ``--help`` imports none. User modules (``--plugins``) add parts with the same
+decorator; :func:`publish` sends these to all processes of the Ray job.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _loaded: set[str] = set()  # values of --plugins
 
 
 class Registry:
-    """Parts of one sort.
+    """The parts that an option chooses from.
 
     Attributes:
-        option: that chooses one, such as ``clusters.kind``.
-        folder: of the package that holds those of this project, such as ``clusters/kinds``.
+        option: such as ``clusters.kind``.
+        folder: of this package with its parts, such as ``clusters/kinds``.
         others: values of the option that are not parts.
-        closed: the option takes nothing but these names.
-        added: name → part, of those that are imported.
+        closed: the option accepts only these names.
+        added: name → part, of the imported ones.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Registry:
 
     @functools.cached_property
     def shipped(self) -> dict[str, str]:
-        """Name → first line of the module's docstring, of the parts of this project."""
+        """Name → first paragraph of the module's docstring, for the parts of this package."""
         parts = {}
         for path in sorted((ROOT / self.folder).glob("*.py")):
             text = path.read_text(encoding="utf-8")
@@ -59,24 +58,24 @@ class Registry:
         return parts
 
     def add(self, name: str) -> Callable[[T], T]:
-        """Decorator of the function or class that this name stands for.
+        """Decorator that adds a function or class under a name.
 
         Raises:
             UserError: the name is taken.
         """
 
-        def keep(part: T) -> T:
+        def register(part: T) -> T:
             module = getattr(part, "__module__", "")
             other = getattr(self.added.get(name), "__module__", module)
             if other != module or (name in self.shipped and module != self._module(name)):
-                raise UserError(f"{self.option} {name!r} is there already; choose another name")
+                raise UserError(f"{self.option} {name!r} exists already; choose another name")
             self.added[name] = part
             return part
 
-        return keep
+        return register
 
     def names(self) -> tuple[str, ...]:
-        """All names, without an import of the parts."""
+        """All names; imports no part."""
         return tuple(dict.fromkeys([*self.shipped, *self.added]))
 
     def __contains__(self, name: str) -> bool:
@@ -85,7 +84,7 @@ class Registry:
         return name in self.shipped or name in self.added
 
     def check(self, name: str) -> None:
-        """Raise a UserError that names all and the nearest when the option does not take this."""
+        """Raise a UserError with all names and the nearest if the option does not accept a name."""
         if name in self.others or name in self:
             return
         near = difflib.get_close_matches(name, self.names(), n=1)
@@ -93,7 +92,7 @@ class Registry:
         raise UserError(f"{self.option} {name!r} is none of {', '.join(self.names())}; {hint}")
 
     def get(self, name: str) -> Any:
-        """The part of a name.
+        """The part with a name.
 
         Raises:
             UserError: there is none.
@@ -105,14 +104,14 @@ class Registry:
         return self.added[name]
 
     def plugins(self) -> dict[str, Any]:
-        """The parts that are not this project's."""
+        """The parts that are not from this package."""
         return {name: part for name, part in self.added.items() if name not in self.shipped}
 
     def option_help(self, text: str) -> Any:
-        """The argument of ``typing.Annotated`` that shows the names and what each is in ``--help``.
+        """Argument of ``typing.Annotated`` that lists the names with their summaries in ``--help``.
 
         Args:
-            text: what the option is.
+            text: describes the option.
         """
         import tyro
 
@@ -143,14 +142,14 @@ def _summary(docstring: str) -> str:
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
-    """Import modules of the user's own, each once.
+    """Import user modules, each once.
 
     Args:
         plugins: names of modules, or paths of ``.py`` files. A name that cannot be imported is
-            looked for in the working folder.
+            looked up in the working directory.
 
     Raises:
-        UserError: one is not there, or fails; with its file and line.
+        UserError: a module does not exist or fails on import; with file and line.
     """
     for plugin in plugins:
         if plugin in _loaded:
@@ -184,7 +183,7 @@ def _import(plugin: str) -> None:
             raise
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # user code raises anything
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"plugins {plugin} cannot be imported: {type(error).__name__}: {error} "
@@ -193,8 +192,8 @@ def _import(plugin: str) -> None:
 
 
 def publish() -> None:
-    """Bring what plugins have added to every process of this Ray job, also on nodes without their
-    files: by value, through Ray's own key-value store."""
+    """Send the parts added by plugins to every process of this Ray job, also on nodes without their
+    files: pickled by value, through Ray's key-value store."""
     fetch()
     parts = {option: registry.plugins() for option, registry in REGISTRIES.items()}
     if not any(parts.values()):
@@ -208,13 +207,13 @@ def publish() -> None:
             cloudpickle.register_pickle_by_value(module)
     try:
         content = cloudpickle.dumps((parts, _loaded))
-    except Exception as error:  # it holds a lock, an open file, …
+    except Exception as error:  # such as a part that holds a lock or an open file
         raise UserError(f"plugins cannot be sent to the workers: {error}") from error
     internal_kv._internal_kv_put(_key(), content)
 
 
 def fetch() -> None:
-    """Take over what the driver of this Ray job has published."""
+    """Add the parts that the driver of this Ray job has published."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return

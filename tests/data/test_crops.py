@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from wcl_ray.config import AugmentConfig, DataConfig, ModelConfig
 from wcl_ray.data.augment import Augment, centre_boxes, normalise, resized_crop
-from wcl_ray.data.decode import _enough, _open, decode_batch, decode_crops, decode_one
+from wcl_ray.data.decode import _open, _pixels_for, decode_batch, decode_crops, decode_one
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.stream import plan_stream
@@ -92,7 +92,7 @@ def test_jpegs_are_decoded_no_larger_than_their_crops_need() -> None:
     content = photograph(0, 900, 700, turned=6)
     for side in (0.95, 0.5, 0.24):
         box = torch.tensor([[0.0, 0.0, side, side], [0.0, 0.0, 1.0, 1.0]])
-        pixels = _enough(_open(content, SIZE), box, SIZE)
+        pixels = _pixels_for(_open(content, SIZE), box, SIZE)
         height, width = pixels.shape[1:]
         assert height > width  # turned
         assert SIZE <= side * width <= 2 * SIZE

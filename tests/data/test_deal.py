@@ -45,18 +45,20 @@ def test_workers_have_equal_parts_and_first_their_own(
 
 @given(
     sizes=st.lists(st.integers(1, 30), max_size=20), window=st.integers(1, 80),
-    local=st.integers(1, 12), most=st.integers(1, 6),
+    local=st.integers(1, 12), max_blocks=st.integers(1, 6),
 )  # fmt: skip
-def test_windows_have_few_blocks(sizes: list[int], window: int, local: int, most: int) -> None:
+def test_windows_have_few_blocks(
+    sizes: list[int], window: int, local: int, max_blocks: int
+) -> None:
     pieces = [(number, 0, size) for number, size in enumerate(sizes)]
-    ends = windows(pieces, window, local, most)
+    ends = windows(pieces, window, local, max_blocks)
     assert all(end % local == 0 for end in ends)
     assert (ends or [0])[-1] == sum(sizes) // local * local
     block = np.repeat(np.arange(len(sizes)), sizes)
     for begin, end in zip([0, *ends], ends, strict=False):
         held = len(set(block[begin:end]))
         short = block[: begin + local]  # one batch may need more
-        assert held <= max(most, len(set(short[begin:])) + 1)
+        assert held <= max(max_blocks, len(set(short[begin:])) + 1)
 
 
 @pytest.mark.parametrize("keep", ["raw", "encoded"])
@@ -78,7 +80,7 @@ def test_a_worker_holds_few_dealt_blocks(keep: str) -> None:
         assert len(one) == len(other) == rows // 2 // 8 * 8
         assert len(set(one) | set(other)) == len(one) + len(other)
     for worker in (first, second):
-        assert worker["most"] == 2
+        assert worker["max_blocks"] == 2
         assert worker["held"] <= 2
         assert worker["left"] == 0
         assert worker["met"] >= 1  # a partner, inside of the window

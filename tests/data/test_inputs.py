@@ -265,7 +265,7 @@ def test_parts_of_a_data_set_beside_another_folder_are_no_classes(tmp_path: Path
     for name in ("train", "val", "extra"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(png(0))
-    with pytest.raises(UserError, match="are parts of a data set, not classes"):
+    with pytest.raises(UserError, match="are splits of a data set, not classes"):
         open_source(DataConfig(path=str(tmp_path), label="label"))
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wcl_ray.data.sampler import (
-    apart,
     compose,
     composing_column,
     empty_bits,
     epoch_order,
     has_bits,
+    isolated_share,
     meeting,
     set_bits,
     unset_positions,
@@ -121,7 +121,9 @@ def test_partners_out_of_reach(size: int, window: int) -> None:
     for _ in range(200):
         inside = clusters[rng.permutation(n)[:window]]
         without_positive.append((np.bincount(inside)[inside] == 1).mean())
-    assert apart(clusters, window) == pytest.approx(np.mean(without_positive), abs=0.02)
+    assert isolated_share(clusters, window) == pytest.approx(np.mean(without_positive), abs=0.02)
     alone = np.concatenate([clusters, np.full(500, -1)])  # who has no partner is not counted
-    assert apart(alone, window * 5 // 4) == pytest.approx(np.mean(without_positive), abs=0.02)
-    assert apart(np.full(10, -1), 5) == 0
+    assert isolated_share(alone, window * 5 // 4) == pytest.approx(
+        np.mean(without_positive), abs=0.02
+    )
+    assert isolated_share(np.full(10, -1), 5) == 0

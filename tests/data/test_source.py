@@ -125,7 +125,7 @@ def test_names_of_images_are_shared_out(tmp_path: Path, layout: str) -> None:
     assert isinstance(found, source_parquet.ParquetSource)
     pieces, _, size = source_parquet._pieces(found.files, "image")
     assert len(pieces) == 20
-    assert (size > 1000 * source_parquet.OUTSIDE) == (layout != "bytes")
+    assert (size > 1000 * source_parquet.FILE_BYTES) == (layout != "bytes")
     assert size > 1000 * len(png(0)) / 2
 
 

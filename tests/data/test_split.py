@@ -103,7 +103,7 @@ def test_sides_are_disjoint_and_cover_everything(
     assert fit
     assert (fit | validation, fit & validation) == (train, set())
     assert not validation & test
-    assert searched.whole() == images
+    assert searched.without_validation() == images
     if group:
         unit = {n: n % 40 for n in range(N) if n % 11}
         for one, other in ((fit, validation), (fit, test), (validation, test)):
@@ -114,7 +114,7 @@ def test_sides_are_disjoint_and_cover_everything(
     fit, validation = sides(both)
     assert validation
     assert fit | validation == everything
-    assert sides(both.whole()) == (everything, set(range(N, N + 24)))
+    assert sides(both.without_validation()) == (everything, set(range(N, N + 24)))
 
 
 @pytest.mark.usefixtures("ray_local")

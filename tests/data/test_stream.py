@@ -150,7 +150,7 @@ def test_exactly_once_over_a_restart_with_other_workers(
     seen: list[int] = []
     for world, steps in zip(worlds, (stop, None), strict=True):
         batch = local * world
-        places = Places(rng.integers(-1, 2, blocks), rng.integers(0, 2, world), most=2)
+        places = Places(rng.integers(-1, 2, blocks), rng.integers(0, 2, world), max_blocks=2)
         parts = [
             Reader(
                 s, clusters, rank=r, world=world, batch_size=batch, seed=seed, group=group,

@@ -102,7 +102,7 @@ def test_trials_make_no_clusters_that_are_there(
         values = {f"clusters.{k.replace('_', '-')}": v for k, v in options.items()}
         one = config.of_trial(values)
         table, measures = trial._clusters(one, values, setup)
-        whole = build_clusters(one, setup.images.whole(), show=False)
+        whole = build_clusters(one, setup.images.without_validation(), show=False)
         ids = ray.get(setup.ids)
         assert np.array_equal(table.clusters, whole[0].assignment.restrict(ids).clusters)
         assert same_measures(measures, whole[1][0].to_dict())

@@ -267,7 +267,7 @@ TABLES = [
     Input(
         "jsonl with a key twice",
         with_table('{"file_name": "1.png", "x": 1, "x": 2}\n', "metadata.jsonl"),
-        refused("metadata.jsonl line 1", "'x' stands there twice"),
+        refused("metadata.jsonl line 1", "'x' occurs twice"),
     ),
     Input(
         "jsonl of lists",
@@ -550,7 +550,7 @@ SHARDS = [
     Input(
         "tar with json of a key twice",
         tar(PAIR[0], ("1.json", b'{"x": 1, "x": 2}')),
-        refused("a.tar: 1.json", "'x' stands there twice"),
+        refused("a.tar: 1.json", "'x' occurs twice"),
     ),
     Input(
         "tar with members that are not read",
@@ -652,7 +652,7 @@ FOLDERS = [
     Input(
         "a folder and a pipe for images",
         no_images,
-        Read(3, {"folder.png": "no regular file", "pipe.png": "no regular file"}),
+        Read(3, {"folder.png": "not a regular file", "pipe.png": "not a regular file"}),
     ),
     Input(
         "images that are not read",

@@ -181,7 +181,7 @@ def read(stream: Stream, blocks: np.ndarray, rank: int, largest: int) -> dict[st
             assert (colours[:, 0] * 256 + colours[:, 1]).tolist() == batch.ids.tolist()
             ids += batch.ids.tolist()
         seen.append(ids)
-    held = {"most": places.most, "held": reader.held, "left": len(reader._blocks)}
+    held = {"max_blocks": places.max_blocks, "held": reader.held, "left": len(reader._blocks)}
     return {"seen": seen, "local": local, "met": met, **held}
 
 

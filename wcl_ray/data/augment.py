@@ -1,12 +1,12 @@
-"""Two random views of a whole batch on the device, with parameters of its own for every image.
+"""Two random views of a batch on the device, with separate parameters for every image.
 
-Plain torch, no Ray. Shapes: B images, S stored side, s output side, V draws per view.
+Plain torch, no Ray. Shapes: B images, S stored side, s output side.
 
 Every random number is a hash of (seed, epoch, image id, view): a view does not depend on the
-worker, the place in the batch or the number of workers, and a resumed run needs no random state.
+worker, the index in the batch or the number of workers, and a resumed run needs no random state.
 
 The order of the colour changes is fixed (brightness, contrast, saturation, hue); torchvision
-shuffles it. Crops are sampled in the geometry of the original image although it is stored squashed
+shuffles it. Crops are sampled in the geometry of the original image, although it is stored squashed
 to a square: ``aspect`` (width / height) undoes the squashing.
 """
 
@@ -27,13 +27,13 @@ GREY = (0.2989, 0.587, 0.114)
 
 
 def normalise(x: torch.Tensor) -> torch.Tensor:
-    """(B, 3, s, s) in [0, 1] → zero mean and unit variance by ImageNet's statistics."""
+    """Normalise (B, 3, s, s) in [0, 1] by ImageNet's mean and standard deviation."""
     mean = torch.tensor(MEAN, device=x.device, dtype=x.dtype)[:, None, None]
     return (x - mean) / torch.tensor(STD, device=x.device, dtype=x.dtype)[:, None, None]
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """Finaliser of splitmix64 on int64 (wrapping); right shifts are made logical by a mask."""
+    """Finaliser of splitmix64 on int64 (wrapping); masks make the right shifts logical."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -49,8 +49,8 @@ def uniforms(ids: torch.Tensor, seed: int, epoch: int, view: int, count: int) ->
         float32 (B, count) in [0, 1).
     """
     golden = -0x61C8864680B583EB
-    # In a tensor, where the product wraps. Compiled, the epoch is a symbol, and inductor would work
-    # out the product without bounds; the first mask changes no bit and keeps it from doing so.
+    # A tensor, so that the product wraps. When compiled, the epoch is a symbol, and inductor would
+    # compute the product without bounds; the first mask changes no bit, but prevents that.
     mask = (1 << 62) - 1
     key = torch.full((), (seed * 1_000_003 + epoch) * 8 + view + 1, device=ids.device) & mask
     state = _mix(_mix(ids + golden) + ((key * 0x632BE59BD9B4E019) & mask))
@@ -62,7 +62,7 @@ def crop_boxes(u: torch.Tensor, aspect: torch.Tensor, crop_min: float) -> torch.
     """Boxes of random resized crops, as shares of width and height.
 
     The first of ten candidates (area uniform in [crop_min, 1], ratio log-uniform in [3/4, 4/3])
-    that fits into the original image; else the largest centre crop with a ratio in range.
+    that fits in the original image; else the largest centre crop with a ratio in range.
 
     Args:
         u: float (B, 2·TRIES + 2) uniforms.
@@ -77,14 +77,14 @@ def crop_boxes(u: torch.Tensor, aspect: torch.Tensor, crop_min: float) -> torch.
     width, height = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
     fits = (width <= aspect[:, None] + 1e-6) & (height <= 1 + 1e-6)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    wide = aspect.clamp(*RATIO)
-    fallback_w = torch.minimum(aspect, wide)
-    fallback_h = torch.minimum(torch.ones_like(aspect), aspect / wide)
-    found = fits.any(dim=1)
-    w = torch.where(found, width.gather(1, first)[:, 0], fallback_w).minimum(aspect) / aspect
-    h = torch.where(found, height.gather(1, first)[:, 0], fallback_h).clamp(max=1)
-    left = torch.where(found, u[:, 2 * TRIES], 0.5) * (1 - w)
-    top = torch.where(found, u[:, 2 * TRIES + 1], 0.5) * (1 - h)
+    fallback_ratio = aspect.clamp(*RATIO)
+    fallback_w = torch.minimum(aspect, fallback_ratio)
+    fallback_h = torch.minimum(torch.ones_like(aspect), aspect / fallback_ratio)
+    any_fits = fits.any(dim=1)
+    w = torch.where(any_fits, width.gather(1, first)[:, 0], fallback_w).minimum(aspect) / aspect
+    h = torch.where(any_fits, height.gather(1, first)[:, 0], fallback_h).clamp(max=1)
+    left = torch.where(any_fits, u[:, 2 * TRIES], 0.5) * (1 - w)
+    top = torch.where(any_fits, u[:, 2 * TRIES + 1], 0.5) * (1 - h)
     return torch.stack([left, top, left + w, top + h], dim=1)
 
 
@@ -93,8 +93,8 @@ def _weights(low: torch.Tensor, high: torch.Tensor, source: int, out: int) -> to
     scale = (high - low) / out
     support = scale.clamp(min=1)[:, None, None]
     pixel = torch.arange(source, device=low.device, dtype=low.dtype) + 0.5
-    place = torch.arange(out, device=low.device, dtype=low.dtype) + 0.5
-    centre = low[:, None] + place * scale[:, None]
+    out_pixel = torch.arange(out, device=low.device, dtype=low.dtype) + 0.5
+    centre = low[:, None] + out_pixel * scale[:, None]
     weight = (1 - (pixel - centre[:, :, None]).abs() / support).clamp(min=0)
     inside = (pixel + 0.5 > low[:, None] + 1e-4) & (pixel - 0.5 < high[:, None] - 1e-4)
     weight = weight * inside[:, None, :]
@@ -104,9 +104,9 @@ def _weights(low: torch.Tensor, high: torch.Tensor, source: int, out: int) -> to
 def resized_crop(
     x: torch.Tensor, boxes: torch.Tensor, size: int, flip: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Crop and resize with antialiasing, each image by its own box, as two batched products.
+    """Crop each image by its box and resize it with antialiasing, as two batched products.
 
-    For boxes on whole pixels this is torchvision's ``resized_crop(antialias=True)``.
+    For boxes on pixel borders this equals torchvision's ``resized_crop(antialias=True)``.
 
     Args:
         x: float (B, 3, S, S).
@@ -125,7 +125,7 @@ def resized_crop(
 
 
 def grayscale(x: torch.Tensor) -> torch.Tensor:
-    """(B, 3, s, s) → (B, 1, s, s) luma."""
+    """Luma (B, 1, s, s) of (B, 3, s, s)."""
     r, g, b = x.unbind(1)
     return (GREY[0] * r + GREY[1] * g + GREY[2] * b)[:, None]
 
@@ -151,7 +151,7 @@ def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    """Turn the hue (HSV) of (B, 3, s, s) by turn (B,), in turns of the colour circle."""
+    """Rotate the hue (HSV) of (B, 3, s, s) by turn (B,), in full turns of the colour circle."""
     value, low = x.amax(1), x.amin(1)
     chroma = value - low
     r, g, b = x.unbind(1)
@@ -181,18 +181,18 @@ def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def solarize(x: torch.Tensor) -> torch.Tensor:
-    """Invert all values of at least one half."""
+    """Invert all values from one half up."""
     return torch.where(x >= 0.5, 1 - x, x)
 
 
 class Augment:
-    """The random views of a configuration.
+    """Random views by the parameters of a configuration.
 
     Args:
         image_size: s, side of the views.
         seed: of the run.
-        compile: torch.compile what follows the draws. Not the draws themselves: Triton refuses the
-            64-bit constants of their hash (torch 2.11).
+        compile: compile all but the draws: Triton rejects the 64-bit constants of their hash
+            (torch 2.11).
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Augment:
         self._apply = torch.compile(self.apply) if compile else self.apply
 
     def boxes(self, ids: torch.Tensor, aspect: torch.Tensor, epoch: int) -> torch.Tensor:
-        """float (B, 2, 4): what the two views of images show, see :func:`crop_boxes`."""
+        """float (B, 2, 4): the crops that the two views show, see :func:`crop_boxes`."""
         draws = [uniforms(ids, self.seed, epoch, view, 2 * TRIES + 2) for view in (0, 1)]
         return torch.stack([crop_boxes(u, aspect, self.config.crop_min) for u in draws], dim=1)
 
@@ -216,7 +216,7 @@ class Augment:
     ) -> torch.Tensor:
         """One view: uint8 (B, 3, S, S), aspect (B,), int64 ids (B,) → normalised (B, 3, s, s).
 
-        Without an aspect the images are what the view shows already, cut out by :meth:`boxes`.
+        If ``aspect`` is None, the images have been cropped by :meth:`boxes`.
         """
         u = uniforms(ids, self.seed, epoch, view, DRAWS)
         return self._apply(images, aspect, u)
@@ -224,7 +224,7 @@ class Augment:
     def apply(
         self, images: torch.Tensor, aspect: torch.Tensor | None, u: torch.Tensor
     ) -> torch.Tensor:
-        """The view that the uniforms u (B, DRAWS) stand for; see :meth:`view`."""
+        """The view defined by the uniforms u (B, DRAWS); see :meth:`view`."""
         c = self.config
         v = u[:, 2 * TRIES + 2 :]
         x, flip = images.to(torch.float32) / 255, v[:, 0] < c.flip
@@ -251,7 +251,7 @@ class Augment:
         def factor(column: int, strength: float) -> torch.Tensor:
             return 1 + use * strength * (2 * v[:, column] - 1)
 
-        # images left out have factors of 1 and no turn, which change nothing
+        # images without jitter have factors of 1 and no turn
         if c.brightness > 0:
             x = brightness(x, factor(2, c.brightness))
         if c.contrast > 0:
@@ -268,23 +268,23 @@ class Augment:
         """Both views, stacked: (2B, 3, s, s), the first B are view 1.
 
         Args:
-            images: uint8 (B, 3, S, S), or (B, 2, 3, s, s): what each view shows.
+            images: uint8 (B, 3, S, S), or (B, 2, 3, s, s): the crop of each view.
         """
-        cut = images.ndim == 5
-        shown = None if cut else aspect
-        parts = images.unbind(1) if cut else (images, images)
-        if not images.is_cuda:  # two halves stay in the cache
-            return torch.cat([self.view(parts[v], shown, ids, epoch, v) for v in (0, 1)])
+        cropped = images.ndim == 5
+        views = images.unbind(1) if cropped else (images, images)
+        if not images.is_cuda:  # one view at a time fits in the cache
+            shown = None if cropped else aspect
+            return torch.cat([self.view(views[v], shown, ids, epoch, v) for v in (0, 1)])
         draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
-        twice = torch.cat(parts)  # in one pass, which starts half as many kernels
-        return self._apply(twice, None if cut else aspect.repeat(2), torch.cat(draws))
+        both = torch.cat(views)  # one pass launches half as many kernels
+        return self._apply(both, None if cropped else aspect.repeat(2), torch.cat(draws))
 
 
 def centre_boxes(aspect: torch.Tensor, size: int) -> torch.Tensor:
     """float (B, 4): the centre crop of the evaluation, see :func:`crop_boxes`.
 
-    Above 64 pixels the short side would be 8/7 of ``size`` before the crop, as usual; smaller
-    images keep their whole short side.
+    Above 64 pixels the short side is 8/7 of ``size`` before the crop, as usual; smaller images keep
+    all of their short side.
     """
     keep = 1.0 if size <= 64 else 7 / 8
     w = keep * (1 / aspect).clamp(max=1)

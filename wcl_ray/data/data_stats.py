@@ -1,7 +1,7 @@
-"""What Ray Data's passes over the images and their metadata took, for the end of a run.
+"""Cost of Ray Data's passes over the images and their metadata, for the summary of a run.
 
-Ray Data keeps its figures with the data set that was executed. The driver notes them here after
-each pass; :func:`taken` adds them up by what the pass was for.
+Ray Data keeps statistics with the executed data set. The driver notes them here after each pass;
+:func:`taken` returns them summed by purpose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class Pass:
     """Work of the tasks of one or more passes.
 
     Attributes:
-        rows: that came out at the end. tasks: of all steps. nodes: most that one step ran on.
+        rows: of the output.
+        tasks: of all steps.
+        nodes: the largest number that one step ran on.
         cpu_seconds: CPU time of all tasks.
     """
 
@@ -42,40 +44,41 @@ _NOTED: dict[str, Pass] = {}
 
 
 def note(what: str, executed: Dataset, rows: int | None = None) -> None:
-    """Take down what a data set that was executed has cost.
+    """Note the cost of an executed data set.
 
     Args:
-        rows: images, where the rows of the data set are something else.
+        what: the purpose of the pass, as the summary shows it.
+        rows: number of images, if the rows of the data set are something else.
     """
     try:
-        found = _pass(executed._get_stats_summary())
-    except Exception as error:  # private to Ray, and figures only
+        cost = _pass(executed._get_stats_summary())
+    except Exception as error:  # Ray's private interface; a run must not fail for statistics
         LOG.debug("no statistics of %s: %s", what, error)
         return
     if rows is not None:
-        found = replace(found, rows=rows)
-    _NOTED[what] = _NOTED.get(what, Pass()) + found
+        cost = replace(cost, rows=rows)
+    _NOTED[what] = _NOTED.get(what, Pass()) + cost
 
 
 def taken() -> dict[str, Pass]:
-    """What was noted since the last call, in order."""
-    found = dict(_NOTED)
+    """Passes noted since the last call by purpose, in order."""
+    passes = dict(_NOTED)
     _NOTED.clear()
-    return found
+    return passes
 
 
 def _pass(summary: Any) -> Pass:
-    whole, last = Pass(), 0
-    waiting = [summary]
-    while waiting:
-        one = waiting.pop()
-        for step in one.operators_stats:
-            if step.cpu_time is None or step.is_sub_operator or one.base_name is None:
-                continue  # parts of a step, and what was there at the start
+    total, output_rows = Pass(), 0
+    pending = [summary]
+    while pending:
+        stage = pending.pop()
+        for step in stage.operators_stats:
+            if step.cpu_time is None or step.is_sub_operator or stage.base_name is None:
+                continue  # parts of a step, and input blocks
             tasks = int(step.task_rows.count) if step.task_rows else 0
             nodes = int(step.node_count.count) if step.node_count else 0
-            whole += Pass(0, tasks, nodes, float(step.cpu_time.sum))
-            if one is summary and step.output_num_rows:
-                last = int(step.output_num_rows.sum)
-        waiting += one.parents
-    return whole + Pass(rows=last)
+            total += Pass(0, tasks, nodes, float(step.cpu_time.sum))
+            if stage is summary and step.output_num_rows:
+                output_rows = int(step.output_num_rows.sum)
+        pending += stage.parents
+    return total + Pass(rows=output_rows)

@@ -1,8 +1,8 @@
-"""Which worker reads which kept blocks, and how many at a time: pure functions on numbers of rows.
+"""Deals kept blocks to workers: pure functions on row counts.
 
-The blocks of a stream that no single node can hold lie on several. A worker reads those of its own
-node as far as all workers come out with equally many rows; what is left over goes to those that
-lack some. It reads them block by block and composes its batches inside a window of a few.
+The blocks of a stream that no single node can hold lie on several nodes. A worker reads blocks of
+its own node as far as all workers get equally many rows; leftover rows go to workers with too few.
+It reads block by block and composes its batches within a window of a few blocks.
 """
 
 from __future__ import annotations
@@ -12,84 +12,85 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Piece = tuple[int, int, int]  # block, first row, end; of the rows of the block that are left
-MOST = 16  # blocks that a worker holds at a time where nothing is known of the nodes' memory
+Piece = tuple[int, int, int]  # block, first row, end; among the block's remaining rows
+MAX_BLOCKS = 16  # that a worker holds at a time if the nodes' memory is not known
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the blocks and the workers are; nodes are numbered.
+    """Nodes of the blocks and the workers, as numbers.
 
     Attributes:
-        blocks: int (blocks,): node of each block; a number that is not a worker's: elsewhere.
+        blocks: int (blocks,): node of each block; any other number than a worker's: elsewhere.
         ranks: int (world,): node of each worker.
-        most: blocks that this worker may hold at a time, at least 1. As many more may be on their
-            way to its node.
+        max_blocks: blocks that this worker may hold at a time, at least 1. As many more may be in
+            transfer to its node.
     """
 
     blocks: np.ndarray
     ranks: np.ndarray
-    most: int = MOST
+    max_blocks: int = MAX_BLOCKS
 
 
-def nowhere(blocks: int, world: int) -> Places:
-    """Nothing is known of the nodes."""
+def unknown_places(blocks: int, world: int) -> Places:
+    """Places if the nodes are not known."""
     return Places(np.full(blocks, -1), np.zeros(world, np.int64))
 
 
 def deal(counts: np.ndarray, places: Places, rng: np.random.Generator) -> list[list[Piece]]:
-    """The part of each worker, of ``counts.sum() // world`` rows.
+    """The pieces of each worker, ``counts.sum() // world`` rows in sum.
 
     Args:
-        counts: int (blocks,): rows of each block that are left.
+        counts: int (blocks,): remaining rows of each block.
         rng: in the same state on all workers.
     """
     world = len(places.ranks)
     share = int(counts.sum()) // world
-    turn = [int(number) for number in rng.permutation(len(counts)) if counts[number]]
-    lines: dict[int, list[Piece]] = {}
-    for number in turn:
-        home = int(places.blocks[number])
-        lines.setdefault(home, []).append((number, 0, int(counts[number])))
-    parts: list[list[Piece]] = [[] for _ in range(world)]
+    by_node: dict[int, list[Piece]] = {}
+    for number in map(int, rng.permutation(len(counts))):
+        if counts[number]:
+            node = int(places.blocks[number])
+            by_node.setdefault(node, []).append((number, 0, int(counts[number])))
+    local: list[list[Piece]] = [[] for _ in range(world)]
     spare: list[Piece] = []
-    for node, line in sorted(lines.items()):
-        here = [int(rank) for rank in np.flatnonzero(places.ranks == node)]
-        quota = min(share, rows_of(line) // len(here)) if here else 0
-        *own, rest = _cut(line, [quota] * len(here))
-        for rank, part in zip(here, own, strict=True):
-            parts[rank] = part
+    for node, pieces in sorted(by_node.items()):
+        ranks = [int(rank) for rank in np.flatnonzero(places.ranks == node)]
+        quota = min(share, rows_of(pieces) // len(ranks)) if ranks else 0
+        *parts, rest = _cut(pieces, [quota] * len(ranks))
+        for rank, part in zip(ranks, parts, strict=True):
+            local[rank] = part
         spare += rest
-    *more, _ = _cut(spare, [share - rows_of(part) for part in parts])
-    return [[*own, *others] for own, others in zip(parts, more, strict=True)]
+    *remote, _ = _cut(spare, [share - rows_of(part) for part in local])
+    return [[*near, *far] for near, far in zip(local, remote, strict=True)]
 
 
 def rows_of(pieces: Sequence[Piece]) -> int:
+    """Number of rows in pieces."""
     return sum(stop - start for _, start, stop in pieces)
 
 
-def _cut(line: Sequence[Piece], sizes: Sequence[int]) -> list[list[Piece]]:
-    """Consecutive parts of so many rows, and what is left."""
-    left = list(reversed(line))
+def _cut(pieces: Sequence[Piece], sizes: Sequence[int]) -> list[list[Piece]]:
+    """Consecutive parts of the given numbers of rows, and the rest."""
+    rest = list(reversed(pieces))
     parts: list[list[Piece]] = []
     for size in sizes:
         part: list[Piece] = []
         while size:
-            number, start, stop = left.pop()
+            number, start, stop = rest.pop()
             cut = min(stop, start + size)
             part.append((number, start, cut))
             size -= cut - start
             if cut < stop:
-                left.append((number, cut, stop))
+                rest.append((number, cut, stop))
         parts.append(part)
-    return [*parts, left[::-1]]
+    return [*parts, rest[::-1]]
 
 
-def windows(pieces: Sequence[Piece], window: int, local: int, most: int) -> list[int]:
-    """Ends of the windows in a line of pieces, in rows: all multiples of ``local``.
+def windows(pieces: Sequence[Piece], window: int, local: int, max_blocks: int) -> list[int]:
+    """Ends of the windows in a sequence of pieces, in rows: all multiples of ``local``.
 
     A window has whole batches of ``local`` rows. It ends with the block that makes it ``window``
-    rows long, or with the ``most``-th; only where these are not one batch it goes over more.
+    rows long, or after ``max_blocks`` blocks; if these are less than a batch, it takes more.
     """
     ends: list[int] = []
     begin = at = held = 0
@@ -97,7 +98,7 @@ def windows(pieces: Sequence[Piece], window: int, local: int, most: int) -> list
         at += stop - start
         held += 1
         end = at // local * local
-        if end > begin and (at - begin >= window or held >= most):
+        if end > begin and (at - begin >= window or held >= max_blocks):
             ends.append(end)
             begin, held = end, int(at > end)
     if at // local * local > begin:

@@ -1,12 +1,12 @@
-"""Image files → one uint8 batch, in threads; what cannot be read is reported, not raised.
+"""Decodes image files into a uint8 batch, in threads; faults are reported, not raised.
 
-torchvision decodes JPEG and WebP (other threads run meanwhile), Pillow the rest, PNG too: on
-damaged pixels torchvision's PNG decoder ends the whole process. EXIF rotation is applied, grey and
-palette images become RGB, 16 bits become 8, transparency is laid over mid-grey.
-:func:`decode_batch` squashes the whole image to a square with antialiasing; its aspect is kept
-beside it, and the crops of :mod:`wcl_ray.data.augment` are sampled in the original geometry.
-:func:`decode_crops` cuts crops out of the file's own pixels; of a JPEG, which Pillow can decode at
-1/2, 1/4 or 1/8 of its size, no more than they need.
+torchvision decodes JPEG and WebP, without holding the GIL. Pillow decodes the rest, including PNG:
+torchvision's PNG decoder ends the process on damaged pixels. EXIF rotation is applied, grey and
+palette images become RGB, 16 bits become 8, transparent pixels are blended with mid-grey.
+:func:`decode_batch` squashes the image to a square with antialiasing and returns its aspect, so
+that :mod:`wcl_ray.data.augment` samples crops in the original geometry. :func:`decode_crops` cuts
+crops out of the original pixels; large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size (by
+Pillow) if that is enough.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from PIL import ExifTags, Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
 BACKGROUND = 127
-MAX_PIXELS = 200_000_000  # more is taken for a decompression bomb
+MAX_PIXELS = 200_000_000  # more is treated as a decompression bomb
 CHUNK = 32  # images that a thread takes at a time
-WHOLE = 8  # images of which a thread holds all pixels
+FULL_CHUNK = 8  # the same if the thread holds them at full size
 _JPEG = b"\xff\xd8\xff"
-_TURNED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # may hold a rotation
+_ROTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # may hold a rotation
 
 
 @dataclass
@@ -54,31 +54,23 @@ def decode_batch(
     Args:
         images: encoded files; None counts as a fault.
         size: side of the square, in pixels.
-        pool: threads to decode in; in this thread without one.
+        pool: threads to decode in; None: this thread.
     """
     out = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
     aspect = torch.ones(len(images))
 
-    def one(row: int) -> str | None:
-        return _fault(images[row], row, work)
-
-    def work(content: bytes, row: int) -> None:
+    def decode(content: bytes, row: int) -> None:
         pixels = decode_one(content)
         aspect[row] = pixels.shape[2] / pixels.shape[1]
         if pixels.shape[1:] != (size, size):
             pixels = F.resize(pixels, [size, size], antialias=True)
         out[row] = pixels
 
-    def some(rows: range) -> dict[int, str]:
-        found = ((row, one(row)) for row in rows)
-        return {row: reason for row, reason in found if reason is not None}
+    def decode_chunk(rows: range) -> dict[int, str | None]:
+        return {row: _fault(images[row], row, decode) for row in rows}
 
-    if pool is None:
-        return Decoded(out, aspect, some(range(len(images))))
-    # handing over single small images would cost more than decoding them
-    parts = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
-    faults = {row: reason for part in pool.map(some, parts) for row, reason in part.items()}
-    return Decoded(out, aspect, faults)
+    # chunks, since handing single small images to a thread costs more than decoding them
+    return Decoded(out, aspect, _faults(decode_chunk, len(images), CHUNK, pool))
 
 
 def decode_crops(
@@ -88,14 +80,14 @@ def decode_crops(
     size: int,
     pool: ThreadPoolExecutor | None = None,
 ) -> Decoded:
-    """Decode each image once and cut its crops out of what the file has.
+    """Decode each image once and cut its crops out of the original pixels.
 
     Args:
         images: encoded files; None counts as a fault.
         boxes_of: rows int64 (n,) and their aspects float32 (n,) → float (n, views, 4): left, top,
             right, bottom as shares of width and height.
         size: s, side of the crops in pixels.
-        pool: threads to decode in; in this thread without one.
+        pool: threads to decode in; None: this thread.
 
     Returns:
         ``images`` uint8 (B, views, 3, s, s), antialiased.
@@ -103,51 +95,60 @@ def decode_crops(
     out = torch.zeros(len(images), views, 3, size, size, dtype=torch.uint8)
     aspect = torch.ones(len(images))
 
-    def some(rows: range) -> dict[int, str]:
+    def decode_chunk(rows: range) -> dict[int, str | None]:
         opened: dict[int, Image.Image | torch.Tensor] = {}
 
-        def work(content: bytes, row: int) -> None:
+        def open_row(content: bytes, row: int) -> None:
             opened[row] = _open(content, size)
             aspect[row] = _aspect(opened[row])
 
         def cut(content: bytes, row: int) -> None:
-            own = boxes[at[row]]
-            pixels = _enough(opened.pop(row), own, size)
+            boxes = all_boxes[index[row]]
+            pixels = _pixels_for(opened.pop(row), boxes, size)
             height, width = pixels.shape[1:]
-            for view, box in enumerate(own.tolist()):
+            for view, box in enumerate(boxes.tolist()):
                 sides = zip(box, (width, height) * 2, strict=True)
-                # halves are frequent in centre crops; the last bit of a share should not decide
+                # centre crops often end on half a pixel; rounding must not depend on the last bit
                 left, top, right, bottom = (round(share * side - 1e-3) for share, side in sides)
                 left, top = min(left, width - 1), min(top, height - 1)
-                part = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-                out[row, view] = F.resize(part, [size, size], antialias=True)
+                crop = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+                out[row, view] = F.resize(crop, [size, size], antialias=True)
 
-        faults = {row: _fault(images[row], row, work) for row in rows}
+        faults = {row: _fault(images[row], row, open_row) for row in rows}
         good = torch.tensor(list(opened), dtype=torch.int64)
-        boxes = boxes_of(good, aspect[good])
-        at = {row: i for i, row in enumerate(opened)}
-        faults |= {row: _fault(images[row], row, cut) for row in at}
-        return {row: reason for row, reason in faults.items() if reason is not None}
+        all_boxes = boxes_of(good, aspect[good])
+        index = {row: i for i, row in enumerate(opened)}
+        return faults | {row: _fault(images[row], row, cut) for row in index}
 
-    parts = [range(i, min(i + WHOLE, len(images))) for i in range(0, len(images), WHOLE)]
-    found = map(some, parts) if pool is None else pool.map(some, parts)
-    faults = {row: reason for part in found for row, reason in part.items()}
-    return Decoded(out, aspect, faults)
+    return Decoded(out, aspect, _faults(decode_chunk, len(images), FULL_CHUNK, pool))
+
+
+def _faults(
+    decode_chunk: Callable[[range], dict[int, str | None]],
+    count: int,
+    step: int,
+    pool: ThreadPoolExecutor | None,
+) -> dict[int, str]:
+    """Decode ``count`` rows in chunks; returns the faults, row → reason."""
+    chunks = [range(i, min(i + step, count)) for i in range(0, count, step)]
+    results = (map if pool is None else pool.map)(decode_chunk, chunks)
+    rows = (item for result in results for item in result.items())
+    return {row: reason for row, reason in rows if reason is not None}
 
 
 def _fault(content: bytes | None, row: int, work: Callable[[bytes, int], None]) -> str | None:
-    """What is wrong with an image, found by working on it."""
+    """Call ``work`` on an image; returns what is wrong with the image, or None."""
     if not content:
         return "empty" if content is not None else "missing"
     try:
         work(content, row)
-    except Exception as error:  # decoders raise many types, none of them worth a lost run
+    except Exception as error:  # decoders raise many types, and no image may end the run
         return _reason(error)
     return None
 
 
 def _open(content: bytes, size: int) -> Image.Image | torch.Tensor:
-    """A JPEG that may be worth decoding at a part of its size, not decoded yet; else the pixels."""
+    """The decoded pixels; of a JPEG that may be decoded at a reduced size: the opened file."""
     if content.startswith(_JPEG) and min(_jpeg_size(content)) >= 2 * size:
         return Image.open(io.BytesIO(content), formats=["JPEG"])
     return decode_one(content)
@@ -157,23 +158,23 @@ def _aspect(source: Image.Image | torch.Tensor) -> float:
     if isinstance(source, torch.Tensor):
         return source.shape[2] / source.shape[1]
     aspect = source.width / source.height
-    return 1 / aspect if _lies(source) else aspect
+    return 1 / aspect if _is_sideways(source) else aspect
 
 
-def _lies(picture: Image.Image) -> bool:
-    """Whether it is to be turned by a quarter."""
+def _is_sideways(picture: Image.Image) -> bool:
+    """Whether EXIF rotates the picture by a quarter turn."""
     return picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 
-def _enough(source: Image.Image | torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 (3, h, w), in which each box has at least ``size`` pixels where the file has them."""
+def _pixels_for(source: Image.Image | torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 (3, h, w), large enough for ``size`` pixels in each box if the file has as many."""
     if isinstance(source, torch.Tensor):
         return source
     stored = source.size
-    width, height = stored[::-1] if _lies(source) else stored
+    width, height = stored[::-1] if _is_sideways(source) else stored
     sides = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor([width, height])
-    part = max((k for k in (1, 2, 4, 8) if k * size <= float(sides.min())), default=1)
-    source.draft(None, (stored[0] // part, stored[1] // part))
+    divisor = max((k for k in (1, 2, 4, 8) if k * size <= float(sides.min())), default=1)
+    source.draft(None, (stored[0] // divisor, stored[1] // divisor))
     with source:
         pixels = np.array(ImageOps.exif_transpose(source).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -183,7 +184,7 @@ def decode_one(content: bytes) -> torch.Tensor:
     """uint8 (3, h, w) of one image file.
 
     Raises:
-        RuntimeError, OSError, ValueError, SyntaxError: whatever its decoder says of a broken file.
+        RuntimeError, OSError, ValueError, SyntaxError: its decoder's error for a broken file.
     """
     if content.startswith(_JPEG):
         _jpeg_size(content)
@@ -191,7 +192,7 @@ def decode_one(content: bytes) -> torch.Tensor:
         try:
             return decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
         except RuntimeError:
-            if _complete_jpeg(content):  # CMYK and other colour spaces torchvision does not know
+            if _complete_jpeg(content):  # may be a colour space that torchvision lacks, like CMYK
                 return _decode_pillow(content)
             raise
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and not _needs_pillow(content):
@@ -201,7 +202,7 @@ def decode_one(content: bytes) -> torch.Tensor:
 
 
 def _flatten(pixels: torch.Tensor) -> torch.Tensor:
-    """(1 to 4, h, w) of 8 or 16 bits → RGB of 8 bits over the background."""
+    """(1 to 4, h, w) of 8 or 16 bits → 8-bit RGB blended with the background."""
     if pixels.dtype == torch.uint16:
         pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
     channels = pixels.shape[0]
@@ -214,28 +215,28 @@ def _flatten(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _decode_pillow(content: bytes) -> torch.Tensor:
-    # trying all of Pillow's plugins in turn would take as long as a small image
+    # trying all of Pillow's plugins takes as long as decoding a small image
     formats = ["PNG"] if content.startswith(b"\x89PNG") else None
     with Image.open(io.BytesIO(content), formats=formats) as picture:
         _check_size(picture.width, picture.height)
-        picture.load()  # PNGs may tell their rotation after the pixels
-        plain = picture.format == "PNG" and not _TURNED & picture.info.keys()
-        whole = picture if plain else ImageOps.exif_transpose(picture)
-        if whole.mode.startswith("I"):
-            values = np.asarray(whole).astype(np.int64)
-            # 32-bit files hold 8 or 16 bits, only their values tell
-            shift = 8 if whole.mode != "I" or values.max(initial=0) > 255 else 0
+        picture.load()  # the rotation of a PNG may follow its pixels
+        upright = picture.format == "PNG" and not _ROTATION & picture.info.keys()
+        turned = picture if upright else ImageOps.exif_transpose(picture)
+        if turned.mode.startswith("I"):
+            values = np.asarray(turned).astype(np.int64)
+            # 32-bit files hold 8 or 16 bits; only their values tell which
+            shift = 8 if turned.mode != "I" or values.max(initial=0) > 255 else 0
             return _flatten(torch.from_numpy((values >> shift).clip(0, 255).astype(np.uint8))[None])
-        alpha = whole.mode in ("RGBA", "LA", "PA") or "transparency" in whole.info
-        pixels = np.array(whole.convert("RGBA" if alpha else "RGB"))
+        alpha = turned.mode in ("RGBA", "LA", "PA") or "transparency" in turned.info
+        pixels = np.array(turned.convert("RGBA" if alpha else "RGB"))
     return _flatten(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def _needs_pillow(content: bytes) -> bool:
-    """WebPs that move or are turned, which torchvision refuses or leaves as they are, and too
-    large ones."""
+    """Whether a WebP is animated (torchvision rejects it), has EXIF (torchvision ignores its
+    rotation) or is too large."""
     if content[12:16] != b"VP8X" or len(content) < 30:
-        return False  # the simple kinds have neither, and at most 16,383 pixels a side
+        return False  # simple formats have neither, and at most 16,383 pixels per side
     width, height = (1 + int.from_bytes(content[i : i + 3], "little") for i in (24, 27))
     return bool(content[20] & 0b1010) or width * height > MAX_PIXELS
 
@@ -246,29 +247,27 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int]:
-    """Width and height by a JPEG's header; (0, 0): the decoder will say what is wrong.
+    """Width and height in a JPEG's header; (0, 0) if broken: the decoder will report why.
 
     Raises:
-        ValueError: it is too large; said before a decoder takes memory for it, since 700 bytes can
-            ask for 13 GB.
+        ValueError: too large; checked before a decoder allocates, since 700 bytes can ask for
+            13 GB.
     """
-    place = 2
-    while place + 9 <= len(content):
-        if content[place] != 0xFF:  # not a marker
+    at = 2
+    while at + 9 <= len(content):
+        if content[at] != 0xFF:  # not a marker
             break
-        marker = content[place + 1]
+        marker = content[at + 1]
         if marker == 0xFF:  # padding
-            place += 1
+            at += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            height, width = (
-                int.from_bytes(content[place + i : place + i + 2], "big") for i in (5, 7)
-            )
+            height, width = (int.from_bytes(content[at + i : at + i + 2], "big") for i in (5, 7))
             _check_size(width, height)
             return width, height
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without a length
-            place += 2
+            at += 2
         else:
-            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return 0, 0
 
 
@@ -277,7 +276,7 @@ def _complete_jpeg(content: bytes) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """One line that is the same for the same fault: without addresses and the decoder's paths."""
+    """One line without addresses and source paths, so that equal faults read the same."""
     text = str(error).split("\n")[0].strip()
     text = re.sub(r"^\S+, \S+\.cpp:\d+, ", "", text)
     text = re.sub(r" <_io\.\S+ object at 0x[0-9a-f]+>", "", text)
@@ -285,7 +284,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_header(content: bytes | None) -> str | None:
-    """Reason why these bytes cannot be an image, or None; looks at the first bytes only."""
+    """Why these bytes cannot be an image, or None; reads only the header."""
     if not content:
         return "empty" if content is not None else "missing"
     try:

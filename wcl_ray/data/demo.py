@@ -1,10 +1,10 @@
-"""The demo data: a drawer of beetles, rendered here and now, with what a museum would know of them.
+"""Renders the demo data: a drawer of beetles with a museum's notes on them.
 
-Twelve species (the label) differ in their body plan. Colours, background, pose, size and place are
-nuisances that say nothing of the species. The museum's notes do, through noise: some are wrong,
-some missing, some belong to another beetle, some say nothing. How much they tell is known exactly
-(:func:`wcl_ray.data.demo_notes.true_information`), so the trade-off of the method, I(Z;T) against
-H(Z|T), can be studied on it.
+Twelve species (the label) differ in their body plan. Colours, background, pose, size and position
+are nuisances, independent of the species. The museum's notes depend on it, with noise: some are
+wrong, some missing, some belong to another beetle, some are uninformative. Their information is
+known exactly (:func:`wcl_ray.data.demo_notes.true_information`), so that the trade-off of the
+method, I(Z;T) against H(Z|T), can be studied.
 
 ``python -m wcl_ray.data.demo --sheet demo.png`` draws a contact sheet.
 """
@@ -35,14 +35,14 @@ from wcl_ray.data.demo_render import draw
 from wcl_ray.storage import Folder
 
 VERSION = 2
-FACTS = "demo.json"
+PARAMETERS = "demo.json"  # written last: marks the data as complete
 ROWS = 256  # of a row group
-BLOCK = 125  # beetles drawn at once: their fields stay in the cache
+BLOCK = 125  # beetles drawn at once; their arrays fit in the cache
 
 
 @dataclass(frozen=True)
 class DemoPaths:
-    """Where the demo data lies: globs for ``data.path`` and ``data.eval_path``."""
+    """Globs of the demo data for ``data.path`` and ``data.eval_path``."""
 
     train: str
     test: str
@@ -58,20 +58,20 @@ def make_demo(
     informative: int = 5,
     nuisance: int = 1,
 ) -> DemoPaths:
-    """Render the demo data to Parquet files, or find it rendered already.
+    """Render the demo data to Parquet files unless they exist.
 
     The files are written to a temporary folder that is renamed when complete. The same arguments
     give the same files.
 
     Args:
         folder: gets a sub-folder for these parameters.
-        images, test_images: how many beetles to render; no beetle is in both.
+        images, test_images: number of beetles; no beetle is in both.
         seed: of everything random.
-        noise: probability that an informative note has another value than the species'.
+        noise: probability that an informative note differs from the value of the species.
         misfiled: share of beetles with the notes of another beetle of any species.
-        informative: number of binary notes that depend on the species (0 to 8), beside five of
+        informative: number of binary notes that depend on the species (0 to 8), besides five of
             several values.
-        nuisance: number of binary notes that are fair coins (0 to 6), beside two of several values.
+        nuisance: number of binary notes that are fair coins (0 to 6), besides two with more values.
 
     Returns:
         Globs of the training and test files with columns ``id`` (string), ``image`` (PNG bytes,
@@ -79,8 +79,8 @@ def make_demo(
         and ``tags`` (list of strings, some empty).
 
     Raises:
-        ValueError: a knob out of range.
-        FileExistsError: the folder exists without the file that says it is complete.
+        ValueError: a parameter out of range.
+        FileExistsError: the folder exists, but is not marked as complete.
     """
     if images < 1 or test_images < 1:
         raise ValueError(f"demo data: {images} images and {test_images} test images; 1 at least")
@@ -90,9 +90,9 @@ def make_demo(
         "informative": informative,
         "nuisance": nuisance,
     }
-    take_notes(1, np.random.default_rng(0), **knobs)  # a wrong knob fails before any drawing
-    facts = {"version": VERSION, "images": images, "test_images": test_images, "seed": seed}
-    text = json.dumps({**facts, **knobs}, indent=1)
+    take_notes(1, np.random.default_rng(0), **knobs)  # a wrong value fails before any drawing
+    parameters = {"version": VERSION, "images": images, "test_images": test_images, "seed": seed}
+    text = json.dumps({**parameters, **knobs}, indent=1)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     target = Path(folder) / f"beetles-{images}-{digest}"
     if not _complete(target, text):
@@ -105,7 +105,7 @@ def make_demo(
                 for i, (start, end) in enumerate(pairwise(edges)):
                     part = table.slice(start, end - start)
                     pq.write_table(part, partial / f"{split}-{i}.parquet", row_group_size=ROWS)
-            (partial / FACTS).write_text(text)
+            (partial / PARAMETERS).write_text(text)
             _publish(partial, target, text)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -113,29 +113,29 @@ def make_demo(
 
 
 def demo_data(storage: Folder, images: int, seed: int) -> DemoPaths:
-    """The demo data in a storage folder; on an object store it is rendered here and uploaded."""
+    """The demo data in a storage folder; for an object store rendered here and uploaded."""
     if storage.local:
         return make_demo(f"{storage.path}/demo-data", images=images, seed=seed)
-    with tempfile.TemporaryDirectory() as here:
-        made = Path(make_demo(here, images=images, seed=seed).train).parent
-        target = storage / f"demo-data/{made.name}"
-        facts = (made / FACTS).read_bytes()
-        if not (target.exists(FACTS) and target.read(FACTS) == facts):
-            for file in sorted(made.glob("*.parquet")):
+    with tempfile.TemporaryDirectory() as temporary:
+        rendered = Path(make_demo(temporary, images=images, seed=seed).train).parent
+        target = storage / f"demo-data/{rendered.name}"
+        parameters = (rendered / PARAMETERS).read_bytes()
+        if not (target.exists(PARAMETERS) and target.read(PARAMETERS) == parameters):
+            for file in sorted(rendered.glob("*.parquet")):
                 target.write(file.name, file.read_bytes())
-            target.write(FACTS, facts)  # last: the data are whole
+            target.write(PARAMETERS, parameters)
     return DemoPaths(train=f"{target.uri}/train-*.parquet", test=f"{target.uri}/test-*.parquet")
 
 
 def _complete(target: Path, text: str) -> bool:
-    return (target / FACTS).is_file() and (target / FACTS).read_text() == text
+    return (target / PARAMETERS).is_file() and (target / PARAMETERS).read_text() == text
 
 
 def _publish(partial: Path, target: Path, text: str) -> None:
     try:
         os.replace(partial, target)
     except OSError as error:
-        if not _complete(target, text):  # else another process was faster
+        if not _complete(target, text):  # otherwise another process was faster
             raise FileExistsError(
                 f"{target} exists and is not complete demo data; remove it and start again"
             ) from error
@@ -147,15 +147,15 @@ def _table(split: str, count: int, seed: int, knobs: dict[str, Any]) -> pa.Table
     blocks = [draw(species[i : i + BLOCK], looks_rng) for i in range(0, count, BLOCK)]
     with ThreadPoolExecutor(4) as pool:
         files = list(pool.map(_png, np.concatenate(blocks)))
-    found: dict[str, Any] = {
+    table: dict[str, Any] = {
         "id": [f"{split}/{i:06d}" for i in range(count)],
         "image": pa.array(files, pa.binary()),
         "label": [SPECIES[s] for s in species],
     }
     for name, values in columns.items():
         kind = pa.list_(pa.string()) if name == "tags" else None
-        found[name] = pa.array(list(values), kind, from_pandas=False)
-    return pa.table(found)
+        table[name] = pa.array(list(values), kind, from_pandas=False)
+    return pa.table(table)
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -165,7 +165,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def contact_sheet(columns: int = 12, rows: int = 8, side: int = 72, seed: int = 7) -> Image.Image:
-    """A drawer of beetles, one column a species, each ``side`` pixels wide."""
+    """A drawer of beetles, one species per column, each beetle ``side`` pixels wide."""
     gap = max(2, side // 16)
     species = np.tile(np.arange(columns) % len(SPECIES), rows)
     pixels = draw(species, np.random.default_rng(seed), size=side)
@@ -179,7 +179,7 @@ def contact_sheet(columns: int = 12, rows: int = 8, side: int = 72, seed: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the demo data.")
-    parser.add_argument("--sheet", required=True, metavar="PNG", help="where to write it")
+    parser.add_argument("--sheet", required=True, metavar="PNG", help="file to write")
     contact_sheet().save(parser.parse_args().sheet, optimize=True)
 
 

@@ -1,9 +1,9 @@
-"""What the museum noted about each beetle of the demo data, and how much of the species it tells.
+"""The museum's notes on the beetles of the demo data, and their information about the species.
 
-T is the species, uniform over twelve. Its notes pass two channels. With probability ``misfiled``
-they are those of another beetle, of any species. Then every informative note is a fixed function
-f_j of the noted species, but with probability ``noise`` one of its other values was written down,
-each as likely; some are missing, with a fixed probability. The rest says nothing of the species.
+T is the species, uniform over twelve. Its notes pass two noisy channels. With probability
+``misfiled`` they are those of another beetle, of any species. Then every informative note is a
+fixed function f_j of the noted species, but with probability ``noise`` one of its other values,
+each equally likely; some are missing, with a fixed probability. Other notes are independent of T.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPECIES = (
     "ladybird", "scarab", "stag", "rhino", "longhorn", "weevil",
     "firefly", "diver", "shield", "tiger", "click", "jewel",
 )  # fmt: skip
-# Pairs of species (A to F) share their way of life: only their looks tell them apart.
+# Pairs of species (families A to F) share their way of life; only their looks distinguish them.
 FAMILY = "ABCBDEEFAFDC"
 
 Value = str | int
@@ -43,7 +43,7 @@ BITS: dict[str, tuple[Value, ...]] = {
     "glossy": _of(("ladybird", "scarab", "stag", "diver", "click", "jewel")),
     "sings": _of(("scarab", "rhino", "longhorn", "weevil", "shield", "tiger")),
 }
-# Notes of several values; always there.
+# Notes of several values, all of them used.
 TRAITS: dict[str, tuple[Value, ...]] = {
     "body": ("round", "round", "long", "round", "long", "tapered",
              "long", "round", "tapered", "tapered", "long", "tapered"),
@@ -72,7 +72,7 @@ BLIND_TAGS = {"photographed": 0.15, "donated": 0.1}  # tag → share
 
 
 def used(informative: int, nuisance: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the informative and of the noise notes with a joint distribution in closed form.
+    """Names of the informative and the uninformative notes, without ``length_mm`` and ``tags``.
 
     Raises:
         ValueError: more bits or coins than there are.
@@ -83,8 +83,7 @@ def used(informative: int, nuisance: int) -> tuple[tuple[str, ...], tuple[str, .
     ):
         if not 0 <= number <= most:
             raise ValueError(f"demo data: {name} is {number}; it is in 0 to {most}")
-    told = (*list(BITS)[:informative], *TRAITS)
-    return told, (*list(COINS)[:nuisance], *BLIND)
+    return (*list(BITS)[:informative], *TRAITS), (*list(COINS)[:nuisance], *BLIND)
 
 
 def take_notes(
@@ -99,15 +98,15 @@ def take_notes(
     list of lists, ``length_mm`` is float64. Missing values are None.
 
     Raises:
-        ValueError: a knob out of range.
+        ValueError: a parameter out of range.
     """
     _check(noise=noise, misfiled=misfiled)
-    told, blind = used(informative, nuisance)
+    telling, blind = used(informative, nuisance)
     species = rng.integers(0, len(SPECIES), count)
     swapped = rng.random(count) < misfiled
     noted = np.where(swapped, rng.integers(0, len(SPECIES), count), species)
     columns: dict[str, Any] = {}
-    for name in told:
+    for name in telling:
         values = _values(name)
         kinds = np.array(_kinds(values), dtype=object)
         index = np.array([_kinds(values).index(v) for v in values])[noted]
@@ -150,23 +149,23 @@ def true_information(
         H(Z|T) = −1/12 · Σ_t Σ_z P(z|t) log₂ P(z|t)
         I(Z;T) = H(Z) − H(Z|T)   with   P(z) = 1/12 · Σ_t P(z|t)
 
-    by enumeration of every z. Notes that say nothing are left out of it: one of V values adds
-    log₂ V to H(Z|T).
+    by enumeration of every z. Uninformative notes are not enumerated: one of V values adds log₂ V
+    to H(Z|T).
 
     Args:
-        columns: names of notes, all but ``length_mm`` and ``tags``. Default: the binary ones,
+        columns: names of notes except ``length_mm`` and ``tags``. Default: the binary ones,
             ``informative`` bits and ``nuisance`` coins.
         noise: flip probability of the channel.
         misfiled: share of beetles with the notes of another.
 
     Raises:
-        ValueError: a name that is not such a note, a knob out of range, or more than 2^22 joint
-            values to enumerate.
+        ValueError: a name that is not such a note, a parameter out of range, or more than 2^22
+            joint values to enumerate.
     """
     _check(noise=noise, misfiled=misfiled)
     if columns is None:
-        told, blind = used(informative, nuisance)
-        columns = [name for name in (*told, *blind) if name in BITS or name in COINS]
+        telling, blind = used(informative, nuisance)
+        columns = [name for name in (*telling, *blind) if name in BITS or name in COINS]
     tables = [_channel(name, noise) for name in columns if name in BITS or name in TRAITS]
     blank = sum(np.log2(len(_values(n))) for n in columns if n in COINS or n in BLIND)
     unknown = [n for n in columns if not any(n in t for t in (BITS, TRAITS, COINS, BLIND))]
@@ -175,7 +174,7 @@ def true_information(
         raise ValueError(f"demo data: no exact information for {unknown[0]!r}; only for {known}")
     if np.prod([float(p.shape[1]) for p in tables]) > 2**22:
         raise ValueError("demo data: too many joint values to enumerate; name fewer columns")
-    joint = np.ones((len(SPECIES), 1))  # q(z|s), one column a joint value
+    joint = np.ones((len(SPECIES), 1))  # q(z|s), one column per joint value
     for p in tables:
         joint = (joint[:, :, None] * p[:, None, :]).reshape(len(SPECIES), -1)
     total = joint.mean(0)
@@ -188,7 +187,7 @@ def _bits(p: np.ndarray) -> np.ndarray:
 
 
 def _channel(name: str, noise: float) -> np.ndarray:
-    """P(value | species), float64 (12, values), with a column for missing where it can be."""
+    """P(value | species), float64 (12, values), with a last column for missing if possible."""
     values, missing = _values(name), MISSING.get(name, 0.0)
     kinds = _kinds(values)
     table = np.full((len(SPECIES), len(kinds)), noise / (len(kinds) - 1))

@@ -1,7 +1,7 @@
-"""Drawing beetles: signed distances to ellipses and strokes, a whole batch at once.
+"""Draws beetles from signed distances to ellipses and strokes, a batch at once.
 
-Coordinates: x to the right, y down, the picture is [-1, 1]², the beetle looks up. B: beetles,
-s: pixels of a side. Parts are mirrored by working on |x|.
+Coordinates: x to the right, y down, the picture is [-1, 1]², the beetle faces up. B: beetles,
+s: pixels of a side. Symmetric parts are drawn on |x|.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Points = tuple[np.ndarray, np.ndarray]
 
 
 class Plan(NamedTuple):
-    """Body plan of a species: half width and height of the body, how much it widens to the rear
-    (−1 to 1), pattern of the wings, antennae, what the head carries, legs, width of the head."""
+    """Body plan of a species: half width and half height of the body, widening to the rear
+    (−1 to 1), wing pattern, antennae, headgear, legs, half width of the head."""
 
     width: float
     height: float
@@ -44,7 +44,7 @@ PLANS = (
     Plan(0.33, 0.60, -0.40, "stripes", "short", "", "short", 0.24),  # jewel
 )
 
-# Lines on the head: on both sides or not, half thickness, points from the front of the body.
+# Lines on the head: mirrored or not, half thickness, points relative to the front of the body.
 Shapes = dict[str, tuple[bool, float, tuple[tuple[float, float], ...]]]
 ANTENNAE: Shapes = {
     "short": (True, 0.03, ((0.1, -0.1), (0.22, -0.24))),
@@ -116,19 +116,19 @@ def _around_one(rng: np.random.Generator, b: int, spread: float) -> np.ndarray:
 def _background(x: np.ndarray, y: np.ndarray, b: int, rng: np.random.Generator) -> np.ndarray:
     """float32 (B, s, s, 3): two colours in a gradient of random direction, with a soft light."""
     hues = rng.random(b) + rng.uniform(-0.15, 0.15, (2, b))
-    one, two = (_hsv(h % 1, rng.uniform(0.1, 0.4, b), rng.uniform(0.7, 1.0, b)) for h in hues)
+    start, end = (_hsv(h % 1, rng.uniform(0.1, 0.4, b), rng.uniform(0.7, 1.0, b)) for h in hues)
     angle = rng.uniform(0, 2 * np.pi, (b, 1, 1)).astype(np.float32)
     t = ((x * np.cos(angle) + y * np.sin(angle)) / 2.8 + 0.5).clip(0, 1)[..., None]
-    picture = one[:, None, None] * (1 - t) + two[:, None, None] * t
-    place = rng.uniform(-1, 1, (2, b, 1, 1)).astype(np.float32)
-    far = (x - place[0]) ** 2 + (y - place[1]) ** 2
+    picture = start[:, None, None] * (1 - t) + end[:, None, None] * t
+    centre = rng.uniform(-1, 1, (2, b, 1, 1)).astype(np.float32)
+    square = (x - centre[0]) ** 2 + (y - centre[1]) ** 2
     light = rng.uniform(-0.15, 0.15, (b, 1, 1)).astype(np.float32)
-    picture += (light * np.exp(-far / np.float32(0.3)))[..., None]
+    picture += (light * np.exp(-square / np.float32(0.3)))[..., None]
     return np.ascontiguousarray(picture.clip(0, 1), dtype=np.float32)
 
 
 def _pose(x: np.ndarray, y: np.ndarray, b: int, rng: np.random.Generator) -> Points:
-    """Pixels in the beetle's own coordinates: turned, moved, scaled."""
+    """Coordinates of the pixels relative to the beetle, which is rotated, moved and scaled."""
     angle = rng.normal(0, 0.3, (b, 1, 1)).astype(np.float32)
     scale = rng.uniform(0.86, 1.08, (b, 1, 1)).astype(np.float32)
     move = rng.uniform(-0.1, 0.1, (2, b, 1, 1)).astype(np.float32)
@@ -138,7 +138,7 @@ def _pose(x: np.ndarray, y: np.ndarray, b: int, rng: np.random.Generator) -> Poi
 
 
 def _liveries(rng: np.random.Generator, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colours of shell, legs and pattern, (B, 3) each: any hue, the pattern in contrast."""
+    """Colours (B, 3) of shell, legs and pattern: any hue, the pattern in contrast."""
     hue, bright = rng.random(b), rng.uniform(0.4, 0.95, b)
     shell = _hsv(hue, rng.uniform(0.6, 0.95, b), bright)
     dark = _hsv(hue, rng.uniform(0.3, 0.6, b), rng.uniform(0.1, 0.2, b))
@@ -149,7 +149,7 @@ def _liveries(rng: np.random.Generator, b: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _hsv(h: np.ndarray, s: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """float32 (B, 3) in RGB."""
+    """HSV → RGB, float32 (B, 3)."""
     k = (np.array([5.0, 3.0, 1.0]) + 6 * h[:, None]) % 6
     return (v[:, None] * (1 - s[:, None] * np.minimum(k, 4 - k).clip(0, 1))).astype(np.float32)
 
@@ -163,7 +163,7 @@ def _paint(
 
 
 def _shift(field: np.ndarray, pixels: int, s: int) -> np.ndarray:
-    """The field moved to the lower right, by ``pixels`` in 64: a shadow falls there."""
+    """The field moved to the lower right by ``pixels`` of 64, for a shadow."""
     step = max(1, pixels * s // 64)
     moved = field.copy()
     moved[:, step:, step:] = field[:, :-step, :-step]
@@ -184,15 +184,16 @@ def _stroke(p: Points, a: tuple[Any, Any], b: tuple[Any, Any], thick: float) -> 
 
 
 def _path(p: Points, points: list[tuple[Any, Any]], thick: float) -> np.ndarray:
-    found = _stroke(p, points[0], points[1], thick)
+    """Signed distance to a polyline."""
+    distance = _stroke(p, points[0], points[1], thick)
     for a, b in pairwise(points[1:]):
-        found = np.minimum(found, _stroke(p, a, b, thick))
-    return found
+        distance = np.minimum(distance, _stroke(p, a, b, thick))
+    return distance
 
 
 def _legs(u: np.ndarray, y: np.ndarray, w: Any, h: Any, species: np.ndarray) -> np.ndarray:
-    """Three pairs: short, bent, long, or with oars behind."""
-    found = np.full(u.shape, 1.0, np.float32)
+    """Signed distance to three pairs of legs: short, bent, long, or with oars behind."""
+    distance = np.full(u.shape, 1.0, np.float32)
     reach = {"short": 0.16, "bent": 0.28, "long": 0.4, "oars": 0.2}
     for kind, length in reach.items():
         i = _having(species, "legs", kind)
@@ -203,15 +204,15 @@ def _legs(u: np.ndarray, y: np.ndarray, w: Any, h: Any, species: np.ndarray) -> 
             thick = 0.04
             if kind == "oars" and at == 0.5:
                 knee, foot, thick = (wi + 0.22, hi * at - 0.1), (wi + 0.36, hi * at + 0.3), 0.075
-            found[i] = np.minimum(found[i], _path(p, [hip, knee, foot], thick))
-    return found
+            distance[i] = np.minimum(distance[i], _path(p, [hip, knee, foot], thick))
+    return distance
 
 
 def _headgear(
     u: np.ndarray, x: np.ndarray, y: np.ndarray, h: Any, species: np.ndarray
 ) -> np.ndarray:
-    """What stands on the head, antennae included."""
-    found = np.full(u.shape, 1.0, np.float32)
+    """Signed distance to antennae and whatever else the head carries."""
+    distance = np.full(u.shape, 1.0, np.float32)
     for part, shapes in (("antennae", ANTENNAE), ("head", HEADS)):
         for kind, (mirrored, thick, points) in shapes.items():
             i = _having(species, part, kind)
@@ -220,30 +221,30 @@ def _headgear(
             if kind == "clubs":
                 right, down = points[-1]
                 line = np.minimum(line, np.hypot(p[0] - right, p[1] - top - down) - 0.085)
-            found[i] = np.minimum(found[i], line)
-    return found
+            distance[i] = np.minimum(distance[i], line)
+    return distance
 
 
 def _wings(
     x: np.ndarray, u: np.ndarray, y: np.ndarray, w: Any, h: Any, outline: Any, species: np.ndarray
 ) -> np.ndarray:
     """Signed distance to the pattern: nothing, spots, eyes, stripes, bands, a rim or a lamp."""
-    found = np.full(u.shape, 1.0, np.float32)
+    distance = np.full(u.shape, 1.0, np.float32)
     for kind in ("spots", "eyes", "stripes", "bands", "rim", "lamp"):
         i = _having(species, "wings", kind)
         ui, yi, wi, hi = u[i], y[i], w[i], h[i]
         if kind == "spots":
             for at, down, r in ((0.5, -0.25, 0.1), (0.55, 0.25, 0.11), (0.3, 0.65, 0.09)):
-                found[i] = np.minimum(found[i], np.hypot(ui - at * wi, yi - down * hi) - r)
+                distance[i] = np.minimum(distance[i], np.hypot(ui - at * wi, yi - down * hi) - r)
         elif kind == "eyes":
-            found[i] = np.abs(np.hypot(ui - 0.5 * wi, yi + 0.3 * hi) - 0.07) - 0.03
+            distance[i] = np.abs(np.hypot(ui - 0.5 * wi, yi + 0.3 * hi) - 0.07) - 0.03
         elif kind == "stripes":
-            found[i] = (np.abs(ui / wi - 0.5) - 0.15) * wi
+            distance[i] = (np.abs(ui / wi - 0.5) - 0.15) * wi
         elif kind == "bands":
-            found[i] = (np.abs(np.mod(yi / hi + 0.4, 0.56) - 0.28) - 0.13) * hi
-            found[i] = np.maximum(found[i], -yi - 0.5 * hi)
+            distance[i] = (np.abs(np.mod(yi / hi + 0.4, 0.56) - 0.28) - 0.13) * hi
+            distance[i] = np.maximum(distance[i], -yi - 0.5 * hi)
         elif kind == "rim":
-            found[i] = -outline[i] - 0.13
+            distance[i] = -outline[i] - 0.13
         else:
-            found[i] = -yi + 0.5 * hi
-    return found
+            distance[i] = -yi + 0.5 * hi
+    return distance

@@ -1,4 +1,4 @@
-"""On which nodes the objects of Ray's store lie."""
+"""Finds the nodes that hold objects of Ray's store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Homes:
     """Nodes of objects.
 
     Attributes:
-        nodes: object (in hexadecimal) → node; without those whose node is not known.
+        nodes: object (hexadecimal) → node; objects on no known node are missing.
         largest: bytes of the largest object.
     """
 
@@ -31,15 +31,15 @@ class Homes:
 
 
 def homes_of(refs: Sequence[Any]) -> Homes:
-    """Ask Ray where objects lie."""
-    found = ray.experimental.get_object_locations(list(refs))
-    copies = {ref.hex(): sorted(where["node_ids"]) for ref, where in found.items()}
-    sizes = [int(where["object_size"] or 0) for where in found.values()]
+    """Ask Ray for the nodes of objects."""
+    locations = ray.experimental.get_object_locations(list(refs))
+    copies = {ref.hex(): sorted(location["node_ids"]) for ref, location in locations.items()}
+    sizes = [int(location["object_size"] or 0) for location in locations.values()]
     return Homes(_choose(copies), max(sizes, default=0))
 
 
 def _choose(copies: dict[str, list[str]]) -> dict[str, str]:
-    """One node for each object: of several copies that on the node with the fewest objects."""
+    """One node per object: if there are several copies, the node chosen for the fewest objects."""
     count: Counter[str] = Counter()
     chosen: dict[str, str] = {}
     for ref, nodes in sorted(copies.items(), key=lambda item: len(item[1])):
@@ -50,23 +50,23 @@ def _choose(copies: dict[str, list[str]]) -> dict[str, str]:
 
 
 def number_homes(stream: Stream, workers: Sequence[str]) -> tuple[np.ndarray, int]:
-    """int64 (blocks,): the place of each block's node in ``workers``, -1 = elsewhere; bytes of the
-    largest block."""
+    """int64 (blocks,): index in ``workers`` of each block's node, -1 = elsewhere; and the bytes of
+    the largest block."""
     homes = homes_of(stream.blocks)
-    number = {node: i for i, node in enumerate(workers)}
-    found = [number.get(homes.nodes.get(ref.hex(), ""), -1) for ref in stream.blocks]
-    return np.array(found, np.int64), homes.largest
+    index = {node: i for i, node in enumerate(workers)}
+    numbers = [index.get(homes.nodes.get(ref.hex(), ""), -1) for ref in stream.blocks]
+    return np.array(numbers, np.int64), homes.largest
 
 
 def places_of(blocks: np.ndarray, ranks: np.ndarray, rank: int, largest: int) -> Places:
-    """Places with the number of blocks that leaves this worker's node room for its others.
+    """Places, with as many blocks for this worker as its share of its node's store allows.
 
     Args:
         blocks, ranks: see :class:`Places`.
         largest: bytes of the largest block.
     """
-    here = ray.get_runtime_context().get_node_id()
+    node_id = ray.get_runtime_context().get_node_id()
     stores = {n["NodeID"]: n["Resources"].get("object_store_memory", 0) for n in ray.nodes()}
-    beside = int((ranks == ranks[rank]).sum())
-    held = ROOM / 2 * stores[here] / beside / max(1, largest)  # as many are on their way
+    on_node = int((ranks == ranks[rank]).sum())
+    held = ROOM / 2 * stores[node_id] / on_node / max(1, largest)  # as many are in transfer
     return Places(blocks, ranks, max(1, int(held)))

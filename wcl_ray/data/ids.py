@@ -1,4 +1,4 @@
-"""Stable ids: integers as they are, strings by a 64-bit hash."""
+"""Stable image ids: integers as they are, strings by a 64-bit hash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def is_id_type(kind: pa.DataType) -> bool:
-    """Whether ids may be of this type: integers or strings, dictionary-encoded ones too."""
+    """Whether ids may have this type: integers or strings, also dictionary-encoded."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
         pa.types.is_integer(kind)
@@ -43,12 +43,13 @@ def ids_of(
 
     Args:
         column: integers or strings, without nulls.
-        name: of the column, where: the file, both for the error message.
-        first: number in the file of the column's first row, for the error message.
+        name: of the column, for error messages.
+        where: the file, for error messages.
+        first: row number in the file of the column's first row, for error messages.
 
     Returns:
-        int64 ids, and string keys (null where the ids are the user's own integers). Unsigned
-        integers from 2^63 on keep their bits, so that their ids are negative, and are their keys.
+        int64 ids, and string keys (null for integer ids). Unsigned integers from 2^63 on keep their
+        bits, so that their ids are negative; their keys are the digits.
 
     Raises:
         UserError: nulls, or a type that is neither integer nor string.
@@ -57,7 +58,9 @@ def ids_of(
         column = column.combine_chunks()
     if column.null_count:
         row = first + column.is_null().to_pylist().index(True)
-        raise UserError(f"{where}: id column {name!r} is empty in row {row}; every image needs one")
+        raise UserError(
+            f"{where}: id column {name!r} is empty in row {row}; each image needs an id"
+        )
     if not is_id_type(column.type):
         raise UserError(
             f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"

@@ -23,14 +23,14 @@ VALIDATION_SALT = 104_729  # so that the validation split does not repeat the te
 
 @dataclass(frozen=True)
 class Images:
-    """Sources of a run. Without ``test`` a share of ``train`` is held out when there is a label.
+    """Sources of a run. Without ``test``, a share of ``train`` is held out if there is a label.
 
-    With ``validation`` a share of what is then left for training is set aside, and takes the place
-    of the test images, which are not read at all.
+    With ``validation``, a share of the remaining training images is set aside and replaces the test
+    images, which are never read.
 
     Attributes:
-        holdout: share held out; 0 when there is a test source or no label.
-        group: column whose values are kept whole by both splits.
+        holdout: share held out; 0 if there is a test source or no label.
+        group: column whose values neither split divides.
     """
 
     train: Source
@@ -43,24 +43,25 @@ class Images:
 
     @property
     def available(self) -> tuple[str, ...]:
-        """Metadata columns. Not the group's own, which names single groups: it is read only where
-        it is among ``clusters.columns``."""
+        """Metadata columns, without the group column: its values identify groups, so it is used
+        only if ``clusters.columns`` names it."""
         return tuple(name for name in self.train.columns if name != self.group)
 
-    def whole(self) -> Images:
-        """The same without a validation split."""
+    def without_validation(self) -> Images:
+        """The same sources without a validation split."""
         return replace(self, validation=0.0)
 
     def metadata(self, columns: Sequence[str] = (), training: bool = True) -> Dataset:
-        """Metadata of the train source's rows on one side, see :meth:`Source.metadata`."""
+        """Metadata of the training or held-out images of ``train``, see :meth:`Source.metadata`."""
         return self._side(self.train.metadata(self._with_group(columns)), columns, training)
 
     def train_images(self) -> Dataset:
+        """The training images with their label, see :meth:`Source.images`."""
         columns = [self.label] if self.label else []
         return self._side(self.train.images(self._with_group(columns)), columns, training=True)
 
     def test_images(self) -> Dataset | None:
-        """Images the encoder never sees; None when there are none (no label, no validation)."""
+        """Images that the encoder never sees; None if there is neither a label nor validation."""
         columns = [self.label] if self.label else []
         if not self.validation:
             if self.label is None:
@@ -83,9 +84,9 @@ class Images:
         """
         count = int(self.test_metadata().count())
         if not count and (self.test is None or self.validation):
-            few = f": {self.group!r} has too few values" if self.group else ""
+            cause = f": {self.group!r} has too few values" if self.group else ""
             option = "--validation" if self.validation else "--data.holdout"
-            raise UserError(f"no image is held out{few}; give a larger {option} or another --seed")
+            raise UserError(f"no image is held out{cause}; use a larger {option} or another --seed")
         return count
 
     def _with_group(self, columns: Sequence[str]) -> list[str]:
@@ -93,26 +94,26 @@ class Images:
         return list(dict.fromkeys([*columns, *([split] if split else [])]))
 
     def _side(self, rows: Dataset, columns: Sequence[str], training: bool) -> Dataset:
-        """The rows of one side of the last split, without a column that only it needed."""
+        """One side of the last split; the group column is dropped unless it is in ``columns``."""
         if not (self.holdout or self.validation):
             return rows
         group, seed = self.group, self.seed
         holdout, validation = self.holdout, self.validation
 
-        def out(table: pa.Table, share: float, seed: int) -> np.ndarray:
+        def held(table: pa.Table, share: float, seed: int) -> np.ndarray:
             ids = table[ID].to_numpy()
             if group is None:
                 return held_out(ids, share, seed)
             return held_groups(table[group], ids, share, seed)
 
-        def keep(table: pa.Table) -> Iterator[pa.Table]:  # errors of generators come through
+        def keep(table: pa.Table) -> Iterator[pa.Table]:  # Ray Data reraises generators' errors
             kept: np.ndarray = np.ones(table.num_rows, dtype=bool)
             if holdout:
-                kept = out(table, holdout, seed)
+                kept = held(table, holdout, seed)
                 if training or validation:
                     kept = ~kept
             if validation:
-                kept &= out(table, validation, seed + VALIDATION_SALT) != training
+                kept &= held(table, validation, seed + VALIDATION_SALT) != training
             table = table.filter(pa.array(kept))
             yield table if group is None or group in columns else table.drop_columns([group])
 
@@ -120,10 +121,10 @@ class Images:
 
 
 def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0.0) -> Images:
-    """Open the sources and check their columns; renders the demo data where no path is given.
+    """Open the sources and check their columns; renders the demo data if no path is given.
 
     Raises:
-        UserError: nothing there, or a column that is not.
+        UserError: a path or a column does not exist.
     """
     if data.path is None:
         demo = demo_data(Folder(storage, data.endpoint), data.demo_images, seed)

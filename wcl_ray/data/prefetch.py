@@ -1,4 +1,4 @@
-"""An iterator that runs in a thread, some items ahead of whoever consumes it."""
+"""Runs an iterator in a thread, some items ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Run an iterator in a thread, ``depth`` items ahead; its exceptions are raised here."""
+def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Iterate in a thread, ``depth`` items ahead; its exceptions are raised in the consumer."""
     ready: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
     end = object()

@@ -1,10 +1,10 @@
-"""Inside a worker: blocks in, composed uint8 batches out, every image once per epoch.
+"""Turns blocks into composed uint8 batches inside a worker; every image once per epoch.
 
-The order is a pure function of (seed, epoch, consumed images, batch size): for kept blocks that
-every worker may read it does not even depend on the number of workers, each of which takes its
-slice of every global batch. Blocks that are dealt to workers are read a few at a time and let go,
-so that their node's object store may drop its copies of other nodes' blocks; there the order hangs
-on the nodes of blocks and workers as well. A thread reads and decodes ahead.
+The order is a pure function of (seed, epoch, consumed images, batch size). With shared blocks it
+does not depend on the number of workers: each takes its slice of every global batch. Blocks dealt
+to workers are read and released a few at a time, so that a node's object store can evict its copies
+of other nodes' blocks; their order also depends on the nodes of blocks and workers. A thread reads
+and decodes ahead.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import torch
 
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
-from wcl_ray.data.deal import Piece, Places, deal, nowhere, windows
+from wcl_ray.data.deal import Piece, Places, deal, unknown_places, windows
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
-from wcl_ray.data.prefetch import ahead
+from wcl_ray.data.prefetch import prefetch
 from wcl_ray.data.sampler import window_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import Stream, kept_pixels, positions_of
 from wcl_ray.errors import UserError
 
-AHEAD = 3  # batches read before they are asked for
+AHEAD = 3  # batches read before they are needed
 Tables = Callable[[], Iterator[pa.Table]]
 
 
@@ -44,10 +44,10 @@ class Batch:
             views.
         aspect: float32 (b,), width / height of the originals.
         ids: int64 (b,).
-        positions: int64 (b,), to be marked as consumed.
+        positions: int64 (b,), to mark as consumed.
         clusters: int64 (b, G); -1 = singleton.
-        valid: bool (b,), false for images that cannot be decoded: they have the pixels of another
-            image of the batch and are to be left out of the loss.
+        valid: bool (b,), false for images that cannot be decoded: they hold the pixels of another
+            image of the batch and must not enter the loss.
     """
 
     images: torch.Tensor
@@ -64,16 +64,16 @@ class Reader:
     Args:
         clusters: int32 (N, G), of each position.
         batch_size: B, global; a multiple of world.
-        group: m, images of one cluster that stand together.
+        group: m, consecutive images of one cluster.
         threads: decoding threads.
         pin: pin batches in memory for the copy to a GPU.
-        window: images among which a batch is composed in mode streaming and where blocks are dealt
-            (there at least a block, and no more blocks than ``places.most``).
-        places: where dealt blocks lie; the same on all workers but for ``most``.
-        augment: in modes encoded and streaming, cut what its views show out of the files.
+        window: images among which a batch is composed if blocks are streamed or dealt (if dealt, at
+            least one block and at most ``places.max_blocks``).
+        places: where dealt blocks lie; the same on all workers except for ``max_blocks``.
+        augment: in modes encoded and streaming, cut the crops of its views out of the files.
 
     Attributes:
-        steps: whole global batches of the epoch that was begun last, without those consumed before.
+        steps: remaining global batches of the current epoch, without those consumed before it.
         dropped: images of the last epoch that did not fill a global batch, over all workers.
     """
 
@@ -108,102 +108,106 @@ class Reader:
         self._pool = ThreadPoolExecutor(threads)
         self._faults: list[tuple[str, str]] = []
         self._blocks: dict[int, Any] = {}
-        self.places = places or nowhere(len(stream.blocks), world)
+        self.places = places or unknown_places(len(stream.blocks), world)
         if stream.mode != "streaming":
             self.location: np.ndarray = ray.get(stream.location)
 
     def take_faults(self) -> list[tuple[str, str]]:
-        """(key or id, reason) of images that could not be decoded since the last call."""
+        """(key or id, reason) of images that failed to decode since the last call."""
         faults, self._faults = self._faults, []
         return faults
 
     def epoch(
         self, epoch: int, consumed: np.ndarray | None, tables: Tables | None = None
     ) -> Iterator[Batch]:
-        """The rest of an epoch.
+        """The batches of the rest of an epoch.
 
         Args:
-            consumed: packed bits of the positions that are left out, or None.
+            consumed: packed bits of the positions to skip, or None.
             tables: mode streaming: this worker's rows of :meth:`Stream.dataset`, without the
                 consumed images; equally many rows on all workers.
         """
         if self.stream.mode == "streaming":
             assert tables is not None
-            self._left(consumed)
-            return ahead(self._parallel(self._anew(epoch, tables)), AHEAD)
+            self._remaining(consumed)
+            return prefetch(self._parallel(self._streamed_jobs(epoch, tables)), AHEAD)
         order = self.order(epoch, consumed)
         if self.stream.mode == "raw":
-            return ahead(self._raw_batches(order), AHEAD)
-        return ahead(self._parallel(self._encoded(epoch, order)), AHEAD)
+            return prefetch(self._raw_batches(order), AHEAD)
+        return prefetch(self._parallel(self._encoded_jobs(epoch, order)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
-        """int64 (steps, b): the positions of this worker's batches (kept blocks)."""
-        left = self._left(consumed)
-        if self.stream.shared:
-            rng = np.random.default_rng([self.seed, epoch])
-            order = left[sampler.epoch_order(self._column(left), self.group, self.batch, rng)]
-            steps = len(order) // self.batch
-            self.dropped = len(order) - steps * self.batch
-            mine = order[: steps * self.batch].reshape(steps, self.world, self.local)
-            return mine[:, self.rank]
-        return self._dealt(left, epoch)
+        """int64 (steps, b): the positions of this worker's batches (modes raw and encoded)."""
+        remaining = self._remaining(consumed)
+        if not self.stream.shared:
+            return self._dealt_order(remaining, epoch)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = remaining[
+            sampler.epoch_order(self._composing(remaining), self.group, self.batch, rng)
+        ]
+        self.dropped = len(order) - self.steps * self.batch
+        batches = order[: self.steps * self.batch].reshape(self.steps, self.world, self.local)
+        return batches[:, self.rank]
 
-    def _left(self, consumed: np.ndarray | None) -> np.ndarray:
-        """int64: positions that are not consumed and, where that is known, readable."""
-        left = sampler.unset_positions(consumed, len(self.ids))
+    def _remaining(self, consumed: np.ndarray | None) -> np.ndarray:
+        """int64: positions that are not consumed and, if that is known, readable."""
+        remaining = sampler.unset_positions(consumed, len(self.ids))
         if self.stream.mode != "streaming":
-            left = left[self.location[left] >= 0]
-        # also of equal parts: n // W images a worker make n // W // b = n // B batches
-        self.steps = len(left) // self.batch
-        return left
+            remaining = remaining[self.location[remaining] >= 0]
+        # the same for dealt blocks: n // W images per worker are n // W // b = n // B batches
+        self.steps = len(remaining) // self.batch
+        return remaining
 
-    def _dealt(self, left: np.ndarray, epoch: int) -> np.ndarray:
-        """Blocks cut into equal parts; each worker composes within windows of its own blocks."""
-        block = self._block_of(self.location[left])
+    def _dealt_order(self, remaining: np.ndarray, epoch: int) -> np.ndarray:
+        """Blocks cut into equal shares; each worker composes within windows of its own blocks."""
+        block = self._block_of(self.location[remaining])
         counts = np.bincount(block, minlength=len(self.stream.blocks))
         rng = np.random.default_rng([self.seed, epoch])
         pieces = deal(counts, self.places, rng)[self.rank]
-        steps = len(left) // self.world // self.local
-        self.dropped = len(left) - steps * self.batch
-        own = np.random.default_rng([self.seed, epoch, 1, self.rank])
-        own.shuffle(pieces)  # type: ignore[arg-type]
-        mine = self._line(left, block, pieces, epoch)
-        order = np.empty(steps * self.local, np.int64)
+        self.dropped = len(remaining) - self.steps * self.batch
+        worker_rng = np.random.default_rng([self.seed, epoch, 1, self.rank])
+        worker_rng.shuffle(pieces)  # type: ignore[arg-type]
+        positions = self._positions_of_pieces(remaining, block, pieces, epoch)
+        order = np.empty(self.steps * self.local, np.int64)
         begin = 0
-        for end in windows(pieces, self.window, self.local, self.places.most):
-            part = mine[begin:end]
-            within = sampler.epoch_order(self._column(part), self.group, self.local, own)
-            order[begin:end] = part[within]
+        for end in windows(pieces, self.window, self.local, self.places.max_blocks):
+            window = positions[begin:end]
+            clusters = self._composing(window)
+            order[begin:end] = window[
+                sampler.epoch_order(clusters, self.group, self.local, worker_rng)
+            ]
             begin = end
-        return order.reshape(steps, self.local)
+        return order.reshape(self.steps, self.local)
 
-    def _line(
-        self, left: np.ndarray, block: np.ndarray, pieces: list[Piece], epoch: int
+    def _positions_of_pieces(
+        self, remaining: np.ndarray, block: np.ndarray, pieces: list[Piece], epoch: int
     ) -> np.ndarray:
-        """Positions of pieces one after the other. Inside a block groups of a cluster stand
-        together, so that a cut tears one at most."""
+        """Positions of pieces in sequence. Each block is composed, so that a cut through it splits
+        at most one group."""
         wanted = np.zeros(len(self.stream.blocks), bool)
         wanted[[number for number, _, _ in pieces]] = True
-        left, block = left[wanted[block]], block[wanted[block]]
+        remaining, block = remaining[wanted[block]], block[wanted[block]]
         by_block = np.argsort(block, kind="stable")
-        left, block = left[by_block], block[by_block]
-        line = [left[:0]]
+        remaining, block = remaining[by_block], block[by_block]
+        parts = [remaining[:0]]
         for number, start, stop in pieces:
             first, end = np.searchsorted(block, [number, number + 1])
-            inside = left[first:end]
-            rng = np.random.default_rng([self.seed, epoch, 2, number])  # as on other workers
-            line.append(inside[sampler.compose(self._column(inside), self.group, rng)[start:stop]])
-        return np.concatenate(line)
+            inside = remaining[first:end]
+            rng = np.random.default_rng([self.seed, epoch, 2, number])  # the same on all workers
+            order = sampler.compose(self._composing(inside), self.group, rng)
+            parts.append(inside[order[start:stop]])
+        return np.concatenate(parts)
 
     def _block_of(self, rows: np.ndarray) -> np.ndarray:
         assert self.stream.offsets is not None
         return np.searchsorted(self.stream.offsets, rows, side="right") - 1
 
-    def _column(self, positions: np.ndarray) -> np.ndarray:
+    def _composing(self, positions: np.ndarray) -> np.ndarray:
+        """Clusters of positions, in the granularity that batches are composed by."""
         return self.clusters[positions, self.column]
 
     def _parallel(self, jobs: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
-        """Make batches in the threads of the pool, one thread a batch, in order."""
+        """Make batches in the threads of the pool, one thread per batch, in order."""
         waiting: deque[Future[Batch]] = deque()
         for job in jobs:
             waiting.append(self._pool.submit(job))
@@ -216,15 +220,15 @@ class Reader:
         for positions in self._steps(order):
             yield self._raw(positions, self.location[positions])
 
-    def _encoded(self, epoch: int, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
-        """The files are copied before a thread decodes them, and hold no block."""
+    def _encoded_jobs(self, epoch: int, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
+        """Files are copied here, so that the decoding threads keep no block alive."""
         for positions in self._steps(order):
             files, names = self._files(self.location[positions])
-            yield partial(self._decode, epoch, positions, files, names.__getitem__)
+            yield partial(self._decode, epoch, positions, files, names)
 
     def _steps(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        """The positions of each batch. Dealt blocks are let go after the last batch that needs
-        them, and those that come next are asked for, one more with every batch."""
+        """The positions of each batch. Dealt blocks are released after the last batch that needs
+        them; the next ones are fetched ahead, one more with every batch."""
         if self.stream.shared:
             yield from order
             return
@@ -234,39 +238,37 @@ class Reader:
         last = np.full(len(self.stream.blocks), -1)
         np.minimum.at(first, blocks, step_of)
         np.maximum.at(last, blocks, step_of)
-        turn = np.argsort(first, kind="stable")[: int((last >= 0).sum())]
-        opened = asked = 0
+        sequence = np.argsort(first, kind="stable")[: int((last >= 0).sum())]
+        opened = requested = 0
         try:
             for step, positions in enumerate(order):
                 opened += self._open(np.unique(blocks[step]))
                 yield positions
                 for number in [n for n in self._blocks if last[n] <= step]:
                     del self._blocks[number]
-                asked = max(asked, opened)
-                if asked < min(len(turn), opened + self.places.most):
-                    ref = self.stream.blocks[turn[asked]]
-                    ray.wait(
-                        [ref], timeout=0, fetch_local=True
-                    )  # starts to fetch it, holds nothing
-                    asked += 1
+                requested = max(requested, opened)
+                if requested < min(len(sequence), opened + self.places.max_blocks):
+                    ref = self.stream.blocks[sequence[requested]]
+                    ray.wait([ref], timeout=0, fetch_local=True)  # fetches it in the background
+                    requested += 1
         finally:
             self._blocks.clear()
 
     def _open(self, numbers: np.ndarray) -> int:
-        """Fetch what is not open yet, all at once; returns how many these were."""
+        """Fetch the blocks that are not open yet, all at once; returns their number."""
         missing = [int(number) for number in numbers if int(number) not in self._blocks]
         tables = ray.get([self.stream.blocks[number] for number in missing])
         self._blocks.update(zip(missing, map(self._view, tables), strict=True))
         return len(missing)
 
     def _block(self, number: int) -> Any:
-        """A block, opened when it is first needed; without a copy where it is on this node."""
+        """A block, opened on first use; not copied if it is on this node."""
         if number not in self._blocks:
             self._open(np.array([number]))
         return self._blocks[number]
 
     def _view(self, table: pa.Table) -> Any:
-        """Raw blocks as (uint8 (rows, 3, S, S), float32 (rows,)) views; else the table."""
+        """Views uint8 (rows, 3, S, S) and float32 (rows,) of a raw block; else the table."""
         if self.stream.mode != "raw":
             return table
         if table.num_rows == 0:
@@ -274,56 +276,56 @@ class Reader:
         return kept_pixels(table, self.stream.size)
 
     def _groups(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(block, places in the batch, rows in the block)."""
+        """For each block: its number, the indices in the batch, and the rows in the block."""
         assert self.stream.offsets is not None
         block = self._block_of(rows)
         by_block = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[by_block])) + 1
-        for places in np.split(by_block, cuts):
-            number = int(block[places[0]])
-            yield number, places, rows[places] - self.stream.offsets[number]
+        for indices in np.split(by_block, cuts):
+            number = int(block[indices[0]])
+            yield number, indices, rows[indices] - self.stream.offsets[number]
 
     def _raw(self, positions: np.ndarray, rows: np.ndarray) -> Batch:
         side = self.stream.size
         images = torch.empty(len(rows), 3, side, side, dtype=torch.uint8, pin_memory=self.pin)
         aspect = np.empty(len(rows), np.float32)
         target = images.numpy()
-        for number, places, inside in self._groups(rows):
+        for number, indices, inside in self._groups(rows):
             pixels, aspects = self._block(number)
-            target[places] = pixels[inside]
-            aspect[places] = aspects[inside]
+            target[indices] = pixels[inside]
+            aspect[indices] = aspects[inside]
         return self._batch(positions, images, torch.from_numpy(aspect))
 
     def _files(self, rows: np.ndarray) -> tuple[list[bytes | None], list[str | None]]:
-        """Image files and the user's own names of rows."""
+        """Image files and keys of rows."""
         files: list[bytes | None] = [None] * len(rows)
-        names: list[str | None] = [None] * len(rows)
-        for number, places, inside in self._groups(rows):
-            part = self._block(number).select([IMAGE, KEY]).take(pa.array(inside))
-            for place, file, name in zip(places, *part.to_pydict().values(), strict=True):
-                files[place], names[place] = file, name
-        return files, names
+        keys: list[str | None] = [None] * len(rows)
+        for number, indices, inside in self._groups(rows):
+            taken = self._block(number).select([IMAGE, KEY]).take(pa.array(inside))
+            for index, file, key in zip(indices, *taken.to_pydict().values(), strict=True):
+                files[index], keys[index] = file, key
+        return files, keys
 
     def _decode(
         self,
         epoch: int,
         positions: np.ndarray,
         files: list[bytes | None],
-        name: Callable[[int], str | None],
-        known: dict[int, str] | None = None,
+        keys: list[str | None],
+        known_faults: dict[int, str] | None = None,
     ) -> Batch:
-        """``name`` gives the user's own name of a row, ``known`` the faults found before."""
+        """Decode a batch; faults (row → reason) are noted under the images' keys or ids."""
         decoded = self._pixels(epoch, self.ids[positions], files)
-        faults = decoded.faults | (known or {})
+        faults = decoded.faults | (known_faults or {})
         images = decoded.images.pin_memory() if self.pin else decoded.images
         batch = self._batch(positions, images, decoded.aspect)
         if faults:
-            listed = [(name(row) or str(int(batch.ids[row])), why) for row, why in faults.items()]
-            self._faults.extend(listed)
+            named = [(keys[row] or str(int(batch.ids[row])), why) for row, why in faults.items()]
+            self._faults.extend(named)
             if len(faults) == len(positions):
                 raise UserError(
                     f"none of {len(faults)} images of a batch can be decoded; the first is "
-                    f"{listed[0][0]}: {listed[0][1]}"
+                    f"{named[0][0]}: {named[0][1]}"
                 )
             self._replace(batch, faults)
         return batch
@@ -332,17 +334,17 @@ class Reader:
         augment = self.augment
         if augment is None:
             return decode_batch(files, self.stream.size)
-        numbers = torch.from_numpy(ids)
+        id_tensor = torch.from_numpy(ids)
 
         def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
-            return augment.boxes(numbers[rows], aspect, epoch)
+            return augment.boxes(id_tensor[rows], aspect, epoch)
 
         return decode_crops(files, boxes, 2, augment.size)
 
     def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
-        """Put pixels of other images of the batch in place of broken ones, which are not valid.
+        """Replace broken images, marked as not valid, by the pixels of others in the batch.
 
-        All workers keep equal sizes, and batch norm sees images as they are.
+        All workers keep equal batch sizes, and batch norm sees real images.
         """
         good = [row for row in range(len(batch.ids)) if row not in faults]
         for i, row in enumerate(faults):
@@ -360,8 +362,8 @@ class Reader:
             valid=torch.ones(len(positions), dtype=torch.bool),
         )
 
-    def _anew(self, epoch: int, tables: Tables) -> Iterator[Callable[[], Batch]]:
-        """Compose inside a window of rows that fills, empties in whole batches and fills again."""
+    def _streamed_jobs(self, epoch: int, tables: Tables) -> Iterator[Callable[[], Batch]]:
+        """Compose within a window of rows that fills, empties in whole batches and refills."""
         rng = np.random.default_rng([self.seed, epoch, self.rank])
         held: list[pa.Table] = []
         rows = 0
@@ -380,14 +382,12 @@ class Reader:
         self, epoch: int, table: pa.Table, rng: np.random.Generator
     ) -> Any:  # a generator that returns the rows left over
         positions = positions_of(self.ids, table[ID].to_numpy())
-        order = sampler.epoch_order(self._column(positions), self.group, self.local, rng)
-        whole = len(order) // self.local * self.local
-        for start in range(0, whole, self.local):
+        order = sampler.epoch_order(self._composing(positions), self.group, self.local, rng)
+        end = len(order) // self.local * self.local
+        for start in range(0, end, self.local):
             rows = order[start : start + self.local]
-            part = table.take(pa.array(rows))
-            known = {i: fault for i, fault in enumerate(part[FAULT].to_pylist()) if fault}
-            names = part[KEY].to_pylist()
-            files = part[IMAGE].to_pylist()
-            name = names.__getitem__
-            yield partial(self._decode, epoch, positions[rows], files, name, known)
-        return table.take(pa.array(order[whole:]))
+            batch = table.take(pa.array(rows))
+            files, keys = batch[IMAGE].to_pylist(), batch[KEY].to_pylist()
+            faults = {i: fault for i, fault in enumerate(batch[FAULT].to_pylist()) if fault}
+            yield partial(self._decode, epoch, positions[rows], files, keys, faults)
+        return table.take(pa.array(order[end:]))

@@ -1,8 +1,8 @@
-"""Which images make up a batch: pure functions on positions, no pixels.
+"""Composes batches: pure functions on positions, without pixels.
 
 A shuffled batch rarely holds two images of one small cluster, and Cl-InfoNCE without positives is
-SimCLR. So an epoch is composed: groups of m images of one cluster stand together, groups at
-random, every image once. n: images of the epoch; N: all images; B: global batch size.
+SimCLR. So an epoch is composed: m images of one cluster form a group, groups are in random order,
+every image comes once. n: images of the epoch; N: all images; B: global batch size.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import numpy as np
 
 
 def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which images of one cluster stand in groups.
+    """A random order with consecutive groups of images of one cluster.
 
-    A cluster of s images is cut at random into groups of ``group``; what is left makes a smaller
-    group, but a single image joins another group of its cluster, so that only a
-    singleton stands by itself.
+    A cluster is cut at random into groups of ``group`` images. The rest forms a smaller group, but
+    a rest of one image joins another group of its cluster, so that only singletons are alone.
 
     Args:
         clusters: int (n,); -1 = singleton.
@@ -25,7 +24,7 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
         int64 (n,): a permutation of range(n).
 
     >>> order = compose(np.array([0, 1, 0, 1]), 2, np.random.default_rng(0))
-    >>> np.array([0, 1, 0, 1])[order]  # partners stand side by side
+    >>> np.array([0, 1, 0, 1])[order]  # partners are adjacent
     array([1, 1, 0, 0])
     """
     n = len(clusters)
@@ -34,19 +33,20 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
         return shuffled
     order, starts, rank, size = _by_cluster(clusters, shuffled)
     number = rank // group
-    lonely_rest = (size % group == 1) & (size > group)
-    number -= (lonely_rest & (rank == size - 1)).astype(number.dtype)
+    rest_of_one = (size % group == 1) & (size > group)
+    number -= (rest_of_one & (rank == size - 1)).astype(number.dtype)
     first = np.ones(n, dtype=bool)
     first[1:] = (starts[1:] != starts[:-1]) | (number[1:] != number[:-1])
     group_of = np.cumsum(first) - 1
-    place = rng.permutation(int(group_of[-1]) + 1)
-    return order[np.argsort(place[group_of], kind="stable")]
+    group_rank = rng.permutation(int(group_of[-1]) + 1)
+    return order[np.argsort(group_rank[group_of], kind="stable")]
 
 
 def _by_cluster(
     clusters: np.ndarray, shuffled: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows sorted by cluster, at random inside; start, rank and size of each row's cluster."""
+    """Rows sorted by cluster, shuffled within; and of each row the start of its cluster, its rank
+    in the cluster, and the cluster's size."""
     n = len(clusters)
     key = clusters[shuffled].astype(np.int64)
     singleton = key < 0
@@ -64,7 +64,7 @@ def _by_cluster(
 def epoch_order(
     clusters: np.ndarray, group: int, batch: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """:func:`compose`, with groups kept whole at the borders of batches where that is possible.
+    """:func:`compose`, without groups split between batches if possible.
 
     Args:
         clusters: int (n,); -1 = singleton.
@@ -80,14 +80,14 @@ def epoch_order(
 
 
 def _keep_whole(key: np.ndarray, batch: int) -> np.ndarray:
-    """Permutation that moves single images to batch borders which would cut a group.
+    """Permutation that moves single images to batch borders that would split a group.
 
-    A border inside a group is mended by putting as many singletons
-    before the group as it reaches over; without enough singles left the border cuts it.
+    If a border falls inside a group, single images fill the batch and the group moves to the next
+    one. If too few single images are left, the group is split.
     """
     n = len(key)
     key = key.astype(np.int64)
-    same = np.zeros(n, dtype=bool)  # joined to the row before
+    same = np.zeros(n, dtype=bool)  # same group as the row before
     same[1:] = (key[1:] == key[:-1]) & (key[1:] >= 0)
     starts = np.flatnonzero(~same)
     lengths = np.diff(np.append(starts, n))
@@ -99,15 +99,15 @@ def _keep_whole(key: np.ndarray, batch: int) -> np.ndarray:
     filled = at = 0
     while at < n:
         want = batch - filled % batch
-        ahead = at + want + int(moved[at : at + want].sum())
-        while ahead < n and (more := int((~moved[at:ahead]).sum())) < want:
-            ahead += want - more
-        take = np.arange(at, min(ahead, n))
+        end = at + want + int(moved[at : at + want].sum())
+        while end < n and (unmoved := int((~moved[at:end]).sum())) < want:
+            end += want - unmoved
+        take = np.arange(at, min(end, n))
         take = take[~moved[take]]
-        at = min(ahead, n)
+        at = min(end, n)
         if at < n and same[at] and len(take) == want:
             begin = int(starts[np.searchsorted(starts, at, side="right") - 1])
-            cut = at - begin  # rows of the torn group that are already in this batch
+            cut = at - begin  # rows of the split group that are already in this batch
             spare: list[int] = []
             while singles and len(spare) < cut:
                 candidate = int(singles.pop())
@@ -123,10 +123,10 @@ def _keep_whole(key: np.ndarray, batch: int) -> np.ndarray:
 
 
 def composing_column(clusters: np.ndarray) -> tuple[int, str]:
-    """Which granularity groups are drawn from, and why.
+    """The granularity that batches are composed by, and why, to show the user.
 
-    The finest one in which most images have a partner; images of one fine cluster usually share
-    the coarse ones too. Without such a one: the one in which most images have a partner.
+    The finest one in which at least half of the images have a partner: images of one fine cluster
+    usually share coarse ones too. If there is none, the one in which most images have a partner.
 
     Args:
         clusters: int32 (N, G).
@@ -142,15 +142,16 @@ def composing_column(clusters: np.ndarray) -> tuple[int, str]:
 
 
 def window_of(local: int) -> int:
-    """Images among which batches of ``local`` images are composed where not all are at hand."""
+    """Size of the window in which batches of ``local`` images are composed if blocks are streamed
+    or dealt."""
     return max(8 * local, 4096)
 
 
-def apart(clusters: np.ndarray, window: int) -> float:
+def isolated_share(clusters: np.ndarray, window: int) -> float:
     """Share of the images with a partner that would meet none in a random window of images.
 
-    Of a cluster of s among N images, the other s - 1 are all outside of a window of w images with a
-    probability of about (1 - (w - 1) / (N - 1)) ** (s - 1).
+    For an image of a cluster of s among N images, all s - 1 partners are outside of its window of w
+    images with a probability of about (1 - (w - 1) / (N - 1)) ** (s - 1).
 
     Args:
         clusters: int (N,); -1 = singleton.
@@ -163,8 +164,7 @@ def apart(clusters: np.ndarray, window: int) -> float:
 
 
 def meeting(batches: np.ndarray) -> tuple[float, float]:
-    """What given batches hold: mean number of other-image positives, share of anchors
-    without any.
+    """Mean number of other-image positives per anchor in batches, and share of anchors without any.
 
     Args:
         batches: int (steps, B), the cluster of each image; -1 = singleton.
@@ -172,16 +172,16 @@ def meeting(batches: np.ndarray) -> tuple[float, float]:
     >>> meeting(np.array([[0, 0, 0, -1]]))
     (1.5, 0.25)
     """
-    others = []
+    positives = []
     for batch in batches:
         _, inverse, counts = np.unique(batch, return_inverse=True, return_counts=True)
-        others.append(np.where(batch < 0, 0, counts[inverse] - 1))
-    flat = np.concatenate(others) if others else np.zeros(1)
+        positives.append(np.where(batch < 0, 0, counts[inverse] - 1))
+    flat = np.concatenate(positives) if positives else np.zeros(1)
     return float(flat.mean()), float((flat == 0).mean())
 
 
 def empty_bits(n: int) -> np.ndarray:
-    """uint8 (ceil(n / 8),): no position is set."""
+    """uint8 (ceil(n / 8),): packed bits, none set."""
     return np.zeros((n + 7) // 8, dtype=np.uint8)
 
 
@@ -196,7 +196,7 @@ def count_bits(bits: np.ndarray | None) -> int:
 
 
 def has_bits(bits: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """bool like positions: which of them are set."""
+    """bool like positions: whether each is set."""
     return ((bits[positions >> 3] >> (positions & 7).astype(np.uint8)) & 1).astype(bool)
 
 

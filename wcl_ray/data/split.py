@@ -1,6 +1,7 @@
-"""Which images are held out, and which are sampled: pure functions of their ids.
+"""Chooses held-out and sampled images: pure functions of their ids.
 
-A hash decides, so the answer is the same on every machine, in any order and after new images came.
+A hash decides, so that the choice is the same on every machine, in any order, and after new images
+were added.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def held_out(ids: np.ndarray, share: float, seed: int) -> np.ndarray:
 def held_groups(
     groups: pa.Array | pa.ChunkedArray, ids: np.ndarray, share: float, seed: int
 ) -> np.ndarray:
-    """bool (N,): the images of about ``share`` of the groups, told apart by their names (see
-    :func:`value_names`); an image without one by its id.
+    """bool (N,): the images of about ``share`` of the groups, identified by :func:`value_names`.
+    An image without a group is a group of its own.
 
     Raises:
         UserError: values that are not single values, such as lists.
@@ -54,7 +55,7 @@ def held_groups(
 
 
 def sample(ids: np.ndarray, most: int, total: int, seed: int) -> np.ndarray:
-    """bool (N,): a hash sample of about ``most`` of ``total`` images; all when they are fewer."""
+    """bool (N,): a hash sample of about ``most`` of ``total`` images; all if they are fewer."""
     if total <= most:
         return np.ones(len(ids), dtype=bool)
     return uniform(ids, seed + 7919) < most / total

@@ -1,11 +1,11 @@
-"""The images of a run on the driver's side: what is kept, where, and in which blocks.
+"""Plans on the driver how images are kept: as pixels, as files, or not at all.
 
-Ray Data reads the source once. What fits in the object store stays there as blocks of rows, which
-the workers read without a copy epoch after epoch: decoded and squashed pixels (``raw``), else
-image files (``encoded``), out of which crops are sharper above 64 pixels. What does not fit is read
-``streaming`` each epoch.
+Ray Data reads the source once. Images that fit in the object store stay there as blocks of rows,
+which the workers read in every epoch without a copy: decoded and squashed pixels (``raw``), else
+image files (``encoded``), which give sharper crops above 64 pixels. If neither fits, each epoch
+reads the source again (``streaming``).
 
-A training image is addressed by its position, the row of its id in the sorted ids of the
+A training image is addressed by its position, the index of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
 """
 
@@ -31,7 +31,7 @@ from wcl_ray.terminal import bytes_text
 SHARE = 0.5  # of the object store that kept images may take
 AT_ONCE = 512  # images decoded into one table
 BLOCK = 64e6  # bytes of a dealt block
-REPLICATED = 0.25  # of the smallest node's store: less is simply read from everywhere
+REPLICATED = 0.25  # of the smallest node's store: less than this is read by all workers
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Stream:
 
     Attributes:
         mode: raw, encoded or streaming.
-        reason: why this mode, for people.
+        reason: why this mode was chosen, to show the user.
         size: S, side of the stored images in pixels.
         rows: readable training images (in mode streaming: all training images).
         shared: every worker may read every block; else blocks are dealt to workers.
@@ -48,8 +48,8 @@ class Stream:
         blocks: references to the kept blocks (pyarrow tables).
         location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
-        source: the images, read again each epoch.
-        faults: images that were left out, as {"key", "reason"}.
+        source: mode streaming: the images, read again each epoch.
+        faults: unreadable images, as {"key", "reason"}.
     """
 
     mode: str
@@ -65,8 +65,8 @@ class Stream:
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
     def images(self) -> Dataset:
-        """Every readable training image once: ``__id``, ``__key``, ``__fault`` and its pixels and
-        aspect (mode raw) or its file."""
+        """Every readable training image once: ``__id``, ``__key``, ``__fault``, and pixels and
+        aspect (mode raw) or the file."""
         if self.mode == "streaming":
             return self.dataset(None)
         return ray.data.from_arrow_refs(list(self.blocks))
@@ -87,19 +87,19 @@ def plan_stream(
     clusters: np.ndarray | None = None,
     grows: bool = False,
 ) -> Stream:
-    """Decide how the images are kept, and keep them.
+    """Decide how to keep the images, and keep them.
 
     Args:
         images: rows of :meth:`wcl_ray.data.sources.base.Source.images`; further columns are
             kept with them.
         ids: int64 (N,), sorted ids of the training images.
-        clusters: int32 (N,), to put images of thinly spread clusters into one block when blocks
-            are dealt to workers on several nodes.
-        grows: nodes come on demand, so that a forced mode may fit though it does not yet.
+        clusters: int32 (N,); if blocks are dealt to workers on several nodes, images of small
+            clusters go into the same block.
+        grows: nodes are added on demand, so that a forced mode may still fit later.
 
     Raises:
-        UserError: more images are unreadable than ``data.max_bad`` allows, or a mode was forced
-            that does not fit.
+        UserError: more images are unreadable than ``data.max_bad`` allows, or a forced mode does
+            not fit.
     """
     size = data.stored_size
     mode, reason, kept = _choose(images, len(ids), data, grows)
@@ -107,17 +107,19 @@ def plan_stream(
     if mode == "streaming":
         return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    least = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
-    shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * least
+    smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
+    shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * smallest
     rows = images.map_batches(
         _keep_raw if mode == "raw" else _keep_encoded,
         batch_format="pyarrow",
-        batch_size=None,  # any other is taken for rows of the source's own table, few of which are
-        fn_kwargs={"ids": ids_ref, "size": size},  # many images: one task would read them all
+        # a number would count rows of the source's table of files or row groups, and join the
+        # tasks that read them
+        batch_size=None,
+        fn_kwargs={"ids": ids_ref, "size": size},
     )
     if not shared:
-        rows, why = _spread(rows, clusters, ids_ref, max(2, len(nodes)), kept)
-        reason += f"; {why}"
+        rows, how = _spread(rows, clusters, ids_ref, max(2, len(nodes)), kept)
+        reason += f"; {how}"
     blocks = _materialise(rows, all_kept=shared)
     location, offsets, faults = _locate(blocks, ids)
     check_faults(faults, len(ids), data.max_bad)
@@ -147,68 +149,70 @@ def kept_pixels(table: pa.Table, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_faults(
-    faults: list[dict[str, str]], total: int, most: float, what: str = "images"
+    faults: list[dict[str, str]], total: int, max_share: float, noun: str = "images"
 ) -> None:
-    """Raise a UserError when too many images cannot be read."""
-    if len(faults) > most * total:
+    """Raise a UserError if more than a share of the images cannot be read."""
+    if len(faults) > max_share * total:
         first = "\n  ".join(f"{f['key']}: {f['reason']}" for f in faults[:5])
         raise UserError(
-            f"{len(faults)} of {total} {what} cannot be read, more than data.max-bad {most:.1%} "
-            f"allows; the first are\n  {first}\nmend or remove them, or raise --data.max-bad"
+            f"{len(faults)} of {total} {noun} cannot be read, more than data.max-bad "
+            f"{max_share:.1%} allows; the first are\n  {first}\nrepair or remove them, or raise "
+            "--data.max-bad"
         )
 
 
 def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str, str, float]:
-    """Mode, reason, and bytes that are kept."""
+    """Mode, reason, and kept bytes."""
     size, keep = data.stored_size, data.keep
     alive = [node for node in ray.nodes() if node["Alive"]]
     store = sum(node["Resources"].get("object_store_memory", 0) for node in alive)
     room = SHARE * store
     raw = float(n * 3 * size * size)
-    offer = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
+    budget = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
     if keep == "streaming":
         return "streaming", "streaming: chosen by data.keep", 0.0
     if keep in ("auto", "raw") and raw <= room:
-        text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}, {offer} are free"
+        text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}; {budget} may be used"
         if keep == "auto" and data.crops_files:
-            text += "; crops are sharper, and reading slower, with --data.keep encoded"
+            text += "; --data.keep encoded gives sharper crops, but reads more slowly"
         return "raw", text, raw
-    later = f"{offer} may be used so far, the rest has to come with new nodes"
+    later = f"{budget} may be used so far, new nodes have to add the rest"
     if keep == "raw" and grows:
-        return "raw", f"raw: {bytes_text(raw)} by data.keep; {later}", raw
+        return "raw", f"raw: {bytes_text(raw)}, chosen by data.keep; {later}", raw
     if keep == "raw":
-        raise UserError(f"data.keep raw needs {bytes_text(raw)}, but only {offer} may be used")
+        raise UserError(f"data.keep raw needs {bytes_text(raw)}, but only {budget} may be used")
     head = images.select_columns([IMAGE]).limit(64).take_all()
     lengths = [len(row[IMAGE]) for row in head if row[IMAGE]]
     encoded = n * float(np.mean(lengths)) if lengths else 0.0
+    encoded_text = bytes_text(encoded)
     if encoded <= room:
-        return (
-            "encoded",
-            f"encoded: {n:,} image files take about {bytes_text(encoded)}, {offer}",
-            encoded,
-        )
+        text = f"encoded: {n:,} image files take about {encoded_text}; {budget} may be used"
+        return "encoded", text, encoded
     if keep == "encoded" and grows:
-        return "encoded", f"encoded: {bytes_text(encoded)} by data.keep; {later}", encoded
+        return "encoded", f"encoded: {encoded_text}, chosen by data.keep; {later}", encoded
     if keep == "encoded":
-        raise UserError(f"data.keep encoded needs about {bytes_text(encoded)}, but only {offer}")
-    both = f"pixels ({bytes_text(raw)}) nor files ({bytes_text(encoded)})"
-    text = f"streaming: neither {both} fit into {offer}"
+        raise UserError(
+            f"data.keep encoded needs about {encoded_text}, but only {budget} may be used"
+        )
+    both = f"pixels ({bytes_text(raw)}) nor files ({encoded_text})"
+    text = f"streaming: neither {both} fit in {budget}"
     if grows:
-        text += "; if the nodes to come have the room, --data.keep raw or encoded takes it"
+        text += "; if new nodes will add enough, use --data.keep raw or encoded"
     return "streaming", text, 0.0
 
 
 def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """int64 like wanted: the position of each id, -1 for ids that are not training images."""
-    place = np.searchsorted(ids, wanted).clip(max=max(0, len(ids) - 1))
-    return np.where(ids[place] == wanted, place, -1) if len(ids) else np.full(len(wanted), -1)
+    index = np.searchsorted(ids, wanted).clip(max=max(0, len(ids) - 1))
+    return np.where(ids[index] == wanted, index, -1) if len(ids) else np.full(len(wanted), -1)
 
 
 def _select(table: pa.Table, ids: Any, consumed: Any = None) -> pa.Table:
-    place = positions_of(ray.get(ids), table[ID].to_numpy())
-    wanted = place >= 0
+    """The rows of training images that are not consumed."""
+    positions = positions_of(ray.get(ids), table[ID].to_numpy())
+    wanted = positions >= 0
     if consumed is not None:
-        wanted &= ~sampler.has_bits(ray.get(consumed), place.clip(min=0))
+        wanted &= ~sampler.has_bits(ray.get(consumed), positions.clip(min=0))
     return table.filter(pa.array(wanted))
 
 
@@ -220,8 +224,8 @@ def _keep_raw(table: pa.Table, ids: Any, size: int) -> Iterator[pa.Table]:
 
 def _decoded(table: pa.Table, size: int) -> pa.Table:
     decoded = decode_batch(table[IMAGE].to_pylist(), size)
-    given = table[FAULT].to_pylist()
-    faults = [given[row] or decoded.faults.get(row) for row in range(len(table))]
+    known = table[FAULT].to_pylist()
+    faults = [known[row] or decoded.faults.get(row) for row in range(len(table))]
     width = 3 * size * size
     buffer = pa.py_buffer(decoded.images.numpy().tobytes())
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(table), [None, buffer])
@@ -231,70 +235,74 @@ def _decoded(table: pa.Table, size: int) -> pa.Table:
 
 def _keep_encoded(table: pa.Table, ids: Any, size: int) -> pa.Table:
     table = _select(table, ids)
-    files = table[IMAGE].to_pylist()
-    given = table[FAULT].to_pylist()
-    faults = [g or check_header(f) for g, f in zip(given, files, strict=True)]
+    pairs = zip(table[FAULT].to_pylist(), table[IMAGE].to_pylist(), strict=True)
+    faults = [known or check_header(file) for known, file in pairs]
     return _kept(table, {IMAGE: table[IMAGE].cast(pa.large_binary())}, faults)
 
 
 def _kept(table: pa.Table, columns: dict[str, Any], faults: list[str | None]) -> pa.Table:
-    first = {ID: table[ID], KEY: table[KEY], FAULT: pa.array(faults, pa.string())}
-    others = [name for name in table.column_names if name not in (*first, IMAGE)]
-    return pa.table(first | columns | {name: table[name] for name in others})
+    """The table with its image column replaced by ``columns``, and with ``faults``."""
+    fixed = {ID: table[ID], KEY: table[KEY], FAULT: pa.array(faults, pa.string())}
+    others = [name for name in table.column_names if name not in (*fixed, IMAGE)]
+    return pa.table(fixed | columns | {name: table[name] for name in others})
 
 
 def _spread(
     rows: Dataset, clusters: np.ndarray | None, ids: Any, nodes: int, kept: float
 ) -> tuple[Dataset, str]:
-    """Deal rows to blocks by a hash: of the id, or of the cluster where clusters are small.
+    """Distribute rows to blocks by a hash of the id, or of the cluster if clusters are small.
 
-    A worker composes within a few of its own blocks. Where a cluster has so few images that most of
-    its partners would be in other blocks, the whole cluster goes into one.
+    A worker composes within a few of its own blocks. If clusters have so few images that most
+    partners would be in other blocks, whole clusters go into one block.
+
+    Returns:
+        The rows, and how they were distributed, to show the user.
     """
     count = max(4 * nodes, int(kept / BLOCK))
     together = False
     if clusters is not None:
         window = min(max(sampler.window_of(0), len(clusters) // count), len(clusters) // nodes)
-        together = sampler.apart(clusters, window) > 0.1
-    key = ray.put(clusters) if together else None
+        together = sampler.isolated_share(clusters, window) > 0.1
+    clusters_ref = ray.put(clusters) if together else None
 
     def bucket(table: pa.Table) -> pa.Table:
         values = table[ID].to_numpy()
-        if key is not None:
-            cluster = ray.get(key)[positions_of(ray.get(ids), values)]
+        if clusters_ref is not None:
+            cluster = ray.get(clusters_ref)[positions_of(ray.get(ids), values)]
             values = np.where(cluster >= 0, cluster, values)
         return table.append_column("__bucket", pa.array(values, pa.int64()))
 
     rows = rows.map_batches(bucket, batch_format="pyarrow", batch_size=None)
-    how = "whole clusters" if together else "single images"
-    why = f"dealt to {count} blocks by {how}, since the blocks are spread over {nodes} nodes"
-    return rows.repartition(count, keys=["__bucket"]), why
+    unit = "whole clusters" if together else "single images"
+    how = f"dealt to {count} blocks by {unit}, since the blocks are spread over {nodes} nodes"
+    return rows.repartition(count, keys=["__bucket"]), how
 
 
 def _materialise(rows: Dataset, all_kept: bool) -> list[Any]:
-    """Blocks of the rows.
+    """References to the blocks of the rows.
 
     Args:
-        all_kept: all that is made is kept, so there is nothing for which Ray Data should hold
-            resources back; it would leave a CPU idle.
+        all_kept: every block that is made is kept, so that Ray Data needs to reserve no resources
+            for a consumer; the reservation would leave a CPU idle.
     """
-    own, before = rows.context, rows.context.op_resource_reservation_enabled
-    own.op_resource_reservation_enabled = before and not all_kept
+    context = rows.context
+    before = context.op_resource_reservation_enabled
+    context.op_resource_reservation_enabled = before and not all_kept
     try:
         kept = rows.materialize()
     finally:
-        own.op_resource_reservation_enabled = before  # the caller's data set has the same context
+        context.op_resource_reservation_enabled = before  # shared with the caller's data set
     note("images kept", kept)
     return [ref for bundle in kept.iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 
 @ray.remote(num_cpus=0.5, scheduling_strategy="DEFAULT")
 def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, str]]]]:
-    """Per block: its ids, and (row, key, reason) of its faults."""
-    found: list[tuple[np.ndarray, list[tuple[int, str, str]]]] = []
+    """For each block: its ids, and (row, key, reason) of its faults."""
+    described: list[tuple[np.ndarray, list[tuple[int, str, str]]]] = []
     for table in blocks:
         if table.num_columns == 0:
-            found.append((np.empty(0, np.int64), []))
+            described.append((np.empty(0, np.int64), []))
             continue
         ids = table[ID].to_numpy()
         bad = np.flatnonzero(table[FAULT].is_valid().to_numpy())
@@ -302,25 +310,25 @@ def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, 
         faults = [
             (int(i), str(row[KEY] or row[ID]), row[FAULT]) for i, row in zip(bad, rows, strict=True)
         ]
-        found.append((ids, faults))
-    return found
+        described.append((ids, faults))
+    return described
 
 
 def _locate(
     blocks: list[Any], ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
     """Row of each position in the concatenated blocks, first row of each block, faults."""
-    parts = [blocks[i : i + 16] for i in range(0, len(blocks), 16)]
-    described = [d for part in ray.get([_describe.remote(*p) for p in parts]) for d in part]
+    tasks = [_describe.remote(*blocks[i : i + 16]) for i in range(0, len(blocks), 16)]
+    described = [block for result in ray.get(tasks) for block in result]
     offsets = np.cumsum([0] + [len(block_ids) for block_ids, _ in described])
     location = np.full(len(ids), -1, dtype=np.int64)
     faults: list[dict[str, str]] = []
     for start, (block_ids, bad) in zip(offsets, described, strict=False):
-        place = positions_of(ids, block_ids)
-        good = place >= 0
+        positions = positions_of(ids, block_ids)
+        good = positions >= 0
         for row, key, reason in bad:
             good[row] = False
             faults.append({"key": key, "reason": reason})
-        location[place[good]] = start + np.flatnonzero(good)
+        location[positions[good]] = start + np.flatnonzero(good)
     faults.sort(key=lambda fault: fault["key"])
     return location, offsets, faults

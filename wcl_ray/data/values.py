@@ -1,17 +1,17 @@
-"""What a value of a metadata column is: one answer for labels, categories, tags, levels of a
+"""Names the values of metadata columns, in the same way for labels, categories, tags, levels of a
 hierarchy, groups, the leak check and the words of k-means.
 
-:func:`value_names` gives the name of each value. Equal values have equal names in every type that
-can hold them, and different values different names:
+:func:`value_names` gives equal values equal names in every type that can hold them, and different
+values different names:
 
-- A number is named by its digits: integers of any width, decimals and floats alike, so that 1, 1.0
-  and 1.00 are "1" (an integer column with a hole becomes floats in pandas), and -0.0 is "0".
-- A text is its own name; the text "1" is the number 1, since labels of training and test files may
-  come in different types. Bytes are text where they are UTF-8, else hexadecimal digits.
-- A boolean is "true" or "false", and no number.
-- A date is its ISO form, and so is a time stamp at midnight; a time stamp with a zone is named in
+- A number is named by its digits, whether integer, decimal or float: 1, 1.0 and 1.00 are "1"
+  (pandas turns an integer column with missing values into floats), and -0.0 is "0".
+- A text is its own name. The text "1" equals the number 1, since labels of training and test files
+  may come in different types. Bytes are text if they are UTF-8, else hexadecimal digits.
+- A boolean is "true" or "false", not a number.
+- A date is its ISO form, and so is a time stamp at midnight. A time stamp with a zone is given in
   UTC with a final Z. Units (s, ms, us, ns) make no difference.
-- Missing are null, NaN, infinite numbers and the empty text: CSV files cannot tell it from null.
+- Null, NaN, infinite numbers and the empty text (CSV cannot tell it from null) are missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
         what: the column's use and name, for the error message.
 
     Returns:
-        string array, null where the value is missing.
+        string array, null for missing values.
 
     Raises:
         UserError: values that are not single values, such as lists.
@@ -52,8 +52,8 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
         return array.cast(pa.string())
     if pat.is_string(kind):
         return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
-    if pat.is_float16(kind) or pat.is_float32(kind):  # the digits that were written, not those of
-        return _by_value(array, lambda x: _digits(Decimal(str(np.float32(x)))))  # a double
+    if pat.is_float16(kind) or pat.is_float32(kind):  # shortest digits as float32, not as double
+        return _by_value(array, lambda x: _digits(Decimal(str(np.float32(x)))))
     if pat.is_floating(kind) or pat.is_decimal(kind):
         return _by_value(array, _digits)
     if pat.is_binary(kind):
@@ -62,7 +62,7 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
         unit = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[kind.unit]
         return _by_value(array.cast(pa.int64()), lambda count: f"{count * unit} ns")
     if pat.is_temporal(kind) and not pat.is_interval(kind):
-        return _by_value(*_moments(array))
+        return _by_value(*_times(array))
     raise UserError(
         f"{what}: values of type {column.type} cannot be told apart; give a column with one "
         "number, text or date in each row"
@@ -70,14 +70,14 @@ def value_names(column: pa.Array | pa.ChunkedArray, what: str) -> pa.Array:
 
 
 def _by_value(array: pa.Array, name: Any) -> pa.Array:
-    """Name every different value once."""
+    """Apply a naming function once per distinct value."""
     encoded = array.dictionary_encode()
     named = pa.array([name(value) for value in encoded.dictionary.to_pylist()], pa.string())
     return named.take(encoded.indices)
 
 
 def _digits(value: float | Decimal) -> str | None:
-    """Plain decimal notation, without an exponent and without zeros at the end."""
+    """Decimal notation without an exponent or trailing zeros."""
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))
     if not exact.is_finite():
         return None
@@ -94,29 +94,29 @@ def _text(value: bytes) -> str | None:
     return (f"0x{value.hex()}" if text.startswith("0x") else text) or None
 
 
-def _moments(array: pa.Array) -> tuple[pa.Array, Any]:
-    """Texts of dates and times, and the function that takes units and midnight out of them."""
+def _times(array: pa.Array) -> tuple[pa.Array, Any]:
+    """Texts of dates and times, and the function that removes units and midnight from them."""
     zone = "Z" if pat.is_timestamp(array.type) and array.type.tz else ""
     if zone:
         array = array.cast(pa.timestamp(array.type.unit))  # UTC
     midnight = " 00:00:00" if pat.is_timestamp(array.type) else ""
 
     def name(text: str) -> str:
-        whole = text.rstrip("0").rstrip(".") if "." in text else text
-        return (whole if zone else whole.removesuffix(midnight)) + zone
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return (text if zone else text.removesuffix(midnight)) + zone
 
     return array.cast(pa.string()), name
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values are lists of any length."""
+    """Whether a type is a list of variable length."""
     views = pat.is_list_view(kind) or pat.is_large_list_view(kind)
     return bool(pat.is_list(kind) or pat.is_large_list(kind) or views)
 
 
 def kind_of(kind: pa.DataType) -> str:
-    """How :func:`plain` gives a column of this type: boolean, number, list, string (by name), or
-    other, which it does not change."""
+    """How :func:`plain` converts a column of this type: boolean, number, list, string (by name),
+    or other, which stays as it is."""
     if pat.is_dictionary(kind) or pat.is_run_end_encoded(kind):
         kind = kind.value_type
     if isinstance(kind, pa.BaseExtensionType):
@@ -132,8 +132,9 @@ def kind_of(kind: pa.DataType) -> str:
 
 
 def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One array of the values by :func:`kind_of`: booleans, lists, integers of any width or float64
-    as they are, all else by :func:`value_names`. Missing values are null, -0.0 is 0.0."""
+    """The column as one array in the form of :func:`kind_of`: booleans, lists, integers of any
+    width and float64 as they are, strings by :func:`value_names`. Missing values are null, -0.0 is
+    0.0."""
     array = decoded(column)
     kind = kind_of(array.type)
     if kind == "number":
@@ -146,7 +147,7 @@ def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _undecimal(array: pa.Array) -> pa.Array:
-    """Integers where they are, else float64."""
+    """Decimals as integers if all are integers, else as float64."""
     for kind in (pa.int64(), pa.uint64()):
         try:
             return array.cast(kind)
@@ -156,8 +157,8 @@ def _undecimal(array: pa.Array) -> pa.Array:
 
 
 def decoded(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One array without dictionary or run-end encoding; extension types as what they store, texts,
-    bytes and lists in one form each."""
+    """The column as one array without dictionary or run-end encoding; extension types become their
+    storage, and texts, bytes and lists have one type each."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
@@ -180,13 +181,13 @@ def decoded(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def list_members(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Row and value of every member of a plain list column, missing ones left out."""
+    """Row and value of every member of a plain list column, without missing ones."""
     rows, members = pc.list_parent_indices(array), plain(pc.list_flatten(array))
     valid = members.is_valid()
     return rows.filter(valid), members.filter(valid)
 
 
 def numbers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a plain number column in their own type (zeros where missing), and bool: known."""
+    """Values of a plain number column in their own type (0 if missing), and bool: not missing."""
     known = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
     return array.fill_null(0).to_numpy(zero_copy_only=False), known

@@ -1,4 +1,4 @@
-"""Backbone and projector(s), and the exported encoder that others can load."""
+"""Backbone and projectors, and the exported encoder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Encoder(nn.Module):
 
     Attributes:
         backbone: (B, 3, s, s) → (B, feature_dim).
-        projectors: the cluster head, and the instance head with ``dual``.
-        feature_dim: width of the features that are kept after training.
+        projectors: the cluster head, and with ``dual`` the instance head.
+        feature_dim: width of the backbone's features, which are used after training.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
 
 
 def build_projector(width: int, widths: tuple[int, ...], norm: bool) -> nn.Sequential:
-    """Linear, (batch norm,) ReLU, …, Linear; the last layer bare."""
+    """Linear, (batch norm,) ReLU, …, Linear; nothing follows the last layer."""
     layers: list[nn.Module] = []
     for i, out in enumerate(widths):
         layers.append(nn.Linear(width, out, bias=not norm or i == len(widths) - 1))
@@ -64,35 +64,35 @@ def build_encoder(model: ModelConfig, image_size: int, dual: bool = False) -> En
     """The encoder of a configuration, randomly initialised.
 
     Raises:
-        UserError: an unknown backbone (with the nearest names), timm is not installed, or the
-            backbone does not take images of this size.
+        UserError: an unknown backbone (suggests the nearest names), timm is not installed, or the
+            backbone does not accept images of this size.
     """
     try:
         backbone = build_backbone(model.backbone, image_size)
-        _head(backbone, model.backbone)[2](nn.Identity())
+        _remove_classifier(backbone, model.backbone)
         backbone.eval()
         with torch.no_grad():
             features = backbone(torch.zeros(2, 3, image_size, image_size))
     except UserError:
         raise
-    except Exception as error:  # whatever a library's network raises
+    except Exception as error:  # networks raise many types
         raise wrong_size(model.backbone, image_size, error) from error
     backbone.train()
     if features.ndim != 2:
         shape = tuple(features.shape)
         raise UserError(f"model.backbone {model.backbone!r} gives features of shape {shape}")
-    if not torch.isfinite(features).all():  # the mean over a map of 0 × 0
+    if not torch.isfinite(features).all():  # such as the mean over a 0 × 0 feature map
         raise wrong_size(model.backbone, image_size, "its features are not finite")
     return Encoder(backbone, int(features.shape[1]), model, heads=2 if dual else 1)
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder is built from: the same for training, evaluation and export.
+    """Everything needed to build an encoder, for training, evaluation and export.
 
     Attributes:
         image_size: side of the training images, in pixels.
-        dual: a second projector, for plain InfoNCE.
+        dual: add a second projector, for plain InfoNCE.
     """
 
     model: ModelConfig
@@ -100,7 +100,7 @@ class EncoderSpec:
     dual: bool = False
 
     def build(self) -> Encoder:
-        """Randomly initialised, see :func:`build_encoder`."""
+        """A randomly initialised encoder, see :func:`build_encoder`."""
         return build_encoder(self.model, self.image_size, self.dual)
 
     def export(self, encoder: Encoder) -> bytes:
@@ -109,7 +109,7 @@ class EncoderSpec:
 
 
 def wrong_size(name: str, image_size: int, why: object) -> UserError:
-    """The error for a backbone that does not take images of a size."""
+    """The error for a backbone that does not accept images of a size."""
     text = " ".join(str(why).split())[:200] or type(why).__name__
     return UserError(
         f"model.backbone {name!r} does not take images of {image_size} pixels ({text}); use another"
@@ -118,13 +118,13 @@ def wrong_size(name: str, image_size: int, why: object) -> UserError:
 
 
 def build_backbone(name: str, image_size: int) -> nn.Module:
-    """The whole network of a name, its classifier included.
+    """A network by name, including its classifier.
 
     Args:
         name: FAMILY or FAMILY:NAME of :data:`wcl_ray.registry.BACKBONES`, or torchvision's NAME.
 
     Raises:
-        UserError: there is none, or it does not take images of this size.
+        UserError: an unknown name, or a network that does not accept images of this size.
     """
     family, _, model = name.partition(":")
     if family not in BACKBONES:
@@ -138,41 +138,32 @@ def build_backbone(name: str, image_size: int) -> nn.Module:
     return network
 
 
-def _head(network: nn.Module, name: str) -> tuple[str, nn.Module, Any]:
-    """Name of the classifier, the module, and a function that puts another in its place."""
-    off: Any = getattr(network, "reset_classifier", None)  # timm
-    if off is not None:
-
-        def reset(_: nn.Module) -> None:
-            off(0)
-
-        return "classifier", nn.Identity(), reset
-    linear = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear)]
+def _remove_classifier(network: nn.Module, name: str) -> None:
+    """Remove the last linear layer of a network, its classifier, in place."""
+    reset_classifier: Any = getattr(network, "reset_classifier", None)  # timm
+    if reset_classifier is not None:
+        reset_classifier(0)
+        return
+    linear = [path for path, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not linear:  # squeezenet classifies with a convolution
-        raise UserError(f"model.backbone {name!r} has no linear classifier to take off")
-    path, module = linear[-1]
-    owner, _, leaf = path.rpartition(".")
-    parent = network.get_submodule(owner)
-
-    def replace(new: nn.Module) -> None:
-        setattr(parent, leaf, new)  # the places of a Sequential are attributes too
-
-    return path, module, replace
+        raise UserError(f"model.backbone {name!r} has no linear classifier to remove")
+    parent, _, attribute = linear[-1].rpartition(".")
+    setattr(network.get_submodule(parent), attribute, nn.Identity())
 
 
 def save_export(encoder: Encoder, model: ModelConfig, image_size: int) -> bytes:
-    """``encoder.safetensors``: the backbone with the names of its own library.
+    """``encoder.safetensors``: the backbone with the parameter names of its library.
 
-    The classifier that was taken off is put back as zeros, so that
-    ``torchvision.models.resnet18().load_state_dict(state)`` takes the file as it is where the stem
+    The removed classifier is stored as zeros, so that
+    ``torchvision.models.resnet18().load_state_dict(state)`` accepts the file unchanged if the stem
     is torchvision's (images above 64 pixels). The metadata hold what :func:`load_exported` needs.
     """
-    whole = build_backbone(model.backbone, image_size)
+    network = build_backbone(model.backbone, image_size)
     state = {k: v.detach().cpu().contiguous() for k, v in encoder.backbone.state_dict().items()}
-    for key, value in whole.state_dict().items():
+    for key, value in network.state_dict().items():
         if key not in state:
             state[key] = torch.zeros_like(value)
-    facts = {
+    metadata = {
         "format": "pt",
         "backbone": model.backbone,
         "image_size": str(image_size),
@@ -180,7 +171,7 @@ def save_export(encoder: Encoder, model: ModelConfig, image_size: int) -> bytes:
         "mean": json.dumps(MEAN),
         "std": json.dumps(STD),
     }
-    return safetensors.torch.save(state, metadata=facts)
+    return safetensors.torch.save(state, metadata=metadata)
 
 
 def save_projector(encoder: Encoder, head: int = 0) -> bytes:
@@ -188,28 +179,35 @@ def save_projector(encoder: Encoder, head: int = 0) -> bytes:
     layers = encoder.projectors[head]
     assert isinstance(layers, nn.Sequential)
     widths = [m.out_features for m in layers if isinstance(m, nn.Linear)]
-    facts = {
+    metadata = {
         "format": "pt",
         "widths": json.dumps(widths),
         "norm": json.dumps(any(isinstance(m, nn.BatchNorm1d) for m in layers)),
         "feature_dim": str(encoder.feature_dim),
     }
     state = {k: v.detach().cpu().contiguous() for k, v in layers.state_dict().items()}
-    return safetensors.torch.save(state, metadata=facts)
+    return safetensors.torch.save(state, metadata=metadata)
 
 
 def load_projector(content: bytes) -> nn.Sequential:
     """The inverse of :func:`save_projector`, in eval mode: (B, feature_dim) → (B, D)."""
-    size = int.from_bytes(content[:8], "little")
-    facts = json.loads(content[8 : 8 + size])["__metadata__"]
-    widths = tuple(json.loads(facts["widths"]))
-    projector = build_projector(int(facts["feature_dim"]), widths, json.loads(facts["norm"]))
+    metadata = _metadata(content)
+    widths = tuple(json.loads(metadata["widths"]))
+    norm = json.loads(metadata["norm"])
+    projector = build_projector(int(metadata["feature_dim"]), widths, norm)
     projector.load_state_dict(safetensors.torch.load(content))
     return projector.eval()
 
 
+def _metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file; safetensors reads them from paths only."""
+    size = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return metadata
+
+
 def load_exported(source: bytes | str | Path) -> nn.Module:
-    """The backbone of an exported file, classifier off, in eval mode.
+    """The backbone of an exported file, without its classifier, in eval mode.
 
     Args:
         source: a path, or the file's content.
@@ -222,15 +220,14 @@ def load_exported(source: bytes | str | Path) -> nn.Module:
         UserError: not an export of this project.
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    facts = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    if "backbone" not in facts:
+    metadata = _metadata(content)
+    if "backbone" not in metadata:
         raise UserError("the file is not an exported encoder: its metadata name no backbone")
-    image_size = int(facts["image_size"])
-    backbone = build_backbone(facts["backbone"], image_size)
-    _head(backbone, facts["backbone"])[2](nn.Identity())
-    wanted = backbone.state_dict().keys()
+    image_size = int(metadata["image_size"])
+    backbone = build_backbone(metadata["backbone"], image_size)
+    _remove_classifier(backbone, metadata["backbone"])
     state = safetensors.torch.load(content)
-    backbone.load_state_dict({key: state[key] for key in wanted})
-    backbone.image_size, backbone.feature_dim = image_size, int(facts["feature_dim"])  # type: ignore[assignment]
+    backbone.load_state_dict({key: state[key] for key in backbone.state_dict()})
+    feature_dim = int(metadata["feature_dim"])
+    backbone.image_size, backbone.feature_dim = image_size, feature_dim  # type: ignore[assignment]
     return backbone.eval()

@@ -1,14 +1,14 @@
-"""What makes the gradient of W workers with b images each that of one process with W·b images.
+"""Makes the gradient of W workers with b images each equal that of one process with W·b images.
 
-The candidates of other workers have to pass gradients back: the backward of the gather must add up
-(not average, not cut out) what every worker's loss says about a tensor. DistributedDataParallel
-then averages over workers, and the local parts of a loss (see
-:class:`wcl_ray.model.loss.LossResult`) come out as the mean over all valid anchors.
+Candidates from other workers must pass gradients back: the backward of the gather sums (not
+averages, not drops) the gradients that the losses of all workers have for a tensor.
+DistributedDataParallel then averages over workers, so that the local parts of a loss (see
+:class:`wcl_ray.model.loss.LossResult`) become the mean over all valid anchors.
 
-Batch norm has to see the whole batch, too. On GPUs :func:`synchronised` makes it do so. On CPUs
-torch has no synchronised batch norm: each worker normalises by its own b images, and the gradient
-is that of one process only for networks without batch norm (ConvNeXt, ViT, Swin). Dropout and
-stochastic depth draw other masks on every worker, so with them it is equal in distribution only.
+Batch norm must see the global batch, too. On GPUs :func:`synchronised` sees to it. On CPUs torch
+has no synchronised batch norm: each worker normalises by its own b images, and the gradient is that
+of one process only for networks without batch norm (ConvNeXt, ViT, Swin). Dropout and stochastic
+depth draw different masks on each worker; with them it is equal in distribution only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (W·b, …) in order of rank; ``x`` itself without a process group. Differentiable for
-        floating point tensors, the gradients of all workers are summed.
+        floating-point tensors: the gradients of all workers are summed.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return x
@@ -44,10 +44,10 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 
 def synchronised(model: M, device: torch.device, world: int, wanted: bool) -> M:
-    """The model with batch norm over all workers; itself on one worker, on CPUs or if not wanted.
+    """The model with batch norm over all workers; unchanged on one worker, on CPUs or if unwanted.
 
-    Parameters and buffers stay what they are under their names, so that checkpoints fit both ways.
-    To be called before the model is compiled or wrapped.
+    Parameters and buffers keep their names, so that checkpoints fit either model. Call it before
+    the model is compiled or wrapped.
     """
     if not wanted or world == 1 or device.type != "cuda":
         return model
@@ -55,5 +55,5 @@ def synchronised(model: M, device: torch.device, world: int, wanted: bool) -> M:
     if any(type(module).__module__.startswith("timm.") for module in model.modules()):
         from timm.layers import convert_sync_batchnorm
 
-        convert = convert_sync_batchnorm  # torch's own would drop the activations of timm's layers
+        convert = convert_sync_batchnorm  # torch's version drops the activations in timm's layers
     return convert(model)

@@ -1,15 +1,15 @@
-"""Cl-InfoNCE with any estimator (:mod:`wcl_ray.model.losses`); the gather is the caller's.
+"""Cl-InfoNCE with any estimator (:mod:`wcl_ray.model.losses`); the caller gathers embeddings.
 
 Source: Tsai et al., "Learning Weakly-supervised Contrastive Representations", ICLR 2022.
 Shapes: b local images, B images of the global batch, D dimensions, G granularities; W = B / b.
 
-Local anchors meet the candidates of the whole batch, so memory and work are b × 2B, not (2B)².
-Clusters are integers; -1 stands for a singleton: an image that shares its cluster with nobody. With
-every image a singleton both estimators are InfoNCE / SimCLR; with labels as clusters ``supcon`` is
+Local anchors meet the candidates of the global batch, so memory and work are b × 2B, not (2B)².
+Clusters are integers; -1 is a singleton: an image that shares its cluster with no other. If all
+images are singletons, both estimators are InfoNCE / SimCLR; with labels as clusters, ``supcon`` is
 supervised contrastive learning (Khosla et al., 2020).
 
-The loss is not multiplied by τ / 0.07 as in the code published with the paper: learning rates
-ported from there have to be multiplied by that factor.
+The loss is not multiplied by τ / 0.07 as in the code published with the paper: multiply learning
+rates taken from there by that factor.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from wcl_ray.registry import LOSSES
 
 
 class LossResult(NamedTuple):
-    """float32 scalars on the device, whose averages over the W workers are the means over all valid
-    anchors of the global batch: sums over the local ones, times W, divided by the number of all.
+    """float32 scalars on the device. Averaged over the W workers they are means over all valid
+    anchors of the global batch: each is a sum over local anchors, times W / number of all anchors.
 
     Attributes:
-        loss: to be minimised, in nats.
+        loss: to minimise, in nats.
         positives: other images of the anchor's cluster in the global batch (first granularity).
-        without_positive: share of anchors without any (they only have their own second view).
+        without_positive: share of anchors without any, whose only positive is their second view.
     """
 
     loss: torch.Tensor
@@ -52,8 +52,8 @@ def cl_infonce(
 ) -> LossResult:
     """Cl-InfoNCE of the local anchors against the global batch, mean over granularities.
 
-    Images that are not valid are neither anchors, positives nor candidates of either estimator: the
-    loss is that of the batch without them, and their embeddings get no gradient.
+    Invalid images are neither anchors nor positives nor candidates of either estimator: the loss is
+    that of the batch without them, and their embeddings get no gradient.
 
     Args:
         z1, z2: (b, D) embeddings of the two views, any float dtype; normalised here.
@@ -62,8 +62,8 @@ def cl_infonce(
         all_clusters: int (B, G).
         offset: index of the first local image in the global batch.
         temperature: τ > 0, dividing cosine similarities.
-        estimator: of :data:`wcl_ray.registry.LOSSES`, or its name.
-        all_valid: bool (B,), at least one of them true; None: all are.
+        estimator: one of :data:`wcl_ray.registry.LOSSES`, or its name.
+        all_valid: bool (B,), true for at least one image; None: all are valid.
 
     Raises:
         ValueError: an unknown estimator.
@@ -80,13 +80,13 @@ def cl_infonce(
         views = z1, z2, all_z1, all_z2
         batch = GlobalBatch(*views, all_clusters, same, all_valid, offset, temperature)
         losses = estimate(batch)
-        others = same[0].sum(1, dtype=z1.dtype)
+        positives = same[0].sum(1, dtype=z1.dtype)
         scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype)
 
         def mean(rows: torch.Tensor) -> torch.Tensor:
             return torch.where(valid, rows, 0.0).sum() * scale
 
-        return LossResult(mean(losses), mean(others), mean((others == 0).to(z1.dtype)))
+        return LossResult(mean(losses), mean(positives), mean((positives == 0).to(z1.dtype)))
 
 
 def _unit(z: torch.Tensor) -> torch.Tensor:
@@ -95,8 +95,8 @@ def _unit(z: torch.Tensor) -> torch.Tensor:
 
 def _same_cluster(clusters: torch.Tensor, all_clusters: torch.Tensor, offset: int) -> torch.Tensor:
     """bool (G, b, B): another image of the anchor's cluster."""
-    mine, theirs = clusters.T[:, :, None], all_clusters.T[:, None, :]
-    same = (mine == theirs) & (mine >= 0)
-    own = torch.arange(len(clusters), device=clusters.device) + offset
-    itself = own[:, None] == torch.arange(len(all_clusters), device=clusters.device)
+    anchors, candidates = clusters.T[:, :, None], all_clusters.T[:, None, :]
+    same = (anchors == candidates) & (anchors >= 0)
+    index = torch.arange(len(clusters), device=clusters.device) + offset
+    itself = index[:, None] == torch.arange(len(all_clusters), device=clusters.device)
     return same & ~itself

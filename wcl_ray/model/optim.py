@@ -14,24 +14,24 @@ from wcl_ray.config import TrainConfig
 
 
 def learning_rate(share: float, train: TrainConfig) -> float:
-    """Linear warm-up over the first share of the training, then a cosine to zero.
+    """Learning rate after a share of the training: linear warm-up, then a cosine to zero.
 
     Args:
-        share: of the training that is done, in [0, 1].
+        share: of the training, in [0, 1].
 
     >>> from wcl_ray.config import TrainConfig
     >>> [round(learning_rate(share, TrainConfig(lr=1.0)), 3) for share in (0.05, 0.1, 0.55, 1.0)]
     [0.5, 1.0, 0.5, 0.0]
     """
     if share < train.warmup:
-        # the first step is not at zero: it would be lost
+        # not zero: the first step would be lost
         return train.lr * max(share / train.warmup, 1e-2)
     rest = (share - train.warmup) / (1 - train.warmup)
     return train.lr * 0.5 * (1 + math.cos(math.pi * rest))
 
 
 def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
-    """Norm of all gradients, which are scaled down to ``clip`` where it is larger.
+    """Scale gradients down so that their norm is at most ``clip``.
 
     Args:
         clip: largest norm; 0 leaves the gradients as they are.
@@ -47,11 +47,11 @@ def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
-    """Optimiser of a model; biases and normalisation weights (1-d) get no weight decay."""
-    named = [p for p in model.parameters() if p.requires_grad]
+    """The optimiser for a model; biases and normalisation weights (1-d) get no weight decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in named if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "adamw":
@@ -102,9 +102,10 @@ class LARS(Optimizer):
         grad = p.grad
         if p.ndim > 1:
             grad = grad.add(p, alpha=group["weight_decay"])
-            weight, slope = p.norm(), grad.norm()
-            scale = group["trust"] * weight / slope
-            grad = grad * torch.where((weight > 0) & (slope > 0), scale, torch.ones_like(scale))
+            p_norm, grad_norm = p.norm(), grad.norm()
+            scale = group["trust"] * p_norm / grad_norm
+            nonzero = (p_norm > 0) & (grad_norm > 0)
+            grad = grad * torch.where(nonzero, scale, torch.ones_like(scale))
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)

@@ -82,7 +82,7 @@ def warn_apart(clusters: np.ndarray, batch: int) -> None:
         batch: images per batch on one worker.
     """
     window = sampler.window_of(batch)
-    share = sampler.apart(clusters, window)
+    share = sampler.isolated_share(clusters, window)
     if share > MAX_APART:
         warn(
             f"streaming composes batches from {window:,} images at a time: {share:.0%} of those "

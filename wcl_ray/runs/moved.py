@@ -62,7 +62,9 @@ def check_moves(
     if not changed:
         return
     known = read_stored(run).images
-    train, run_images = (known[TRAIN], images) if TRAIN in known else (train, images.whole())
+    train, run_images = (
+        (known[TRAIN], images) if TRAIN in known else (train, images.without_validation())
+    )
     if train is None:
         old, new = next(iter(changed.values()))
         raise UserError(

@@ -31,7 +31,7 @@ def quiet_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READING
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READ_OPTIONS
 
 
 def connect(scale: ScaleConfig) -> None:

@@ -63,7 +63,7 @@ def find_granularities(
     Raises:
         UserError: see :func:`build_clusters`; no candidate is left.
     """
-    kind, all_images = config.clusters.kind, images.whole()
+    kind, all_images = config.clusters.kind, images.without_validation()
     key = granularity_option(kind)
     plain = config.plain()
     if key is None or "clusters.kind" in given:

@@ -82,7 +82,7 @@ def read_attributes(config: SearchConfig, images: Images) -> tuple[np.ndarray, n
         UserError: there is no usable attribute.
     """
     columns = columns_of(config.clusters, images.label, images.available)
-    rows = images.whole().metadata(columns)
+    rows = images.without_validation().metadata(columns)
     try:
         return attribute_bits(rows, columns, config.clusters, MAX_ATTRIBUTES)
     except UserError:

@@ -203,7 +203,7 @@ def _prepare(
             f"{folder.uri}/{FILE} is not of these images; have the data changed? Start a new "
             "search under another --name"
         )
-    rows = images.whole().train.images(label)
+    rows = images.without_validation().train.images(label)
     grows = capacity(config.scale).grows
     train = plan_stream(rows, train_ids, config.data, grows=grows)
     say("stream", train.reason)

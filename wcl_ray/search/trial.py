@@ -216,7 +216,9 @@ def _clusters(
     else:
 
         def build() -> Assignment:
-            return build_clusters(config, setup.images.whole(), show=False)[0].assignment
+            return build_clusters(config, setup.images.without_validation(), show=False)[
+                0
+            ].assignment
 
         table = setup.shared.value(f"clusters of {_clusters_key(config.clusters, None)}", build)
     return table.restrict(ids), qualities(table, _labels(setup, table.ids), config)[0].to_dict()

@@ -1,4 +1,4 @@
-"""Where images come from. A new format is a module with a :class:`Source` under
+"""Image sources, one format a module. A new format is a :class:`Source` subclass decorated with
 ``@FORMATS.add("NAME")``."""
 
 from __future__ import annotations
@@ -6,62 +6,62 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data.sources.base import OURS, Source
-from wcl_ray.data.sources.leftover import PICTURES, left_out, split_note
+from wcl_ray.data.sources.base import RESERVED, Source
+from wcl_ray.data.sources.leftover import UNSUPPORTED, split_note, unread_note
 from wcl_ray.data.sources.listing import Files, is_image, list_files, suffix_of
 from wcl_ray.errors import UserError
 from wcl_ray.registry import FORMATS
 
 
 def open_source(data: DataConfig, path: str | None = None) -> Source:
-    """Open the images of a configuration.
+    """Open the image source of a configuration.
 
     Args:
-        path: instead of ``data.path``.
+        path: opened instead of ``data.path``.
 
     Raises:
-        UserError: nothing there, no images, an unclear mixture, a column that is missing.
+        UserError: no such path, no images, files of several formats, or a missing column.
     """
     uri = path or data.path
     if not uri:
         raise UserError("data.path is not given")
     files = replace(list_files(uri, data.endpoint), encoding=data.encoding)
-    kind = data.format if data.format != "auto" else _format(files)
+    kind = data.format if data.format != "auto" else _detect_format(files)
     source: Source = FORMATS.get(kind).open(files, data)
     if data.id is not None and source.id_column is None:
         raise UserError(f"data.id {data.id!r}: {kind} data without metadata has no id column")
-    named = source.table["__path"].to_pylist() if source.image_column == "file_name" else None  # type: ignore[attr-defined]
-    read = named or [path for path in source.files.paths if kind != "folder" or is_image(path)]
+    listed = source.table["__path"].to_pylist() if source.image_column == "file_name" else None  # type: ignore[attr-defined]
+    read = listed or [path for path in source.files.paths if kind != "folder" or is_image(path)]
     notes = [
-        left_out(files, source.files, kind, named),
+        unread_note(files, source.files, kind, listed),
         split_note(files, read, kind),
         *source.notes,
     ]
-    taken = [name for name in source.columns if name in OURS]
-    if taken:
-        notes.append(f"left out: column {taken[0]!r}, a name that wcl_ray uses itself; rename it")
-    columns = tuple(name for name in source.columns if name not in OURS)
+    reserved = [name for name in source.columns if name in RESERVED]
+    if reserved:
+        notes.append(f"column {reserved[0]!r} is ignored: wcl_ray uses this name itself; rename it")
+    columns = tuple(name for name in source.columns if name not in RESERVED)
     return replace(source, columns=columns, notes=tuple(filter(None, notes)))
 
 
-def _format(files: Files) -> str:
-    counts = {name: FORMATS.get(name).count(files) for name in FORMATS.names()}
-    found = [kind for kind, count in counts.items() if count]
-    if not found:
-        some = ", ".join(files.relative(p) for p in files.paths[:3])
+def _detect_format(files: Files) -> str:
+    counts = {kind: FORMATS.get(kind).count(files) for kind in FORMATS.names()}
+    kinds = [kind for kind, count in counts.items() if count]
+    if not kinds:
+        examples = ", ".join(files.relative(path) for path in files.paths[:3])
         packed = any(p.lower().endswith((".tar.gz", ".tgz", ".tar.zst")) for p in files.paths)
         hint = "; compressed shards cannot be read, unpack them to plain .tar" if packed else ""
-        pictures = sorted({suffix_of(p) for p in files.paths} & set(PICTURES))
-        if pictures:
-            hint = f"; .{' and .'.join(pictures)} cannot be read, convert them to JPEG or PNG"
+        unsupported = sorted({suffix_of(path) for path in files.paths} & set(UNSUPPORTED))
+        if unsupported:
+            hint = f"; .{' and .'.join(unsupported)} cannot be read, convert them to JPEG or PNG"
         raise UserError(
             f"data.path {files.uri} holds no Parquet files, images or .tar shards "
-            f"({len(files.paths)} other files: {some} …){hint}"
+            f"({len(files.paths)} other files: {examples} …){hint}"
         )
-    if len(found) > 1:
-        text = ", ".join(f"{counts[kind]} for {kind}" for kind in found)
+    if len(kinds) > 1:
+        text = ", ".join(f"{counts[kind]} for {kind}" for kind in kinds)
         raise UserError(
-            f"data.path {files.uri} holds files of several formats ({text}); choose with "
+            f"data.path {files.uri} holds files of several formats ({text}); choose one with "
             "--data.format or give a glob"
         )
-    return found[0]
+    return kinds[0]

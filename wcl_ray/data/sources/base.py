@@ -1,8 +1,8 @@
 """Images with metadata from Parquet files, image folders or WebDataset shards, local or s3://.
 
-Whatever the format, a source gives the same two streams of rows: ``metadata`` (no pixels are read
-where the format allows it) and ``images`` (the encoded files). Both carry ``__id`` (int64) and
-``__key`` (the user's own name of the image). Nothing but names and one footer is read on opening.
+Every format yields the same two data sets: ``metadata`` (without reading pixels if the format
+allows it) and ``images`` (the encoded files). Both have ``__id`` (int64) and ``__key`` (the user's
+name for the image). Opening reads little: file names, and what tells the columns.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ray.data import DataContext, Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import is_id_type
-from wcl_ray.data.sources.listing import Files, check_there
+from wcl_ray.data.sources.listing import Files, check_exists
 from wcl_ray.errors import UserError
 
-# Else Ray Data wraps what a plain function of map_batches raises, and a UserError is lost on its
-# way to the driver. Here, since every process that makes a data set of ours imports this module.
+# Otherwise Ray Data wraps exceptions of map_batches functions, and a UserError does not reach the
+# driver. Set here because every process that creates one of our data sets imports this module.
 DataContext.get_current().raise_original_map_exception = True
-# columns of the rows that a source gives; the user's own names are never these
+# columns that a source adds to its rows; user columns with these names are ignored
 ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
-OURS = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
-# How tasks that read are placed: with this strategy Ray passes over nodes with GPUs as long as
-# others have CPUs to spare; with Ray Data's own, SPREAD, it does not, and a label selector would
-# leave the CPUs of GPU nodes idle for good. Ray Data means to take no strategy from 2.64 on.
-READING: dict[str, Any] = {"batch_format": "pyarrow"}
+RESERVED = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
+# Arguments of map_batches for tasks that read. With DEFAULT, Ray avoids nodes with GPUs while
+# others have free CPUs; with Ray Data's default, SPREAD, it does not, and a label selector would
+# never use the CPUs of GPU nodes. Ray Data plans to drop the argument in 2.64.
+READ_OPTIONS: dict[str, Any] = {"batch_format": "pyarrow"}
 if "ray_remote_args" in inspect.signature(Dataset.map_batches).parameters:
-    READING["scheduling_strategy"] = "DEFAULT"
+    READ_OPTIONS["scheduling_strategy"] = "DEFAULT"
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Source(ABC):
     """An opened source; picklable.
 
     Attributes:
+        files: the files that are read.
         columns: metadata columns, without the image and the id.
         image_column: name of the image column or member.
-        id_column: the user's id column, or None for a hash of the path.
-        notes: warnings for people: what there is that is not read.
+        id_column: the user's id column; None if ids are hashes of the paths.
+        notes: warnings to show the user, such as files that are not read.
     """
 
     files: Files
@@ -55,39 +56,41 @@ class Source(ABC):
 
     @staticmethod
     def count(files: Files) -> int:
-        """How many of the files are of this format, by their names; for ``data.format auto``."""
+        """Number of files of this format, judged by name; for ``data.format auto``."""
         return 0
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> Source:
-        """Open files: no more is read than tells the columns.
+        """Open files, reading only what tells the columns.
 
         Args:
-            files: all below the path. The source has those of them that it reads.
+            files: all files below the path. The source keeps those that it reads.
 
         Raises:
-            UserError: they are not of this format, hold no images, or lack a column.
+            UserError: the files are not of this format, hold no images, or lack a column.
         """
         raise NotImplementedError
 
     @property
     def uri(self) -> str:
+        """The path as the user gave it."""
         return self.files.uri
 
     @abstractmethod
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
-        """Rows ``__id`` int64, ``__key`` string (null for the user's integer ids), and columns."""
+        """Rows of ``__id`` int64, ``__key`` string (null for integer ids), and the columns."""
 
     @abstractmethod
     def images(self, columns: Sequence[str] = ()) -> Dataset:
-        """Rows ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` or null, columns."""
+        """Rows of ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` (string, null if
+        the image could be read), and the columns."""
 
     @abstractmethod
     def describe(self) -> str:
-        """One line for people."""
+        """One line that describes the source to the user."""
 
     def check_columns(self, columns: Sequence[str], option: str) -> None:
-        """Raise a UserError that names the nearest columns when one is not there."""
+        """Raise a UserError that suggests the nearest name if a column does not exist."""
         for name in columns:
             if name not in self.columns:
                 near = difflib.get_close_matches(name, self.columns, n=1)
@@ -99,21 +102,21 @@ class Source(ABC):
 
 
 def check_paths(data: DataConfig) -> None:
-    """Find out whether the images are there, before Ray is started: this process lists them.
+    """Check that the data paths exist, in this process and before Ray is started.
 
     Raises:
-        UserError: nothing there, or the store cannot be reached.
+        UserError: a path does not exist, or the store cannot be reached.
     """
     for path in (data.path, data.eval_path):
         if path:
-            check_there(path, data.endpoint)
+            check_exists(path, data.endpoint)
 
 
 def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:
-    """The user's id column: the given one, else one called ``id`` (integers or strings).
+    """The user's id column: ``data.id``, or else ``id`` if it holds integers or strings.
 
     Raises:
-        UserError: the given one is not there, or is neither integers nor strings.
+        UserError: ``data.id`` does not exist, or holds neither integers nor strings.
     """
     if data.id is not None:
         if data.id not in schema.names:

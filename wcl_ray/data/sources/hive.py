@@ -1,4 +1,4 @@
-"""Columns of partitioned Parquet: folders called ``species=beetle``, as Hive and Spark do."""
+"""Columns of partitioned Parquet: folders named ``species=beetle``, as Hive and Spark write."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ MISSING = "__HIVE_DEFAULT_PARTITION__"
 
 
 def hive_columns(paths: Iterable[str]) -> dict[str, pa.DataType]:
-    """Names and types of the columns that the folders of relative paths tell: integers where all
-    values are, else strings."""
-    seen: dict[str, set[str]] = {}
+    """Names and types of the columns encoded in the folder names of relative paths: int64 if all
+    values are integers, else string."""
+    values: dict[str, set[str]] = {}
     for path in paths:
-        for part in path.split("/")[:-1]:
-            name, equals, value = part.partition("=")
+        for folder in path.split("/")[:-1]:
+            name, equals, value = folder.partition("=")
             if equals and name:
-                seen.setdefault(_plain(name), set()).add(_plain(value))
-    return {name: _type(values - {MISSING}) for name, values in seen.items()}
+                values.setdefault(_unquoted(name), set()).add(_unquoted(value))
+    return {name: _type(texts - {MISSING}) for name, texts in values.items()}
 
 
 def _type(values: set[str]) -> pa.DataType:
-    # "007" would not come back
-    whole = all(v.isascii() and v.isdecimal() and str(int(v[:19])) == v for v in values)
-    return pa.int64() if values and whole and max(map(int, values)) < 2**63 else pa.string()
+    # "007" is not an integer: its zeros would be lost
+    integers = all(v.isascii() and v.isdecimal() and str(int(v[:19])) == v for v in values)
+    return pa.int64() if values and integers and max(map(int, values)) < 2**63 else pa.string()
 
 
 def hive_value(path: str, column: str) -> str | None:
-    """Value of a column in the folders of a path; None where they do not tell it."""
-    for part in path.split("/")[:-1]:
-        name, equals, value = part.partition("=")
-        if equals and _plain(name) == column:
-            return None if value == MISSING else _plain(value)
+    """Value of a column in the folder names of a path; None if missing."""
+    for folder in path.split("/")[:-1]:
+        name, equals, value = folder.partition("=")
+        if equals and _unquoted(name) == column:
+            return None if value == MISSING else _unquoted(value)
     return None
 
 
-def _plain(text: str) -> str:
-    """Without percent signs, where these stand for UTF-8."""
+def _unquoted(text: str) -> str:
+    """The text with percent escapes decoded if they are UTF-8."""
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:

@@ -15,21 +15,21 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
-from wcl_ray.data.sources.files import OPEN, read_files
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
 from wcl_ray.data.sources.tables import bare_type, check_names, common_type
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
-TASK_BYTES = 2_000_000  # that a task reads, at least: its start takes as long as 1,000 small images
-OUTSIDE = 50_000  # bytes taken for an image that the table only names
-SHORT = 200  # bytes of a row below which it is a name: an image has more, and a path less
-ROWS = 1024  # of a table handed on, at most; keeps blocks small
-CHUNK = 16 * 2**20  # bytes of a table handed on, about
-LOOK = 16  # files whose column types are compared when there are more than MANY
-MANY = 256  # files whose footers are read on opening; more are read inside the tasks
+TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
+FILE_BYTES = 50_000  # assumed size of an image that the table only names
+PATH_BYTES = 200  # image column below this size per row: paths, not image bytes
+ROWS = 1024  # of an output table, at most; keeps blocks small
+CHUNK = 16 * 2**20  # approximate bytes of an output table
+MANY = 256  # files; the footers of more are read in the tasks instead of on opening
+SAMPLED = 16  # files whose column types are compared when there are more than MANY
 NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "image_bytes")
 PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file", "filename")
 
@@ -37,11 +37,11 @@ PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file
 @FORMATS.add("parquet")
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """See :class:`Source`.
+    """Row groups of Parquet files, see :class:`Source`.
 
     Attributes:
-        layout: bytes, struct or path.
-        hive: columns that the names of folders (``species=beetle``) tell, and their types.
+        layout: of the image column: bytes, struct or path.
+        hive: columns encoded in folder names (``species=beetle``), and their types.
     """
 
     layout: str = "bytes"
@@ -62,7 +62,29 @@ class ParquetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> ParquetSource:
-        return open_files(files, data)
+        """Open Parquet files; the schema of the first tells the columns.
+
+        Raises:
+            UserError: a broken file, no image column, several of them, or a missing column.
+        """
+        paths = tuple(p for p in files.paths if p.lower().endswith(".parquet"))
+        if not paths:
+            raise UserError(f"data.path {files.uri} holds no .parquet file")
+        files = replace(files, paths=paths)
+        schema = _open(files, paths[0]).schema_arrow
+        check_names(schema.names, paths[0])
+        hive = hive_columns(map(files.relative, paths))
+        hive = {name: kind for name, kind in hive.items() if name not in schema.names}
+        image, layout = _image_column(schema, data.image, files.uri)
+        if data.id in hive:
+            raise UserError(
+                f"data.id {data.id!r} comes from folder names ({data.id}=…), but ids are read from "
+                "a column of the files: write it there, or leave --data.id out to make ids from "
+                "file names and row numbers"
+            )
+        key = id_column(data, schema, files.uri)
+        names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
+        return ParquetSource(files, names, image, key, layout=layout, hive=hive)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
@@ -75,42 +97,16 @@ class ParquetSource(Source):
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         kwargs = {"source": self, "types": types, "images": images}
-        return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READING)
+        return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
 
     def pieces(
         self, columns: Sequence[str]
     ) -> tuple[list[dict[str, int]], dict[str, pa.DataType], int]:
-        """Row groups, the types of the columns over all files, and about how many bytes."""
+        """Row groups, the types of the columns over all files, and the approximate bytes."""
         pieces, schemas, size = _pieces(self.files, self.image_column)
         types = _types(schemas, [c for c in columns if c not in self.hive], self.uri)
         types |= {name: kind for name, kind in self.hive.items() if name in columns}
         return pieces, types, size
-
-
-def open_files(files: Files, data: DataConfig) -> ParquetSource:
-    """Open Parquet files by the schema of the first.
-
-    Raises:
-        UserError: a broken file, no image column, several of them, or a missing column.
-    """
-    paths = tuple(p for p in files.paths if p.lower().endswith(".parquet"))
-    if not paths:
-        raise UserError(f"data.path {files.uri} holds no .parquet file")
-    files = replace(files, paths=paths)
-    schema = _open(files, paths[0]).schema_arrow
-    check_names(schema.names, paths[0])
-    hive = hive_columns(map(files.relative, paths))
-    hive = {name: kind for name, kind in hive.items() if name not in schema.names}
-    image, layout = _image_column(schema, data.image, files.uri)
-    if data.id in hive:
-        raise UserError(
-            f"data.id {data.id!r} is told by folders ({data.id}=…), not by a column of the files; "
-            "ids are read from the files: write it there, or leave --data.id out, and they are "
-            "made of the files' names and rows"
-        )
-    key = id_column(data, schema, files.uri)
-    names = tuple(name for name in (*schema.names, *hive) if name not in (image, key))
-    return ParquetSource(files, names, image, key, layout=layout, hive=hive)
 
 
 def _open(files: Files, path: str) -> pq.ParquetFile:
@@ -119,11 +115,11 @@ def _open(files: Files, path: str) -> pq.ParquetFile:
 
 
 def _check_count(file: pq.ParquetFile) -> None:
-    """Raise a ValueError where a damaged footer would leave rows out without a word."""
-    facts = file.metadata
-    held = sum(facts.row_group(group).num_rows for group in range(facts.num_row_groups))
-    if held != facts.num_rows:
-        raise ValueError(f"its row groups hold {held} rows, its footer tells of {facts.num_rows}")
+    """Raise a ValueError if a damaged footer would silently drop rows."""
+    footer = file.metadata
+    held = sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    if held != footer.num_rows:
+        raise ValueError(f"its row groups hold {held} rows, but its footer says {footer.num_rows}")
 
 
 def _layout(kind: pa.DataType) -> str | None:
@@ -142,7 +138,9 @@ def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str,
     listing = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if wanted is not None:
         if wanted not in layouts:
-            raise UserError(f"data.image {wanted!r} is not a column of {uri}; there are: {listing}")
+            raise UserError(
+                f"data.image {wanted!r} is not a column of {uri}; the columns are: {listing}"
+            )
         layout = layouts[wanted]
         if layout is None:
             raise UserError(
@@ -151,86 +149,87 @@ def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str,
             )
         return wanted, layout
     pixels = [name for name, layout in layouts.items() if layout in ("bytes", "struct")]
-    named = [n for n in NAMES if n in pixels] or [
+    usual = [n for n in NAMES if n in pixels] or [
         n for n in (*NAMES, *PATH_NAMES) if layouts.get(n)
     ]
-    found = named[:1] or (pixels if len(pixels) == 1 else [])
-    if found:
-        return found[0], str(layouts[found[0]])
+    name = next(iter(usual), pixels[0] if len(pixels) == 1 else None)
+    if name is not None:
+        return name, str(layouts[name])
     if pixels:
         raise UserError(
-            f"{uri}: {', '.join(pixels)} may all be the images; choose with --data.image"
+            f"{uri}: {', '.join(pixels)} may all be the images; choose one with --data.image"
         )
-    raise UserError(f"{uri} has no image column; choose with --data.image among: {listing}")
+    raise UserError(f"{uri} has no image column; choose one with --data.image: {listing}")
 
 
 def _pieces(
     files: Files, image: str
 ) -> tuple[list[dict[str, int]], list[tuple[str, pa.Schema]], int]:
-    """(file, row group, number of its first row), the schemas of the files looked into, and about
-    how many bytes there are, images that are only named included; whole files (group -1) when
-    there are many."""
+    """Row groups as (file, group, number of the first row), the schemas of the files looked into,
+    and the approximate bytes, files that the table only names included. With more than ``MANY``
+    files: whole files (group -1)."""
     count = len(files.paths)
     many = count > MANY
 
-    def one(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema], int]:
+    def footer(index: int) -> tuple[list[dict[str, int]], tuple[str, pa.Schema], int]:
         file = _open(files, files.paths[index])
-        found, first, size = [], 0, 0
+        groups, first, size = [], 0, 0
         with reading(files.paths[index], "is not a readable Parquet file"):
-            for group in range(file.metadata.num_row_groups):
-                facts = file.metadata.row_group(group)
-                if facts.num_rows:
-                    found.append({"file": index, "group": group, "first": first})
-                first += facts.num_rows
-                size += facts.total_byte_size + OUTSIDE * _named(facts, image)
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                if group.num_rows:
+                    groups.append({"file": index, "group": number, "first": first})
+                first += group.num_rows
+                size += group.total_byte_size + FILE_BYTES * _path_rows(group, image)
             _check_count(file)
-        return found, (files.paths[index], file.schema_arrow), size
+        return groups, (files.paths[index], file.schema_arrow), size
 
+    indices = range(0, count, -(-count // SAMPLED)) if many else range(count)
     with ThreadPoolExecutor(8) as pool:
-        looked = list(pool.map(one, range(0, count, -(-count // LOOK)) if many else range(count)))
-    schemas = [schema for _, schema, _ in looked]
-    size = sum(n for *_, n in looked) * count // len(looked)
+        footers = list(pool.map(footer, indices))
+    schemas = [schema for _, schema, _ in footers]
+    size = sum(n for *_, n in footers) * count // len(footers)
     if many:
         return [{"file": i, "group": -1, "first": 0} for i in range(count)], schemas, size
-    pieces = [piece for part, *_ in looked for piece in part]
+    pieces = [piece for groups, *_ in footers for piece in groups]
     if not pieces:
         raise UserError(f"data.path {files.uri}: the Parquet files hold no rows")
     return pieces, schemas, size
 
 
-def _named(group: pq.RowGroupMetaData, image: str) -> int:
-    """Rows of a row group that hold the name of an image, not its bytes."""
+def _path_rows(group: pq.RowGroupMetaData, image: str) -> int:
+    """Rows of a row group if it holds paths of images instead of their bytes, else 0."""
     columns = [group.column(i) for i in range(group.num_columns)]
     held = sum(
         c.total_uncompressed_size
         for c in columns
         if c.physical_type == "BYTE_ARRAY" and c.path_in_schema in (image, f"{image}.bytes")
     )
-    return int(group.num_rows) if held < SHORT * group.num_rows else 0
+    return int(group.num_rows) if held < PATH_BYTES * group.num_rows else 0
 
 
 def _types(
     schemas: list[tuple[str, pa.Schema]], columns: Sequence[str], uri: str
 ) -> dict[str, pa.DataType]:
-    """The type of each column that takes the values of all files (int32 and double: double).
+    """A common type for each column over all files (int32 and double: double).
 
     Raises:
-        UserError: a file lacks the column, or there is no such type.
+        UserError: a file lacks the column, or its types have no common type.
     """
-    found: dict[str, pa.DataType] = {}
+    types: dict[str, pa.DataType] = {}
     for name in columns:
         for path, schema in schemas:
             if name not in schema.names:
                 raise UserError(f"{path} has no column {name!r}, unlike the first file of {uri}")
             kind = bare_type(schema.field(name).type)
-            both = common_type([found.setdefault(name, kind), kind])
-            if both is None:
+            common = common_type([types.setdefault(name, kind), kind])
+            if common is None:
                 raise UserError(
-                    f"{path}: column {name!r} is of type {kind}, in other files of {uri} it is "
-                    f"{found[name]}; write it in one type"
+                    f"{path}: column {name!r} is of type {kind}, but {types[name]} in other files "
+                    f"of {uri}; use the same type in all"
                 )
-            found[name] = both
-    return found
+            types[name] = common
+    return types
 
 
 def _read_piece(
@@ -239,8 +238,8 @@ def _read_piece(
     for piece in pieces.to_pylist():
         path = source.files.paths[piece["file"]]
         file = _open(source.files, path)
-        own = [name for name in types if name not in source.hive]
-        wanted = list(dict.fromkeys([*own, *([source.id_column] if source.id_column else [])]))
+        stored = [name for name in types if name not in source.hive]
+        wanted = list(dict.fromkeys([*stored, *([source.id_column] if source.id_column else [])]))
         if images:
             wanted.append(source.image_column)
         missing = [name for name in wanted if name not in file.schema_arrow.names]
@@ -264,17 +263,17 @@ def _read_piece(
             while number < end:
                 with reading(f"{path}: rows {number} to {end - 1}"):
                     table = pa.Table.from_batches([next(batches)])
-                    table.validate(full=True)  # text may be no UTF-8
+                    table.validate(full=True)  # strings may not be UTF-8
                 yield _finish(table, source, types, path, number, images)
                 number += len(table)
 
 
 def _step(file: pq.ParquetFile, group: int, source: ParquetSource) -> int:
-    """Rows that are read at a time, so that their images take about CHUNK bytes."""
+    """Rows to read at a time, so that their images take about CHUNK bytes."""
     if source.layout == "path":
-        return OPEN
-    meta = file.metadata.row_group(group)
-    size = meta.total_byte_size / max(1, meta.num_rows)
+        return FILES_AT_ONCE
+    metadata = file.metadata.row_group(group)
+    size = metadata.total_byte_size / max(1, metadata.num_rows)
     return int(min(ROWS, max(1, CHUNK // max(1, size))))
 
 
@@ -292,28 +291,28 @@ def _finish(
         name = source.files.relative(path)
         names = [f"{name}#{row}" for row in range(number, number + len(table))]
         ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
-    found: dict[str, Any] = {ID: ids, KEY: keys}
+    columns: dict[str, Any] = {ID: ids, KEY: keys}
     if images:
-        found[IMAGE], found[FAULT] = _bytes_of(table[source.image_column], source, path)
+        columns[IMAGE], columns[FAULT] = _bytes_of(table[source.image_column], source, path)
     for column, kind in types.items():
         if column in source.hive:
             value = hive_value(source.files.relative(path), column)
-            found[column] = pa.repeat(pa.scalar(value).cast(kind), len(table))
+            columns[column] = pa.repeat(pa.scalar(value).cast(kind), len(table))
             continue
         try:
-            found[column] = table[column].cast(kind)
+            columns[column] = table[column].cast(kind)
         except pa.ArrowException as error:
-            have = table[column].type
             raise UserError(
-                f"{path}: column {column!r} is of type {have}, elsewhere it is {kind}: "
-                f"{str(error)[:200]}"
+                f"{path}: column {column!r} is of type {table[column].type}, but {kind} in other "
+                f"files: {str(error)[:200]}"
             ) from error
-    return pa.table(found)
+    return pa.table(columns)
 
 
 def _bytes_of(
     column: pa.ChunkedArray, source: ParquetSource, path: str
 ) -> tuple[pa.Array, pa.Array]:
+    """Image files (large_binary) and faults of an image column in any layout."""
     with reading(f"{path}: column {source.image_column!r}"):
         column = column.cast(bare_type(column.type)).combine_chunks()
     if source.layout == "path":
@@ -321,17 +320,20 @@ def _bytes_of(
     if source.layout == "struct":
         content = pc.struct_field(column, "bytes")
         if content.null_count and column.type.get_field_index("path") >= 0:
-            return _mixed(column.to_pylist(), source.files, path.rpartition("/")[0])
+            return _bytes_or_path(column.to_pylist(), source.files, path.rpartition("/")[0])
         column = content
     fault = pc.if_else(pc.is_null(column), "missing", pa.scalar(None, pa.string()))
     return column.cast(pa.large_binary()), fault
 
 
-def _mixed(rows: list[dict[str, Any] | None], files: Files, base: str) -> tuple[pa.Array, pa.Array]:
-    """Structs that hold bytes in some rows and a path in others."""
-    have = [row["bytes"] if row else None for row in rows]
+def _bytes_or_path(
+    rows: list[dict[str, Any] | None], files: Files, base: str
+) -> tuple[pa.Array, pa.Array]:
+    """Image files and faults of structs that hold bytes in some rows and a path in others."""
     paths = [row["path"] if row and row["bytes"] is None else None for row in rows]
-    read, fault = read_files(paths, files, base)
-    both = [h if h is not None else r for h, r in zip(have, read.to_pylist(), strict=True)]
-    faults = [None if b is not None else f for b, f in zip(both, fault.to_pylist(), strict=True)]
-    return pa.array(both, pa.large_binary()), pa.array(faults, pa.string())
+    read, fault = (array.to_pylist() for array in read_files(paths, files, base))
+    contents = [
+        row["bytes"] if row and row["bytes"] is not None else read[i] for i, row in enumerate(rows)
+    ]
+    faults = [None if c is not None else f for c, f in zip(contents, fault, strict=True)]
+    return pa.array(contents, pa.large_binary()), pa.array(faults, pa.string())

@@ -1,4 +1,4 @@
-"""Metadata tables of image folders: CSV and JSON lines in any encoding, told from their bytes."""
+"""Parsers for metadata tables (CSV, JSON lines) and helpers for column types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wcl_ray.errors import UserError, reading
 
 NAME = "file_name"  # the column that names each row's image
 SEPARATORS = ",;\t|"
-_MARKS = (  # the longer first: UTF-16's is the start of UTF-32's
+_MARKS = (  # byte order marks, longest first: that of UTF-16 is a prefix of that of UTF-32
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -28,11 +28,14 @@ _SPACE = re.compile(r"\s*")
 
 
 def decode_text(content: bytes, encoding: str | None, where: str) -> str:
-    """Text of a file: by its byte order mark, else by the given encoding, else UTF-8. Other
-    encodings are not guessed, since any bytes are valid text in most of them.
+    """Decode a file by its byte order mark, else by the given encoding, else as UTF-8. Other
+    encodings are not guessed: almost any bytes are valid text in most of them.
+
+    Args:
+        where: names the file in error messages.
 
     Raises:
-        UserError: bytes that are not text in that encoding, or NUL characters.
+        UserError: the bytes are not valid in that encoding, or contain NUL.
     """
     name = next((name for mark, name in _MARKS if content.startswith(mark)), encoding or "utf-8")
     try:
@@ -40,32 +43,33 @@ def decode_text(content: bytes, encoding: str | None, where: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         begin = content.rfind(b"\n", 0, error.start) + 1
-        shown = content[max(begin, error.start - 20) : error.start + 20].split(b"\n")[0]
-        western = shown.decode("cp1252", "replace").strip()
+        context = content[max(begin, error.start - 20) : error.start + 20].split(b"\n")[0]
+        western = context.decode("cp1252", "replace").strip()
         raise UserError(
             f"{where} is not {name.upper()}: line {line} holds the byte "
-            f"0x{content[error.start]:02x}; name its encoding with --data.encoding, such as cp1252 "
-            f"(Windows; the place reads {western!r} then)"
+            f"0x{content[error.start]:02x}; give its encoding with --data.encoding, such as cp1252 "
+            f"(Windows), which would read it as {western!r}"
         ) from None
     if "\0" in text:
         raise UserError(
             f"{where}: line {_line(text, text.index(chr(0)))} holds a NUL byte; the file is "
-            "damaged, or UTF-16 without a mark (--data.encoding utf-16-le)"
+            "damaged, or is UTF-16 without a byte order mark (--data.encoding utf-16-le)"
         )
     return text.removeprefix("\ufeff")
 
 
 def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa.Table:
-    """Table of a CSV file separated by commas, semicolons, tabs or bars.
+    """Parse CSV separated by commas, semicolons, tabs or bars.
 
     Args:
-        as_text: columns that are not to be taken for numbers.
+        where: names the file in error messages.
+        as_text: columns to read as text even if they look like numbers.
 
     Raises:
-        UserError: no such column as ``file_name``, rows of other lengths than the header, quotes
-            that are not closed.
+        UserError: an empty file, two columns of one name, rows that are longer or shorter than the
+            header, or an unclosed quote.
     """
-    declared = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
+    declared = re.match(r"sep=(.)\r?\n", text)  # a line that Excel writes
     text = text[declared.end() :] if declared else text
     if not text.strip():
         raise UserError(f"{where} is empty")
@@ -73,7 +77,7 @@ def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa
     _check_rows(text, separator, where)
     strings = {name: pa.string() for name in (NAME, *as_text)}
     table = _parse(text, separator, strings, where)
-    if "" in table.column_names:  # commas after the last column
+    if "" in table.column_names:  # trailing commas
         keep = [
             i for i, n in enumerate(table.column_names) if n or table[i].null_count < len(table)
         ]
@@ -81,17 +85,17 @@ def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa
     check_names(table.column_names, where)
     doubles = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     texts = [f.name for f in table.schema if pa.types.is_string(f.type) and f.name not in strings]
-    if doubles:  # integers beyond 64 bits, which would be rounded
-        other = _parse(text, separator, strings | dict.fromkeys(doubles, pa.string()), where)
+    if doubles:  # may be integers beyond 64 bits, which would be rounded
+        as_strings = _parse(text, separator, strings | dict.fromkeys(doubles, pa.string()), where)
         for name in doubles:
-            table = _replaced(table, name, _large_integers(other[name]))
-    if texts and separator != ",":  # where a comma may stand in numbers
-        other = _parse(text, separator, strings, where, decimal_point=",")
+            table = _replaced(table, name, _large_integers(as_strings[name]))
+    if texts and separator != ",":  # may be numbers with a decimal comma
+        with_commas = _parse(text, separator, strings, where, decimal_point=",")
         for name in texts:
-            if pa.types.is_floating(other[name].type):
-                table = _replaced(table, name, other[name])
-    every = dict.fromkeys(table.column_names, pa.string())
-    written = _parse(text, separator, every, where, missing=[""])
+            if pa.types.is_floating(with_commas[name].type):
+                table = _replaced(table, name, with_commas[name])
+    all_strings = dict.fromkeys(table.column_names, pa.string())
+    written = _parse(text, separator, all_strings, where, missing=[""])
     for name in table.column_names:
         if not _same_values(table[name], written[name]):
             table = _replaced(table, name, written[name])
@@ -99,9 +103,11 @@ def read_csv(text: str, where: str, as_text: frozenset[str] = frozenset()) -> pa
 
 
 def _same_values(column: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
-    """Whether a column that was taken for numbers, truth values or times tells apart what its texts
-    tell apart: 007 and 7, or the codes 250.1 and 250.10, are not numbers. Words for a missing
-    number, such as NA, are values among texts."""
+    """Whether a column parsed as numbers, booleans or times distinguishes all that its texts do.
+
+    False for 007 and 7, or the codes 250.1 and 250.10. Words for a missing number, such as NA, are
+    values in a column of texts.
+    """
     if pa.types.is_string(column.type):
         return False
     if pa.types.is_null(column.type):
@@ -124,7 +130,8 @@ def _separator(text: str) -> str:
 
 
 def _check_rows(text: str, separator: str, where: str) -> None:
-    """Arrow takes an open quote for a value that goes on to the end of the file, without a word."""
+    """Raise a UserError for uneven rows and open quotes: Arrow silently reads an open quote as a
+    value that extends to the end of the file."""
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line, width = 1, 0
@@ -134,7 +141,7 @@ def _check_rows(text: str, separator: str, where: str) -> None:
             if row and len(row) != width:
                 raise UserError(
                     f"{where}: the row in line {line} has {len(row)} values, the header has "
-                    f"{width}; values that hold a {separator!r} stand in double quotes"
+                    f"{width}; put values that contain {separator!r} in double quotes"
                 )
             line = rows.line_num + 1
     except csv.Error as error:
@@ -155,7 +162,7 @@ def _parse(
     with reading(where):
         return pyarrow.csv.read_csv(
             pa.BufferReader(content),
-            # types are told from one block
+            # types are inferred from the first block only: read all in one
             read_options=pyarrow.csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
@@ -168,10 +175,10 @@ def _parse(
 
 
 def _large_integers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Integers of more than 53 bits that were taken for floating-point numbers; text where they
-    are longer than 64 bits, and None where they are neither."""
-    whole = pc.all(pc.match_substring_regex(column, r"^\s*-?\d+\s*$"))
-    if not whole.as_py():
+    """A column of integers too long for float64: as int64 or uint64, as text if longer than 64
+    bits; None if not all values are integers."""
+    integers = pc.all(pc.match_substring_regex(column, r"^\s*-?\d+\s*$"))
+    if not integers.as_py():
         return None
     for kind in (pa.int64(), pa.uint64()):
         try:
@@ -188,22 +195,25 @@ def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray | None) -> pa.
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for ``object_pairs_hook``.
+    """The dict of a JSON object, for ``object_pairs_hook``.
 
     Raises:
-        ValueError: a key stands there twice; Python would take the last one without a word.
+        ValueError: a repeated key, of which Python would silently keep the last.
     """
     tree = dict(pairs)
     if len(tree) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
     return tree
 
 
 def read_json_lines(text: str, where: str) -> pa.Table:
-    """Table of a file with one JSON object a row. Not by pyarrow's own reader, which ends the
-    process on deep nesting and counts lines from one block to the next.
+    """Parse a file with one JSON object per line. pyarrow's reader ends the process on deep
+    nesting, and its line numbers start again in each block.
+
+    Args:
+        where: names the file in error messages.
 
     Raises:
         UserError: a line that is not a JSON object, or a column of several types.
@@ -216,12 +226,12 @@ def read_json_lines(text: str, where: str) -> pa.Table:
             row, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             deep = isinstance(error, RecursionError)
-            what = "nested too deeply" if deep else getattr(error, "msg", str(error))
-            raise UserError(f"{where} line {_line(text, at)} is not valid JSON: {what}") from None
+            reason = "nested too deeply" if deep else getattr(error, "msg", str(error))
+            raise UserError(f"{where} line {_line(text, at)} is not valid JSON: {reason}") from None
         if not isinstance(row, dict):
             raise UserError(
                 f"{where} line {_line(text, at)} is a JSON {type(row).__name__}, not an object in "
-                "braces; write one object a line"
+                "braces; write one object per line"
             )
         rows.append(row)
         starts.append(at)
@@ -232,19 +242,18 @@ def read_json_lines(text: str, where: str) -> pa.Table:
         values = [row.get(name) for row in rows]
         try:
             columns[name] = _array(values)
-        except Exception as error:  # Arrow's and Python's own, by what does not fit
-            place = _other_type(values)
+        except Exception as error:  # Arrow raises many types
+            line = _line(text, starts[_first_mismatch(values)])
             raise UserError(
-                f"{where}: column {name!r} is not of one type, see line "
-                f"{_line(text, starts[place])}: "
-                f"{' '.join(str(error).split())[:120]}; write it in one type"
+                f"{where}: column {name!r} holds values of several types, see line {line}: "
+                f"{' '.join(str(error).split())[:120]}; use one type"
             ) from None
     with reading(where):
         return pa.table(columns)
 
 
 def _array(values: list[Any]) -> pa.Array:
-    """Integers of more than 64 bits as text."""
+    """An Arrow array of JSON values; integers of more than 64 bits become text."""
     if all(value is None or type(value) is int for value in values):
         known = [value for value in values if value is not None]
         if known and max(known) >= 2**63 and min(known) >= 0 and max(known) < 2**64:
@@ -259,38 +268,36 @@ def _line(text: str, at: int) -> int:
 
 
 def _end_of_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
-def _other_type(values: list[Any]) -> int:
-    """Place of the first value that is of another type than the first one."""
+def _first_mismatch(values: list[Any]) -> int:
+    """Index of the first value whose type differs from that of the first known value."""
     kinds = [float if type(v) is int else type(v) for v in values]
     known = [i for i, value in enumerate(values) if value is not None]
     return next((i for i in known if kinds[i] is not kinds[known[0]]), known[0] if known else 0)
 
 
 def check_names(names: list[str], where: str) -> None:
-    """Raise a UserError when two columns have the same name."""
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{where} has {names.count(twice)} columns called {twice!r}; rename them")
+    """Raise a UserError if two columns have the same name."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        count = names.count(repeated)
+        raise UserError(f"{where} has {count} columns named {repeated!r}; rename them")
 
 
-def common_type(kinds: list[pa.DataType]) -> pa.DataType | None:
-    """The type that takes the values of all (int32 and double: double), or None."""
-    found = kinds[0]
-    for kind in kinds[1:]:
-        both = [pa.schema([("", k)]) for k in (found, kind)]
-        try:
-            found = pa.unify_schemas(both, promote_options="permissive").field(0).type
-        except pa.ArrowException:
-            return None
-    return found
+def common_type(types: list[pa.DataType]) -> pa.DataType | None:
+    """The type that holds the values of all types (int32 and double: double), or None."""
+    schemas = [pa.schema([("", kind)]) for kind in types]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
 
 
 def bare_type(kind: pa.DataType) -> pa.DataType:
-    """What a type holds, whatever its storage: dictionary, extension, view, long offsets."""
+    """The logical type behind any storage: dictionary, extension, view, long offsets."""
     if isinstance(kind, pa.BaseExtensionType):
         return bare_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members share a key up to the first dot of their name."""
+"""WebDataset shards: tar files; members with the same name up to the first dot are one sample."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READING, Source, id_column
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
 from wcl_ray.data.sources.tables import decode_text, unique_keys
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
-ROWS = 512
-CHUNK = 16 * 2**20  # bytes of a table handed on, about
-LOOK = 50  # samples that tell the columns
-BUFFER = 8 * 2**20  # bytes of a request to an object store
+ROWS = 512  # of an output table, at most
+CHUNK = 16 * 2**20  # approximate bytes of an output table
+SAMPLED = 50  # samples that tell the columns
+BUFFER = 8 * 2**20  # bytes per request to an object store
 NOT_UTF8 = "its name in the shard is not UTF-8"
 Sample = dict[str, Any]
 
@@ -35,11 +35,11 @@ Sample = dict[str, Any]
 @FORMATS.add("webdataset")
 @dataclass(frozen=True)
 class WebDatasetSource(Source):
-    """See :class:`Source`.
+    """Samples of tar shards, see :class:`Source`.
 
     Attributes:
         schema: types of the metadata columns.
-        members: endings of the members that are the image, such as ``("jpg", "png")``.
+        members: suffixes of the members that are the image, such as ``("jpg", "png")``.
     """
 
     schema: pa.Schema = None
@@ -55,7 +55,33 @@ class WebDatasetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> WebDatasetSource:
-        return open_files(files, data)
+        """Open shards; the first samples of the first shard tell the columns.
+
+        Raises:
+            UserError: no .tar file, no image in the first samples, several that may be the image,
+                or a missing id column.
+        """
+        paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
+        if not paths:
+            raise UserError(
+                f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
+            )
+        files = replace(files, paths=paths)
+        samples = list(itertools.islice(_samples(files, paths[0], ()), SAMPLED))
+        image, members = _image_members(samples, data.image, paths[0])
+        values: dict[str, list[Any]] = {}
+        for row, sample in enumerate(samples):
+            for name, value in sample["columns"].items():
+                values.setdefault(name, [None] * len(samples))[row] = value
+        with reading(f"{paths[0]}: the names of the metadata"):
+            schema = pa.schema([(name, _type(column)) for name, column in values.items()])
+        key = id_column(data, schema, paths[0])
+        names = tuple(name for name in schema.names if name != key)
+        unread = sorted({suffix for sample in samples for suffix in sample["unread"]})
+        notes = (f"not read in {paths[0]}: members .{', .'.join(unread)}",) if unread else ()
+        return WebDatasetSource(
+            files, names, image, key, schema=schema, members=members, notes=notes
+        )
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
@@ -67,45 +93,15 @@ class WebDatasetSource(Source):
         shards = [{"shard": i} for i in range(len(self.files.paths))]
         rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
         kwargs = {"source": self, "columns": tuple(columns), "images": images}
-        return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READING)
-
-
-def open_files(files: Files, data: DataConfig) -> WebDatasetSource:
-    """Open shards by the first samples of the first.
-
-    Raises:
-        UserError: no .tar file, no image in the first samples, several that may be the image, a
-            missing id column.
-    """
-    paths = tuple(p for p in files.paths if p.lower().endswith(".tar"))
-    if not paths:
-        raise UserError(
-            f"data.path {files.uri} holds no .tar shard (compressed tars cannot be read)"
-        )
-    files = replace(files, paths=paths)
-    samples = list(itertools.islice(_samples(files, paths[0], ()), LOOK))
-    image, members = _image_members(samples, data.image, paths[0])
-    values: dict[str, list[Any]] = {}
-    for row, sample in enumerate(samples):
-        for name, value in sample["columns"].items():
-            values.setdefault(name, [None] * len(samples))[row] = value
-    with reading(f"{paths[0]}: the names of the metadata"):
-        schema = pa.schema([(name, _type(column)) for name, column in values.items()])
-    own_id = id_column(data, schema, paths[0])
-    names = tuple(name for name in schema.names if name != own_id)
-    other = sorted({suffix for sample in samples for suffix in sample["other"]})
-    notes = (f"not read in {paths[0]}: members .{', .'.join(other)}",) if other else ()
-    return WebDatasetSource(
-        files, names, image, own_id, schema=schema, members=members, notes=notes
-    )
+        return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
 
 
 def _image_members(
     samples: list[Sample], wanted: str | None, path: str
 ) -> tuple[str, tuple[str, ...]]:
-    """Which member is the image: the given one, else one with a plain ending (``jpg``, not
-    ``mask.png``), else the only one. Returns its name for people, and the endings to take."""
-    seen = list(dict.fromkeys(suffix for sample in samples for suffix in sample["endings"]))
+    """Which member is the image: the given one, else one with a plain suffix (``jpg``, not
+    ``mask.png``), else the only one. Returns a name to show, and the suffixes to read."""
+    seen = list(dict.fromkeys(suffix for sample in samples for suffix in sample["suffixes"]))
     if not seen:
         raise UserError(
             f"{path}: none of the first {len(samples)} samples holds an image "
@@ -114,15 +110,16 @@ def _image_members(
     if wanted is not None:
         if wanted.lower() not in seen:
             raise UserError(
-                f"data.image {wanted!r} is not a member of the first samples of {path}; images "
-                f"there end in: {', '.join(seen)}"
+                f"data.image {wanted!r} is not a member of the first samples of {path}; their "
+                f"images end in: {', '.join(seen)}"
             )
         return wanted, (wanted.lower(),)
     plain = [suffix for suffix in seen if suffix in IMAGE_SUFFIXES]
-    twice = any(len(set(plain) & set(sample["endings"])) > 1 for sample in samples)
-    if twice or (not plain and len(seen) > 1):
+    ambiguous = any(len(set(plain) & set(sample["suffixes"])) > 1 for sample in samples)
+    if ambiguous or (not plain and len(seen) > 1):
         raise UserError(
-            f"{path}: {', '.join(plain or seen)} may all be the images; choose with --data.image"
+            f"{path}: {', '.join(plain or seen)} may all be the images; choose one with "
+            "--data.image"
         )
     return (plain or seen)[0], IMAGE_SUFFIXES if plain else tuple(seen)
 
@@ -137,13 +134,13 @@ def _type(values: list[Any]) -> pa.DataType:
 
 
 def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sample]:
-    """Samples of a shard in order: ``key``, ``columns``, ``image`` (bytes or None) and ``endings``
-    of the image members.
+    """Samples of a shard in order: ``key``, ``columns``, ``image`` (bytes or None) and the
+    ``suffixes`` of the image members.
 
     Args:
-        wanted: endings of the members whose bytes are the image. The others' are skipped, on a
-            local disk without reading them; an object store is read in one stream, since a
-            request for each member would take far longer than the bytes.
+        wanted: suffixes of the members to read as the image. Others are skipped, on a local disk
+            without reading them; an object store is read in one stream, since one request per
+            member would take far longer.
     """
     local = isinstance(files.fs, pafs.LocalFileSystem)
     with _opened(files, path, local) as tar:
@@ -153,7 +150,7 @@ def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sampl
                 member = tar.next()
             if member is None:
                 break
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps all that it has seen
+            tar.members = []  # type: ignore[attr-defined]  # or the list of members keeps growing
             if not member.isfile():
                 continue
             folder, _, base = member.name.rpartition("/")
@@ -165,9 +162,9 @@ def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sampl
                 if current is not None:
                     yield current
                 current = {"name": key, "key": escaped(key), "columns": {}, "image": None}
-                current |= {"endings": [], "other": [], "fault": None}
+                current |= {"suffixes": [], "unread": [], "fault": None}
                 if escaped(key) != key:
-                    current["fault"] = f"{NOT_UTF8}; --data.encoding names another encoding"
+                    current["fault"] = f"{NOT_UTF8}; give its encoding with --data.encoding"
             _add(current, tar, member, escaped(suffix).lower(), wanted, path, files.encoding)
         if current is not None:
             yield current
@@ -175,11 +172,10 @@ def _samples(files: Files, path: str, wanted: tuple[str, ...]) -> Iterator[Sampl
 
 @contextmanager
 def _opened(files: Files, path: str, local: bool) -> Iterator[tarfile.TarFile]:
-    what = "is not a readable tar shard (plain, not compressed)"
     with reading(path):
         stream = files.fs.open_input_file(path) if local else files.fs.open_input_stream(path)
     with stream:
-        with reading(path, what):
+        with reading(path, "is not a readable tar shard (plain, not compressed)"):
             tar = tarfile.open(  # noqa: SIM115
                 fileobj=stream,
                 mode="r:" if local else "r|",
@@ -187,24 +183,24 @@ def _opened(files: Files, path: str, local: bool) -> Iterator[tarfile.TarFile]:
                 tarinfo=_Member,
                 encoding=files.encoding or "utf-8",
                 errors="surrogateescape",
-                ignore_zeros=True,  # tars joined end to end
+                ignore_zeros=True,  # for concatenated tars
             )
         with tar:
             yield tar
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose damaged header is an error; tarfile takes it for the end of the file."""
+    """A member whose damaged header is an error; tarfile would treat it as the end of the file."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
         try:
-            found = super().fromtarfile(tarfile_)
+            member = super().fromtarfile(tarfile_)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
-        if found.size < 0:  # tarfile would go backwards for ever
+        if member.size < 0:  # tarfile would seek backwards and loop
             raise tarfile.ReadError(f"a member of negative size at byte {tarfile_.offset}")
-        return found
+        return member
 
 
 def _add(
@@ -216,11 +212,12 @@ def _add(
     path: str,
     encoding: str | None,
 ) -> None:
+    """Add a member to its sample: image bytes, metadata columns, or the suffix of neither."""
     where = f"{path}: {escaped(member.name)}"
 
     def content() -> bytes:
-        if member.issparse():  # few bytes may stand for many
-            raise UserError(f"{where} is a sparse member; pack it plain")
+        if member.issparse():  # may expand to far more bytes
+            raise UserError(f"{where} is a sparse member; pack the shard without sparse files")
         with reading(where):
             file = tar.extractfile(member)
             return file.read() if file is not None else b""
@@ -229,7 +226,7 @@ def _add(
         return decode_text(content(), encoding, where).strip()
 
     if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        sample["endings"].append(suffix)
+        sample["suffixes"].append(suffix)
         if suffix in wanted and sample["image"] is None:
             sample["image"] = content()
     elif suffix == "json":
@@ -242,26 +239,26 @@ def _add(
         sample["columns"].update(tree if isinstance(tree, dict) else {"json": tree})
     elif suffix in ("cls", "txt"):
         value: Any = text()
-        # 007, 1_000 and +1 would not come back
+        # not int() of all: 007, 1_000 and +1 would lose their spelling
         if suffix == "cls" and re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value):
             value = int(value)
         sample["columns"][suffix] = value
     else:
-        sample["other"].append(suffix)
+        sample["unread"].append(suffix)
 
 
-def _parts(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+def _chunks(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
     """Lists of samples, bounded in number and bytes."""
-    part: list[Sample] = []
+    chunk: list[Sample] = []
     size = 0
     for sample in samples:
-        part.append(sample)
+        chunk.append(sample)
         size += len(sample["image"] or b"")
-        if len(part) == ROWS or size >= CHUNK:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+        if len(chunk) == ROWS or size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _read_shard(
@@ -270,9 +267,9 @@ def _read_shard(
     for number in shards["shard"].to_pylist():
         path, first = source.files.paths[number], 0
         wanted = source.members if images else ()
-        for part in _parts(_samples(source.files, path, wanted)):
-            yield _table(part, source, columns, path, first, images)
-            first += len(part)
+        for chunk in _chunks(_samples(source.files, path, wanted)):
+            yield _table(chunk, source, columns, path, first, images)
+            first += len(chunk)
 
 
 def _table(
@@ -289,12 +286,12 @@ def _table(
     else:
         names = [f"{source.files.relative(path)}/{sample['key']}" for sample in samples]
         ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
-    found: dict[str, Any] = {ID: ids, KEY: keys}
+    arrays: dict[str, Any] = {ID: ids, KEY: keys}
     if images:
         faults = [s["fault"] or (None if s["image"] else "no image") for s in samples]
-        found[IMAGE] = pa.array([sample["image"] for sample in samples], pa.large_binary())
-        found[FAULT] = pa.array(faults, pa.string())
-    return pa.table(found | {name: _column(samples, name, source, path) for name in columns})
+        arrays[IMAGE] = pa.array([sample["image"] for sample in samples], pa.large_binary())
+        arrays[FAULT] = pa.array(faults, pa.string())
+    return pa.table(arrays | {name: _column(samples, name, source, path) for name in columns})
 
 
 def _column(samples: list[Sample], name: str, source: WebDatasetSource, path: str) -> pa.Array:
@@ -303,10 +300,10 @@ def _column(samples: list[Sample], name: str, source: WebDatasetSource, path: st
     if pa.types.is_string(kind):
         values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
     try:
-        # not pa.array(values, kind): that turns 0.5 into the integer 0 without a word
+        # not pa.array(values, kind), which silently turns 0.5 into the integer 0
         return pa.array(values).cast(kind)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise UserError(
             f"{path}: column {name!r} is of type {kind} in the first samples of the first shard, "
-            f"but not everywhere ({error}); write it in one type"
+            f"but not everywhere ({error}); use one type"
         ) from error

@@ -10,15 +10,15 @@ from wcl_ray.registry import BACKBONES
 
 @BACKBONES.add("small")
 def build(name: str, image_size: int) -> nn.Module:
-    """One network, for images of any size."""
+    """The only network of this family, for images of any size."""
     return Small()
 
 
 class Small(ResNet):
     """A light ResNet for small images: four stages of one basic block, 1.2 million weights.
 
-    3×3 stem with stride 2, so that a 32-pixel image is 16 × 16 in the first stage; widths 32, 64,
-    128, 256. Parameter names are those of torchvision's ResNet. Features: (B, 256).
+    A 3×3 stem with stride 2 gives a 32-pixel image 16 × 16 pixels in the first stage; widths are
+    32, 64, 128, 256. Parameter names are those of torchvision's ResNet. Features: (B, 256).
     """
 
     def __init__(self) -> None:

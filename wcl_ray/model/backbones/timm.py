@@ -15,7 +15,7 @@ def build(name: str, image_size: int) -> nn.Module:
     """A model without weights.
 
     Raises:
-        UserError: an unknown name, with the nearest names, or timm is not installed.
+        UserError: an unknown name (suggests the nearest names), or timm is not installed.
     """
     try:
         import timm
@@ -23,7 +23,7 @@ def build(name: str, image_size: int) -> nn.Module:
         raise UserError('timm is not installed: pip install "wcl_ray[timm]"') from None
     if name not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise UserError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
+        raise UserError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}")
     options = {"pretrained": False}
     try:
         return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ def build(name: str, image_size: int) -> nn.Module:
     """A model without weights; ResNets get a small stem for small images.
 
     Raises:
-        UserError: an unknown name, with the nearest names.
+        UserError: an unknown name (suggests the nearest names).
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:

@@ -1,5 +1,5 @@
-"""Estimators of the loss, one a module. A new one is an :class:`Estimator` under
-``@LOSSES.add("NAME")``; the gather, the weights of the anchors and the mean are its caller's."""
+"""Estimators of the loss, one per module. A new one is an :class:`Estimator` decorated with
+``@LOSSES.add("NAME")``; its caller gathers embeddings, weights anchors and takes the mean."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 
 class GlobalBatch(NamedTuple):
-    """What local anchors meet. b local images, B of the global batch, D dimensions, G
-    granularities.
+    """Local anchors and the candidates of the global batch. b local images, B of the global batch,
+    D dimensions, G granularities.
 
     Attributes:
         z1, z2: (b, D) embeddings of both views of the local images, of unit length.
         all_z1, all_z2: (B, D) the same of all workers, in order of rank.
-        clusters: int (B, G); -1: a singleton, or not valid.
+        clusters: int (B, G); -1: a singleton, or invalid.
         same: bool (G, b, B): another image of the anchor's cluster.
-        valid: bool (B,), images that count; others may be neither positives nor candidates.
+        valid: bool (B,); invalid images may be neither positives nor candidates.
         offset: index of the first local image in the global batch.
         temperature: τ > 0, dividing cosine similarities.
     """
@@ -34,6 +34,6 @@ class GlobalBatch(NamedTuple):
     temperature: float
 
 
-# (b,) losses of the local images in nats, means over both views and the granularities; any finite
-# number where an image is not valid
+# (b,) losses of the local images in nats, means over both views and all granularities; any finite
+# number for an invalid image
 Estimator = Callable[[GlobalBatch], torch.Tensor]

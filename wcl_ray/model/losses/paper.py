@@ -11,11 +11,10 @@ from wcl_ray.registry import LOSSES
 
 @LOSSES.add("paper")
 def paper(batch: GlobalBatch) -> torch.Tensor:
-    """One partner per anchor is drawn, which is the formula of the paper: with pairs
-    (x_i, y_i), i = 1..n,  ``mean_i log( e^{f(x_i,y_i)} / (1/n Σ_j e^{f(x_i,y_j)}) )`` equals
-    ``log n - loss`` with ``loss = mean_i [ logsumexp_j f(x_i,y_j) - f(x_i,y_i) ]``. Here x is the
-    first view of an image and y the second view of its partner; the loss is averaged with the one
-    where the views change places.
+    """The formula of the paper, with one partner per anchor: for pairs (x_i, y_i), i = 1..n,
+    ``mean_i log( e^{f(x_i,y_i)} / (1/n Σ_j e^{f(x_i,y_j)}) )`` equals ``log n - loss`` with
+    ``loss = mean_i [ logsumexp_j f(x_i,y_j) - f(x_i,y_i) ]``. Here x is the first view of an image
+    and y the second view of its partner; the loss is averaged with that of the views swapped.
     """
     z1, z2, all_z1, all_z2, all_clusters, _, all_valid, offset, temperature = batch
     least = torch.finfo(z1.dtype).min
@@ -34,15 +33,15 @@ def paper(batch: GlobalBatch) -> torch.Tensor:
 
 
 def partners(clusters: torch.Tensor) -> torch.Tensor:
-    """One partner per image: a permutation inside each cluster, without fixed points.
+    """One partner per image: a permutation within each cluster, without fixed points.
 
-    A cyclic shift in batch order, so that every worker finds the same one.
+    It is a cyclic shift in batch order, and thus the same on every worker.
 
     Args:
         clusters: int (B,); -1 = singleton.
 
     Returns:
-        int64 (B,): index of the partner; the image itself where it is a singleton.
+        int64 (B,): index of the partner; of the image itself for a singleton.
     """
     total = len(clusters)
     index = torch.arange(total, device=clusters.device)

@@ -18,15 +18,15 @@ def supcon(batch: GlobalBatch) -> torch.Tensor:
     z1, z2, all_z1, all_z2, _, same, all_valid, offset, temperature = batch
     b, total = len(z1), len(all_z1)
     rows = torch.arange(b, device=z1.device)
-    own = rows + offset
-    eye = own[:, None] == torch.arange(total, device=z1.device)  # (b, B)
-    left_out = torch.cat([eye | ~all_valid, (~all_valid).expand(b, total)], dim=1)
+    index = rows + offset
+    eye = index[:, None] == torch.arange(total, device=z1.device)  # (b, B)
+    masked = torch.cat([eye | ~all_valid, (~all_valid).expand(b, total)], dim=1)
     losses = []
     for anchor, first, second in ((z1, all_z1, all_z2), (z2, all_z2, all_z1)):
-        # first: the anchor's own view, where it must not meet itself; second: the other view
+        # first: the view of the anchor, which must not meet itself; second: the other view
         logits = torch.cat([anchor @ first.T, anchor @ second.T], dim=1) / temperature
-        # not -inf, whose product with a mask of zeros is not a number
-        logits = logits.masked_fill(left_out, torch.finfo(logits.dtype).min)
+        # not -inf, whose product with zeros in the mask is NaN
+        logits = logits.masked_fill(masked, torch.finfo(logits.dtype).min)
         log_all = torch.logsumexp(logits, dim=1)
         for others in same:
             positive = torch.cat([others, others | eye], dim=1)
