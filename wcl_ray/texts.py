@@ -60,15 +60,22 @@ def load_texts(content: bytes) -> Any:
     """
     try:  # JSON is almost YAML, except for escaped characters beyond U+FFFF
         parse: dict[str, Any] = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), str)
-        return _texts(json.loads(content, object_pairs_hook=_unique, **parse))
+        return _texts(json.loads(content, object_pairs_hook=unique_keys, **parse))
     except ValueError:
         return yaml.load(content, _Text)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of a JSON object, for ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a repeated key, of which Python would silently keep the last.
+    """
     tree = dict(pairs)
-    if len(tree) < len(pairs):  # the YAML loader will say which one
-        raise ValueError("a key occurs twice")
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
     return tree
 
 

@@ -62,7 +62,7 @@ class ParquetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> ParquetSource:
-        """Open Parquet files; the schema of the first tells the columns.
+        """Open Parquet files; the first file defines the columns.
 
         Raises:
             UserError: a broken file, no image column, several of them, or a missing column.

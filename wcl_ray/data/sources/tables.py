@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from wcl_ray.errors import UserError, reading
+from wcl_ray.texts import unique_keys
 
 NAME = "file_name"  # the column that names each row's image
 SEPARATORS = ",;\t|"
@@ -192,20 +193,6 @@ def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray | None) -> pa.
     if column is None:
         return table
     return table.set_column(table.column_names.index(name), name, column)
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dict of a JSON object, for ``object_pairs_hook``.
-
-    Raises:
-        ValueError: a repeated key, of which Python would silently keep the last.
-    """
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!r} occurs twice")
-    return tree
 
 
 def read_json_lines(text: str, where: str) -> pa.Table:
