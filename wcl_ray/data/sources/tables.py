@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from wcl_ray.errors import UserError, reading
-from wcl_ray.texts import unique_keys
+from wcl_ray.texts import check_names, unique_keys
 
 NAME = "file_name"  # the column that names each row's image
 SEPARATORS = ",;\t|"
@@ -264,14 +264,6 @@ def _first_mismatch(values: list[Any]) -> int:
     kinds = [float if type(v) is int else type(v) for v in values]
     known = [i for i, value in enumerate(values) if value is not None]
     return next((i for i in known if kinds[i] is not kinds[known[0]]), known[0] if known else 0)
-
-
-def check_names(names: list[str], where: str) -> None:
-    """Raise a UserError if two columns have the same name."""
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        count = names.count(repeated)
-        raise UserError(f"{where} has {count} columns named {repeated!r}; rename them")
 
 
 def common_type(types: list[pa.DataType]) -> pa.DataType | None:
