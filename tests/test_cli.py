@@ -195,6 +195,7 @@ def in_yaml(values: dict[str, str], kinds: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", JOBS)
 def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> None:
     """Quoted or not, a value is the text that the command line would take."""

@@ -159,7 +159,7 @@ def test_stored_configurations_load_their_plugins(plugins: list[str]) -> None:
         ("def f(:", ["SyntaxError"]),
         (
             "from wcl_ray.registry import LOSSES\n@LOSSES.add('paper')\ndef f(batch): ...",
-            ["loss.estimator 'paper' is there already"],
+            ["loss.estimator 'paper' exists already"],
         ),
         (None, ["no module", "mine.py"]),
     ],

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from wcl_ray.errors import UserError
+
 
 class Empty(str):
     """The text of a plain ``null``, ``~`` or nothing: no value, for options that may be None."""
@@ -60,15 +62,22 @@ def load_texts(content: bytes) -> Any:
     """
     try:  # JSON is almost YAML, except for escaped characters beyond U+FFFF
         parse: dict[str, Any] = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), str)
-        return _texts(json.loads(content, object_pairs_hook=_unique, **parse))
+        return _texts(json.loads(content, object_pairs_hook=unique_keys, **parse))
     except ValueError:
         return yaml.load(content, _Text)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of a JSON object, for ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a repeated key, of which Python would silently keep the last.
+    """
     tree = dict(pairs)
-    if len(tree) < len(pairs):  # the YAML loader will say which one
-        raise ValueError("a key occurs twice")
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
     return tree
 
 
@@ -79,3 +88,11 @@ def _texts(value: Any) -> Any:
         return [_texts(inner) for inner in value]
     words = {True: "true", False: "false", None: Empty("null")}
     return value if isinstance(value, str) else words[value]
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Raise a UserError if two columns have the same name."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        count = names.count(repeated)
+        raise UserError(f"{where} has {count} columns named {repeated!r}; rename them")

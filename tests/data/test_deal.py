@@ -61,6 +61,7 @@ def test_windows_have_few_blocks(
         assert held <= max(max_blocks, len(set(short[begin:])) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["raw", "encoded"])
 def test_a_worker_holds_few_dealt_blocks(keep: str) -> None:
     """Blocks of two nodes, more than one node's store: what was read is let go."""

@@ -285,6 +285,7 @@ def test_too_many_corrupt_images(data: DataConfig, tmp_path: Path) -> None:
         plan(config, np.arange(N), "raw")
 
 
+@pytest.mark.slow
 def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def store(amount: int) -> None:
         node = {"Alive": True, "Resources": {"object_store_memory": amount}}

@@ -39,6 +39,7 @@ def reference(ray_local: None) -> dict[bool, str]:
     return {s: digest(small(20, spherical=s, **LONG).fit(X)) for s in (True, False)}
 
 
+@pytest.mark.slow
 def test_one_actor_again(reference: dict[bool, str]) -> None:
     assert digest(small(20, **LONG).fit(X)) == reference[True]
     assert reference[True] != reference[False]

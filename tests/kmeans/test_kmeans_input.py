@@ -41,6 +41,7 @@ def test_options() -> None:
         KMeans(5, kernel="cuda")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_values_that_are_not_finite() -> None:
     x = X.copy()
@@ -56,6 +57,7 @@ def test_values_that_are_not_finite() -> None:
         refused("1 of 400", np.where(np.arange(400)[:, None] == 9, 1e300, X.astype(np.float64)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_too_few_or_equal_rows() -> None:
     refused("k = 401 is more than the 400 vectors there are", X, k=401)
@@ -65,6 +67,7 @@ def test_too_few_or_equal_rows() -> None:
     refused("there is nothing to cluster", np.zeros((400, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("d", [2, 16, 300])
 def test_rows_that_point_the_same_way(d: int) -> None:
@@ -76,6 +79,7 @@ def test_rows_that_point_the_same_way(d: int) -> None:
         assert small(2).fit(x).counts_.min() >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_magnitudes() -> None:
     for scale in (1e-30, 1e30):
@@ -84,6 +88,7 @@ def test_magnitudes() -> None:
     assert digest(small(5).fit(tiny)) == digest(small(5).fit(X))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PARTS", 2)  # fewer than actors
@@ -103,6 +108,7 @@ def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("id column 'id' is empty in row 0", ray.data.from_arrow(holes))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_null_vectors_are_left_out(tmp_path: Path) -> None:
     values = [None if i % 4 == 1 else row.tolist() for i, row in enumerate(X)]
@@ -119,6 +125,7 @@ def test_null_vectors_are_left_out(tmp_path: Path) -> None:
     assert digest(model) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_other_forms_of_vectors(tmp_path: Path) -> None:
     expected = digest(small(5).fit(X))
@@ -132,6 +139,7 @@ def test_other_forms_of_vectors(tmp_path: Path) -> None:
     assert digest(small(5).fit(str(tmp_path / "x.parquet"))) == rounded
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_lengths_of_vectors(tmp_path: Path) -> None:
     ragged = [row[: 8 - (i == 7)].tolist() for i, row in enumerate(X)]
@@ -187,6 +195,7 @@ def test_columns_and_folders(tmp_path: Path) -> None:
     opened("text.parquet cannot be read as Parquet", str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_starts_that_do_not_fit() -> None:
     words = "init has shapes [(4, 8)], k and the vectors ask for [(5, 8)]"

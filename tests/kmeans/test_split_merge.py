@@ -72,6 +72,7 @@ def test_small_clusters_do_not_all_go_at_once() -> None:
     assert any("of 600 clusters are left" in text for text in model.warnings_)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_breathing_finds_every_blob() -> None:
     """Without it, most starts put two centroids into one blob and one between two."""

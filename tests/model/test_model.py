@@ -62,7 +62,7 @@ def test_stem_follows_the_image_size() -> None:
     ("name", "words"),
     [
         ("resnet81", ["'resnet81' is unknown", "resnet18"]),
-        ("timm:resnet1o", ["timm has no model", "near names: resnet"]),
+        ("timm:resnet1o", ["timm has no model", "similar names: resnet"]),
         ("squeezenet1_0", ["no linear classifier"]),
         ("vit_b_16", ["of 40 pixels"]),
     ],

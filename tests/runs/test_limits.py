@@ -54,6 +54,7 @@ run_job(body)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["driver", "task"])
 def test_a_full_disk_that_ray_spills_to(mount: Mount, ray_tmp: str, where: str) -> None:
     place = mount("size=20m")

@@ -366,6 +366,7 @@ def test_wrong_input_is_found_before_training(
     assert not list((tmp_path / "runs").glob("**/state.pt"))
 
 
+@pytest.mark.slow
 def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     for words, script, message, status in (
         (["--data.pth", "x"], "pretrain.py", "did you mean --data.path?", 2),

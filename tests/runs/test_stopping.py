@@ -51,6 +51,7 @@ def stop(process: subprocess.Popen[str], number: int) -> tuple[str, float]:
     return errors, time.monotonic() - sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "word", "status"),
     [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "stopped", 143)],

@@ -244,6 +244,7 @@ def test_a_list_of_checkpoints_that_is_cut_off(tmp_path: Path, content: bytes) -
     assert folder.read(SNAPSHOT) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_disk_that_runs_full_in_training(
     mount: Mount, config: Config, capsys: pytest.CaptureFixture[str]

@@ -126,6 +126,7 @@ def test_trials_make_no_clusters_that_are_there(
     assert len(set(zip(labels, fresh, strict=True))) == len(set(fresh)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_that_goes_on_makes_no_clusters(
     config: SearchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +162,7 @@ def timeless(tree: Any) -> Any:
     return [timeless(v) for v in tree] if isinstance(tree, list) else tree
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_trials_share_features_of_random_weights(
     config: SearchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,6 +205,7 @@ def test_trials_share_features_of_random_weights(
         assert (len(embedded), len(clustered)) == (4, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_what_is_shared_outlives_the_trial_that_made_it() -> None:
     shared = Shared()
@@ -224,6 +227,7 @@ def test_what_is_shared_outlives_the_trial_that_made_it() -> None:
     assert shared.value("y", lambda: None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_every_granularity_is_as_it_would_be_made_alone(config: SearchConfig) -> None:
     images = open_images(config.data, config.storage, config.seed)

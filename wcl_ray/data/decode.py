@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from PIL import ExifTags, Image, ImageOps
-from torchvision.io import ImageReadMode, decode_image
 
 BACKGROUND = 127
 MAX_PIXELS = 200_000_000  # more is treated as a decompression bomb
@@ -63,7 +61,7 @@ def decode_batch(
         pixels = decode_one(content)
         aspect[row] = pixels.shape[2] / pixels.shape[1]
         if pixels.shape[1:] != (size, size):
-            pixels = F.resize(pixels, [size, size], antialias=True)
+            pixels = _resize(pixels, size)
         out[row] = pixels
 
     def decode_chunk(rows: range) -> dict[int, str | None]:
@@ -112,7 +110,7 @@ def decode_crops(
                 left, top, right, bottom = (round(share * side - 1e-3) for share, side in sides)
                 left, top = min(left, width - 1), min(top, height - 1)
                 crop = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-                out[row, view] = F.resize(crop, [size, size], antialias=True)
+                out[row, view] = _resize(crop, size)
 
         faults = {row: _fault(images[row], row, open_row) for row in rows}
         good = torch.tensor(list(opened), dtype=torch.int64)
@@ -190,15 +188,22 @@ def decode_one(content: bytes) -> torch.Tensor:
         _jpeg_size(content)
         data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         try:
-            return decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
+            return _torchvision_decode(data, "RGB", apply_exif_orientation=True)
         except RuntimeError:
             if _complete_jpeg(content):  # may be a colour space that torchvision lacks, like CMYK
                 return _decode_pillow(content)
             raise
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and not _needs_pillow(content):
         data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return _flatten(decode_image(data, ImageReadMode.UNCHANGED))
+        return _flatten(_torchvision_decode(data, "UNCHANGED"))
     return _decode_pillow(content)
+
+
+def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 (3, h, w) → (3, size, size), with antialiasing."""
+    from torchvision.transforms.v2 import functional  # takes seconds, and not every process decodes
+
+    return functional.resize(pixels, [size, size], antialias=True)
 
 
 def _flatten(pixels: torch.Tensor) -> torch.Tensor:
@@ -212,6 +217,12 @@ def _flatten(pixels: torch.Tensor) -> torch.Tensor:
     alpha = pixels[-1:].to(torch.int32)
     mixed = colour.to(torch.int32) * alpha + BACKGROUND * (255 - alpha)
     return ((mixed + 127) // 255).to(torch.uint8)
+
+
+def _torchvision_decode(data: torch.Tensor, mode: str, **options: bool) -> torch.Tensor:
+    from torchvision.io import decode_image  # as in _resize
+
+    return decode_image(data, mode, **options)
 
 
 def _decode_pillow(content: bytes) -> torch.Tensor:

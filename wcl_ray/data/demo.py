@@ -178,6 +178,7 @@ def contact_sheet(columns: int = 12, rows: int = 8, side: int = 72, seed: int = 
 
 
 def main() -> None:
+    """Write a contact sheet of the demo data."""
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the demo data.")
     parser.add_argument("--sheet", required=True, metavar="PNG", help="file to write")
     contact_sheet().save(parser.parse_args().sheet, optimize=True)

@@ -13,7 +13,7 @@ MAX_NAMED = 5  # classes or images named in a message
 def check_label(label: str, classes: set[str]) -> None:
     """Raise a UserError if a label column has fewer than two classes."""
     if len(classes) < 2:
-        values = f"one class only, {classes.pop()!r}" if classes else "no values"
+        values = f"only one class, {classes.pop()!r}" if classes else "no values"
         raise UserError(f"data.label {label!r} has {values}; evaluation needs at least two classes")
 
 

@@ -223,7 +223,7 @@ def _without_features(table: pa.Table, plan: Any) -> pa.Table:
 def _write(table: pa.Table, folder: Folder, columns: tuple[str, ...]) -> pa.Table:
     """Write a batch as one file; returns one row with its counts."""
     if not folder.exists(MANIFEST):  # the driver wrote it: this node does not see that folder
-        raise UserError(NOT_SEEN.format(where=folder.path, node=ray.util.get_node_ip_address()))
+        raise UserError(NOT_SEEN.format(path=folder.path, node=ray.util.get_node_ip_address()))
     bad = table.filter(table[FAULT].is_valid()).select([ID, KEY, FAULT]).to_pylist()
     faults = [{"key": str(row[KEY] or row[ID]), "reason": row[FAULT]} for row in bad]
     good = table.filter(table[FAULT].is_null()).sort_by(ID)

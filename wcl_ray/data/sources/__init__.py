@@ -1,4 +1,4 @@
-"""Image sources, one format a module. A new format is a :class:`Source` subclass decorated with
+"""Image sources, one format per module. A new format is a :class:`Source` subclass decorated with
 ``@FORMATS.add("NAME")``."""
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every format yields the same two data sets: ``metadata`` (without reading pixels if the format
 allows it) and ``images`` (the encoded files). Both have ``__id`` (int64) and ``__key`` (the user's
-name for the image). Opening reads little: file names, and what tells the columns.
+name for the image). Opening reads only file names and the columns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Source(ABC):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> Source:
-        """Open files, reading only what tells the columns.
+        """Open files, reading only as much as is needed to know the columns.
 
         Args:
             files: all files below the path. The source keeps those that it reads.

@@ -26,7 +26,6 @@ from wcl_ray.data.sources.listing import METADATA_FILES, NOT_UTF8, Files, is_ima
 from wcl_ray.data.sources.tables import (
     NAME,
     bare_type,
-    check_names,
     common_type,
     decode_text,
     read_csv,
@@ -34,6 +33,7 @@ from wcl_ray.data.sources.tables import (
 )
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
+from wcl_ray.texts import check_names
 
 TASK_FILES = 256  # image files that a task opens, at least
 PATH = "__path"

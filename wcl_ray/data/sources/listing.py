@@ -42,6 +42,7 @@ class Files:
 
     @property
     def fs(self) -> pafs.FileSystem:
+        """The file system of the paths."""
         return filesystem(self.uri, self.endpoint)[0]
 
     def relative(self, path: str) -> str:

@@ -19,9 +19,10 @@ from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Sourc
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
-from wcl_ray.data.sources.tables import bare_type, check_names, common_type
+from wcl_ray.data.sources.tables import bare_type, common_type
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
+from wcl_ray.texts import check_names
 
 TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
 FILE_BYTES = 50_000  # assumed size of an image that the table only names
@@ -62,7 +63,7 @@ class ParquetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> ParquetSource:
-        """Open Parquet files; the schema of the first tells the columns.
+        """Open Parquet files; the first file defines the columns.
 
         Raises:
             UserError: a broken file, no image column, several of them, or a missing column.

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from wcl_ray.errors import UserError, reading
+from wcl_ray.texts import check_names, unique_keys
 
 NAME = "file_name"  # the column that names each row's image
 SEPARATORS = ",;\t|"
@@ -194,20 +195,6 @@ def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray | None) -> pa.
     return table.set_column(table.column_names.index(name), name, column)
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dict of a JSON object, for ``object_pairs_hook``.
-
-    Raises:
-        ValueError: a repeated key, of which Python would silently keep the last.
-    """
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!r} occurs twice")
-    return tree
-
-
 def read_json_lines(text: str, where: str) -> pa.Table:
     """Parse a file with one JSON object per line. pyarrow's reader ends the process on deep
     nesting, and its line numbers start again in each block.
@@ -277,14 +264,6 @@ def _first_mismatch(values: list[Any]) -> int:
     kinds = [float if type(v) is int else type(v) for v in values]
     known = [i for i, value in enumerate(values) if value is not None]
     return next((i for i in known if kinds[i] is not kinds[known[0]]), known[0] if known else 0)
-
-
-def check_names(names: list[str], where: str) -> None:
-    """Raise a UserError if two columns have the same name."""
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        count = names.count(repeated)
-        raise UserError(f"{where} has {count} columns named {repeated!r}; rename them")
 
 
 def common_type(types: list[pa.DataType]) -> pa.DataType | None:

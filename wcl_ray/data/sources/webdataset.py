@@ -20,13 +20,14 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
-from wcl_ray.data.sources.tables import decode_text, unique_keys
+from wcl_ray.data.sources.tables import decode_text
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
+from wcl_ray.texts import unique_keys
 
 ROWS = 512  # of an output table, at most
 CHUNK = 16 * 2**20  # approximate bytes of an output table
-SAMPLED = 50  # samples that tell the columns
+SAMPLED = 50  # samples that define the columns
 BUFFER = 8 * 2**20  # bytes per request to an object store
 NOT_UTF8 = "its name in the shard is not UTF-8"
 Sample = dict[str, Any]
@@ -55,7 +56,7 @@ class WebDatasetSource(Source):
 
     @staticmethod
     def open(files: Files, data: DataConfig) -> WebDatasetSource:
-        """Open shards; the first samples of the first shard tell the columns.
+        """Open shards; the first samples of the first shard define the columns.
 
         Raises:
             UserError: no .tar file, no image in the first samples, several that may be the image,
