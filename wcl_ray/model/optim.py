@@ -17,13 +17,12 @@ from wcl_ray.model.layers import layer_numbers
 def learning_rate(share: float, train: TrainConfig) -> float:
     """Learning rate after a share of the training: linear warm-up, then a cosine to zero.
 
-        Args:
-            share: of the training, in [0, 1].
+    Args:
+        share: of the training, in [0, 1].
 
-        >>> from wcl_ray.config import TrainConfig
-    from wcl_ray.model.layers import layer_numbers
-        >>> [round(learning_rate(share, TrainConfig(lr=1.0)), 3) for share in (0.05, 0.1, 0.55, 1.0)]
-        [0.5, 1.0, 0.5, 0.0]
+    >>> from wcl_ray.config import TrainConfig
+    >>> [round(learning_rate(share, TrainConfig(lr=1.0)), 3) for share in (0.05, 0.1, 0.55, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
     """
     if share < train.warmup:
         # not zero: the first step would be lost
