@@ -196,7 +196,7 @@ def check_cluster_job(config: Config, tmp_path: Path, capsys: pytest.CaptureFixt
         (
             replace(images, clusters=ClustersConfig(), train=TrainConfig()),
             {"run": "x"},
-            "--run goes",
+            "--run needs",
         ),
     ):
         with pytest.raises(UserError, match=words):
