@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 os.environ.update(
@@ -22,6 +23,9 @@ os.environ.update(
     AWS_DEFAULT_REGION="us-east-1",
     AWS_EC2_METADATA_DISABLED="true",
 )
+
+hypothesis.settings.register_profile("suite", deadline=None)  # no test is a matter of time
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ from typing import Any
 
 import yaml
 
-from wcl_ray.errors import UserError
-
 
 class Empty(str):
     """The text of a plain ``null``, ``~`` or nothing: no value, for options that may be None."""
@@ -88,11 +86,3 @@ def _texts(value: Any) -> Any:
         return [_texts(inner) for inner in value]
     words = {True: "true", False: "false", None: Empty("null")}
     return value if isinstance(value, str) else words[value]
-
-
-def check_names(names: list[str], where: str) -> None:
-    """Raise a UserError if two columns have the same name."""
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        count = names.count(repeated)
-        raise UserError(f"{where} has {count} columns named {repeated!r}; rename them")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
@@ -227,7 +227,6 @@ def test_a_column_that_determines_the_label_is_told() -> None:
     assert any("'unit' determines the label" in note for note in result.notes)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=60))
 def test_numbers_of_clusters(pairs: list[tuple[int, bool]]) -> None:
     codes = np.array([c for c, _ in pairs])

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wcl_ray.clusters.quality import (
@@ -49,7 +49,6 @@ def test_images_without_a_label_are_left_out() -> None:
 codes = st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 3)), min_size=4, max_size=60)
 
 
-@settings(deadline=None)
 @given(codes)
 def test_information_inequalities(pairs: list[tuple[int, int]]) -> None:
     z, t = [a for a, _ in pairs], [b for _, b in pairs]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from on_nodes import BLOCKS, IN_BLOCK
 from ray_cluster import RayCluster
@@ -47,6 +47,7 @@ def test_workers_have_equal_parts_and_first_their_own(
     sizes=st.lists(st.integers(1, 30), max_size=20), window=st.integers(1, 80),
     local=st.integers(1, 12), max_blocks=st.integers(1, 6),
 )  # fmt: skip
+@example(sizes=[1, 1, 3, 1, 1, 1, 1, 3], window=6, local=4, max_blocks=5)  # leftovers of 2 blocks
 def test_windows_have_few_blocks(
     sizes: list[int], window: int, local: int, max_blocks: int
 ) -> None:

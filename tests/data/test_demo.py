@@ -155,7 +155,7 @@ def test_true_information_of_bits(informative: int, nuisance: int) -> None:
     assert -0.01 < rest - found.h_z_t < bias + 0.01
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     informative=st.integers(1, 7),
     nuisance=st.integers(0, 5),

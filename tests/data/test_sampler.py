@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wcl_ray.data.sampler import (
@@ -38,7 +38,6 @@ def runs(values: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-@settings(deadline=None)
 @given(clusterings, st.integers(1, 5), st.integers(0, 3))
 def test_every_row_once_and_no_needless_loner(c: np.ndarray, group: int, seed: int) -> None:
     order = compose(c, group, np.random.default_rng(seed))
@@ -50,7 +49,6 @@ def test_every_row_once_and_no_needless_loner(c: np.ndarray, group: int, seed: i
                 assert length >= 2
 
 
-@settings(deadline=None)
 @given(clusterings, st.integers(2, 4), st.integers(4, 16), st.integers(0, 3))
 def test_epoch_order_is_a_permutation(c: np.ndarray, group: int, batch: int, seed: int) -> None:
     order = epoch_order(c, group, batch, np.random.default_rng(seed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_parquet
 
@@ -22,7 +22,6 @@ N = 240
 GROUPS = st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=1, max_size=60)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.floats(0.05, 0.95), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_groups_are_kept_whole(groups: list[int | None], share: float, seed: int, dice) -> None:  # type: ignore[no-untyped-def]
     ids = np.arange(len(groups)) * 7

@@ -133,7 +133,7 @@ def fake(
     )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     n=st.integers(1, 120), blocks=st.integers(1, 6), shared=st.booleans(), seed=st.integers(0, 99),
     worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)), group=st.integers(1, 3),
@@ -203,7 +203,7 @@ def shares_of(
     return shares, part
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     n=st.integers(20, 90), unreadable=st.integers(0, 9), mode=st.sampled_from(["raw", "streaming"]),
     shared=st.booleans(), batch=st.integers(4, 9), epochs=st.integers(1, 4),

@@ -54,7 +54,7 @@ def name(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
 def test_different_values_have_different_names(kind: pa.DataType) -> None:
     values = {**INTEGERS, **OTHERS}[kind]
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(st.lists(values, min_size=2, max_size=30))
     def check(drawn: list[Any]) -> None:
         column = pa.array([*drawn, *drawn[:3], None], kind)
@@ -76,7 +76,6 @@ def test_different_values_have_different_names(kind: pa.DataType) -> None:
     check()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-200, 200), max_size=20))
 def test_equal_numbers_have_equal_names_in_every_type(drawn: list[int]) -> None:
     names = name(pa.array(drawn, pa.int64()))

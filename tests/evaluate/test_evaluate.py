@@ -176,7 +176,7 @@ def test_probe_chooses_a_strong_penalty_where_features_are_noise() -> None:
     assert found.accuracy > 0.55
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=80), st.integers(0, 3))
 def test_split_takes_a_fifth_of_every_class(labels: list[int], seed: int) -> None:
     y = torch.tensor(labels)

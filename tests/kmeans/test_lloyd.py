@@ -34,7 +34,7 @@ def same(a: Stats, b: Stats) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_split_into_shards_gives_the_same_bits(data: st.DataObject) -> None:
     n, d = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 9))
@@ -54,7 +54,7 @@ def test_any_split_into_shards_gives_the_same_bits(data: st.DataObject) -> None:
     assert same(total, whole)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(1, 400))
 def test_sums_by_torch_have_the_same_bits(seed: int, n: int) -> None:
     """In another order, as a GPU adds them."""
@@ -83,7 +83,7 @@ def test_float32_would_depend_on_the_order() -> None:
     assert same(stats_of(x[order], squares[order], zeros, 1), stats_of(x, squares, zeros, 1))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(1, 400))
 def test_taking_rows_away_leaves_no_trace(seed: int, n: int) -> None:
     x, squares = grid_rows(n, 5, seed)
@@ -127,7 +127,7 @@ def test_half_a_billion_rows_by_adding_shards() -> None:
     assert one_more.sums[0, 0] - stats.sums[0, 0] == unit
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
 def test_rounding_to_the_grid(values: list[float]) -> None:
     x = np.array(values, np.float32)[:, None]
@@ -217,7 +217,6 @@ def test_plus_plus_takes_copies_last() -> None:
     assert plus_plus(x, 100, np.random.default_rng(0)).tobytes() == x.tobytes()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.data())
 def test_allot(sizes: list[int], data: st.DataObject) -> None:
     counts = np.array(sizes)

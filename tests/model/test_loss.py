@@ -66,7 +66,7 @@ def paper_reference(z1: torch.Tensor, z2: torch.Tensor, partner: list[int], tau:
 patterns = st.lists(st.integers(-1, 3), min_size=2, max_size=9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(patterns, st.sampled_from([0.1, 0.5, 1.0]))
 def test_supcon_matches_the_reference(clusters: list[int], tau: float) -> None:
     z1, z2 = embeddings(len(clusters))
@@ -74,7 +74,7 @@ def test_supcon_matches_the_reference(clusters: list[int], tau: float) -> None:
     assert float(whole(z1, z2, clusters, tau, "supcon")) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(patterns, st.sampled_from([0.1, 0.5, 1.0]))
 def test_paper_matches_the_reference(clusters: list[int], tau: float) -> None:
     z1, z2 = embeddings(len(clusters))
@@ -83,7 +83,6 @@ def test_paper_matches_the_reference(clusters: list[int], tau: float) -> None:
     assert float(whole(z1, z2, clusters, tau, "paper")) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=40))
 def test_partners_are_a_derangement_inside_clusters(clusters: list[int]) -> None:
     partner = partners(torch.tensor(clusters)).tolist()
@@ -165,7 +164,7 @@ def test_counts_of_positives() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["supcon", "paper"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 1), st.booleans()), min_size=1),
     workers=st.integers(1, 3),

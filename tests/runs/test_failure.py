@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -18,6 +19,7 @@ from pictures import png, write_parquet
 
 import wcl_ray.evaluate.validate
 import wcl_ray.runs.fit
+import wcl_ray.runs.pretrain
 from wcl_ray.cli import run_job
 from wcl_ray.config import (
     ClustersConfig,
@@ -32,6 +34,7 @@ from wcl_ray.data.images import open_images
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.pretrain import pretrain
@@ -106,13 +109,26 @@ def no_division(options: dict[str, Any]) -> None:
     Worker._push_start = divides  # type: ignore[method-assign]
 
 
-def long_evaluation(
-    checkpoint: Any, epoch: int, step: int, *, storage: str, **given: Any
-) -> dict[str, Any]:
-    Path(storage, "evaluating").touch()
-    for _ in range(3000):  # a task is cancelled between two of its calls
-        time.sleep(0.1)
-    return {}
+class LongEvaluator(Evaluator):
+    """Evaluates for five minutes, also in a process that ignores SIGINT."""
+
+    storage: ClassVar[str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return unpickle_in_background, (values,)
+
+    def measure(self, weights: bytes, gpu: bool) -> dict[str, Any]:
+        Path(self.storage, "evaluating").touch()
+        for _ in range(3000):  # a task is cancelled between two of its calls
+            time.sleep(0.1)
+        return {}
+
+
+def unpickle_in_background(values: dict[str, Any]) -> LongEvaluator:
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a job that a shell started with &
+    return LongEvaluator(**values)
 
 
 def ends_with(config: Config, starts: Any, message: str) -> None:
@@ -157,8 +173,8 @@ def first_images(config: Config, rank: int) -> set[int]:
 def test_an_error_does_not_wait_for_an_evaluation(
     config: Config, starts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluation = functools.partial(long_evaluation, storage=config.storage)
-    monkeypatch.setattr(wcl_ray.evaluate.validate, "validate", evaluation)
+    monkeypatch.setattr(wcl_ray.runs.pretrain, "Evaluator", LongEvaluator)
+    monkeypatch.setattr(LongEvaluator, "storage", config.storage, raising=False)
     starts(fault_in_second_epoch)
     ends_with(replace(config, evaluate=EvaluateConfig(every=1)), starts, "rank 1 alone knows")
     assert (tmp_path / "runs/evaluating").exists()

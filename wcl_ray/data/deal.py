@@ -7,6 +7,8 @@ It reads block by block and composes its batches within a window of a few blocks
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,15 +94,14 @@ def windows(pieces: Sequence[Piece], window: int, local: int, max_blocks: int) -
     A window has whole batches of ``local`` rows. It ends with the block that makes it ``window``
     rows long, or after ``max_blocks`` blocks; if these are less than a batch, it takes more.
     """
+    stops = list(itertools.accumulate(stop - start for _, start, stop in pieces))
     ends: list[int] = []
-    begin = at = held = 0
-    for _, start, stop in pieces:
-        at += stop - start
-        held += 1
+    begin = first = 0  # row and piece with which the window begins
+    for number, at in enumerate(stops):
         end = at // local * local
-        if end > begin and (at - begin >= window or held >= max_blocks):
+        if end > begin and (at - begin >= window or number - first + 1 >= max_blocks):
             ends.append(end)
-            begin, held = end, int(at > end)
-    if at // local * local > begin:
-        ends.append(at // local * local)
+            begin, first = end, bisect.bisect_right(stops, end)  # the rest may span several pieces
+    if stops and stops[-1] // local * local > begin:
+        ends.append(stops[-1] // local * local)
     return ends

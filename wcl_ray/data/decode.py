@@ -220,9 +220,9 @@ def _flatten(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _torchvision_decode(data: torch.Tensor, mode: str, **options: bool) -> torch.Tensor:
-    from torchvision.io import decode_image  # as in _resize
+    from torchvision.io import ImageReadMode, decode_image  # late, as in _resize
 
-    return decode_image(data, mode, **options)
+    return decode_image(data, ImageReadMode[mode], **options)
 
 
 def _decode_pillow(content: bytes) -> torch.Tensor:

@@ -191,3 +191,11 @@ def numbers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Values of a plain number column in their own type (0 if missing), and bool: not missing."""
     known = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
     return array.fill_null(0).to_numpy(zero_copy_only=False), known
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Raise a UserError if two columns have the same name."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        count = names.count(repeated)
+        raise UserError(f"{where} has {count} columns named {repeated!r}; rename them")

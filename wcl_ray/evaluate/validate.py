@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,7 @@ def validate(
     Returns:
         The figures of LOGGED.
     """
+    _be_cancellable()
     try:
         encoder = trained_encoder(evaluator.encoder, checkpoint)
         figures = logged_figures(evaluator.measure(evaluator.encoder.export(encoder), gpu=False))
@@ -116,6 +118,13 @@ def validate(
         (run / EVALUATIONS).write(f"{step:08d}.json", json.dumps(row).encode())
     queue.push.remote(row)
     return figures
+
+
+def _be_cancellable() -> None:
+    """Let Ray cancel this task, which it does by SIGINT: a job that a shell starts in the
+    background ignores it, and so do all its processes."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def push_evaluations(queue: Any, run: Folder) -> None:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import ray
 
 from wcl_ray.data.ids import ids_of
+from wcl_ray.data.values import check_names
 from wcl_ray.errors import UserError, reading
 from wcl_ray.storage import filesystem
-from wcl_ray.texts import check_names
 
 FEATURES = ("feature", "features", "embedding", "embeddings", "vector", "vectors")
 IDS = ("__id", "id")

@@ -111,6 +111,8 @@ class WorkerGroup:
             stride *= FAN_IN
             refs = [
                 self.actors[i * stride].call.remote(self.pieces[i * stride], "add", *group)
+                if len(group) > 1
+                else group[0]
                 for i, group in enumerate(groups)
             ]
         return ray.get(refs[0])

@@ -33,7 +33,7 @@ class EndOnUserError(UserCallback):
 
     Args:
         queue: the metrics queue; gets a warning of failures that are retried, and the error itself
-            if the controller is killed.
+            if the controller is aborted.
         evaluates: whether checkpoints are evaluated during training.
     """
 
@@ -48,13 +48,12 @@ class EndOnUserError(UserCallback):
         # workers inside a collective cannot leave their group; they are killed after this time
         os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
         if self._evaluates and self._push_error(str(error)):
-            # otherwise the controller waits for all evaluations of checkpoints to end; its own
-            # abort() does nothing if this error reaches it first
-            ray.kill(ray.get_runtime_context().current_actor)
+            # otherwise the controller would wait for all evaluations of checkpoints to end
+            ray.get_runtime_context().current_actor.abort.remote()
         raise error
 
     def _push_error(self, text: str) -> bool:
-        """Push the error, which a killed controller cannot return; whether that succeeded."""
+        """Push the error, which an aborted controller cannot return; whether that succeeded."""
         try:
             ray.get(self._queue.push.remote({"kind": "error", "text": text}), timeout=PUSH_TIMEOUT)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):

@@ -31,9 +31,9 @@ from wcl_ray.data.sources.tables import (
     read_csv,
     read_json_lines,
 )
+from wcl_ray.data.values import check_names
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
-from wcl_ray.texts import check_names
 
 TASK_FILES = 256  # image files that a task opens, at least
 PATH = "__path"

@@ -20,9 +20,9 @@ from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
 from wcl_ray.data.sources.tables import bare_type, common_type
+from wcl_ray.data.values import check_names
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
-from wcl_ray.texts import check_names
 
 TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
 FILE_BYTES = 50_000  # assumed size of an image that the table only names

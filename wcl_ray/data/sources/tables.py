@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from wcl_ray.data.values import check_names
 from wcl_ray.errors import UserError, reading
-from wcl_ray.texts import check_names, unique_keys
+from wcl_ray.texts import unique_keys
 
 NAME = "file_name"  # the column that names each row's image
 SEPARATORS = ",;\t|"
