@@ -59,7 +59,8 @@ def learner(encoder: nn.Module, rank: int = 0, start: int = 0) -> Learner:
 def batch(clusters: torch.Tensor) -> Batch:
     images = torch.arange(B * 3 * SIZE * SIZE).to(torch.uint8).view(B, 3, SIZE, SIZE)
     ids, valid = torch.arange(B), torch.ones(B, dtype=torch.bool)
-    return Batch(images, torch.ones(B), ids, ids, clusters[:, None], valid)
+    none = torch.empty(B, 0, dtype=torch.uint8)
+    return Batch(images, torch.ones(B), ids, ids, clusters[:, None], none, valid)
 
 
 @pytest.fixture
