@@ -549,7 +549,7 @@ class Config:
         k, weights = self.clusters.k, self.loss.level_weights
         require(
             len(weights) in (0, max(1, len(k))),
-            f"loss.level-weights has {len(weights)} numbers, but clusters.k {max(1, len(k))}",
+            f"loss.level-weights has {len(weights)} number(s), but clusters.k {max(1, len(k))}",
         )
         require(
             self.loss.negatives == "all"

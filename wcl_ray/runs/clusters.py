@@ -81,15 +81,14 @@ def check_levels(loss: LossConfig, table: Assignment) -> None:
     names, weights = table.names, loss.level_weights
     if weights and len(weights) != len(names):
         raise UserError(
-            f"loss.level-weights has {len(weights)} numbers, but the clusters {len(names)} levels "
-            f"({', '.join(names)})"
+            f"loss.level-weights has {len(weights)} number(s) for the level(s) {', '.join(names)}"
         )
     if loss.negatives != "siblings":
         return
     if len(names) == 1:
         raise UserError(
-            f"loss.negatives siblings needs several levels, but there is {names[0]} alone; give "
-            "several, such as --clusters.level 1 2"
+            f"loss.negatives siblings needs several levels, not {names[0]} alone; give them from "
+            "coarse to fine, such as --clusters.level 1 2"
         )
     for level in range(1, len(names)):
         if not table.is_nested(level):
