@@ -71,10 +71,10 @@ def cluster(
         vectors = _vectors(data, column)
         if checkpoint is None:
             stopping.set_resume_hint(
-                f"{stopping.START_OVER}; with --checkpoint FOLDER k-means goes on"
+                f"{stopping.START_OVER}; with --checkpoint FOLDER k-means continues"
             )
         elif Folder(checkpoint, data.endpoint).exists(FILE):
-            stopping.set_resume_hint("the same command goes on from the last iteration")
+            stopping.set_resume_hint("the same command continues from the last iteration")
     elif column is not None or checkpoint is not None:
         raise UserError(
             "--vector-column and --checkpoint are for vectors, not for --run; jobs/embed.py "
@@ -82,7 +82,7 @@ def cluster(
         )
     else:
         stopping.set_resume_hint(
-            f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint go on"
+            f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint continue"
         )
     trained = None if run is None else Trained.open(run, data.endpoint)
     image_data = data
