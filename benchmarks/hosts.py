@@ -176,7 +176,7 @@ def story(given: argparse.Namespace, more: list[str], logs: Path) -> bool:
     say("the job has ended\n")
 
     check(f"the job ended with {job.returncode}", job.returncode == 0)
-    starts = (logs / "job.log").read_text().count("continuing from epoch")
+    starts = (logs / "job.log").read_text().count("resuming from epoch")
     check(f"training was started again {starts} time(s)", starts >= 1)
     ids = {e: np.sort(rows) for e, rows in store.trained().items()}
     whole = sum(np.array_equal(rows, np.arange(IMAGES)) for rows in ids.values())

@@ -83,7 +83,7 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
 
     second = cluster.submit("jobs/pretrain.py", *again)
     assert second.returncode == 0, second.stdout
-    assert re.search(r"continuing from epoch [1-9]", second.stdout)
+    assert re.search(r"resuming from epoch [1-9]", second.stdout)
     assert re.search(r"store +peak .* of .*, spilled 0 B", second.stdout)
     assert re.search(r"time +clusters .* s, stream .* s, train .* s, evaluate", second.stdout)
     assert re.search(r"data +images kept: 1[45]\d rows, \d+ task", second.stdout)

@@ -146,8 +146,8 @@ def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "more", "said"),
     [
-        (signal.SIGINT, [], "interrupted; the same command with --resume continues from the last"),
-        (signal.SIGTERM, ["--start-or-resume"], "stopped; the same command continues from the last"),
+        (signal.SIGINT, [], "interrupted; the same command with --resume continues"),
+        (signal.SIGTERM, ["--start-or-resume"], "stopped; the same command continues"),
     ],
 )
 def test_training_stops_at_once_and_leaves_a_good_checkpoint(
@@ -167,7 +167,7 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
     errors, seconds = stop(process, number)
     assert seconds < PATIENCE + SLACK
     assert process.returncode == 128 + number
-    assert errors == f"error: {said} checkpoint\n"
+    assert errors == f"error: {said} from the last checkpoint\n"
     check_gone(pids)
     after = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(after) - before < 60  # rows of less than a second or two

@@ -266,7 +266,7 @@ def test_a_disk_that_runs_full_in_training(
     mount("size=200m")
     (place / "one/rounds/000/train" / SNAPSHOT).write_bytes(b"")  # as where its own writing failed
     pretrain(replace(config, resume=True))
-    assert "continuing from epoch 1, step 6" in capsys.readouterr().out
+    assert "resuming from epoch 1, step 6" in capsys.readouterr().out
     assert (place / "one/results.json").exists()
 
 
