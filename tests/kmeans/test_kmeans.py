@@ -254,5 +254,5 @@ def test_other_rows_get_their_nearest_centroid() -> None:
     other[7, 3] = np.nan
     with pytest.raises(UserError, match=r"1 of 500 vectors hold NaN .* with ids 7;"):
         model.predict(other)
-    with pytest.raises(UserError, match="fit comes before predict"):
+    with pytest.raises(UserError, match="call fit before predict"):
         small(3).predict(X)

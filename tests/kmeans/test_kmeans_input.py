@@ -34,10 +34,10 @@ def refused(words: str, source: Any, k: Any = 5, where: Any = None, **options: A
 def test_options() -> None:
     wrong: tuple[Any, ...] = (0, -3, (), (5, 0), 5.7, "5", np.ones((2, 2), int))
     for k in wrong:
-        with pytest.raises(UserError, match="k is a whole number from 1, or several, not"):
+        with pytest.raises(UserError, match="k must be a positive integer, or several, not"):
             KMeans(k)
     assert KMeans(np.array([5, 20])).ks == (5, 20)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="kernel is auto, gemm, faiss, torch, not 'cuda'"):
+    with pytest.raises(UserError, match="kernel must be auto, gemm, faiss, torch, not 'cuda'"):
         KMeans(5, kernel="cuda")  # type: ignore[arg-type]
 
 
@@ -198,16 +198,16 @@ def test_columns_and_folders(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_starts_that_do_not_fit() -> None:
-    words = "init has shapes [(4, 8)], k and the vectors ask for [(5, 8)]"
+    words = "init has shapes [(4, 8)]; k and the vectors require [(5, 8)]"
     refused(words, X, where={"init": X[:4]})
     refused("init has shapes", X, k=(5, 3), where={"init": [X[:5]]})
-    refused("init holds NaN", X, where={"init": np.full((5, 8), np.nan)})
+    refused("init has NaN", X, where={"init": np.full((5, 8), np.nan)})
     ids, labels = np.arange(400), np.arange(400, dtype=np.int32) % 5
     refused("labels go up to 5, but k is 5", X, where={"labels": (ids, labels + 1)})
-    words = "labels are increasing ids and one label per id and k"
+    words = "labels must be increasing ids, and one label per id and per k"
     refused(words, X, where={"labels": (ids, labels[:-1])})
     refused(words, X, k=(5, 3), where={"labels": (ids, labels)})
-    refused("labels name none of the ids", X, where={"labels": (ids + 10**6, labels)})
+    refused("no id of labels is an id of the vectors", X, where={"labels": (ids + 10**6, labels)})
 
 
 def test_shards_are_cut_evenly(ray_local: None, tmp_path: Path) -> None:
