@@ -128,7 +128,7 @@ def test_the_place_does_not_matter_to_any_blas_kernel() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_referee_looks_at_every_digit() -> None:
+def test_rescoring_decides_by_every_digit() -> None:
     """Two centroids closer together than float32 products can tell."""
     c = np.array([[1.0, 0.0], [1.0, 2.0**-30]], np.float32)
     x = np.array([[0.5, 1.0], [0.5, -1.0], [0.5, 0.0]], np.float32)
