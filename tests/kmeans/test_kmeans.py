@@ -238,7 +238,7 @@ def test_as_many_clusters_as_rows(spherical: bool) -> None:
     model = small(50, spherical=spherical).fit(X[:50])
     assert sorted(model.labels_) == list(range(50))
     assert model.inertia_ == pytest.approx(0, abs=1e-3)
-    assert any("rows a cluster; 39 are advised" in text for text in model.warnings_)
+    assert any("rows per cluster; 39 are recommended" in text for text in model.warnings_)
     assert small(1, spherical=spherical).fit(X[:50]).labels_.tolist() == [0] * 50
 
 
@@ -252,7 +252,7 @@ def test_other_rows_get_their_nearest_centroid() -> None:
     with pytest.raises(UserError, match="have 15 dimensions, the centroids 16"):
         model.predict(other[:, :15])
     other[7, 3] = np.nan
-    with pytest.raises(UserError, match=r"1 of 500 vectors hold NaN .* with ids 7;"):
+    with pytest.raises(UserError, match=r"1 of 500 vectors have NaN .* with ids 7;"):
         model.predict(other)
     with pytest.raises(UserError, match="call fit before predict"):
         small(3).predict(X)

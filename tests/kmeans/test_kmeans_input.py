@@ -48,9 +48,9 @@ def test_values_that_are_not_finite() -> None:
     x[[3, 250, 399], 2] = np.nan
     x[17, 0] = -np.inf
     refused(
-        "4 of 400 vectors hold NaN or infinite values (2 in shard 0, 2 in shard 1)", x, actors=2
+        "4 of 400 vectors have NaN or infinite values (2 in shard 0, 2 in shard 1)", x, actors=2
     )
-    refused("the first with ids 3, 17, 250, 399; leave them out", x)
+    refused("the first with ids 3, 17, 250, 399; remove or correct them", x)
     named = as_table(x).set_column(0, "id", pa.array([f"row-{i}" for i in range(400)]))
     refused("the first with ids row-3, row-17, row-250, row-399;", ray.data.from_arrow(named))
     with np.errstate(over="ignore"):
@@ -60,9 +60,9 @@ def test_values_that_are_not_finite() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_too_few_or_equal_rows() -> None:
-    refused("k = 401 is more than the 400 vectors there are", X, k=401)
+    refused("k = 401 is more than the 400 vectors", X, k=401)
     refused("k = 9 is more than the 5 vectors", X[:5], k=(2, 9), actors=3)
-    refused("there are no vectors", X[:0])
+    refused("the source has no vectors", X[:0])
     refused("all 400 vectors are equal", np.repeat(X[:1], 400, 0), spherical=False, actors=2)
     refused("there is nothing to cluster", np.zeros((400, 8)))
 
@@ -70,10 +70,10 @@ def test_too_few_or_equal_rows() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("d", [2, 16, 300])
-def test_rows_that_point_the_same_way(d: int) -> None:
+def test_rows_of_one_direction(d: int) -> None:
     direction = np.random.default_rng(d).normal(size=(1, d))
     x = (direction * np.linspace(0.5, 3, 300)[:, None]).astype(np.float32)
-    refused("all 300 vectors point the same way", x, actors=2)
+    refused("all 300 vectors have the same direction", x, actors=2)
     if d == 2:
         x[-1, 0] += 0.01
         assert small(2).fit(x).counts_.min() >= 1
@@ -95,7 +95,7 @@ def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.arange(400) * 7 - 1000
     ids[[50, 350, 51]] = ids[0]
     table = as_table(X).set_column(0, "id", pa.array(ids))
-    words = "1 ids occur more than once (-1000); every row needs its own"
+    words = "1 ids occur more than once (-1000); ids must be unique"
     for actors in (1, 2, 3):
         refused(words, ray.data.from_arrow(table), actors=actors)
     keys = pa.array([f"image-{i}" for i in range(400)])

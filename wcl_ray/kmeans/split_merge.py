@@ -54,7 +54,7 @@ def shrink(centroids: np.ndarray, counts: np.ndarray, k: int, spherical: bool) -
         gone, grown = np.zeros(len(c), bool), np.zeros(len(c), bool)
         for i in np.argsort(cost, kind="stable"):
             j = partner[i]
-            if gone[j] or grown[i]:  # its cost is out of date
+            if gone[j] or grown[i]:  # its partner is gone, or other clusters were merged into it
                 continue
             total = weights[i] + weights[j]
             c[j] = (weights[i] * c[i] + weights[j] * c[j]) / total
