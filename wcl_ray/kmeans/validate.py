@@ -85,8 +85,8 @@ def validate_input(workers: WorkerGroup, options: Options) -> Data:
     d, largest = widths[0], max(scan.largest for scan in scans)
     if 0 < largest < 1 / LARGEST or largest > LARGEST:
         raise UserError(
-            f"k-means: the largest value of the vectors is {largest:.3g}, whose square does not fit "
-            "into float32; scale the vectors"
+            f"k-means: the largest value of the vectors is {largest:.3g}, whose square does not "
+            "fit into float32; scale the vectors"
         )
     exponent = exponent_of(largest)
     totals: Stats = workers.total("totals", exponent, d)
