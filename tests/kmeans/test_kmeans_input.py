@@ -150,7 +150,7 @@ def test_lengths_of_vectors(tmp_path: Path) -> None:
     refused("different lengths: [6, 8]", str(tmp_path), actors=1)
     refused("different lengths: [6, 8]", str(tmp_path), actors=3)
     holes = pa.table({"v": pa.array([[1.0, None], [2.0, 3.0]])})
-    refused("holds vectors with missing values", ray.data.from_arrow(holes), k=1)
+    refused("has vectors with missing values", ray.data.from_arrow(holes), k=1)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -190,7 +190,7 @@ def test_columns_and_folders(tmp_path: Path) -> None:
     opened("is empty", str(tmp_path / "empty"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/readme.md").write_text("x")
-    opened("holds no Parquet file of vectors", str(tmp_path / "other"))
+    opened("has no Parquet files", str(tmp_path / "other"))
     (tmp_path / "other/text.parquet").write_text("no Parquet at all")
     opened("text.parquet cannot be read as Parquet", str(tmp_path / "other"))
 

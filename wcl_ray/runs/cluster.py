@@ -21,7 +21,7 @@ from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
-from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
+from wcl_ray.kmeans.vectors import Vectors, has_vectors, label_dataset, open_vectors
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
 from wcl_ray.runs.lock import RunLock
@@ -160,7 +160,7 @@ def _cluster_vectors(
     """k-means of the vectors in Parquet files, and an assignment with their keys and labels."""
     say("vectors", f"{vectors.rows:,} rows, column {vectors.pieces[0].column!r}")
     label = config.data.label
-    rows = side_columns(vectors, label)  # a missing label column is an error before the work
+    rows = label_dataset(vectors, label)  # a missing label column is an error before the work
     ks = choose_k(config.clusters, vectors.rows)
     result = cluster_features(
         vectors,
