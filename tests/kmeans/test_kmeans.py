@@ -222,8 +222,8 @@ def test_fine_clusters_start_inside_the_coarse_ones(tmp_path: Path) -> None:
     worker = KMeansWorker(spherical=True, kernel="gemm", threads=1, seed=0)
     step = Step(1, 1.0, work.offsets, (0,), 1, work.groups)
     worker.call(list(open_vectors(X).pieces), "step", step, work.before, None, work.coarse)
-    assert worker.whole is not None
-    labels = worker.whole.labels[0]
+    assert worker.all_rows is not None
+    labels = worker.all_rows.labels[0]
     assert len(work.coarse) == 6
     coarse = gemm_nearest(work.coarse, True)(unit_rows(X))
     groups = np.array(work.groups)
