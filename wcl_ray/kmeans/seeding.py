@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wcl_ray.kmeans.lloyd import Stats, chunks
+from wcl_ray.kmeans.lloyd import Stats, chunks, unit_rows
 
 SPLIT = 1.0 / 1024  # relative distance between the halves of a split cluster
 EQUAL = 1e-6  # error of equal rows by rounding, as a share of their squared norms
@@ -101,10 +101,7 @@ def update(stats: Stats, spherical: bool) -> tuple[np.ndarray, int]:
         centroids[donor] = centroids[donor] * (1 - pattern)
         errors[donor] /= 2
         errors[cluster] = errors[donor]
-    if spherical:
-        norm = np.sqrt(np.square(centroids).sum(1, keepdims=True))
-        centroids /= np.where(norm > 0, norm, 1.0)
-    return centroids.astype(np.float32), splits
+    return unit_rows(centroids) if spherical else centroids.astype(np.float32), splits
 
 
 def weighted_kmeans(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wcl_ray.kmeans.lloyd import Stats
+from wcl_ray.kmeans.lloyd import Stats, unit_rows
 
 SPREAD = 0.3  # distance between a half and the old centroid, in standard deviations of the rows
 CELLS = 1 << 22  # distances held at a time
@@ -34,7 +34,7 @@ def grow(
     step = SPREAD * np.sqrt(variance)[:, None] * rng.standard_normal((len(worst), d))
     grown = np.concatenate([centroids, centroids[worst] + step])
     grown[worst] -= step
-    return _normalised(grown, spherical)
+    return unit_rows(grown) if spherical else grown.astype(np.float32)
 
 
 def shrink(centroids: np.ndarray, counts: np.ndarray, k: int, spherical: bool) -> np.ndarray:
@@ -63,7 +63,7 @@ def shrink(centroids: np.ndarray, counts: np.ndarray, k: int, spherical: bool) -
             if len(c) - gone.sum() == k:
                 break
         c, weights = c[~gone], weights[~gone]
-    return _normalised(c, spherical)
+    return unit_rows(c) if spherical else c.astype(np.float32)
 
 
 def _cheapest(c: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,11 +79,3 @@ def _cheapest(c: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
         partner[part] = rise.argmin(1)
         cost[part] = rise[np.arange(len(part)), partner[part]]
     return cost, partner
-
-
-def _normalised(c: np.ndarray, spherical: bool) -> np.ndarray:
-    """Centroids as float32 (K, d), of unit length if ``spherical``."""
-    if spherical:
-        norm = np.sqrt(np.square(c).sum(1, keepdims=True))
-        c = c / np.where(norm > 0, norm, 1.0)
-    return np.ascontiguousarray(c, dtype=np.float32)
