@@ -221,7 +221,7 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
         raise UserError("the data set of vectors is empty")
     schema = schema.base_schema if hasattr(schema, "base_schema") else schema
     if not isinstance(schema, pa.Schema):  # blocks of pandas
-        dataset = dataset.map_batches(_unchanged, batch_format="pyarrow").materialize()
+        dataset = dataset.map_batches(lambda table: table, batch_format="pyarrow").materialize()
         schema = dataset.schema().base_schema
     column, id_column = _columns(schema, "the data set", column, id_column)
     pieces, first = [], 0
@@ -235,20 +235,13 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
     return Vectors(tuple(pieces))
 
 
-def _unchanged(table: pa.Table) -> pa.Table:
-    return table
-
-
 def _open_parquet(
     uri: str, column: str | None, id_column: str | None, endpoint: str | None
 ) -> Vectors:
-    from wcl_ray.data.sources.listing import list_files
-
-    files = list_files(uri, endpoint)
-    paths = [path for path in files.paths if path.lower().endswith(".parquet")]
+    fs, paths = _parquet_files(uri, endpoint)
     if not paths:
         raise UserError(f"{uri} has no Parquet files")
-    fs, pieces, first = files.fs, [], 0
+    pieces, first = [], 0
     for path in paths:
         schema, rows = _footer(fs, path)
         name, ids = _columns(schema, path, column, id_column)
@@ -260,14 +253,16 @@ def _open_parquet(
 
 
 def has_vectors(uri: str, endpoint: str | None = None) -> bool:
-    """Whether a path holds Parquet files with a column of vectors."""
+    """Whether the first Parquet file of a path has a column of vectors; False without any file."""
+    fs, paths = _parquet_files(uri, endpoint)
+    return bool(paths) and any(_is_vector(field.type) for field in _footer(fs, paths[0])[0])
+
+
+def _parquet_files(uri: str, endpoint: str | None) -> tuple[pafs.FileSystem, list[str]]:
     from wcl_ray.data.sources.listing import list_files
 
     files = list_files(uri, endpoint)
-    path = next((path for path in files.paths if path.lower().endswith(".parquet")), None)
-    if path is None:
-        return False
-    return any(_is_vector(field.type) for field in _footer(files.fs, path)[0])
+    return files.fs, [path for path in files.paths if path.lower().endswith(".parquet")]
 
 
 def _footer(fs: pafs.FileSystem, path: str) -> tuple[pa.Schema, int]:
