@@ -1,4 +1,4 @@
-"""Bad and odd input of k-means: each error counts, names what is wrong, and arrives as itself."""
+"""Bad and unusual input of k-means: each error counts and names what is wrong."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def refused(words: str, source: Any, k: Any = 5, where: Any = None, **options: A
 
 
 def test_options() -> None:
-    wrong: tuple[Any, ...] = (0, -3, (), (5, 0), 5.7, "5", np.ones((2, 2), int))
-    for k in wrong:
+    bad: tuple[Any, ...] = (0, -3, (), (5, 0), 5.7, "5", np.ones((2, 2), int))
+    for k in bad:
         with pytest.raises(UserError, match="k must be a positive integer, or several, not"):
             KMeans(k)
     assert KMeans(np.array([5, 20])).ks == (5, 20)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_rows_of_one_direction(d: int) -> None:
 def test_magnitudes() -> None:
     for scale in (1e-30, 1e30):
         refused("scale the vectors", X * np.float32(scale), spherical=False)
-    tiny = X * np.float32(2.0**-90)  # directions do not mind
+    tiny = X * np.float32(2.0**-90)  # directions are the same
     assert digest(small(5).fit(tiny)) == digest(small(5).fit(X))
 
 
@@ -127,7 +127,7 @@ def test_null_vectors_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_other_forms_of_vectors(tmp_path: Path) -> None:
+def test_types_of_vectors(tmp_path: Path) -> None:
     expected = digest(small(5).fit(X))
     frame = pd.DataFrame({"id": range(400), "embedding": list(X), "x": 1.0})
     tensors = ray.data.from_numpy(X)
@@ -174,9 +174,10 @@ def test_columns_and_folders(tmp_path: Path) -> None:
         "id, name",
         plain,
     )
-    whole = pa.table({"a": pa.array([[1, 2], [3, 4]])})  # may be tags, so they have to be named
-    opened("has no column of vectors", ray.data.from_arrow(whole))
-    assert open_vectors(ray.data.from_arrow(whole), "a").pieces[0].load()[1].tolist()[1] == [3, 4]
+    integers = pa.table({"a": pa.array([[1, 2], [3, 4]])})  # may be tags, so must be named
+    opened("has no column of vectors", ray.data.from_arrow(integers))
+    piece = open_vectors(ray.data.from_arrow(integers), "a").pieces[0]
+    assert piece.load()[1].tolist() == [[1, 2], [3, 4]]
     two = pa.table({"a": table["feature"], "b": table["feature"]})
     opened(
         "several columns of vectors: a, b; name one with --vector-column", ray.data.from_arrow(two)
@@ -197,7 +198,7 @@ def test_columns_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_starts_that_do_not_fit() -> None:
+def test_initial_centroids_of_the_wrong_shape() -> None:
     words = "init has shapes [(4, 8)]; k and the vectors require [(5, 8)]"
     refused(words, X, where={"init": X[:4]})
     refused("init has shapes", X, k=(5, 3), where={"init": [X[:5]]})
@@ -211,7 +212,7 @@ def test_starts_that_do_not_fit() -> None:
 
 
 def test_shards_are_cut_evenly(ray_local: None, tmp_path: Path) -> None:
-    """Every row once, in order, whatever files and row groups there are."""
+    """Every row once and in order, whatever the files and row groups."""
     vectors = open_vectors(write_parquet(tmp_path, X, files=3, group=37))
     assert vectors.rows == 400
     for count in (1, 2, 7, 399, 401):
