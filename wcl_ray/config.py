@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -20,6 +20,7 @@ import tyro
 from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, TRACKERS, load_plugins
 
 # options of k-means, which apply to clusters of features only
+SMALL = 32  # side of the training images, without other weights
 KMEANS = (
     "k", "features", "nested", "min_size", "iterations", "spherical", "kernel",
 )  # fmt: skip
@@ -71,8 +72,9 @@ class DataConfig:
     split_by: str | None = None
     """Column (a patient, a unit, a scene) whose images stay on one side of the hold-out split, so
     that no test image has a near duplicate among the training images. Default: split by image."""
-    image_size: int = 32
-    """Side of the training images, in pixels."""
+    image_size: int = 0
+    """Side of the training images, in pixels. 0: that of the images on which --model.weights were
+    trained; 32 without any."""
     store_size: int = 0
     """Side of the kept images before the random crop, in pixels; above an image-size of 64 only
     used with data.keep raw. 0: the image-size up to 64, 8/7 of it above."""
@@ -92,9 +94,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         FORMATS.check(self.format)
-        require(self.image_size >= 8, f"data.image-size is {self.image_size}; the minimum is 8")
         require(
-            self.store_size == 0 or self.store_size >= self.image_size,
+            self.image_size == 0 or self.image_size >= 8,
+            f"data.image-size is {self.image_size}; the minimum is 8",
+        )
+        require(
+            self.store_size == 0 or self.store_size >= (self.image_size or SMALL),
             f"data.store-size {self.store_size} is smaller than data.image-size {self.image_size}",
         )
         require(0 <= self.max_bad <= 1, f"data.max-bad is a share in [0, 1], not {self.max_bad}")
@@ -118,7 +123,8 @@ class DataConfig:
         """Side of the kept images in pixels, the default resolved."""
         if self.store_size:
             return self.store_size
-        return self.image_size if self.image_size <= 64 else -(-self.image_size * 8 // 7)
+        size = self.image_size or SMALL
+        return size if size <= 64 else -(-size * 8 // 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,8 +267,25 @@ class ModelConfig:
     """Widths of the projector's layers; the last is the size of the embedding."""
     projector_norm: bool = False
     """Batch normalisation in the projector."""
+    weights: str = "none"
+    """Weights that the backbone starts from. none: random. pretrained: the library's own, which are
+    downloaded. Else a .safetensors or .pth file with names of torchvision, timm or Hugging Face, or
+    the folder of a finished run. Images are normalised as for these weights."""
+    freeze_stages: int = 0
+    """Number of stages that are not trained: the first is the stem (or patch embedding), then come
+    the stages of a convolutional network or the blocks of a transformer."""
+    drop_path: float | None = None
+    """Rate of stochastic depth. Default: that of the library."""
 
     def __post_init__(self) -> None:
+        require(self.freeze_stages >= 0, "model.freeze-stages must not be negative")
+        require(
+            self.freeze_stages == 0 or self.weights != "none",
+            "model.freeze-stages would freeze random weights; give --model.weights",
+        )
+        require(
+            self.drop_path is None or 0 <= self.drop_path < 1, "model.drop-path must be in [0, 1)"
+        )
         require(len(self.projector) >= 1, "model.projector needs at least one width")
         require(all(w >= 1 for w in self.projector), "model.projector widths must be positive")
 
@@ -325,6 +348,9 @@ class TrainConfig:
     """Momentum of sgd and lars."""
     warmup: float = 0.1
     """Share of the steps with a linearly rising learning rate, before cosine decay."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each stage of the backbone to the one before it (0.65 to 0.8
+    is usual for pretrained transformers)."""
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -359,6 +385,7 @@ class TrainConfig:
         require(self.weight_decay >= 0, "train.weight-decay is negative")
         require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
         require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
+        require(0 < self.layer_decay <= 1, "train.layer-decay must be in (0, 1]")
         require(self.clip >= 0, "train.clip is negative")
         require(self.checkpoint_steps >= 0, "train.checkpoint-steps is negative")
         require(self.checkpoint_minutes >= 0, "train.checkpoint-minutes is negative")
@@ -473,6 +500,8 @@ class Config:
         if self.name is not None:
             _check_name(self.name)
         require(0 <= self.seed < 2**31, "seed is in [0, 2^31)")
+        if not self.data.image_size and self.model.weights == "none":
+            object.__setattr__(self, "data", replace(self.data, image_size=SMALL))
         require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
         if self.clusters.from_features:

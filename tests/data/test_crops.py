@@ -23,7 +23,7 @@ from wcl_ray.data.sources import open_source
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.evaluate.embed import DISTANCE, embed, feature_tensor
 from wcl_ray.evaluate.geometry import distances
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 
 SIZE = 80
 
@@ -163,7 +163,7 @@ def test_evaluation_crops_the_file(data: DataConfig) -> None:
     torch.manual_seed(0)
     model = ModelConfig()
     encoder = build_encoder(model, SIZE).eval()
-    weights = save_export(encoder, model, SIZE)
+    weights = EncoderSpec(model, SIZE).export(encoder)
     rows = open_source(data).images()
     size = data.stored_size
     refs = embed(rows, weights, store_size=size, views=True).to_arrow_refs()

@@ -25,7 +25,7 @@ from wcl_ray.data.sources import parquet as source_parquet
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 from wcl_ray.train.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -75,7 +75,7 @@ def test_many_tasks_read_and_decode(
 def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
     model = ModelConfig()
-    weights = save_export(build_encoder(model, 16), model, 16)
+    weights = EncoderSpec(model, 16).export(build_encoder(model, 16))
     features = embed(open_source(data).images(), weights, store_size=16).to_arrow_refs()
     tables = ray.get(features)
     assert len([t for t in tables if t.num_rows]) == 12

@@ -42,7 +42,7 @@ from wcl_ray.evaluate.probe import (
     split,
 )
 from wcl_ray.evaluate.run import _readable, evaluate_encoder, results_table
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 
 
 def blobs(n: int, seed: int, noise: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,7 +277,7 @@ def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path, image=pa.array(images, pa.binary()))
     model = ModelConfig()
     encoder = build_encoder(model, 16).eval()
-    weights = save_export(encoder, model, 16)
+    weights = EncoderSpec(model, 16).export(encoder)
     rows = open_source(DataConfig(path=folder)).images(["species"])
     table = pa.concat_tables(
         __import__("ray").get(
@@ -302,7 +302,7 @@ def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
 def test_one_class_is_an_error(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path, species=["only"] * 96)
     model = ModelConfig()
-    weights = save_export(build_encoder(model, 16), model, 16)
+    weights = EncoderSpec(model, 16).export(build_encoder(model, 16))
     source = open_source(DataConfig(path=folder))
     with pytest.raises(Exception, match="only one class") as caught:
         evaluate_encoder(

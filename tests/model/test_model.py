@@ -11,7 +11,7 @@ import torchvision
 
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import build_encoder, load_exported, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder, load_exported
 from wcl_ray.model.optim import LARS, build_optimizer, clip_gradients, learning_rate
 
 
@@ -80,7 +80,7 @@ def test_torchvision_takes_the_export(tmp_path: Path) -> None:
     model = ModelConfig(backbone="resnet18")
     encoder = build_encoder(model, 224)
     file = tmp_path / "encoder.safetensors"
-    file.write_bytes(save_export(encoder, model, 224))
+    file.write_bytes(EncoderSpec(model, 224).export(encoder))
     network = torchvision.models.resnet18()
     network.load_state_dict(safetensors.torch.load_file(file))  # strict
     network.fc = torch.nn.Identity()
@@ -93,7 +93,7 @@ def test_export_comes_back(name: str, tmp_path: Path) -> None:
     model = ModelConfig(backbone=name)
     encoder = build_encoder(model, 32)
     encoder(torch.randn(8, 3, 32, 32))  # moves the running statistics
-    content = save_export(encoder, model, 32)
+    content = EncoderSpec(model, 32).export(encoder)
     (tmp_path / "e.safetensors").write_bytes(content)
     x = torch.randn(2, 3, 32, 32)
     expected = encoder.eval().features(x)

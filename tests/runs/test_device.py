@@ -18,7 +18,7 @@ from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.evaluate import embed as embedding
 from wcl_ray.kmeans.nearest import KERNELS
 from wcl_ray.kmeans.worker import KMeansWorker
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 
 ASKS = re.compile(r"cuda\.(is_available|device_count|current_device|is_initialized)|\.cuda\(")
 SOURCES = Path(wcl_ray.__file__).parent
@@ -49,7 +49,7 @@ class InProcess:
 @pytest.mark.usefixtures("ray_local", "seen")
 def test_embedding_without_a_reserved_gpu_stays_on_the_cpu() -> None:
     model = ModelConfig()
-    weights = save_export(build_encoder(model, 16), model, 16)
+    weights = EncoderSpec(model, 16).export(build_encoder(model, 16))
     rows = pa.table(
         {
             ID: pa.array(range(8), pa.int64()),

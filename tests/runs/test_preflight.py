@@ -30,7 +30,7 @@ from wcl_ray.config import (
 )
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out
-from wcl_ray.model.encoder import EncoderSpec, build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.evaluate import evaluate_run
@@ -170,7 +170,7 @@ def test_what_an_evaluation_left_out_is_printed_and_kept(
     run = Folder(f"{tmp_path}/runs/one", None)
     claim(run, config)
     encoder = build_encoder(config.model, 16)
-    run.write(ENCODER, save_export(encoder, config.model, 16))
+    run.write(ENCODER, EncoderSpec(config.model, 16).export(encoder))
     species = [None] * 8 + ["new"] * 8 + ["s0", "s1"] * ((N - 16) // 2)
     write_parquet(tmp_path / "test", N, species=species, image=broken(40))
     figures = evaluate_run(

@@ -17,7 +17,7 @@ from wcl_ray import load_encoder
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def export(tmp_path: Path, size: int) -> str:
     torch.manual_seed(0)
     model = ModelConfig()
     path = tmp_path / "encoder.safetensors"
-    path.write_bytes(save_export(build_encoder(model, size, False), model, size))
+    path.write_bytes(EncoderSpec(model, size).export(build_encoder(model, size)))
     return str(path)
 
 

@@ -40,6 +40,7 @@ def arm(tmp_path: Path) -> Arm:
         stream=nothing,
         base=Assignment(np.arange(3), np.full((3, 1), -1, np.int32), ("instance",)),
         evaluator=nothing,
+        start=nothing,
         title="kmeans",
         scale=Scale(min_workers=1, max_workers=1, cpus=1.0, gpu=False),
     )
@@ -99,6 +100,7 @@ def test_stages_take_their_part_of_the_configuration() -> None:
     files = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if takes_all(p)}
     files = {name for name in files if not name.startswith(("search/", "report/"))}
     assert files <= {
+        "runs/initial.py",
         "runs/pretrain.py",
         "runs/round_clusters.py",
         "runs/rounds.py",

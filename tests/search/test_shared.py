@@ -20,10 +20,12 @@ from wcl_ray.config import ClustersConfig, DataConfig, ModelConfig, TrainConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs import clusters as run_clusters
 from wcl_ray.runs import round_clusters
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.fit import Scale
+from wcl_ray.runs.initial import Start
 from wcl_ray.runs.shared import Shared
 from wcl_ray.search import trial
 from wcl_ray.search.granularity import find_granularities
@@ -174,12 +176,13 @@ def test_trials_share_features_of_random_weights(
     base = run_clusters.singletons(plain, opened)
     stream = plan_stream(opened.train.images(), base.assignment.ids, plain.data)
     scale = Scale(1, 1, 1.0, False)
+    start = Start(EncoderSpec(plain.model, plain.data.image_size, plain.loss.dual))
 
     def make(shared: Shared | None, **options: Any) -> tuple[Any, ...]:
         one = replace(plain, clusters=replace(kmeans, **options))
         folder = Folder(str(tmp_path / "round"))
         found = round_clusters.round_clusters(
-            one, stream, base.assignment, base.labels, folder, None, scale, shared
+            one, stream, base.assignment, base.labels, folder, None, start, scale, shared
         )
         return *found, json.loads(folder.read("clusters.json"))
 

@@ -28,7 +28,7 @@ from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.placement import find_homes
 from wcl_ray.kmeans.vectors import open_vectors
 from wcl_ray.kmeans.worker_group import WorkerGroup
-from wcl_ray.model.encoder import build_encoder, save_export
+from wcl_ray.model.encoder import EncoderSpec, build_encoder
 from wcl_ray.runs.nodes import check_shared
 from wcl_ray.runs.summary import store_stats
 from wcl_ray.storage import Folder
@@ -106,7 +106,7 @@ def evaluated(folder: str) -> dict[str, Any]:
         module.device_for = lambda gpus: "cpu"  # these GPUs are only told of
     data = DataConfig(path=folder, image_size=16)
     model = ModelConfig()
-    weights = save_export(build_encoder(model, 16), model, 16)
+    weights = EncoderSpec(model, 16).export(build_encoder(model, 16))
     found = {}
     for name, gpu in (("cpu", False), ("gpu", True)):
         rows = open_source(data).images(("species",))

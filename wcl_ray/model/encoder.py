@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,11 @@ from torch import nn
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
+from wcl_ray.model.layers import freeze
 from wcl_ray.registry import BACKBONES
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each colour channel
+IMAGENET: Statistics = (MEAN, STD)
 
 
 class Encoder(nn.Module):
@@ -60,16 +66,25 @@ def build_projector(width: int, widths: tuple[int, ...], norm: bool) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-def build_encoder(model: ModelConfig, image_size: int, dual: bool = False) -> Encoder:
-    """The encoder of a configuration, randomly initialised.
+def build_encoder(
+    model: ModelConfig, image_size: int, dual: bool = False, statistics: Statistics = IMAGENET
+) -> Encoder:
+    """The encoder of a configuration, randomly initialised, with its first stages frozen.
+
+    Args:
+        statistics: the normalisation for which the backbone's weights were trained.
 
     Raises:
-        UserError: an unknown backbone (suggests the nearest names), timm is not installed, or the
-            backbone does not accept images of this size.
+        UserError: an unknown backbone (suggests the nearest names), timm is not installed, the
+            backbone does not accept images of this size, or it cannot be frozen or have stochastic
+            depth as asked.
     """
+    options = {} if model.drop_path is None else {"drop_path": model.drop_path}
     try:
-        backbone = build_backbone(model.backbone, image_size)
-        _remove_classifier(backbone, model.backbone)
+        backbone = build_backbone(model.backbone, image_size, **options)
+        remove_classifier(backbone, model.backbone)
+        renormalise_inputs(backbone, statistics)
+        freeze(backbone, model.freeze_stages)
         backbone.eval()
         with torch.no_grad():
             features = backbone(torch.zeros(2, 3, image_size, image_size))
@@ -93,19 +108,21 @@ class EncoderSpec:
     Attributes:
         image_size: side of the training images, in pixels.
         dual: add a second projector, for plain InfoNCE.
+        statistics: the normalisation for which the backbone's weights were trained.
     """
 
     model: ModelConfig
     image_size: int
     dual: bool = False
+    statistics: Statistics = IMAGENET
 
     def build(self) -> Encoder:
         """A randomly initialised encoder, see :func:`build_encoder`."""
-        return build_encoder(self.model, self.image_size, self.dual)
+        return build_encoder(self.model, self.image_size, self.dual, self.statistics)
 
     def export(self, encoder: Encoder) -> bytes:
         """Content of ``encoder.safetensors``, see :func:`save_export`."""
-        return save_export(encoder, self.model, self.image_size)
+        return save_export(encoder, self)
 
 
 def wrong_size(name: str, image_size: int, why: object) -> UserError:
@@ -117,20 +134,26 @@ def wrong_size(name: str, image_size: int, why: object) -> UserError:
     )
 
 
-def build_backbone(name: str, image_size: int) -> nn.Module:
+def build_backbone(name: str, image_size: int, **options: Any) -> nn.Module:
     """A network by name, including its classifier.
 
     Args:
         name: FAMILY or FAMILY:NAME of :data:`wcl_ray.registry.BACKBONES`, or torchvision's NAME.
+        options: ``drop_path`` (float) and ``pretrained`` (bool), of families that take them.
 
     Raises:
-        UserError: an unknown name, or a network that does not accept images of this size.
+        UserError: an unknown name, a network that does not accept images of this size, or a family
+            that does not take an option.
     """
     family, _, model = name.partition(":")
     if family not in BACKBONES:
         family, model = "torchvision", name
+    build = BACKBONES.get(family)
+    for option in options.keys() - inspect.signature(build).parameters.keys():
+        missing = {"pretrained": "published weights", "drop_path": "stochastic depth"}[option]
+        raise UserError(f"model.backbone {name!r}: the family {family!r} has no {missing}")
     try:
-        network: nn.Module = BACKBONES.get(family)(model, image_size)
+        network: nn.Module = build(model, image_size, **options)
     except UserError:
         raise
     except (ValueError, AssertionError) as error:
@@ -138,7 +161,7 @@ def build_backbone(name: str, image_size: int) -> nn.Module:
     return network
 
 
-def _remove_classifier(network: nn.Module, name: str) -> None:
+def remove_classifier(network: nn.Module, name: str) -> None:
     """Remove the last linear layer of a network, its classifier, in place."""
     reset_classifier: Any = getattr(network, "reset_classifier", None)  # timm
     if reset_classifier is not None:
@@ -151,25 +174,41 @@ def _remove_classifier(network: nn.Module, name: str) -> None:
     setattr(network.get_submodule(parent), attribute, nn.Identity())
 
 
-def save_export(encoder: Encoder, model: ModelConfig, image_size: int) -> bytes:
+def renormalise_inputs(backbone: nn.Module, statistics: Statistics) -> None:
+    """Let a backbone take images normalised by ImageNet's statistics, as all here are, whatever its
+    weights were trained with."""
+    if statistics != IMAGENET:
+        backbone.register_forward_pre_hook(functools.partial(_renormalise, statistics=statistics))
+
+
+def _renormalise(_: nn.Module, inputs: tuple[torch.Tensor], statistics: Statistics) -> torch.Tensor:
+    (x,) = inputs
+    (mean, std), (new_mean, new_std) = (
+        [torch.tensor(values, device=x.device, dtype=x.dtype)[:, None, None] for values in pair]
+        for pair in (IMAGENET, statistics)
+    )
+    return (x * std + mean - new_mean) / new_std
+
+
+def save_export(encoder: Encoder, spec: EncoderSpec) -> bytes:
     """``encoder.safetensors``: the backbone with the parameter names of its library.
 
     The removed classifier is stored as zeros, so that
     ``torchvision.models.resnet18().load_state_dict(state)`` accepts the file unchanged if the stem
     is torchvision's (images above 64 pixels). The metadata hold what :func:`load_exported` needs.
     """
-    network = build_backbone(model.backbone, image_size)
+    network = build_backbone(spec.model.backbone, spec.image_size)
     state = {k: v.detach().cpu().contiguous() for k, v in encoder.backbone.state_dict().items()}
     for key, value in network.state_dict().items():
         if key not in state:
             state[key] = torch.zeros_like(value)
     metadata = {
         "format": "pt",
-        "backbone": model.backbone,
-        "image_size": str(image_size),
+        "backbone": spec.model.backbone,
+        "image_size": str(spec.image_size),
         "feature_dim": str(encoder.feature_dim),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
+        "mean": json.dumps(spec.statistics[0]),
+        "std": json.dumps(spec.statistics[1]),
     }
     return safetensors.torch.save(state, metadata=metadata)
 
@@ -191,7 +230,7 @@ def save_projector(encoder: Encoder, head: int = 0) -> bytes:
 
 def load_projector(content: bytes) -> nn.Sequential:
     """The inverse of :func:`save_projector`, in eval mode: (B, feature_dim) → (B, D)."""
-    metadata = _metadata(content)
+    metadata = read_metadata(content)
     widths = tuple(json.loads(metadata["widths"]))
     norm = json.loads(metadata["norm"])
     projector = build_projector(int(metadata["feature_dim"]), widths, norm)
@@ -199,11 +238,23 @@ def load_projector(content: bytes) -> nn.Sequential:
     return projector.eval()
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def read_metadata(content: bytes) -> dict[str, str]:
     """The metadata of a safetensors file; safetensors reads them from paths only."""
     size = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return metadata
+
+
+def load_backbone(backbone: nn.Module, content: bytes) -> None:
+    """Load an exported file into a backbone without its classifier."""
+    state = safetensors.torch.load(content)
+    backbone.load_state_dict({key: state[key] for key in backbone.state_dict()})
+
+
+def statistics_of(metadata: dict[str, str]) -> Statistics:
+    """Mean and standard deviation in the metadata of an exported encoder."""
+    mean, std = (json.loads(metadata[key]) for key in ("mean", "std"))
+    return tuple(mean), tuple(std)
 
 
 def load_exported(source: bytes | str | Path) -> nn.Module:
@@ -213,21 +264,22 @@ def load_exported(source: bytes | str | Path) -> nn.Module:
         source: a path, or the file's content.
 
     Returns:
-        A module (B, 3, s, s) normalised float → (B, feature_dim), with attributes ``image_size``
-        and ``feature_dim``.
+        A module (B, 3, s, s) float, normalised by ImageNet's statistics → (B, feature_dim), with
+        attributes ``image_size`` and ``feature_dim``. (The state in the file, loaded by its own
+        library, takes images normalised by the metadata's ``mean`` and ``std``.)
 
     Raises:
         UserError: not an export of this project.
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    metadata = _metadata(content)
+    metadata = read_metadata(content)
     if "backbone" not in metadata:
         raise UserError("the file is not an exported encoder: its metadata name no backbone")
     image_size = int(metadata["image_size"])
     backbone = build_backbone(metadata["backbone"], image_size)
-    _remove_classifier(backbone, metadata["backbone"])
-    state = safetensors.torch.load(content)
-    backbone.load_state_dict({key: state[key] for key in backbone.state_dict()})
+    remove_classifier(backbone, metadata["backbone"])
+    load_backbone(backbone, content)
+    renormalise_inputs(backbone, statistics_of(metadata))
     feature_dim = int(metadata["feature_dim"])
     backbone.image_size, backbone.feature_dim = image_size, feature_dim  # type: ignore[assignment]
     return backbone.eval()

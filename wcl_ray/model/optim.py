@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wcl_ray.config import TrainConfig
+from wcl_ray.model.layers import layer_numbers
 
 
 def learning_rate(share: float, train: TrainConfig) -> float:
@@ -47,13 +48,32 @@ def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
-    """The optimiser for a model; biases and normalisation weights (1-d) get no weight decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """The optimiser for a model; biases and normalisation weights (1-d) get no weight decay.
+
+    With ``layer_decay`` the groups have an ``lr_scale``: the last stage of the backbone learns
+    with layer_decay times the rate of the projectors, the stage before it with layer_decay² times,
+    and so on (Bao et al., "BEiT", ICLR 2022).
+
+    Args:
+        model: an :class:`wcl_ray.model.encoder.Encoder`, or any module if ``layer_decay`` is 1.
+    """
+    layers: dict[str, int] = {}
+    if train.layer_decay < 1:
+        layers = {f"backbone.{k}": n for k, n in layer_numbers(model.backbone).items()}  # type: ignore[arg-type]
+    top = max(layers.values(), default=0) + 1
+    by_kind: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = parameter.ndim <= 1, top - layers.get(name, top)
+            by_kind.setdefault(kind, []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if one_dimensional else train.weight_decay,
+            "lr_scale": train.layer_decay**depth,
+        }
+        for (one_dimensional, depth), parameters in sorted(by_kind.items(), key=lambda x: x[0])
     ]
-    groups = [group for group in groups if group["params"]]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr)
     if train.optimizer == "sgd":

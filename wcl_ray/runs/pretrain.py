@@ -22,11 +22,11 @@ from wcl_ray.data.stream import Stream
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
-from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
 from wcl_ray.runs.clusters import cluster_images
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, RESULTS, TRAINED, open_run
+from wcl_ray.runs.initial import Start, start_of, with_image_size
 from wcl_ray.runs.moved import moves
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, open_and_check
@@ -47,11 +47,12 @@ def pretrain(config: Config) -> dict[str, Any]:
         UserError: wrong input or options, before any training.
     """
     started = time.monotonic()
-    with open_run(config, RESULTS) as (config, run):
+    with open_run(with_image_size(config), RESULTS) as (config, run):
         if run.exists(RESULTS):
             return read_results(config.data, run)
         check_paths(config.data)
-        check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
+        start = start_of(config, run)
+        check_backbone(start.encoder)
         connect(config.scale)
         check_shared(run)
         with ResourceSummary() as usage:
@@ -68,8 +69,9 @@ def pretrain(config: Config) -> dict[str, Any]:
                     batch_size=config.train.batch_size,
                     samples_per_cluster=config.clusters.samples_per_cluster,
                 )
+            start.keep(run)
             figures = {}
-            for arm in plan_arms(config, checked.images, clusters, stream, run):
+            for arm in plan_arms(config, checked.images, clusters, stream, start, run):
                 with usage.stage("train"):
                     last_clusters = train_rounds(arm)
                 with usage.stage("evaluate"):
@@ -78,7 +80,12 @@ def pretrain(config: Config) -> dict[str, Any]:
 
 
 def plan_arms(
-    config: Config, images: Images, clusters: Assignment, stream: Stream, run: Folder
+    config: Config,
+    images: Images,
+    clusters: Assignment,
+    stream: Stream,
+    start: Start,
+    run: Folder,
 ) -> Iterator[Arm]:
     """The run's own arm and, with ``compare``, SimCLR on the same images and batches."""
     data_tasks = stream.mode == "streaming" or bool(config.evaluate.every)
@@ -90,13 +97,14 @@ def plan_arms(
         stream=stream,
         base=clusters,
         evaluator=Evaluator(
-            encoder=EncoderSpec(config.model, config.data.image_size, config.loss.dual),
+            encoder=start.encoder,
             images=images,
             counts=(len(clusters.ids), images.test_count() if images.label else 0),
             config=config.evaluate,
             store_size=config.data.stored_size,
             seed=config.seed,
         ),
+        start=start,
         title="SimCLR" if kind == "instance" else kind,
         scale=plan_scale(config.scale, config.train.batch_size, data_tasks),
     )

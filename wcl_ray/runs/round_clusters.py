@@ -29,9 +29,10 @@ from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_tensor, resources
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
-from wcl_ray.model.encoder import EncoderSpec, save_projector
+from wcl_ray.model.encoder import save_projector
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import qualities, show_quality
+from wcl_ray.runs.initial import Start
 from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
@@ -61,6 +62,7 @@ def round_clusters(
     labels: np.ndarray | None,
     folder: Folder,
     previous: RoundResult | None,
+    start: Start,
     scale: Scale,
     shared: Shared | None = None,
 ) -> tuple[Assignment, dict[str, Any]]:
@@ -70,7 +72,8 @@ def round_clusters(
         base: clusters of the metadata, or all images singletons; its singletons are clustered.
         labels: int32 (N,) of the images in ``base``, -1 = missing, to compare with.
         folder: of the round; ``clusters.json`` is written there.
-        previous: None for random weights.
+        previous: None: features of the encoder that training starts from.
+        start: how that encoder begins.
         scale: of the training; if other runs share the cluster, clustering uses one worker's CPUs.
         shared: cache shared with other trials, whose random weights are the same.
 
@@ -86,7 +89,7 @@ def round_clusters(
         shared = None  # trained weights differ between trials
 
     def compute() -> tuple[FeatureClusters, dict[str, float]]:
-        features = _features(config, stream, previous, base.ids, selected, scale, shared)
+        features = _features(config, stream, previous, base.ids, selected, start, scale, shared)
         collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
         limits: dict[str, Any] = {}
         if scale.crowded:
@@ -141,6 +144,7 @@ def _features(
     previous: RoundResult | None,
     ids: np.ndarray,
     selected: np.ndarray,
+    start: Start,
     scale: Scale,
     shared: Shared | None,
 ) -> Dataset:
@@ -148,16 +152,18 @@ def _features(
     if shared is not None:
 
         def compute() -> list[Any]:
-            refs = _features(config, stream, previous, ids, selected, scale, None).to_arrow_refs()
+            own = _features(config, stream, previous, ids, selected, start, scale, None)
+            refs = own.to_arrow_refs()
             rows = ray.get([_rows.remote(ref) for ref in refs])
             return [ref for ref, count in zip(refs, rows, strict=True) if count]
 
         key = f"features of {_features_key(config, ids[selected])}"
         return ray.data.from_arrow_refs(shared.refs(key, compute))
-    spec = EncoderSpec(config.model, config.data.image_size, config.loss.dual)
-    torch.manual_seed(config.seed)  # the weights that training starts from
-    encoder = trained_encoder(spec, previous.checkpoint) if previous else spec.build()
-    weights = spec.export(encoder)
+    torch.manual_seed(config.seed)  # as in training, which starts from the same random weights
+    encoder = (
+        trained_encoder(start.encoder, previous.checkpoint) if previous else start.build_encoder()
+    )
+    weights = start.encoder.export(encoder)
     projector = None
     if config.clusters.features == "projector":
         projector = save_projector(encoder, config.loss.feature_head)

@@ -28,6 +28,7 @@ from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import read_labels
 from wcl_ray.runs.fit import fit
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, PROJECTOR, ROUND_DONE, TRAINED
+from wcl_ray.runs.initial import Start
 from wcl_ray.runs.round_clusters import RoundResult, round_clusters
 from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder
@@ -46,6 +47,7 @@ class Arm:
         run: folder of the arm.
         base: clusters of the metadata, or every image a singleton.
         evaluator: measures its encoders.
+        start: how its encoder begins.
         title: shown to the user.
         on_evaluation: called in a thread with the row of every evaluation during training.
         shared: objects shared with the other trials of a search.
@@ -58,6 +60,7 @@ class Arm:
     stream: Stream
     base: Assignment
     evaluator: Evaluator
+    start: Start
     title: str
     scale: Scale
     on_evaluation: Callable[[Row], None] | None = None
@@ -118,7 +121,7 @@ def cluster_round(arm: Arm, r: int, last: RoundResult | None) -> Assignment:
     say("features", f"round {r + 1} of {config.rounds}: {config.clusters.features}")
     started = time.monotonic()
     assignment, figures = round_clusters(
-        config, arm.stream, arm.base, arm.labels, folder, last, arm.scale, arm.shared
+        config, arm.stream, arm.base, arm.labels, folder, last, arm.start, arm.scale, arm.shared
     )
     figures["cluster_seconds"] = round(time.monotonic() - started, 1)
     _log_clusters(arm, r, figures)
@@ -144,6 +147,7 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
     if not folder.exists(ROUND_DONE):
         task = Task(
             config=config,
+            encoder=arm.start.encoder,
             stream=stream_round(arm, r, assignment),
             clusters=ray.put(assignment.clusters),
             images=len(assignment.ids),
@@ -153,6 +157,7 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
             until=arm.first_epoch(r + 1),
             run=Folder(config.storage, config.data.endpoint) / str(config.name),
             start=last.checkpoint if last else None,
+            weights=None if last or arm.start.weights is None else ray.put(arm.start.weights),
         )
         title = arm.title + (f", round {r + 1} of {config.rounds}" if config.rounds > 1 else "")
         validation = validation_config(arm.evaluator, task.queue, run)
@@ -178,7 +183,7 @@ def stream_round(arm: Arm, r: int, assignment: Assignment) -> Stream:
 
 def export_encoder(arm: Arm, last: RoundResult, seconds: float) -> None:
     """Write the encoder and the projector of the last checkpoint, and the training time."""
-    spec, run = arm.evaluator.encoder, arm.run
+    spec, run = arm.start.encoder, arm.run
     encoder = trained_encoder(spec, last.checkpoint)
     run.write(TRAINED, json.dumps({"seconds": round(seconds, 1)}).encode())
     run.write(PROJECTOR, save_projector(encoder, arm.config.loss.feature_head))

@@ -22,10 +22,10 @@ from wcl_ray.data.sources.base import ID, check_paths
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
-from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity, check_batch
 from wcl_ray.runs.folder import add_faults, claim, open_run
+from wcl_ray.runs.initial import start_of, with_image_size
 from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary, sorted_ids
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
@@ -66,7 +66,7 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
         UserError: wrong input or options, before any trial; or every trial failed.
         KeyboardInterrupt: Ctrl-C; the search can be continued.
     """
-    with open_run(config, BEST) as (config, folder):
+    with open_run(with_image_size(config), BEST) as (config, folder):
         given = given_dimensions(config.search)
         if folder.exists(BEST):
             outcome = Record(folder, config, _granularity(config, given)).outcome()
@@ -76,8 +76,8 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
         check_paths(config.data)
         for d in default_dimensions(given):  # settings that cannot be trained are an error now
             for point in d.points(2):
-                _check(config, d, point)
-        check_backbone(EncoderSpec(config.model, config.data.image_size, config.loss.dual))
+                _check(config, d, point, folder)
+        check_backbone(start_of(config, folder).encoder)
         connect(config.scale)
         check_shared(folder)
         with ResourceSummary() as usage:
@@ -261,7 +261,7 @@ def _same_space(stored: list[dict[str, Any]], space: list[dict[str, Any]]) -> bo
     )
 
 
-def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
+def _check(config: SearchConfig, dimension: Dimension, point: Any, folder: Folder) -> None:
     try:
         trial = config.of_trial({dimension.key: dimension.decode(point)})
     except ValueError as error:  # it conflicts with other options
@@ -269,7 +269,7 @@ def _check(config: SearchConfig, dimension: Dimension, point: Any) -> None:
     workers = (trial.scale.range() or (1, 1))[1]
     check_batch(trial.train.batch_size, workers, "search.train.batch-size")
     if dimension.key.startswith("model."):
-        check_backbone(EncoderSpec(trial.model, trial.data.image_size, trial.loss.dual))
+        check_backbone(start_of(trial, folder).encoder)
 
 
 def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:

@@ -20,10 +20,10 @@ from wcl_ray.data.stream import Stream, plan_stream, positions_of
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
-from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, qualities
 from wcl_ray.runs.folder import ENCODER, claim
+from wcl_ray.runs.initial import start_of
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.shared import Shared
@@ -134,8 +134,9 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     reporter.replay()
     base, measures = _clusters(config, values, setup)
     stream = _stream(config, setup, base)
+    start = start_of(config, folder)
     evaluator = Evaluator(
-        EncoderSpec(config.model, config.data.image_size, config.loss.dual),
+        start.encoder,
         setup.images,
         setup.counts,
         config.evaluate,
@@ -153,6 +154,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         stream,
         base,
         evaluator,
+        start,
         name,
         setup.resources.scale,
         on_evaluation=reporter.during,

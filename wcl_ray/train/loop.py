@@ -80,7 +80,7 @@ class Learner:
         norm = clip_gradients(self.model, self.train.clip)
         rate = learning_rate(self.progress.share, self.train)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)  # older checkpoints have none
         self.optimizer.step()
         figures = result.positives, result.without_positive
         return StepMetrics(result.loss.detach(), *figures, norm.detach())

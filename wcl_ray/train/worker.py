@@ -30,8 +30,9 @@ from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
 from wcl_ray.limits import object_store_full
-from wcl_ray.model.encoder import build_encoder
+from wcl_ray.model.encoder import EncoderSpec, load_backbone
 from wcl_ray.model.gather import gather, synchronised
+from wcl_ray.model.layers import frozen_norms
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.storage import NOT_SEEN, Folder
@@ -57,9 +58,11 @@ class Task:
         until: epoch before which this round ends.
         run: folder of the run, which every worker must be able to read.
         start: last checkpoint of the previous round, from which this one continues.
+        weights: reference to the export that a new encoder takes its backbone from, or None.
     """
 
     config: Config
+    encoder: EncoderSpec
     stream: Stream
     clusters: Any
     images: int
@@ -69,6 +72,7 @@ class Task:
     until: int = 0
     run: Folder | None = None
     start: ray.train.Checkpoint | None = None
+    weights: Any = None
 
 
 def train_worker(options: dict[str, Any]) -> None:
@@ -139,7 +143,7 @@ class Worker:
     def _build_learner(self) -> Learner:
         """Encoder and optimiser, new or from the last checkpoint."""
         config = self.config
-        encoder = build_encoder(config.model, config.data.image_size, config.loss.dual)
+        encoder = self.task.encoder.build()
         encoder = synchronised(encoder, self.device, self.world, config.train.sync_bn)
         encoder = encoder.to(self.device)
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -152,6 +156,8 @@ class Worker:
         if saved is not None:
             with saved.as_directory() as folder:
                 self.state = store.load(folder, encoder, optimizer, identity)
+        elif self.task.weights is not None:
+            load_backbone(encoder.backbone, ray.get(self.task.weights))
         compiled = config.train.compile
         model: torch.nn.Module = torch.compile(encoder) if compiled else encoder  # type: ignore[assignment]
         if self.world > 1:
@@ -211,6 +217,8 @@ class Worker:
         self.progress = Progress(self.config.train.epochs, epoch, done, left)
         self.learner.progress = self.progress
         self.learner.model.train()
+        for norm in frozen_norms(self.learner.model):
+            norm.eval()
         while True:
             asked = time.monotonic()
             batch = next(batches, None)
@@ -285,7 +293,7 @@ class Worker:
             step=state.step,
             images=state.images,
             **means,
-            lr=self.learner.optimizer.param_groups[0]["lr"],
+            lr=max(group["lr"] for group in self.learner.optimizer.param_groups),
             images_per_second=speed,
             data_wait=min(1.0, waited / seconds),
             eta_seconds=self.progress.images_left / speed,

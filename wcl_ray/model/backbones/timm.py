@@ -11,11 +11,14 @@ from wcl_ray.registry import BACKBONES
 
 
 @BACKBONES.add("timm")
-def build(name: str, image_size: int) -> nn.Module:
-    """A model without weights.
+def build(
+    name: str, image_size: int, pretrained: bool = False, drop_path: float | None = None
+) -> nn.Module:
+    """A model, randomly initialised, or in its own size with the weights that timm publishes.
 
     Raises:
-        UserError: an unknown name (suggests the nearest names), or timm is not installed.
+        UserError: an unknown name (suggests the nearest names), timm is not installed, or there are
+            no weights.
     """
     try:
         import timm
@@ -24,7 +27,11 @@ def build(name: str, image_size: int) -> nn.Module:
     if name not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise UserError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}")
-    options = {"pretrained": False}
+    if pretrained:
+        if not timm.is_model_pretrained(name):
+            raise UserError(f"model.weights pretrained: timm publishes no weights of {name}")
+        return timm.create_model(name, pretrained=True)  # type: ignore[no-any-return]
+    options = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
         return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]
     except TypeError:  # fully convolutional models take any size

@@ -1,0 +1,181 @@
+"""Weights to start from: what files hold, how they fit, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from wcl_ray.config import ModelConfig
+from wcl_ray.data.augment import MEAN, STD
+from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import IMAGENET, EncoderSpec, load_exported
+from wcl_ray.model.weights import (
+    Weights,
+    expected_images,
+    file_weights,
+    fit_state,
+    nearest_architecture,
+    published_weights,
+    read_state,
+    start_encoder,
+)
+
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def saved(value: object) -> bytes:
+    sink = io.BytesIO()
+    torch.save(value, sink)
+    return sink.getvalue()
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(1)
+    network: nn.Module = torchvision.models.resnet18()
+    return network
+
+
+def spec(backbone: str, image_size: int) -> EncoderSpec:
+    return EncoderSpec(ModelConfig(backbone=backbone, projector=(8,)), image_size)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q.", "backbone."])
+@pytest.mark.parametrize("nest", [None, "state_dict", "model"])
+def test_prefixes_and_checkpoints_around_the_weights(prefix: str, nest: str | None) -> None:
+    network = resnet()
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    state[prefix.replace("_q", "_k") + "queue"] = torch.zeros(3)
+    content = saved(state if nest is None else {nest: state, "epoch": 3, "lr": torch.ones(1)})
+    weights = file_weights(content, "x.pth", "resnet18")
+    _, export, fit = start_encoder(spec("resnet18", 224), weights, 0)
+    assert fit.missing == ()
+    assert [name for name in fit.unexpected if "queue" not in name] == []
+    backbone = load_exported(export)
+    network.fc = nn.Identity()
+    x = torch.randn(2, 3, 224, 224)
+    assert torch.equal(backbone(x), network.eval()(x))
+
+
+def test_an_export_of_ours_keeps_its_normalisation() -> None:
+    torch.manual_seed(0)
+    first = EncoderSpec(ModelConfig(projector=(8,)), 32, statistics=HALF)
+    encoder = first.build().eval()
+    weights = file_weights(first.export(encoder), "encoder.safetensors", "small")
+    assert (weights.statistics, weights.image_size, weights.backbone) == (HALF, 32, "small")
+    again, export, _ = start_encoder(spec("small", 32), weights, 0)
+    assert again.statistics == HALF
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    features = load_exported(export)((images - mean) / std)
+    bare = encoder.backbone
+    bare._forward_pre_hooks.clear()
+    assert torch.allclose(features, bare((images - 0.5) / 0.5), atol=1e-5)
+
+
+def test_missing_weights_are_listed_and_stay_as_seeded() -> None:
+    state = resnet().state_dict()
+    gone = [name for name in state if name.startswith("layer4.1.bn2") and "num" not in name]
+    for name in gone:
+        del state[name]
+    _, export, fit = start_encoder(spec("resnet18", 224), Weights("x", state), 7)
+    assert sorted(fit.missing) == sorted(gone)
+    again = safetensors.torch.load(start_encoder(spec("resnet18", 224), Weights("x", state), 7)[1])
+    assert all(torch.equal(again[k], v) for k, v in safetensors.torch.load(export).items())
+
+
+def test_another_architecture_names_the_nearest() -> None:
+    weights = file_weights(saved(torchvision.models.resnet34().state_dict()), "w.pth", "resnet50")
+    with pytest.raises(UserError, match=r"w\.pth does not fit resnet50.*--model.backbone resnet34"):
+        start_encoder(spec("resnet50", 224), weights, 0)
+
+
+def test_a_small_stem_does_not_take_published_weights() -> None:
+    weights = Weights("w.pth", resnet().state_dict())
+    with pytest.raises(UserError, match=r"images of 32 pixels: conv1\.weight has shape \(64, 3, 7"):
+        start_encoder(spec("resnet18", 32), weights, 0)
+
+
+def test_something_else_is_no_architecture() -> None:
+    state = {"a.weight": torch.zeros(3, 3), "b": torch.zeros(2)}
+    with pytest.raises(UserError, match="only 0 of the network's 102 weights"):
+        fit_state(state, resnet())
+    assert nearest_architecture(state, "resnet18") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        (b"no weights", "x.pth", "is not a file of weights"),
+        (b"no weights", "x.safetensors", "is not a safetensors file"),
+        (saved({"epoch": 3}), "x.pth", "holds no tensors"),
+        (saved([1, 2]), "x.pth", "holds no tensors"),
+    ],
+)
+def test_files_that_hold_no_weights(content: bytes, name: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"model.weights {name} {words}"):
+        read_state(content, name)
+
+
+def test_the_export_of_another_backbone() -> None:
+    content = safetensors.torch.save({"x": torch.zeros(1)}, {"backbone": "resnet50"})
+    with pytest.raises(UserError, match=r"holds a resnet50; use --model\.backbone resnet50"):
+        file_weights(content, "x.safetensors", "small")
+
+
+def test_published_weights_come_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = resnet()
+    best = torchvision.models.ResNet18_Weights.DEFAULT
+    name = best.url.rpartition("/")[2]
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), tmp_path / "hub/checkpoints" / name)
+    monkeypatch.setattr(type(best), "get_state_dict", unchecked)
+    weights = published_weights("resnet18")
+    assert (weights.statistics, weights.image_size) == (IMAGENET, 224)
+    for key, value in network.state_dict().items():
+        assert torch.equal(weights.state[key], value)
+
+
+def unchecked(self: object, progress: bool = True, check_hash: bool = False) -> object:
+    """The cached file without its hash: nobody can make one of the published hash."""
+    return torch.hub.load_state_dict_from_url(self.url, progress=progress)  # type: ignore[attr-defined]
+
+
+def test_published_weights_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(UserError, match=r"weights of resnet18 cannot be downloaded \(no route\)"):
+        published_weights("resnet18")
+    with pytest.raises(UserError, match="the family 'small' has no published weights"):
+        published_weights("small")
+
+
+def refuse(*given: object, **options: object) -> None:
+    raise OSError("no route")
+
+
+def test_vision_transformers_take_positions_of_another_size() -> None:
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    source = spec(name, 224).build().backbone
+    weights = file_weights(saved(source.state_dict()), "vit.pth", name)
+    assert weights.statistics == HALF  # timm's own of this network
+    used, export, fit = start_encoder(spec(name, 96), weights, 0)
+    assert fit.state["pos_embed"].shape == (1, 37, 192)
+    assert used.statistics == HALF
+    assert load_exported(export)(torch.zeros(1, 3, 96, 96)).shape == (1, 192)
+
+
+def test_what_images_a_library_expects() -> None:
+    assert expected_images(nn.Linear(1, 1)) == (IMAGENET, 224)
+    assert expected_images(spec("resnet18", 224).build().backbone) == (IMAGENET, 224)

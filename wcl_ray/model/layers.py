@@ -1,0 +1,82 @@
+"""The layers of a backbone in order: to freeze the first ones, and for learning rates that fall
+towards the input."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wcl_ray.errors import UserError
+
+# stages or blocks of torchvision's networks and of the small one
+NUMBERED = re.compile(
+    r"^(layer|features\.(?:denseblock|transition)?|encoder\.layers\.encoder_layer_"
+    r"|trunk_output\.block)(\d+)\."
+)
+
+
+def layer_numbers(backbone: nn.Module) -> dict[str, int]:
+    """Parameter → its layer: 0 is the stem (or patch embedding), then come the stages of a
+    convolutional network or the blocks of a transformer.
+
+    What follows the last of them, such as a norm, counts as part of it. timm's networks say it
+    themselves (``group_matcher``).
+    """
+    matcher = getattr(backbone, "group_matcher", None)
+    names = [name for name, _ in backbone.named_parameters()]
+    if matcher is not None:
+        from timm.models import group_parameters
+
+        groups = group_parameters(backbone, matcher(coarse=True), reverse=True)
+        last = max(groups.values())
+        tail = [name for name in names if groups[name] == last]
+        if not any(re.search(r"\d+\.", name) for name in tail):  # a norm before the classifier
+            groups |= dict.fromkeys(tail, last - 1)
+        return dict(groups)
+    layers: dict[str, int] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    current = 0
+    for name in names:
+        match = NUMBERED.match(name)
+        if match is not None:
+            stem = match[1] == "features." and match[2] == "0"
+            current = 0 if stem else numbers.setdefault(match.groups(), len(numbers) + 1)  # type: ignore[arg-type]
+        layers[name] = current
+    return layers
+
+
+def layer_count(backbone: nn.Module) -> int:
+    """How many layers there are, the stem included."""
+    return max(layer_numbers(backbone).values(), default=0) + 1
+
+
+def freeze(backbone: nn.Module, count: int) -> None:
+    """Take the first ``count`` layers out of training, the stem being the first.
+
+    Raises:
+        UserError: no layer would be left.
+    """
+    if not count:
+        return
+    layers = layer_numbers(backbone)
+    total = max(layers.values()) + 1
+    if count >= total:
+        raise UserError(
+            f"model.freeze-stages {count} leaves nothing to train: the backbone has {total} "
+            "stages, the stem included"
+        )
+    for name, parameter in backbone.named_parameters():
+        if layers[name] < count:
+            parameter.requires_grad_(False)
+
+
+def frozen_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """Batch norms without a trained parameter; they have to keep the statistics that they came
+    with."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+            yield module

@@ -1,0 +1,309 @@
+"""Weights to start from: those a library publishes, a file in a usual naming, or a run."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import pickle
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from wcl_ray.data.augment import MEAN, STD
+from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import (
+    IMAGENET,
+    EncoderSpec,
+    Statistics,
+    build_backbone,
+    read_metadata,
+    statistics_of,
+)
+from wcl_ray.model.huggingface import renamed_weights
+
+State = dict[str, torch.Tensor]
+NESTED = ("state_dict", "model_state_dict", "model", "student", "teacher", "net", "encoder")
+HEADS = ("head", "heads", "fc", "classifier")  # of the libraries; they are not used
+MOST_NAMED = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights as they were found.
+
+    Attributes:
+        source: what they are, for people.
+        state: name → tensor.
+        statistics: the normalisation for which they were trained.
+        image_size: side of the images on which they were trained, in pixels.
+        backbone: the network, if the source names it.
+    """
+
+    source: str
+    state: State = field(repr=False)
+    statistics: Statistics = IMAGENET
+    image_size: int = 224
+    backbone: str | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights under the names of a backbone.
+
+    Attributes:
+        state: all weights of the backbone without its classifier.
+        missing: names that the source lacks; they keep their random values.
+        unexpected: names of the source that the backbone lacks, its classifier left aside.
+    """
+
+    state: State = field(repr=False)
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+def published_weights(name: str) -> Weights:
+    """The weights that the library of a backbone publishes for it, from its cache or downloaded.
+
+    Args:
+        name: a value of ``model.backbone``.
+
+    Raises:
+        UserError: there are none, or they cannot be downloaded.
+    """
+    try:
+        network = build_backbone(name, 224, pretrained=True)
+    except UserError:
+        raise
+    except Exception as error:  # each library, and what it downloads with, raises its own
+        why = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(
+            f"model.weights pretrained: the weights of {name} cannot be downloaded ({why}); give "
+            "--model.weights a file"
+        ) from None
+    statistics, size = expected_images(network)
+    return Weights(f"published weights of {name}", network.state_dict(), statistics, size)
+
+
+def expected_images(network: nn.Module) -> tuple[Statistics, int]:
+    """Normalisation and side of the images for which a network's published weights are made;
+    ImageNet's and 224 pixels if its library does not say."""
+    described: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    mean, std = described.get("mean", MEAN), described.get("std", STD)
+    return (tuple(mean), tuple(std)), described.get("input_size", (3, 224, 224))[1]
+
+
+def file_weights(content: bytes, name: str, backbone: str) -> Weights:
+    """Weights of a file: an export of this project, or one in a usual naming, for which the images
+    are those of the backbone's published weights.
+
+    Args:
+        name: of the file. backbone: a value of ``model.backbone``.
+
+    Raises:
+        UserError: the file holds no weights, or is the export of another backbone.
+    """
+    state, metadata = read_state(content, name)
+    if "backbone" not in metadata:
+        statistics, size = expected_images(build_backbone(backbone, 224))
+        return Weights(name, state, statistics, size)
+    if metadata["backbone"] != backbone:
+        raise UserError(
+            f"model.weights {name} holds a {metadata['backbone']}; use --model.backbone "
+            f"{metadata['backbone']}"
+        )
+    size = int(metadata["image_size"])
+    return Weights(name, state, statistics_of(metadata), size, metadata["backbone"])
+
+
+def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[EncoderSpec, bytes, Fit]:
+    """An encoder that has the weights.
+
+    Args:
+        seed: of the values that the weights lack.
+
+    Returns:
+        What it is built from, the normalisation of the weights included; its export; and how the
+        weights fit.
+
+    Raises:
+        UserError: they do not fit, with the nearest architecture.
+    """
+    spec = replace(spec, statistics=weights.statistics)
+    torch.manual_seed(seed)
+    encoder = spec.build()
+    try:
+        fit = fit_state(weights.state, encoder.backbone)
+    except UserError as error:
+        name = spec.model.backbone
+        nearest = nearest_architecture(weights.state, name)
+        hint = f"; use --model.backbone {nearest}" if nearest not in (None, name) else ""
+        raise UserError(
+            f"model.weights {weights.source} does not fit {name} for images of {spec.image_size} "
+            f"pixels: {error}{hint}"
+        ) from None
+    encoder.backbone.load_state_dict(fit.state)
+    return spec, spec.export(encoder), fit
+
+
+def read_state(content: bytes, name: str) -> tuple[State, dict[str, str]]:
+    """Tensors of a ``.safetensors`` or of a file of ``torch.save``, and the metadata of the first.
+
+    A dictionary inside a checkpoint (``state_dict``, ``model``, …) is taken out of it.
+
+    Args:
+        name: of the file, for errors.
+
+    Raises:
+        UserError: it is neither, or holds no tensors.
+    """
+    if name.endswith(".safetensors"):
+        try:
+            state = safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise UserError(f"model.weights {name} is not a safetensors file: {error}") from None
+        return state, read_metadata(content)
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
+        why = str(error).splitlines()[0][:150]
+        raise UserError(
+            f"model.weights {name} is not a file of weights ({why}); save a state_dict with "
+            "torch.save or as .safetensors"
+        ) from None
+    return _tensors(loaded, name), {}
+
+
+def _tensors(loaded: Any, name: str) -> State:
+    while isinstance(loaded, dict):
+        tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+        inner = next((loaded[k] for k in NESTED if isinstance(loaded.get(k), dict)), None)
+        if tensors and (inner is None or len(tensors) > 1):
+            return tensors
+        loaded = inner
+    raise UserError(f"model.weights {name} holds no tensors; save the state_dict of the network")
+
+
+def fit_state(state: State, backbone: nn.Module) -> Fit:
+    """Weights under the names of a backbone without its classifier, position embeddings resized.
+
+    Prefixes such as ``module.`` or ``backbone.`` are taken off, names of Hugging Face's
+    transformers become those of timm or torchvision.
+
+    Raises:
+        UserError: fewer than half of the names fit, or a tensor has another shape.
+    """
+    wanted = backbone.state_dict()
+    named = max(
+        (_without_prefix(names, wanted) for names in (state, renamed_weights(state))),
+        key=lambda names: len(names.keys() & wanted.keys()),
+    )
+    named = _library_names(named, backbone)
+    counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    missing = tuple(name for name in counted if name not in named)
+    if 2 * len(missing) > len(counted):
+        raise UserError(
+            f"only {len(counted) - len(missing)} of the network's {len(counted)} weights are in "
+            f"it; it has {_some(state)}, the network {_some(wanted)}"
+        )
+    wrong = [n for n in counted if n in named and named[n].shape != wanted[n].shape]
+    if wrong:
+        first = wrong[0]
+        raise UserError(
+            f"{first} has shape {tuple(named[first].shape)} in it, {tuple(wanted[first].shape)} in "
+            f"the network ({len(wrong)} of {len(counted)} weights differ)"
+        )
+    unexpected = tuple(
+        name for name in named if name not in wanted and name.partition(".")[0] not in HEADS
+    )
+    chosen = {name: named[name].to(wanted[name].dtype) for name in wanted if name in named}
+    return Fit(wanted | chosen, missing, unexpected)
+
+
+def _without_prefix(state: State, wanted: State) -> State:
+    """The names without the prefix under which most of the wanted ones are."""
+    prefixes: Counter[str] = Counter()
+    by_end: dict[str, list[str]] = {}
+    for name in wanted:
+        by_end.setdefault(name.rpartition(".")[2], []).append(name)
+    for name in state:
+        ends = by_end.get(name.rpartition(".")[2], ())
+        for prefix in {name[: -len(end)] for end in ends if name.endswith(end)}:
+            if not prefix or prefix.endswith("."):
+                prefixes[prefix] += 1
+    if not prefixes:
+        return state
+    most = max(prefixes.values())
+    prefix = min((p for p, count in prefixes.items() if count == most), key=len)
+    return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def _library_names(state: State, backbone: nn.Module) -> State:
+    """What the backbone's own library does to weights that it loads: older names, and position
+    embeddings of another image size."""
+    module = sys.modules[type(backbone).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)  # timm's
+    if convert is not None:
+        return dict(convert(state, backbone))
+    positions, key = backbone.state_dict(), "encoder.pos_embedding"
+    if key in state and key in positions and state[key].shape != positions[key].shape:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        size, patch = backbone.image_size, backbone.patch_size
+        return dict(interpolate_embeddings(size, patch, dict(state)))  # type: ignore[arg-type]
+    return state
+
+
+def _some(state: State) -> str:
+    names = list(state)[:MOST_NAMED]
+    return ", ".join(names) + (", …" if len(state) > len(names) else "")
+
+
+def nearest_architecture(state: State, name: str) -> str | None:
+    """The network of torchvision, or a near name of timm, that most weights of a file fit.
+
+    Args:
+        name: the network that they do not fit; near names of timm are tried.
+
+    Returns:
+        A value of ``model.backbone``, or None when fewer than 90 % fit each.
+    """
+    states = [state, renamed_weights(state)]
+    best, highest = None, 0.9
+    for candidate in _candidates(name):
+        try:
+            with torch.device("meta"):
+                wanted = build_backbone(candidate, 224).state_dict()
+        except (NotImplementedError, UserError):  # it needs values, or images of another size
+            continue
+        named = [_without_prefix(names, wanted) for names in states]
+        fitting = max(
+            sum(names[key].shape == wanted[key].shape for key in names.keys() & wanted.keys())
+            for names in named
+        )
+        share = fitting / max(len(wanted), len(state))
+        if share > highest:
+            best, highest = candidate, share
+    return best
+
+
+def _candidates(name: str) -> list[str]:
+    import torchvision.models
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    try:
+        import timm
+    except ImportError:
+        return known
+    near = difflib.get_close_matches(name.rpartition(":")[2], timm.list_models(), 20, 0.3)
+    return [*known, *(f"timm:{model}" for model in near)]

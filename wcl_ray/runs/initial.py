@@ -1,0 +1,117 @@
+"""The weights that training starts from, found and kept for the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from wcl_ray.config import SMALL, Config
+from wcl_ray.errors import UserError
+from wcl_ray.model.encoder import (
+    Encoder,
+    EncoderSpec,
+    build_backbone,
+    load_backbone,
+    read_metadata,
+    statistics_of,
+)
+from wcl_ray.model.weights import (
+    Weights,
+    expected_images,
+    file_weights,
+    published_weights,
+    start_encoder,
+)
+from wcl_ray.runs.folder import ENCODER
+from wcl_ray.storage import Folder
+from wcl_ray.terminal import say, warn
+
+FILE = "initial.safetensors"  # of a run with --model.weights
+MOST_NAMED = 5  # names of weights in a warning
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the encoder of a run begins.
+
+    Attributes:
+        encoder: what it is built from.
+        weights: content of ``initial.safetensors``; None: random weights.
+    """
+
+    encoder: EncoderSpec
+    weights: bytes | None = field(default=None, repr=False)
+
+    def build_encoder(self) -> Encoder:
+        """The encoder; torch's generator gives the random weights."""
+        encoder = self.encoder.build()
+        if self.weights is not None:
+            load_backbone(encoder.backbone, self.weights)
+        return encoder
+
+    def keep(self, run: Folder) -> None:
+        """Write the weights to the run, which then needs their source no more."""
+        if self.weights is not None and not run.exists(FILE):
+            run.write(FILE, self.weights)
+
+
+def with_image_size(config: C) -> C:
+    """The configuration with ``data.image_size`` as the weights want it, if it is not given.
+
+    Raises:
+        UserError: weights that cannot be read.
+    """
+    if config.data.image_size:
+        return config
+    source, name = config.model.weights, config.model.backbone
+    if source == "pretrained":
+        size = expected_images(build_backbone(name, 224))[1]
+    else:
+        size = _read(source, config).image_size
+    return replace(config, data=replace(config.data, image_size=size or SMALL))
+
+
+def start_of(config: Config, run: Folder) -> Start:
+    """How training begins, from what the run has kept or from ``model.weights``; says which
+    weights do not fit.
+
+    Raises:
+        UserError: weights that cannot be had, or are those of another architecture.
+    """
+    spec = EncoderSpec(config.model, config.data.image_size, config.loss.dual)
+    source = config.model.weights
+    if source == "none":
+        return Start(spec)
+    if run.exists(FILE):
+        content = run.read(FILE)
+        return Start(replace(spec, statistics=statistics_of(read_metadata(content))), content)
+    if source == "pretrained":
+        weights = published_weights(config.model.backbone)
+    else:
+        weights = _read(source, config)
+    spec, content, fit = start_encoder(spec, weights, config.seed)
+    say("weights", f"{weights.source}, {len(fit.state) - len(fit.missing)} tensors")
+    for names, what in (
+        (fit.missing, "are not in it and stay random"),
+        (fit.unexpected, "are not used"),
+    ):
+        if names:
+            listed = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+            warn(f"model.weights {source}: {len(names)} weights {what} ({listed})")
+    return Start(spec, content)
+
+
+def _read(source: str, config: Config) -> Weights:
+    """Weights of a file, or of the encoder of a run."""
+    place, _, name = source.rstrip("/").rpartition("/")
+    folder = Folder(place or ("/" if source.startswith("/") else "."), config.data.endpoint)
+    if (folder / name).exists(ENCODER):
+        folder, name = folder / name, ENCODER
+    elif not folder.exists(name):
+        raise UserError(
+            f"model.weights {source}: there is no such file and no run with {ENCODER}; it is none, "
+            "pretrained, a file or the folder of a finished run"
+        )
+    return file_weights(folder.read(name), f"{folder.uri}/{name}", config.model.backbone)
