@@ -352,7 +352,11 @@ def test_nobody_at_the_address(address: str) -> None:
         ({"loss.negatives": "siblings"}, ["siblings needs several levels, not attributes-4 alone"]),
         ({"loss.level_weights": (1.0, 2.0)}, ["has 2 number(s) for the level(s) attributes-4"]),
         (
-            {"clusters.kind": "instance", "loss.positives": "graded"},
+            {
+                "clusters.kind": "instance",
+                "clusters.columns": ("always",),
+                "loss.positives": "graded",
+            },
             ["graded: no column gives an attribute", "always: all its values are the same"],
         ),
         ({"scale.cpus_per_worker": 64.0}, ["more than the 2 CPUs"]),
