@@ -66,6 +66,13 @@ class DataConfig:
     encoding: str | None = None
     """Encoding of metadata tables and of text in shards, such as cp1252. Default: given by the byte
     order mark, else UTF-8."""
+    table: str | None = None
+    """Table with metadata of the images, wherever they are: CSV, TSV, JSON lines or Parquet, local
+    or s3://. Its columns replace those of the same names. Default: the one at the top of an image
+    folder."""
+    key: str | None = None
+    """Column of the table with the images' ids (of --data.id) or file names, with or without
+    folders and suffix; of WebDataset samples: their keys. Default: found by name and values."""
     label: str | None = None
     """Column with the class, for the evaluation. Clusters are never made of it, except with
     --clusters.kind label."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.types as pat
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.clusters.metadata import hashed
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.tables import NAME, decode_text, read_csv
+from wcl_ray.data.sources.table_files import open_table as open_rows
+from wcl_ray.data.sources.tables import NAME
 from wcl_ray.data.stream import positions_of
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError, reading
@@ -121,7 +121,7 @@ def open_table(
     """Read only the id and cluster columns of a table.
 
     Args:
-        uri: Parquet file, folder of Parquet files, or CSV file.
+        uri: Parquet file, folder of Parquet files, CSV file, or JSON lines.
         id_column: name of the id column in the data, if any.
         columns: the granularities; by default all columns that do not name the images.
 
@@ -133,14 +133,8 @@ def open_table(
     with reading(f"clusters.from {uri}"):
         if fs.get_file_info(path).type == pafs.FileType.NotFound:
             raise UserError(f"clusters.from {uri}: no such run or file")
-        if path.lower().endswith((".csv", ".tsv", ".txt")):
-            with fs.open_input_stream(path) as stream:
-                text = decode_text(stream.read(), encoding, uri)
-            csv = read_csv(text, uri, as_text=frozenset(keys))
-            dataset, names = pads.dataset(csv), csv.column_names
-        else:
-            dataset = pads.dataset(path, filesystem=fs, format="parquet")
-            names = dataset.schema.names
+    dataset = open_rows(fs, path, f"clusters.from {uri}", encoding, frozenset(keys))
+    names = dataset.schema.names
     listed = f"its columns are: {', '.join(names) or '(none)'}"
     key = next((name for name in keys if name in names), None)
     if key is None:

@@ -25,6 +25,12 @@ def array_digest(array: np.ndarray) -> str:
     return digest.hexdigest()[:40]
 
 
+def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int64 like wanted: the position of each id among the sorted ids, -1 for others."""
+    index = np.searchsorted(ids, wanted).clip(max=max(0, len(ids) - 1))
+    return np.where(ids[index] == wanted, index, -1) if len(ids) else np.full(len(wanted), -1)
+
+
 def is_id_type(kind: pa.DataType) -> bool:
     """Whether ids may have this type: integers or strings, also dictionary-encoded."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
