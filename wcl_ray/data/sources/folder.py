@@ -28,7 +28,7 @@ from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_FILES = 256  # image files that a task opens, at least
-PATH = "__path"
+PATH, LABEL = "__path", "label"
 
 
 @FORMATS.add("folder")
@@ -78,7 +78,7 @@ class FolderSource(Source):
             return FolderSource(files, (), "", None, table=table)
         labels = [name.split("/")[0] if "/" in name else None for name in relative]
         splits = splits_of(name for name in relative if "/" in name)
-        if splits and data.label is not None:
+        if splits and data.label == LABEL:
             uri = folder_of(files)
             raise UserError(
                 f"data.path {uri}: the folders {', '.join(splits)} are splits of a data set, not "
@@ -86,8 +86,8 @@ class FolderSource(Source):
             )
         if splits and set(labels) <= {*(split.split("/")[0] for split in splits), None}:
             return FolderSource(files, (), "", None, table=table)
-        table = table.append_column("label", [labels])
-        return FolderSource(files, ("label",), "", None, table=table)
+        table = table.append_column(LABEL, [labels])
+        return FolderSource(files, (LABEL,), "", None, table=table)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return ray.data.from_arrow(self.parts(columns, images=False))

@@ -21,7 +21,7 @@ from ray.data import Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, Source
-from wcl_ray.data.sources.folder import FolderSource
+from wcl_ray.data.sources.folder import LABEL, FolderSource
 from wcl_ray.data.sources.listing import suffix_of
 from wcl_ray.data.sources.match import KEYS, Match, match_table
 from wcl_ray.data.sources.table_files import CSV, JSON_LINES, read_table
@@ -29,7 +29,6 @@ from wcl_ray.data.sources.tables import NAME
 from wcl_ray.errors import UserError
 from wcl_ray.storage import filesystem, resolve_input
 
-LABEL = "label"  # of images in sub-folders
 TRIED = 5  # tables at the top of an image folder that are tried, at most
 
 
@@ -157,7 +156,8 @@ def _texts(data: DataConfig) -> frozenset[str]:
 
 def _joined(source: Source, table: pa.Table, key: str | None, where: str) -> Source:
     """A source with the columns of a table, which replace those of the same names."""
-    args = (table, key, where, source.uri)
+    usual = (source.id_column, *KEYS) if source.id_column else KEYS
+    args = (table, key, usual, where, source.uri)
     if isinstance(source, FolderSource):
         images = pa.concat_tables(source.parts((), images=False))
         match, rows = _match_images(images, *args)

@@ -57,6 +57,7 @@ def match_table(
     keys: pa.Array,
     rows: pa.Table,
     column: str | None,
+    usual: tuple[str, ...],
     table: str,
     source: str,
 ) -> tuple[Match, np.ndarray, np.ndarray]:
@@ -65,7 +66,8 @@ def match_table(
     Args:
         ids: int64 (N,), of the images. keys: string (N,), their names; null: the name is the id.
         rows: the metadata table.
-        column: of the table, with the names of the images; None: found.
+        column: of the table, with the names of the images. None: of the columns with ``usual``
+            names, else of all, the one that agrees with the names in most characters.
         table, source: paths, for messages.
 
     Returns:
@@ -83,38 +85,45 @@ def match_table(
     if keys.null_count < len(keys):  # of unsigned ids only the large ones have a key
         names = pc.coalesce(keys, names.cast(pa.string()))
     problems: list[str] = []
-    for columns in _candidates(rows, column, table):
-        fits: dict[str, np.ndarray] = {}
+    preferred, others = _candidates(rows, column, usual, table)
+    for columns in (preferred, others):
+        fits: dict[str, tuple[int, np.ndarray]] = {}
         for name in columns:
-            found, problem = find_rows(names, _keys(rows[name], f"{table}: column {name!r}"))
-            problems += [f"column {name!r}: {problem}"] if problem else []
-            if (found >= 0).any():
-                fits[name] = found
-        if len(fits) > 1 and not set(columns) & set(_usual(rows)):
-            listed = ", ".join(map(repr, fits))
+            what = f"column {name!r}"
+            found, agreed, problem = find_rows(names, _keys(rows[name], f"{table}: {what}"))
+            problems += [f"{what}: {problem}"] if problem else []
+            if agreed:
+                fits[name] = agreed, found
+        ranked = sorted(fits, key=lambda name: -fits[name][0])
+        if columns is others and len(fits) > 1 and 2 * fits[ranked[1]][0] > fits[ranked[0]][0]:
+            listed = ", ".join(map(repr, ranked[:2]))
             raise UserError(f"{table}: {listed} may all be names of images; choose with --data.key")
-        if fits:
-            best = max(fits, key=lambda name: int((fits[name] >= 0).sum()))
-            found = fits[best]
+        if ranked:
+            found = fits[ranked[0]][1]
             counts = (len(ids), rows.num_rows, int((found >= 0).sum()))
-            return Match(table, best, *counts, array_digest(ids[found >= 0])), ids, found
+            digest = array_digest(ids[found >= 0])
+            return Match(table, ranked[0], *counts, digest), ids, found
     if problems:
         raise UserError(f"{table}: {problems[0]}")
-    tried = column or next(iter([*_usual(rows), *rows.column_names]))
+    tried = [*preferred, *others, *rows.column_names][0]
     raise UserError(
         f"{table}: no row belongs to an image of {source}: column {tried!r} holds "
-        f"{_examples(rows[tried])}, the images are {_examples(names)}; name the column with the "
-        "images' ids or file names with --data.key"
+        f"{_examples(rows[tried])}, the images are {_examples(names.sort())}; name the column with "
+        "the images' ids or file names with --data.key"
     )
 
 
-def _candidates(rows: pa.Table, column: str | None, table: str) -> list[list[str]]:
-    """Columns that may hold the names: those to prefer, then all others."""
+def _candidates(
+    rows: pa.Table, column: str | None, usual: tuple[str, ...], table: str
+) -> tuple[list[str], list[str]]:
+    """Columns that may hold the names: those to prefer, and all others."""
     if column is None:
-        usual = _usual(rows)
+        named = {name.lower().replace(" ", "_"): name for name in reversed(rows.column_names)}
+        named |= {name: name for name in rows.column_names}
+        preferred = list(dict.fromkeys(named[name] for name in usual if name in named))
         kinds = {field.name: decoded(rows[field.name].slice(0, 0)).type for field in rows.schema}
-        others = [n for n, k in kinds.items() if pat.is_string(k) or pat.is_integer(k)]
-        return [usual, [name for name in others if name not in usual]]
+        texts = [n for n, k in kinds.items() if pat.is_string(k) or pat.is_integer(k)]
+        return preferred, [name for name in texts if name not in preferred]
     if column not in rows.column_names:
         near = difflib.get_close_matches(column, rows.column_names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -122,12 +131,7 @@ def _candidates(rows: pa.Table, column: str | None, table: str) -> list[list[str
             f"data.key {column!r} is not a column of {table}{hint}; the columns are: "
             f"{', '.join(rows.column_names) or '(none)'}"
         )
-    return [[column]]
-
-
-def _usual(rows: pa.Table) -> list[str]:
-    named = {name.lower().replace(" ", "_"): name for name in reversed(rows.column_names)}
-    return [named[name] for name in KEYS if name in named]
+    return [column], []
 
 
 def _keys(column: pa.ChunkedArray, what: str) -> pa.Array:
@@ -145,28 +149,28 @@ def _examples(column: pa.Array | pa.ChunkedArray) -> str:
     return ", ".join(map(repr, shown)) or "nothing"
 
 
-def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, str | None]:
+def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, int, str | None]:
     """The row whose key is the name of an image.
 
     Names and keys are compared with all their folders, then with ever fewer, each time with and
-    without the suffix of an image. The first comparison is taken that gives half as many images a
-    row as the best one: a file of the same name in another folder is hardly the same image.
+    without the suffix of an image. The first is taken that gives more than half as many rows to
+    images as the best one: a file of the same name in another folder is hardly the same image.
 
     Args:
         names: (N,) int64 or string, distinct. keys: (M,) int64 or string; null is no key.
 
     Returns:
-        int64 (N,) rows, -1 = none. If no comparison gives rows to images one to one: what is in the
-        way, in words.
+        int64 (N,) rows, -1 = none; the number of characters in the names that were found; and, if
+        no comparison gives rows to images one to one, what is in the way, in words.
 
     >>> find_rows(pa.array(["a/1.png", "b/2.png"]), pa.array(["2", "photos/b/3.png"]))[0].tolist()
     [-1, 0]
     """
     possible = min(len(names), len(keys) - keys.null_count)
     none, problem = np.full(len(names), -1), None
-    found = [(0, none)]  # matched images and their rows, for each number of folders
+    found = [(0, 0, none)]  # matched images, characters and rows, for each number of folders
     for forms in _comparable(names, keys):
-        most, best = 0, none
+        most, characters, best = 0, 0, none
         for compared in forms:
             codes = pa.concat_arrays(compared).dictionary_encode().indices.fill_null(-1).to_numpy()
             of_names, of_keys = codes[: len(names)], codes[len(names) :]
@@ -181,22 +185,25 @@ def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, str | None]:
                 row_of = np.full(size, -1)
                 row_of[of_keys[with_key]] = with_key
                 most, best = int(shared.sum()), row_of[of_names]
-        found.append((most, best))
-        if most and 2 * most >= possible:
+                texts = compared[0].filter(pa.array(best >= 0)).cast(pa.large_string())
+                characters = pc.sum(pc.utf8_length(texts)).as_py()
+        found.append((most, characters, best))
+        if 2 * most > possible:
             break
-    half = max(count for count, _ in found) / 2
-    count, rows = next((count, rows) for count, rows in found[1:] if count >= half)
-    return rows, None if count else problem
+    half = max(found, key=lambda form: form[0])[0] / 2
+    _, characters, rows = next((form for form in found if form[0] > half), found[0])
+    return rows, characters, None if characters else problem
 
 
 def _ambiguity(
     names: pa.Array, keys: pa.Array, of_names: np.ndarray, of_keys: np.ndarray, code: int
 ) -> str:
     """What a code that occurs more than once on a side stands for."""
-    images, rows = np.flatnonzero(of_names == code), np.flatnonzero(of_keys == code)
+    rows = np.flatnonzero(of_keys == code)
+    images = names.filter(pa.array(of_names == code)).cast(pa.string()).sort()
     key = keys[int(rows[0])].as_py()
     if len(images) > 1:
-        listed = " and ".join(str(names[int(i)].as_py()) for i in images[:2])
+        listed = " and ".join(images[:2].to_pylist())
         return f"{key!r} may be {listed}; write the folders of the images into the column"
     other = keys[int(rows[1])].as_py()
     also = "" if other == key else f" (also as {other!r})"
