@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -214,7 +215,7 @@ def test_a_table_joins_a_folder_with_its_own(tmp_path: Path) -> None:
         ("name\nx\ny\nz\nu\n", {}, ["'x', 'y', 'z'", "'cat/1.png', 'dog/1.png'", "--data.key"]),
         ("name,legs\n1.png,1\n", {}, ["'1.png' may be cat/1.png and dog/1.png", "folders"]),
         ("name,legs\ncat/1.png,1\ncat/1.png,2\n", {}, ["'cat/1.png' occurs more than once"]),
-        ("name\ncat/1.png\n/x/cat/1\n", {}, ["'cat/1.png' occurs more than once", "'/x/cat/1'"]),
+        ("name\n/x/cat/1\n/y/cat/1\n", {}, ["'/x/cat/1' occurs more", "also as '/y/cat/1'"]),
         ("name\ncat/1.png\n", {"key": "nam"}, ["data.key 'nam'", "did you mean 'name'"]),
         ("name\ncat/1.png\n", {"id": "name"}, ["data.id 'name'", "--data.key"]),
         ("x,y\ncat/1.png,dog/1.png\n", {}, ["'x', 'y' may all be names", "--data.key"]),
@@ -293,7 +294,7 @@ def test_a_table_beside_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "t.csv").write_text(csv([(f"{n:05d}", n, n) for n in range(10, 40)], "key,n,cls"))
     data = DataConfig(path=f"{tmp_path}/data", table=f"{tmp_path}/t.csv")
     source = open_source(data)
-    assert source.columns == ("colour", "n", "cls")
+    assert source.columns == ("colour", "marks", "n", "cls")
     rows = rows_of(source, "n", "colour", "cls")
     assert rows["a-1.tar/00022"] == {"n": 22, "colour": "c1", "cls": 22}
     assert rows["a-0.tar/00003"] == {"n": None, "colour": "c0", "cls": None}
@@ -318,14 +319,15 @@ def test_tables_on_s3(tmp_path: Path, s3: str) -> None:
     expected = {"images/1.png": {"legs": 4}, "images/2.png": {"legs": 3}}
     assert rows_of(open_source(DataConfig(path="s3://bugs/table", endpoint=s3)), "legs") == expected
     for path, table in (
-        (str(tmp_path / "d"), "s3://bugs/table/images.csv"),
-        ("s3://bugs/table", str(tmp_path / "d/images.csv")),
+        (str(tmp_path / "d/images"), "s3://bugs/table/images.csv"),
+        ("s3://bugs/table/images", str(tmp_path / "d/images.csv")),
         ("s3://bugs/table", "s3://bugs/table/images.csv"),
     ):
         data = DataConfig(path=path, table=table, endpoint=s3)
         check_paths(data)
         source = open_source(data)
-        assert rows_of(source, "legs") == expected
+        found = rows_of(source, "legs")
+        assert {f"images/{name.rpartition('/')[2]}": row for name, row in found.items()} == expected
         assert not source.notes
     with pytest.raises(UserError, match=r"data\.table s3://bugs/no\.csv at .*no such file"):
         check_paths(replace(data, table="s3://bugs/no.csv"))
@@ -343,8 +345,6 @@ def test_a_moved_table_has_rows_for_the_same_images(
     assert images.test is None
     ids = sorted(row[ID] for row in images.metadata().take_all())
     run = settle(config)[1]
-    import numpy as np
-
     claim(run, config, {TRAIN: id_summary(np.array(ids))} | side_summaries(images))
     pq.write_table(pa.table({"id": ["2.png", "1.png"], "legs": [3, 4]}), tmp_path / "t.parquet")
     moved = replace(data, table=f"{tmp_path}/t.parquet")
