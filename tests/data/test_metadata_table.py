@@ -120,6 +120,16 @@ def test_numbers_are_names() -> None:
         ("t.csv", csv([(i, *row) for i, row in enumerate(ROWS)], "id,file_name,legs")),
         ("t.jsonl", "".join(json.dumps({"key": n, "legs": i}) + "\n" for n, i in ROWS)),
         ("t.parquet", pa.table({"photo": [n for n, _ in ROWS], "legs": [i for _, i in ROWS]})),
+        (
+            "of images.parquet",
+            pa.table(
+                {
+                    "image": [{"bytes": b"x", "path": "y"}] * 4,
+                    "name": pa.array([n for n, _ in ROWS]).dictionary_encode(),
+                    "legs": [i for _, i in ROWS],
+                }
+            ),
+        ),
     ],
 )
 def test_any_table_beside_an_image_folder(tmp_path: Path, name: str, content: Any) -> None:
@@ -133,6 +143,7 @@ def test_any_table_beside_an_image_folder(tmp_path: Path, name: str, content: An
     assert source.match is not None
     assert "3 of 4 images have a row, 1 rows have no image" in source.match.describe()
     assert not source.notes
+    assert "image" not in source.columns
 
 
 @pytest.mark.parametrize("name", ["images.csv", "labels.tsv", "table.jsonl"])
@@ -169,9 +180,13 @@ def test_class_folders_beside_a_table_are_kept(tmp_path: Path) -> None:
 def test_a_table_that_is_not_used_is_named(tmp_path: Path) -> None:
     write_images(tmp_path, "cat/1.png", "dog/2.png")
     (tmp_path / "stray.csv").write_text("id,legs\nx,4\n")
-    (note,) = open_source(DataConfig(path=str(tmp_path))).notes
-    assert "stray.csv" in note
-    assert "'x'" in note
+    (tmp_path / "readme.txt").write_text("id,legs\n1,4\n")
+    notes = open_source(DataConfig(path=str(tmp_path))).notes
+    assert "stray.csv" not in notes[0]
+    assert "1 .txt" in notes[0]
+    assert "stray.csv: no row belongs" in notes[1]
+    assert "'x'" in notes[1]
+    (tmp_path / "readme.txt").unlink()
     with pytest.raises(UserError, match=r"data\.key 'id'.*stray\.csv.*--data\.table"):
         open_source(DataConfig(path=str(tmp_path), key="id"))
     for name in ("one.csv", "two.csv"):

@@ -22,7 +22,7 @@ from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Sourc
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.leftover import folder_of, splits_of
 from wcl_ray.data.sources.listing import METADATA_FILES, NOT_UTF8, Files, is_image
-from wcl_ray.data.sources.table_files import read_table
+from wcl_ray.data.sources.table_files import open_table, plain_table
 from wcl_ray.data.sources.tables import NAME, common_type
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
@@ -151,7 +151,7 @@ def _read_tables(files: Files, paths: list[str], texts: frozenset[str]) -> pa.Ta
 def _read_table(files: Files, path: str, texts: frozenset[str]) -> pa.Table:
     """One metadata table, with the paths of its images."""
     folder = path.rpartition("/")[0]
-    table = read_table(files.fs, path, path, files.encoding, texts)
+    table = plain_table(open_table(files.fs, path, path, files.encoding, texts), path)
     if NAME not in table.column_names:
         raise UserError(
             f"{path} has no column {NAME!r} with the image of each row; add it, or give this file "

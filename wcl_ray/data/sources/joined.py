@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import ray
 from ray.data import Dataset
 
@@ -24,11 +25,13 @@ from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, Source
 from wcl_ray.data.sources.folder import LABEL, FolderSource
 from wcl_ray.data.sources.listing import suffix_of
 from wcl_ray.data.sources.match import KEYS, Match, match_table
-from wcl_ray.data.sources.table_files import CSV, JSON_LINES, read_table
+from wcl_ray.data.sources.parquet import ParquetSource, layout_of
+from wcl_ray.data.sources.table_files import open_table, plain_table
 from wcl_ray.data.sources.tables import NAME
 from wcl_ray.errors import UserError
 from wcl_ray.storage import filesystem, resolve_input
 
+FOUND = ("csv", "tsv", "jsonl", "ndjson")  # suffixes of tables that are found by themselves
 TRIED = 5  # tables at the top of an image folder that are tried, at most
 
 
@@ -111,7 +114,7 @@ def join_table(source: Source, data: DataConfig) -> Source:
     assert data.table is not None
     fs, path = filesystem(resolve_input(data.table), data.endpoint)
     where = f"data.table {data.table}"
-    table = read_table(fs, path, where, data.encoding, _texts(data))
+    table = _read_table(fs, path, where, data)
     return _joined(source, table, data.key, where)
 
 
@@ -125,12 +128,11 @@ def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None
     files = source.files
     if not isinstance(source, FolderSource) or source.image_column == NAME:
         return source, None
-    kinds = (*CSV, *JSON_LINES)
-    paths = [p for p in files.paths if suffix_of(p) in kinds and "/" not in files.relative(p)]
+    paths = [p for p in files.paths if suffix_of(p) in FOUND and "/" not in files.relative(p)]
     fitting, reasons = {}, []
     for path in paths if len(paths) <= TRIED else ():
         try:
-            table = read_table(files.fs, path, path, data.encoding, _texts(data))
+            table = _read_table(files.fs, path, path, data)
             fitting[path] = _joined(source, table, data.key, path)
         except UserError as error:
             reasons.append(f"{error}")
@@ -148,16 +150,22 @@ def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None
     return replace(source, notes=notes), paths[0] if len(paths) == 1 else None
 
 
-def _texts(data: DataConfig) -> frozenset[str]:
-    """Columns of a CSV file that are read as text: names and classes such as 1.10 are no numbers,
-    whatever the others are."""
-    return frozenset([*([data.key] if data.key else KEYS), *filter(None, [data.label])])
+def _read_table(fs: pafs.FileSystem, path: str, where: str, data: DataConfig) -> pa.Table:
+    """A table without the images that a Parquet file may hold. Names and classes in a CSV file are
+    texts: whether 1.10 is a number must not depend on the other values."""
+    texts = frozenset([*([data.key] if data.key else KEYS), *filter(None, [data.label])])
+    dataset = open_table(fs, path, where, data.encoding, texts)
+    columns = [f.name for f in dataset.schema if layout_of(f.type) not in ("bytes", "struct")]
+    return plain_table(dataset, where, columns)
 
 
 def _joined(source: Source, table: pa.Table, key: str | None, where: str) -> Source:
     """A source with the columns of a table, which replace those of the same names."""
     usual = (source.id_column, *KEYS) if source.id_column else KEYS
-    args = (table, key, usual, where, source.uri)
+    place = source.uri
+    if isinstance(source, ParquetSource) and not source.id_column:
+        place += " (which has no id column, see --data.id)"
+    args = (table, key, usual, where, place)
     if isinstance(source, FolderSource):
         images = pa.concat_tables(source.parts((), images=False))
         match, rows = _match_images(images, *args)

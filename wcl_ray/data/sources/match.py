@@ -120,9 +120,12 @@ def _candidates(
     if column is None:
         named = {name.lower().replace(" ", "_"): name for name in reversed(rows.column_names)}
         named |= {name: name for name in rows.column_names}
-        preferred = list(dict.fromkeys(named[name] for name in usual if name in named))
         kinds = {field.name: decoded(rows[field.name].slice(0, 0)).type for field in rows.schema}
         texts = [n for n, k in kinds.items() if pat.is_string(k) or pat.is_integer(k)]
+        # pandas writes integers as floats where some are missing
+        single = {n for n, k in kinds.items() if n in texts or pat.is_floating(k)}
+        preferred = [named[name] for name in usual if named.get(name) in single]
+        preferred = list(dict.fromkeys(preferred))
         return preferred, [name for name in texts if name not in preferred]
     if column not in rows.column_names:
         near = difflib.get_close_matches(column, rows.column_names, n=1)

@@ -43,22 +43,15 @@ def open_table(
         return pads.dataset(read_csv(text, where, as_text) if csv else read_json_lines(text, where))
 
 
-def read_table(
-    fs: pafs.FileSystem,
-    path: str,
-    where: str,
-    encoding: str | None,
-    as_text: frozenset[str] = frozenset(),
-) -> pa.Table:
-    """The whole table, in plain types; for the arguments see :func:`open_table`.
+def plain_table(dataset: pads.Dataset, where: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of an opened table in plain types; ``columns``: only these.
 
     Raises:
         UserError: the table cannot be read, or two columns have one name.
     """
-    dataset = open_table(fs, path, where, encoding, as_text)
     check_names(dataset.schema.names, where)
     with reading(where):
-        table = dataset.to_table()
+        table = dataset.to_table(columns=columns)
         table.validate(full=True)  # texts may not be UTF-8
         for i, field in enumerate(table.schema):
             if bare_type(field.type) != field.type:
