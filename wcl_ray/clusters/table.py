@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +13,10 @@ import pyarrow.types as pat
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.clusters.metadata import hashed
-from wcl_ray.data.ids import hash_strings, ids_of
+from wcl_ray.data.ids import check_ids
+from wcl_ray.data.sources.match import find_rows
 from wcl_ray.data.sources.table_files import open_table as open_rows
 from wcl_ray.data.sources.tables import NAME
-from wcl_ray.data.stream import positions_of
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError, reading
 from wcl_ray.storage import filesystem, resolve_input
@@ -77,18 +76,17 @@ class ClusterTable:
 
     def _rows_of(self, images: Assignment) -> np.ndarray:
         """int64 (N,): row of each image, -1 = none."""
-        for ids in self._id_candidates():
-            order = np.argsort(ids, kind="stable")
-            duplicates = np.flatnonzero(np.diff(ids[order]) == 0)
-            if len(duplicates):
-                name = self.rows[self.id_column][int(order[duplicates[0]])].as_py()
-                raise UserError(
-                    f"{self.path}: {self.id_column} {name!r} occurs more than once "
-                    f"({len(duplicates)} duplicates in all); every image may have one row only"
-                )
-            positions = positions_of(ids[order], images.ids)
-            if (positions >= 0).any():
-                return np.where(positions >= 0, order[positions], -1)
+        column = self.rows[self.id_column]
+        check_ids(column, self.id_column, self.path)
+        names = [pa.array(images.ids)]  # of a run's table, hashes of the images' names, too
+        if images.keys is not None:  # of unsigned ids only the large ones have a key
+            names.append(pc.coalesce(images.keys, names[0].cast(pa.string())))
+        for side in names:
+            rows, matched, problem = find_rows(side, decoded(column))
+            if matched:
+                return rows
+        if problem:
+            raise UserError(f"{self.path}: {self.id_column} {problem}")
         key = None if images.keys is None else images.keys[0].as_py()
         example = [self.rows[self.id_column][0].as_py()] if self.rows.num_rows else "nothing"
         raise UserError(
@@ -96,19 +94,6 @@ class ClusterTable:
             f"column {self.id_column!r} holds {example}, the images {[key or int(images.ids[0])]}; "
             "ids are those of --data.id, or names of files relative to the data"
         )
-
-    def _id_candidates(self) -> Iterator[np.ndarray]:
-        """The ids as they are, then numeric ids as strings or string ids as numbers."""
-        column = self.rows[self.id_column]
-        yield ids_of(column, self.id_column, self.path)[0].to_numpy()
-        values = decoded(column)
-        if pat.is_integer(values.type):
-            yield hash_strings(values.cast(pa.string()).to_pylist())
-            return
-        try:
-            yield values.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid:
-            return
 
 
 def open_table(

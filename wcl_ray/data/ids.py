@@ -42,6 +42,20 @@ def is_id_type(kind: pa.DataType) -> bool:
     )
 
 
+def check_ids(column: pa.Array | pa.ChunkedArray, name: str, where: str, first: int = 0) -> None:
+    """Raise a UserError if ids are missing, or neither integers nor strings; for the arguments see
+    :func:`ids_of`."""
+    if column.null_count:
+        row = first + column.is_null().to_pylist().index(True)
+        raise UserError(
+            f"{where}: id column {name!r} is empty in row {row}; each image needs an id"
+        )
+    if not is_id_type(column.type):
+        raise UserError(
+            f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
+        )
+
+
 def ids_of(
     column: pa.Array | pa.ChunkedArray, name: str, where: str, first: int = 0
 ) -> tuple[pa.Array, pa.Array]:
@@ -60,17 +74,9 @@ def ids_of(
     Raises:
         UserError: nulls, or a type that is neither integer nor string.
     """
+    check_ids(column, name, where, first)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    if column.null_count:
-        row = first + column.is_null().to_pylist().index(True)
-        raise UserError(
-            f"{where}: id column {name!r} is empty in row {row}; each image needs an id"
-        )
-    if not is_id_type(column.type):
-        raise UserError(
-            f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
-        )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_uint64(column.type):
