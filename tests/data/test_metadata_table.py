@@ -16,16 +16,28 @@ from runs import settle
 from test_source import shard, upload, write_tar
 
 from benchmarks.mutate import read_here
+from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.table import open_table
-from wcl_ray.config import Config, DataConfig
+from wcl_ray.config import (
+    ClustersConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ScaleConfig,
+    TrainConfig,
+)
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source, check_paths
 from wcl_ray.data.sources.match import find_rows
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.runs.cluster import cluster
+from wcl_ray.runs.embed import embed_run
+from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import claim
 from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
+from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder
@@ -393,3 +405,48 @@ def test_vectors_have_no_table(tmp_path: Path) -> None:
     clusters = replace(config.clusters, kind="kmeans", k=(2,))
     with pytest.raises(UserError, match=r"--data\.table is for images"):
         cluster(replace(config, clusters=clusters))
+
+
+def test_clusters_from_names_without_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file_name,fine\nphotos/cat/2,a\nphotos/cat/1,b\nphotos/x,a\n")
+    names = pa.array([f"cat/{n}.png" for n in (1, 2, 3)])
+    images = Assignment(np.arange(3), np.zeros((3, 1), np.int32), ("x",), names)
+    table = open_table(f"{tmp_path}/t.csv", None).assign(images)
+    assert table.clusters[2] == -1
+    assert sorted(table.clusters[:2, 0]) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_its_evaluation_and_its_features_with_a_table(tmp_path: Path) -> None:
+    """Shards without metadata; label, clusters and an output column come from the table."""
+    (tmp_path / "data").mkdir()
+    for part in range(2):
+        members = [(f"{n:03d}.png", png(n)) for n in range(part * 48, part * 48 + 48)]
+        write_tar(tmp_path / f"data/{part}.tar", members)
+    rows = [(f"{n:03d}", f"s{n % 4}", f"c{n % 3}") for n in range(96)]
+    (tmp_path / "t.csv").write_text(csv(rows, "key,species,colour"))
+    data = DataConfig(
+        path=f"{tmp_path}/data", table=f"{tmp_path}/t.csv", label="species", image_size=16
+    )
+    config = Config(
+        data=data,
+        clusters=ClustersConfig(columns=("colour",), top_k=(3,)),
+        model=ModelConfig(projector=(16, 8)),
+        train=TrainConfig(batch_size=24, epochs=1),
+        evaluate=EvaluateConfig(every=1),
+        scale=ScaleConfig(workers="1", cpus_per_worker=1),
+        storage=f"{tmp_path}/runs",
+        name="one",
+    )
+    results = pretrain(config)
+    assert results["variants"]["attributes"]["clusters"] == 3
+    assert 0 <= results["variants"]["attributes"]["knn"] <= 1
+    assert pretrain(replace(config, resume=True)) == results
+    run = f"{tmp_path}/runs/one"
+    scale = config.scale
+    assert "knn" in evaluate_run(run, {"label": "colour"}, config.evaluate, scale)
+    written = embed_run(run, f"{tmp_path}/features", {}, columns=("colour",), scale=scale)
+    assert written["rows"] == 96
+    features = pq.read_table(tmp_path / "features").to_pylist()
+    assert {row["key"][-3:]: row["colour"] for row in features} == {k: c for k, _, c in rows}

@@ -78,11 +78,13 @@ class ClusterTable:
         """int64 (N,): row of each image, -1 = none."""
         column = self.rows[self.id_column]
         check_ids(column, self.id_column, self.path)
-        names = [pa.array(images.ids)]  # of a run's table, hashes of the images' names, too
+        values, ids = decoded(column), pa.array(images.ids)
+        names = [ids]  # also where they are hashes of names: a run's table holds these
         if images.keys is not None:  # of unsigned ids only the large ones have a key
-            names.append(pc.coalesce(images.keys, names[0].cast(pa.string())))
+            keys = pc.coalesce(images.keys, ids.cast(pa.string()))
+            names = [ids, keys] if pat.is_integer(values.type) else [keys]
         for side in names:
-            rows, matched, problem = find_rows(side, decoded(column))
+            rows, matched, problem = find_rows(side, values)
             if matched:
                 return rows
         if problem:
