@@ -142,9 +142,9 @@ class ClustersConfig:
         "attributes"
     )
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Existing clusters: the folder of another run, or a Parquet or CSV file (path or s3:// URI)
-    with a column of ids (id, the one of --data.id, or file_name) and one column per granularity,
-    as jobs/cluster.py --out writes it. Empty values and -1: no cluster."""
+    """Existing clusters: the folder of another run, or a Parquet, CSV or JSON lines file (path or
+    s3:// URI) with a column of ids (id, the one of --data.id, or file_name) and one column per
+    granularity, as jobs/cluster.py --out writes it. Empty values and -1: no cluster."""
     columns: tuple[str, ...] = ()
     """Metadata columns to use; for a hierarchy from coarse to fine, or one column of paths (texts
     or lists). With --clusters.from: cluster columns of that table. Default: every column but id,

@@ -1,8 +1,9 @@
 """Image folders: with a metadata table (``file_name``), or one sub-folder per class.
 
 Follows the ImageFolder convention of Hugging Face: ``metadata.csv``, ``.jsonl`` or ``.parquet``
-lies beside the images or above them, and ``file_name`` is relative to it. Without such a table an
-image's label is the first folder below the root; images directly in the root have no label.
+lies beside the images or above them, and ``file_name`` is relative to it. Only the images that it
+names are read. Other tables are joined in :mod:`wcl_ray.data.sources.joined`. Without such a table
+an image's label is the first folder below the root; images directly in the root have no label.
 """
 
 from __future__ import annotations
