@@ -95,6 +95,7 @@ def failure(data: DataConfig) -> str:
         (["x/cat/1.png", "x/dog/1.png"], [".\\dog\\1.png", "./cat/1.png"], [1, 0]),
         (["cat/1.png", "dog/2.png"], ["2", "1"], [1, 0]),
         (["a-0.tar/001", "a-1.tar/002"], ["002.jpg", "001.jpg"], [1, 0]),
+        (["b/1.png", "b/2.png"], ["scans/2.DCM", "scans/1.dcm"], [1, 0]),
         (["Ka\u0308fer.png"], ["K\u00e4fer.png"], [0]),
         # 9.png is not that of another folder, since most of the others are in their folders
         (["a/1.png", "a/2.png", "b/9.png"], ["a/1.png", "a/2.png", "c/9.png"], [0, 1, -1]),
@@ -262,6 +263,10 @@ def test_a_table_of_no_use_is_one_line(
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     write_images(tmp_path, "cat/1.png")
     data = DataConfig(path=str(tmp_path), table=f"{tmp_path}/t.csv")
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    assert "t.xlsx cannot be read (tables are CSV" in failure(
+        replace(data, table=f"{tmp_path}/t.xlsx")
+    )
     for check in (check_paths, open_source):
         with pytest.raises(UserError, match=r"data\.table .*t\.csv"):
             check(data)  # type: ignore[operator]

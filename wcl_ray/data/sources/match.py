@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from wcl_ray.data.ids import array_digest
+from wcl_ray.data.sources.leftover import UNSUPPORTED
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError
@@ -23,7 +24,8 @@ KEYS = (
 )  # fmt: skip
 SHOWN = 3  # names of each side in an error
 DEEPEST = 12  # folders above an image's name that are compared
-SUFFIX = rf"(?i)\.({'|'.join(IMAGE_SUFFIXES)})$"
+# a table may name the files that the images were converted from
+SUFFIX = rf"(?i)\.({'|'.join((*IMAGE_SUFFIXES, *UNSUPPORTED))})$"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def open_table(
     """
     kind = path.lower().removesuffix(".gz").rpartition(".")[2]
     if kind not in (*CSV, *JSON_LINES):
-        with reading(where, "cannot be read as Parquet"):
+        with reading(where, "cannot be read (tables are CSV, TSV, JSON lines or Parquet)"):
             return pads.dataset(path, filesystem=fs, format="parquet")
     with reading(where):
         with fs.open_input_stream(path) as stream:  # decompresses by the name
