@@ -211,6 +211,24 @@ def test_a_table_that_is_not_used_is_named(tmp_path: Path) -> None:
     assert source.columns == ("label", "legs")
 
 
+def test_a_list_of_classes_is_no_table_of_images(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{n % 2}/{n}.png" for n in range(9)))
+    (tmp_path / "classes.csv").write_text("id,name\n0,cat\n1,dog\n")
+    source = open_source(DataConfig(path=str(tmp_path)))
+    assert source.columns == ("label",)
+    assert "classes.csv: it has rows for 2 of 9 images only" in source.notes[0]
+
+
+def test_row_numbers_are_no_names(tmp_path: Path) -> None:
+    """Though two of them are, and are called so."""
+    write_images(tmp_path / "a", *(f"bug/{n}.png" for n in range(8, 20)))
+    lines = [(n, f"bug_{n + 8}", f"bug/{n + 8}.tif") for n in range(12)]
+    (tmp_path / "t.csv").write_text(csv(lines, "id,note,scan"))
+    source = open_source(DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv"))
+    assert source.columns == ("id", "note")
+    assert values(source, "note") == {f"bug/{n}.png": f"bug_{n}" for n in range(8, 20)}
+
+
 def test_the_table_of_the_option_is_no_file_of_the_source(tmp_path: Path) -> None:
     """Neither the metadata table of the folder, nor a Parquet file of images."""
     write_images(tmp_path, "cat/1.png", "dog/2.png")
@@ -246,7 +264,7 @@ def test_a_table_joins_a_folder_with_its_own(tmp_path: Path) -> None:
         ("name\n/x/cat/1\n/y/cat/1\n", {}, ["'/x/cat/1' occurs more", "also as '/y/cat/1'"]),
         ("name\ncat/1.png\n", {"key": "nam"}, ["data.key 'nam'", "did you mean 'name'"]),
         ("name\ncat/1.png\n", {"id": "name"}, ["data.id 'name'", "--data.key"]),
-        ("x,y\ncat/1.png,dog/1.png\n", {}, ["'x', 'y' may all be names", "--data.key"]),
+        ("x,y\ncat/1.png,dog/1.png\n", {}, ["'x', 'y' may both be names", "--data.key"]),
         ("name\n", {}, ["t.csv holds no rows"]),
         ("name,legs\ncat/1.png\n", {}, ["t.csv", "line 2 has 1 values"]),
     ],

@@ -119,8 +119,8 @@ def join_table(source: Source, data: DataConfig) -> Source:
 
 
 def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None]:
-    """Join the table at the top of an image folder that has a row for some of its images, if it
-    is the only one.
+    """Join the table at the top of an image folder that has a row for at least half of the images,
+    if it is the only one.
 
     Returns:
         The source, and the path of the table.
@@ -133,7 +133,11 @@ def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None
     for path in paths if len(paths) <= TRIED else ():
         try:
             table = _read_table(files.fs, path, path, data)
-            fitting[path] = _joined(source, table, data.key, path)
+            joined = _joined(source, table, data.key, path)
+            if joined.match is not None and 2 * joined.match.matched < joined.match.images:
+                numbers = f"{joined.match.matched:,} of {joined.match.images:,} images"
+                raise UserError(f"{path}: it has rows for {numbers} only; see --data.table")
+            fitting[path] = joined
         except UserError as error:
             reasons.append(f"{error}")
     if len(fitting) == 1:

@@ -68,8 +68,9 @@ def match_table(
     Args:
         ids: int64 (N,), of the images. keys: string (N,), their names; null: the name is the id.
         rows: the metadata table.
-        column: of the table, with the names of the images. None: of the columns with ``usual``
-            names, else of all, the one that agrees with the names in most characters.
+        column: of the table, with the names of the images. None: the one that agrees with them in
+            most characters, of the columns with ``usual`` names if more than half of the images or
+            rows fit, else of all.
         table, source: paths, for messages.
 
     Returns:
@@ -87,24 +88,28 @@ def match_table(
     if keys.null_count < len(keys):  # of unsigned ids only the large ones have a key
         names = pc.coalesce(keys, names.cast(pa.string()))
     problems: list[str] = []
+    fits: dict[str, tuple[int, np.ndarray]] = {}
     preferred, others = _candidates(rows, column, usual, table)
     for columns in (preferred, others):
-        fits: dict[str, tuple[int, np.ndarray]] = {}
         for name in columns:
             what = f"column {name!r}"
             found, agreed, problem = find_rows(names, _keys(rows[name], f"{table}: {what}"))
             problems += [f"{what}: {problem}"] if problem else []
             if agreed:
                 fits[name] = agreed, found
-        ranked = sorted(fits, key=lambda name: -fits[name][0])
-        if columns is others and len(fits) > 1 and 2 * fits[ranked[1]][0] > fits[ranked[0]][0]:
-            listed = ", ".join(map(repr, ranked[:2]))
-            raise UserError(f"{table}: {listed} may all be names of images; choose with --data.key")
-        if ranked:
-            found = fits[ranked[0]][1]
-            counts = (len(ids), rows.num_rows, int((found >= 0).sum()))
-            digest = array_digest(ids[found >= 0])
-            return Match(table, ranked[0], *counts, digest), ids, found
+        matched = max((int((found >= 0).sum()) for _, found in fits.values()), default=0)
+        if 2 * matched > min(len(ids), rows.num_rows):
+            break  # else the usual name may be an accident
+    if fits:
+        best, *rest = sorted(fits, key=lambda name: -fits[name][0])
+        if best in others and rest and 2 * fits[rest[0]][0] > fits[best][0]:
+            listed = f"{best!r}, {rest[0]!r}"
+            raise UserError(
+                f"{table}: {listed} may both be names of images; choose with --data.key"
+            )
+        found = fits[best][1]
+        counts = (len(ids), rows.num_rows, int((found >= 0).sum()))
+        return Match(table, best, *counts, array_digest(ids[found >= 0])), ids, found
     if problems:
         raise UserError(f"{table}: {problems[0]}")
     tried = [*preferred, *others, *rows.column_names][0]
