@@ -186,7 +186,8 @@ class Attribute:
     """One binary attribute.
 
     Attributes:
-        test: ``is`` (equals), ``has`` (list member) or ``above`` (greater than).
+        test: ``is`` (equals), ``has`` (list member), ``above`` (greater than) or ``below`` (not
+            greater than).
         share: share of the images for which it is true.
         entropy: in bits.
     """
@@ -223,7 +224,8 @@ class Attribute:
     def _matches(self, array: pa.Array) -> np.ndarray:
         if kind_of(array.type) == "number":
             values, known = numbers(array)
-            return known & (values > self.value if self.test == "above" else values == self.value)
+            tests = {"above": np.greater, "below": np.less_equal, "is": np.equal}
+            return known & tests[self.test](values, self.value)
         equal = pc.fill_null(pc.equal(array, pa.scalar(self.value, array.type)), False)
         return np.asarray(equal.to_numpy(zero_copy_only=False), dtype=bool)
 

@@ -111,7 +111,21 @@ def attribute_bits(
     chosen, _ = attributes(counts, config.quantiles, config.min_share, config.columns)
     if not chosen:
         raise UserError(f"no column gives a usable attribute: {', '.join(columns)}")
-    chosen = chosen[:most]
+    return pack_attributes(rows, chosen[:most], most)
+
+
+def pack_attributes(
+    rows: Dataset, chosen: list[Attribute], most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The attributes of each row as packed bits.
+
+    Args:
+        rows: ``__id`` and the columns of the attributes.
+        most: number of bits, a multiple of 8; those without an attribute are false.
+
+    Returns:
+        int64 (N,) increasing ids, and uint8 (N, most / 8).
+    """
 
     def pack(table: pa.Table) -> pa.Table:
         arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
