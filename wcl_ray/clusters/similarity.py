@@ -46,6 +46,11 @@ class MetadataBits:
         np.savez_compressed(sink, bits=self.bits, weights=self.weights)
         return sink.getvalue()
 
+    @property
+    def count(self) -> int:
+        """Attributes, without the bits that fill the last byte."""
+        return int((self.weights > 0).sum())
+
     @staticmethod
     def from_npz(content: bytes) -> MetadataBits:
         """The inverse of :meth:`to_npz`."""
@@ -54,7 +59,11 @@ class MetadataBits:
 
 
 def metadata_bits(
-    rows: Dataset, columns: list[str], named: tuple[str, ...], ids: np.ndarray
+    rows: Dataset,
+    columns: list[str],
+    named: tuple[str, ...],
+    ids: np.ndarray,
+    needed_by: str = "loss.positives graded",
 ) -> MetadataBits:
     """The attributes of images, in two passes over the metadata.
 
@@ -62,6 +71,7 @@ def metadata_bits(
         rows: ``__id`` and the columns.
         named: columns to use even if they look like identifiers.
         ids: int64 (N,), increasing, of the images in order.
+        needed_by: named in the error.
 
     Raises:
         UserError: no column gives a usable attribute.
@@ -70,7 +80,7 @@ def metadata_bits(
     usable, skipped = attributes(counts, QUANTILES, MIN_SHARE, named)
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise UserError(f"loss.positives graded: no column gives an attribute ({reasons})")
+        raise UserError(f"{needed_by}: no column gives an attribute ({reasons})")
     weighted = weigh(usable, counts)[:MOST]
     size = -(-len(weighted) // 8) * 8
     known, packed = pack_attributes(rows, [attribute for attribute, _ in weighted], size)

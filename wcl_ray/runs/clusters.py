@@ -29,7 +29,7 @@ from wcl_ray.terminal import put, say, warn
 def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assignment:
     """Cluster the metadata, or read the clusters in the run folder; claims a new run's name.
 
-    With graded positives their metadata are written as well.
+    With graded positives or a method of metadata these are written as well.
 
     Raises:
         UserError: see :func:`build_clusters`; fewer images than a batch or than clusters; the run
@@ -99,28 +99,30 @@ def check_levels(loss: LossConfig, table: Assignment) -> None:
 
 
 def build_similarity(config: Config, images: Images, assignment: Assignment) -> MetadataBits | None:
-    """The metadata that weigh positives; None unless ``loss.positives`` is graded.
+    """The metadata that weigh positives or that the method needs; None if neither does.
 
     Raises:
         UserError: there are no usable metadata, or the label is among them.
     """
-    if config.loss.positives != "graded":
+    if not config.uses_metadata:
         return None
+    graded = config.method == "cl-infonce"
+    needed_by = "loss.positives graded" if graded else f"method {config.method}"
     named = () if config.clusters.kind == "table" else config.clusters.columns
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
     if not columns:
-        raise UserError("loss.positives graded needs metadata columns, but there are none")
+        raise UserError(f"{needed_by} needs metadata columns, but there are none")
     if images.label in columns:
         raise UserError(
             f"clusters.columns holds the label {images.label!r}, which would give away the answer "
             "of the evaluation; leave it out"
         )
-    metadata = metadata_bits(images.metadata(columns), columns, named, assignment.ids)
+    metadata = metadata_bits(images.metadata(columns), columns, named, assignment.ids, needed_by)
     bare = int((~metadata.bits.any(1)).sum())
     without = f"; {bare:,} images have none" if bare else ""
-    count = int((metadata.weights > 0).sum())
-    say("positives", f"graded by {count} attributes of {len(columns)} columns{without}")
+    attributes = f"{metadata.count} attributes of {len(columns)} columns{without}"
+    say("positives" if graded else "metadata", f"graded by {attributes}" if graded else attributes)
     return metadata
 
 

@@ -134,7 +134,8 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     reporter.replay()
     base, measures = _clusters(config, values, setup)
     stream = _stream(config, setup, base)
-    start = start_of(config, folder)
+    metadata = build_similarity(config, setup.images.without_validation(), base)
+    start = start_of(config, folder).with_method(config, base, metadata)
     evaluator = Evaluator(
         start.encoder,
         setup.images,
@@ -157,7 +158,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         start,
         name,
         setup.resources.scale,
-        similarity=build_similarity(config, setup.images.without_validation(), base),
+        similarity=metadata,
         on_evaluation=reporter.during,
         shared=setup.shared,
         known_labels=_labels(setup, base.ids),
