@@ -12,6 +12,7 @@ from wcl_ray.clusters.features import images_to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.clusters.table import open_table
+from wcl_ray.clusters.types import render as render_columns
 from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
@@ -72,6 +73,7 @@ def _summary(clustering: Clustering, quality: list[Quality]) -> bytes:
     summary = {
         "quality": [q.to_dict() for q in quality],
         "attributes": [asdict(a) for a in clustering.chosen],
+        "columns": [asdict(column) for column in clustering.columns],
         "skipped": clustering.skipped,
         "notes": list(clustering.notes),
     }
@@ -114,6 +116,7 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
         base = singletons(config, images)
         return replace(base, assignment=table.assign(base.assignment))
     source.check_columns(clusters.columns, "clusters.columns")
+    source.check_columns(tuple(clusters.column_types), "clusters.types")
     columns = columns_of(clusters, label, images.available)
     rows = images.metadata(list(dict.fromkeys([*columns, *([label] if label else [])])))
     return cluster_metadata(rows, clusters, label, images.available, config.seed, strict=False)
@@ -161,13 +164,14 @@ def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray |
 
 
 def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:
-    """Print which attributes the clusters are built from, and their quality."""
+    """Print the types of the columns, the attributes that the clusters are built from, and their
+    quality."""
+    if clustering.columns:
+        put(f"\n{render_columns(clustering.columns)}\n")
     if clustering.chosen:
         names = [f"{a.name} ({a.entropy:.2f} bits)" for a in clustering.chosen]
         rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
         put(f"attributes: {', '.join(names[:6])}{rest}")
-    for name, reason in clustering.skipped.items():
-        put(f"left out: column {name!r}, {reason}")
     show_quality(quality, config)
     for note in clustering.notes:
         warn(note)
