@@ -10,9 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from wcl_ray.clusters import counts as counts_module
+from wcl_ray.clusters import metadata, tfidf
 from wcl_ray.clusters.binarise import Attribute, attributes, outcomes
 from wcl_ray.clusters.counts import Columns, count_table
 from wcl_ray.clusters.identifier import Spread, unordered
+from wcl_ray.clusters.tfidf import vectors
 from wcl_ray.clusters.types import (
     SHOWN,
     ColumnSummary,
@@ -24,6 +27,7 @@ from wcl_ray.clusters.types import (
 )
 from wcl_ray.clusters.views import View, read
 from wcl_ray.config import COLUMN_TYPES, ClustersConfig
+from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
 
 N = 600
@@ -298,3 +302,65 @@ def test_codes_of_columns_that_keep_their_type() -> None:
         ("size above 7.0", 13948127231051416377),
         ("colour is blue", 18442908540031551114),
     ]
+
+
+class Rows:
+    """A data set in this process."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def map_batches(self, function: Any, **_: Any) -> pa.Table:
+        return pa.concat_tables(function(self.table))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (tfidf, metadata):
+        monkeypatch.setattr(module, "tally", lambda rows, function: function(rows.table))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_vectors_of_typed_columns() -> None:
+    half = np.arange(N) % 2
+    columns = {
+        "day": [f"2021-{7 if h else 1:02d}-15" for h in half],
+        "sender_id": half + 7,
+        "lat": np.where(half, 57.6, -33.9),
+        "lon": np.where(half, 10.4, 151.2),
+        "size": half.astype(float),
+        "serial": [f"s{i}" for i in range(N)],
+    }
+    rows: Any = Rows(pa.table({ID: np.arange(N)} | columns))
+    features, line, summaries = vectors(rows, list(columns), ())
+    # seasons, senders, and the cells of two places at six depths are words
+    assert line == f"16 words and 2 numbers of {', '.join(columns)}"
+    assert {s.name: s.outcome for s in summaries} == {
+        "day": "a number, 2 words",
+        "sender_id": "2 words",
+        "lat": "12 words",
+        "lon": "together with 'lat'",
+        "size": "a number",
+        "serial": f"left out: {tfidf.NOTHING}",
+    }
+    feature = np.array(features["feature"].to_pylist())
+    assert len(np.unique(feature, axis=0)) == 2
+    assert (feature[0, :16] * feature[1, :16] == 0).all()
+    assert feature[0, 16:] == pytest.approx(-feature[1, 16:])
+    _, line, _ = vectors(rows, list(columns), (), given={"day": "text", "sender_id": "number"})
+    assert line.startswith("14 words and 2 numbers")  # 01 and 07; the other words are in all rows
+
+
+@pytest.mark.usefixtures("in_process")
+def test_words_of_many_texts_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts_module, "MOST_VALUES", 300)
+    monkeypatch.setattr(counts_module, "COMMON", 200)
+    rows: Any = Rows(pa.table({"note": CAPTIONS}))
+    config = ClustersConfig()
+    counts, types = metadata.count_types(rows, ["note"], None, config)
+    assert counts[View(("note",), "words")].undercount
+    assert types["note"].name == "text"
+    found, _ = attributes(counts, 4, 0.01, types=types)
+    assert {a.value for a in found} == set(WORDS)
+    for attribute in found:
+        assert attribute.share == np.mean([attribute.value in t.split() for t in CAPTIONS])

@@ -247,11 +247,16 @@ def summarise(
     return summaries
 
 
+def _shown_name(name: str) -> str:
+    text = name if name.isprintable() and name.strip() else repr(name)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def render(summaries: Sequence[ColumnSummary]) -> str:
     """A table with a line for each of the first columns, and one that counts the others."""
     body = [
         [
-            s.name,
+            _shown_name(s.name),
             s.type,
             f"> {MOST_VALUES:,}" if s.values is None else f"{s.values:,}",
             f"{s.missing:.0%}" if s.missing in (0, 1) else f"{s.missing:.1%}",

@@ -272,7 +272,7 @@ def _coordinates(columns: list[pa.ChunkedArray]) -> tuple[pa.Array, pa.Array]:
             if len(pairs) != 1:
                 raise _first_unfit(values, everything)
             latitude, longitude = (plain(pc.struct_field(values, name)) for name in pairs[0])
-        elif pat.is_list(kind) or pat.is_fixed_size_list(kind):
+        elif pat.is_list(kind) or pat.is_large_list(kind) or pat.is_fixed_size_list(kind):
             _raise_first(values, _true(pc.not_equal(pc.list_value_length(values), 2)))
             filled = pc.if_else(values.is_valid(), values, pa.scalar([None, None], kind))
             latitude, longitude = (plain(pc.list_element(filled, i)) for i in (0, 1))
