@@ -13,18 +13,11 @@ import pytest
 from wcl_ray.clusters import counts as counts_module
 from wcl_ray.clusters import metadata, tfidf
 from wcl_ray.clusters.binarise import Attribute, attributes, outcomes
+from wcl_ray.clusters.columns import SHOWN, ColumnSummary, render, summarise
 from wcl_ray.clusters.counts import Columns, count_table
 from wcl_ray.clusters.identifier import Spread, unordered
 from wcl_ray.clusters.tfidf import vectors
-from wcl_ray.clusters.types import (
-    SHOWN,
-    ColumnSummary,
-    ColumnType,
-    detect,
-    render,
-    summarise,
-    views_to_count,
-)
+from wcl_ray.clusters.types import ColumnType, detect, views_to_count
 from wcl_ray.clusters.views import View, read
 from wcl_ray.config import COLUMN_TYPES, ClustersConfig
 from wcl_ray.data.sources.base import ID

@@ -13,7 +13,6 @@ A missing value makes every attribute of its column false.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
 from collections import Counter
@@ -76,7 +75,7 @@ class Attribute:
     def name(self) -> str:
         value = self.value
         if self.test == "after":
-            value = datetime.datetime(1970, 1, 1) + datetime.timedelta(minutes=value)
+            value = str(np.datetime64(int(value), "m")).replace("T", " ")
         return f"{self.column} {self.test} {value}"
 
     @property

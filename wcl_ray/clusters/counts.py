@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from wcl_ray.clusters.identifier import Spread
 from wcl_ray.clusters.tally import heaviest, kth
-from wcl_ray.clusters.views import Unfit, View, try_read
+from wcl_ray.clusters.unfit import Unfit
+from wcl_ray.clusters.views import View, try_read
 from wcl_ray.data.values import kind_of, list_members, numbers, plain
 
 MOST_VALUES = 100_000  # distinct values counted in a column

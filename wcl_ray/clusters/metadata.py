@@ -18,9 +18,10 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.clusters.binarise import Attribute, attributes
+from wcl_ray.clusters.columns import ColumnSummary
 from wcl_ray.clusters.counts import ColumnCounts, Columns, count_selected, count_table
 from wcl_ray.clusters.tally import NO_ROWS, tally
-from wcl_ray.clusters.types import ColumnSummary, ColumnType, detect, views_to_count
+from wcl_ray.clusters.types import ColumnType, detect, views_to_count
 from wcl_ray.clusters.views import View, read
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.data_stats import note

@@ -17,17 +17,12 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.bags import Bag, occurrences, plain_bags, typed_bags
+from wcl_ray.clusters.columns import ColumnSummary, summarise
 from wcl_ray.clusters.counts import ColumnCounts, Columns, count_table
 from wcl_ray.clusters.identifier import identifier
 from wcl_ray.clusters.metadata import recount
 from wcl_ray.clusters.tally import heaviest, tally
-from wcl_ray.clusters.types import (
-    ColumnSummary,
-    ColumnType,
-    detect,
-    summarise,
-    views_to_count,
-)
+from wcl_ray.clusters.types import ColumnType, detect, views_to_count
 from wcl_ray.clusters.views import View, read
 from wcl_ray.data.sources.base import ID
 from wcl_ray.data.values import kind_of, numbers, plain

@@ -1,10 +1,10 @@
 """The type of each metadata column, detected from its counts or given by ``clusters.types``.
 
 - **number**: numbers. Row numbers and identifiers of single rows are left out unless they are named
-  (see :mod:`wcl_ray.clusters.identifier`).
+  (:mod:`wcl_ray.clusters.identifier`).
 - **boolean**: booleans, or two values such as yes and no, 0 and 1.
 - **category**: other texts, and integers that number things.
-- **date**: dates, or texts that all are dates (see :mod:`wcl_ray.clusters.views`).
+- **date**: dates, or texts that all are dates (see :mod:`wcl_ray.clusters.dates`).
 - **tags**: lists.
 - **place**: two number columns whose names say latitude and longitude, a struct of two such fields,
   or lists of two numbers under a name such as location.
@@ -14,28 +14,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pat
 
-from wcl_ray.clusters.counts import MOST_VALUES, ColumnCounts, Columns
+from wcl_ray.clusters.counts import ColumnCounts, Columns
+from wcl_ray.clusters.dates import DATE_FORMS, is_date
 from wcl_ray.clusters.identifier import identifier, is_id_name, is_index_name, unordered
-from wcl_ray.clusters.views import (
-    DATE_FORMS,
-    View,
-    holds_places,
-    is_date,
-    is_truth,
-    place_pairs,
-)
+from wcl_ray.clusters.places import holds_places, place_pairs
+from wcl_ray.clusters.views import View, is_truth
 from wcl_ray.data.values import kind_of
 from wcl_ray.errors import UserError
-from wcl_ray.terminal import table
 
-SHOWN = 40  # columns in the printed table
 _FORMS = {"date": DATE_FORMS, "text": ("words",), "place": ("cells",)}  # of the other types: ""
 _VALUES = {
     "number": "a number",
@@ -204,69 +197,3 @@ def _usable(column: ColumnCounts, kind: str) -> bool:
 def _is_text(column: ColumnCounts) -> bool:
     differ = column.undercount or len(column.values) > max(20, 0.5 * column.total)
     return bool(differ and column.spaced >= 0.5 * column.total)
-
-
-@dataclass(frozen=True)
-class ColumnSummary:
-    """What the user is told of a column.
-
-    Attributes:
-        values: number of distinct values; None if there are too many to count.
-        missing: share of the rows without a value.
-        outcome: what becomes of it.
-    """
-
-    name: str
-    type: str
-    values: int | None
-    missing: float
-    outcome: str
-
-
-def summarise(
-    types: Mapping[str, ColumnType],
-    counts: Mapping[Any, ColumnCounts],
-    outcomes: Mapping[str, str],
-    skipped: Mapping[str, str],
-) -> list[ColumnSummary]:
-    """One summary per column.
-
-    Args:
-        outcomes: column → what it became. skipped: column → why it was left out.
-    """
-    summaries = []
-    for name, column_type in types.items():
-        column = counts[name]
-        outcome = f"left out: {skipped[name]}" if name in skipped else outcomes.get(name, "")
-        if not column_type.views:
-            outcome = f"together with {column_type.partner!r}"
-        too_many = column.undercount or column.rounded
-        distinct = None if too_many else len(column.values)
-        missing = column.nulls / max(1, column.rows)
-        summaries.append(ColumnSummary(name, column_type.name, distinct, missing, outcome))
-    return summaries
-
-
-def _shown_name(name: str) -> str:
-    text = name if name.isprintable() and name.strip() else repr(name)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def render(summaries: Sequence[ColumnSummary]) -> str:
-    """A table with a line for each of the first columns, and one that counts the others."""
-    body = [
-        [
-            _shown_name(s.name),
-            s.type,
-            f"> {MOST_VALUES:,}" if s.values is None else f"{s.values:,}",
-            f"{s.missing:.0%}" if s.missing in (0, 1) else f"{s.missing:.1%}",
-            s.outcome,
-        ]
-        for s in summaries[:SHOWN]
-    ]
-    text = table(["column", "type", "values", "missing", "becomes"], body, left=(0, 1, 4))
-    rest = summaries[SHOWN:]
-    if rest:
-        out = sum(s.outcome.startswith("left out") for s in rest)
-        text += f"\nand {len(rest)} more columns, {out} of them left out (clusters.json lists all)"
-    return text

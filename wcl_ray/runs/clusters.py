@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.columns import render as render_columns
 from wcl_ray.clusters.features import images_to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.clusters.table import open_table
-from wcl_ray.clusters.types import render as render_columns
 from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of

@@ -8,8 +8,8 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.binarise import Attribute
+from wcl_ray.clusters.columns import ColumnSummary
 from wcl_ray.clusters.metadata import Clustering, assign, count_columns, leaks
-from wcl_ray.clusters.types import ColumnSummary
 from wcl_ray.config import ClustersConfig
 from wcl_ray.errors import UserError
 

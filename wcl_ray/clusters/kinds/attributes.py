@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from ray.data import Dataset
 
 from wcl_ray.clusters.binarise import attributes, outcomes
+from wcl_ray.clusters.columns import summarise
 from wcl_ray.clusters.kinds import Kind
 from wcl_ray.clusters.metadata import count_types, leaks
-from wcl_ray.clusters.types import ColumnType, summarise
+from wcl_ray.clusters.types import ColumnType
 from wcl_ray.clusters.views import read
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
