@@ -173,13 +173,15 @@ def test_attributes_of_captions_have_exact_shares() -> None:
     text = text[np.random.default_rng(0).permutation(len(text))]
     ids = np.arange(len(text))
     rows = pa.table({ID: ids, KEY: pa.nulls(len(text), pa.string()), "text": text})
-    for step in (9_999, 47_001):
+    captions = [("is a cat", 9_000), ("is a dog", 1_500)]
+    words = [("says a", 10_500), ("says caption", rare), ("says cat", 9_000), ("says dog", 1_500)]
+    for step, kind, names in ((9_999, "category", captions), (47_001, "text", words)):
         data = ray.data.from_arrow([rows.slice(i, step) for i in range(0, len(rows), step)])
-        found = cluster_metadata(data, ClustersConfig(), None, ("text",))
+        found = cluster_metadata(data, ClustersConfig(types=(f"text={kind}",)), None, ("text",))
         assert [(a.name, a.share) for a in found.chosen] == [
-            ("text is a cat", 9_000 / len(text)),
-            ("text is a dog", 1_500 / len(text)),
+            (f"text {name}", count / len(text)) for name, count in names
         ]
+        assert found.columns[0].values is None
 
 
 def test_words_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
