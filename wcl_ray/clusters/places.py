@@ -24,6 +24,7 @@ _LATITUDE, _LONGITUDE = ("latitude", "lat"), ("longitude", "long", "lon", "lng")
 _PLACES = frozenset(
     ["location", "geolocation", "place", "position", "geo", "gps", "coordinates", "latlon"]
 )
+_DIFFERENCES = frozenset(["delta", "diff", "offset", "error", "std"])  # no places themselves
 
 
 def place_pairs(names: Collection[str]) -> list[tuple[str, str]]:
@@ -45,6 +46,8 @@ def _place_key(name: str) -> tuple[str, str] | None:
     """Whether a name says latitude or longitude, and the rest of it."""
     spaced = re.sub("latitude|longitude", r" \g<0> ", name, flags=re.IGNORECASE)
     words = name_words(spaced)
+    if _DIFFERENCES & set(words):
+        return None
     for what, tokens in (("lat", _LATITUDE), ("lon", _LONGITUDE)):
         if sum(word in tokens for word in words) == 1:
             return what, " ".join("*" if word in tokens else word for word in words)
