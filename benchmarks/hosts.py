@@ -1,6 +1,6 @@
 """Training on several hosts, one of which is cut off; all of them on one machine, as root.
 
-    python benchmarks/hosts.py                 # elastic: training goes on with one host less
+    python benchmarks/hosts.py                 # elastic: training continues with one host less
     python benchmarks/hosts.py --workers 2     # fixed: training waits for a fresh host
 
 Every host is a raylet with a network namespace on a bridge, processes, and a private tmpfs for Ray,
@@ -166,7 +166,7 @@ def story(given: argparse.Namespace, more: list[str], logs: Path) -> bool:
         ip(f"link set {lost.name} up")
         lost.start()
         say(f"a fresh {lost.name} has joined")
-    again = until("training went on", lambda: len(store.versions("audit/")) > count) - cut
+    again = until("training continued", lambda: len(store.versions("audit/")) > count) - cut
     say("the next step")
     if given.elastic:
         ip(f"link set {lost.name} up")
@@ -176,7 +176,7 @@ def story(given: argparse.Namespace, more: list[str], logs: Path) -> bool:
     say("the job has ended\n")
 
     check(f"the job ended with {job.returncode}", job.returncode == 0)
-    starts = (logs / "job.log").read_text().count("going on from epoch")
+    starts = (logs / "job.log").read_text().count("resuming from epoch")
     check(f"training was started again {starts} time(s)", starts >= 1)
     ids = {e: np.sort(rows) for e, rows in store.trained().items()}
     whole = sum(np.array_equal(rows, np.arange(IMAGES)) for rows in ids.values())

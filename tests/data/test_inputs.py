@@ -194,7 +194,7 @@ def test_odd_files_of_vectors(tmp_path: Path, columns: Any, damage: Any, text: s
     def load() -> None:
         for piece in open_vectors(str(tmp_path)).pieces:
             piece.load()
-            piece.side(None)
+            piece.label_table(None)
 
     with pytest.raises(UserError, match=text):
         load()

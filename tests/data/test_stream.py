@@ -213,7 +213,7 @@ def test_the_learning_rate_falls_until_the_last_step(
     n: int, unreadable: int, mode: str, shared: bool, batch: int, epochs: int,
     worlds: tuple[int, int], stop: int,
 ) -> None:  # fmt: skip
-    """Whatever the batches drop and cannot be read, and with whom it goes on."""
+    """Whatever the batches drop, cannot be read, and however many workers resume."""
     s = replace(fake(np.random.default_rng(0), n, 3, shared, unreadable), mode=mode)
     readable = np.arange(n)[ray.get(s.location) >= 0] if mode == "raw" else np.arange(n)
     shares, part = shares_of(s, n, readable, batch, worlds, epochs, stop)

@@ -1,4 +1,4 @@
-"""What a fit finds: as good as plain Lloyd and FAISS, and every option does what it says."""
+"""A fit is as good as plain Lloyd and FAISS, and every option does what it says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXACT: dict[str, Any] = {"tolerance": 0.0, "settled": 0.0}
 
 
 def never_rises(model: KMeans) -> bool:
-    """Within each phase of a fit of one granularity without splits."""
+    """Whether the objective never rises within a phase, for one granularity; splits excepted."""
     pairs = zip(model.history_, model.history_[1:], strict=False)
     return all(
         b.objective[0] <= a.objective[0] * (1 + 1e-6)
@@ -52,13 +52,13 @@ def test_the_same_as_plain_lloyd() -> None:
 
 
 def test_as_good_as_faiss() -> None:
-    other = faiss.Kmeans(16, 20, niter=8, max_points_per_centroid=10**6)
-    other.train(X, init_centroids=X[:20])
+    reference = faiss.Kmeans(16, 20, niter=8, max_points_per_centroid=10**6)
+    reference.train(X, init_centroids=X[:20])
     model = small(20, spherical=False, iterations=9, **EXACT).fit(X, init=X[:20])
-    assert model.inertia_ == pytest.approx(lloyd(X, other.centroids, 1)[2], rel=1e-6)
-    own = [row.objective[0] * len(X) for row in model.history_[:8]]
-    assert own == pytest.approx(list(other.obj), rel=1e-5)  # FAISS adds up in float32
-    assert model.centroids_ == pytest.approx(other.centroids, abs=1e-4)
+    assert model.inertia_ == pytest.approx(lloyd(X, reference.centroids, 1)[2], rel=1e-6)
+    objectives = [row.objective[0] * len(X) for row in model.history_[:8]]
+    assert objectives == pytest.approx(list(reference.obj), rel=1e-5)  # FAISS adds up in float32
+    assert model.centroids_ == pytest.approx(reference.centroids, abs=1e-4)
 
 
 @pytest.mark.parametrize("spherical", [True, False])
@@ -67,7 +67,7 @@ def test_far_blobs_are_found(spherical: bool) -> None:
     model = small(20, spherical=spherical).fit(x)
     assert agreement(model.labels_, truth).ari == 1.0
     passes = [row for row in model.history_ if row.phase == "all"]
-    assert len(passes) < 5 < passes[0].limit  # it stops when it is done
+    assert len(passes) < 5 < passes[0].limit  # it stops when it has converged
     if spherical:
         assert np.linalg.norm(model.centroids_, axis=1) == pytest.approx(np.ones(20))
         assert model.inertia_ == pytest.approx(
@@ -124,16 +124,16 @@ def test_nested_levels(spherical: bool) -> None:
             assert len(np.unique(labels[labels[:, 1] == cluster, g])) == 1
     assert np.array_equal(model.predict(X), labels)
     if spherical:
-        one = small((20,), nested=True).fit(X)
-        assert one.labels_.shape == one.predict(X).shape == (3000, 1)
+        single = small((20,), nested=True).fit(X)
+        assert single.labels_.shape == single.predict(X).shape == (3000, 1)
 
 
 def test_warm_start_from_labels() -> None:
-    ids = np.arange(0, 3000, 2)  # half of the rows are known, of those one in ten has none
+    ids = np.arange(0, 3000, 2)  # half of the rows have labels, but one in ten of these is -1
     labels = np.where(ids % 10 == 0, -1, TRUTH[ids]).astype(np.int32)
     rows = np.arange(3000)
-    known = (rows % 2 == 0) & (rows % 10 != 0)
-    means = np.stack([X[known & (c == TRUTH)].astype(np.float64).mean(0) for c in range(20)])
+    labelled = (rows % 2 == 0) & (rows % 10 != 0)
+    means = np.stack([X[labelled & (c == TRUTH)].astype(np.float64).mean(0) for c in range(20)])
     expected = gemm_nearest(means.astype(np.float32), False)(X)
     first = small(20, spherical=False, iterations=1).fit(X, labels=(ids, labels))
     assert np.array_equal(first.labels_, expected)
@@ -141,7 +141,7 @@ def test_warm_start_from_labels() -> None:
     assert len(small(20).fit(X, labels=(ids, labels[:, None])).history_) <= 10
 
 
-def test_start_of_any_length_on_the_sphere() -> None:
+def test_initial_centroids_of_any_length_on_the_sphere() -> None:
     scale = np.linspace(0.1, 30, 20, dtype=np.float32)[:, None]
     assert digest(small(20).fit(X, init=X[:20] * scale)) == digest(
         small(20).fit(X, init=unit_rows(X[:20]))
@@ -164,7 +164,7 @@ def test_empty_clusters_are_filled() -> None:
 
 @pytest.mark.parametrize("spherical", [True, False])
 def test_fewer_different_rows_than_clusters(spherical: bool) -> None:
-    """Such as metadata: what cannot be split is dissolved, and the fit ends in time."""
+    """As in metadata: clusters that cannot be split are dissolved, and the fit ends soon."""
     x = np.repeat(X[:6], [100, 1, 200, 50, 3, 80], 0)
     model = small(10, spherical=spherical, sample=0).fit(x)
     assert sorted(model.counts_) == [1, 3, 50, 80, 100, 200]
@@ -178,8 +178,8 @@ def test_small_clusters_are_dissolved() -> None:
     x = np.concatenate([blobs(2000, 16, 5, noise=0.01)[0], np.full((3, 16), 9, np.float32)])
     truth = np.append(blobs(2000, 16, 5, noise=0.01)[1], [5, 5, 5])
     start = np.stack([x[truth == c][0] for c in range(6)])
-    whole = small(6, spherical=False).fit(x, init=start)
-    assert sorted(whole.counts_)[0] == 3
+    undissolved = small(6, spherical=False).fit(x, init=start)
+    assert sorted(undissolved.counts_)[0] == 3
     model = small(6, spherical=False, min_size=4).fit(x, init=start)
     assert len(model.centroids_) == 5
     assert model.counts_.min() > 3
@@ -222,8 +222,8 @@ def test_fine_clusters_start_inside_the_coarse_ones(tmp_path: Path) -> None:
     worker = KMeansWorker(spherical=True, kernel="gemm", threads=1, seed=0)
     step = Step(1, 1.0, work.offsets, (0,), 1, work.groups)
     worker.call(list(open_vectors(X).pieces), "step", step, work.before, None, work.coarse)
-    assert worker.whole is not None
-    labels = worker.whole.labels[0]
+    assert worker.all_rows is not None
+    labels = worker.all_rows.labels[0]
     assert len(work.coarse) == 6
     coarse = gemm_nearest(work.coarse, True)(unit_rows(X))
     groups = np.array(work.groups)
@@ -238,7 +238,7 @@ def test_as_many_clusters_as_rows(spherical: bool) -> None:
     model = small(50, spherical=spherical).fit(X[:50])
     assert sorted(model.labels_) == list(range(50))
     assert model.inertia_ == pytest.approx(0, abs=1e-3)
-    assert any("rows a cluster; 39 are advised" in text for text in model.warnings_)
+    assert any("rows per cluster; 39 are recommended" in text for text in model.warnings_)
     assert small(1, spherical=spherical).fit(X[:50]).labels_.tolist() == [0] * 50
 
 
@@ -252,7 +252,7 @@ def test_other_rows_get_their_nearest_centroid() -> None:
     with pytest.raises(UserError, match="have 15 dimensions, the centroids 16"):
         model.predict(other[:, :15])
     other[7, 3] = np.nan
-    with pytest.raises(UserError, match=r"1 of 500 vectors hold NaN .* with ids 7;"):
+    with pytest.raises(UserError, match=r"1 of 500 vectors have NaN .* with ids 7;"):
         model.predict(other)
-    with pytest.raises(UserError, match="fit comes before predict"):
+    with pytest.raises(UserError, match="call fit before predict"):
         small(3).predict(X)

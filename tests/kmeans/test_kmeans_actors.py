@@ -76,9 +76,9 @@ def test_actors_sources_and_kernels(
 
 
 def shard_pids() -> set[int]:
-    """Processes of the k-means actors below this Ray's raylet (and no other's)."""
+    """Process ids of the k-means actors of this Ray."""
     session = ray._private.worker._global_node.get_session_dir_path()
-    found, parents = {}, set()
+    actors, raylets = {}, set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -86,19 +86,19 @@ def shard_pids() -> set[int]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if "raylet/raylet" in command and session in command:
-            parents.add(int(entry.name))
+            raylets.add(int(entry.name))
         if command.startswith("ray::KMeansWorker") and state != "Z":
-            found[int(entry.name)] = parent
-    return {pid for pid, parent in found.items() if parent in parents}
+            actors[int(entry.name)] = parent
+    return {pid for pid, parent in actors.items() if parent in raylets}
 
 
 class Killer:
-    """A progress callback that ends an actor with SIGKILL after the wanted iterations.
+    """A progress callback that kills an actor after the iterations ``at``.
 
-    With ``in_call`` the process is stopped first, so that the next call is on its way when it dies.
+    With ``in_call`` the process is suspended first, so that it dies during the next call.
     """
 
     def __init__(self, at: list[tuple[str, int]], in_call: bool) -> None:
@@ -138,8 +138,8 @@ def test_a_killed_actor_leaves_no_trace(
 def test_killed_after_the_last_iteration(
     source: str, reference: dict[bool, str], tmp_path: Path
 ) -> None:
-    """The limit, not convergence, ends this fit; a restarted actor has to find the labels of the
-    last assignment, not those of the means after it."""
+    """The limit ends this fit before it converges; a restarted actor must compute the labels of the
+    last assignment, not those of the means updated from it."""
     killer = Killer([("all", LONG["iterations"])], False)
     data = X if source == "array" else dataset(X)
     model = small(20, actors=2, progress=killer, **LONG).fit(data)
@@ -150,15 +150,15 @@ def test_killed_after_the_last_iteration(
 @pytest.mark.slow
 def test_several_granularities_and_a_kill(tmp_path: Path) -> None:
     options = {**LONG, "k": (5, 20, 9)}
-    whole = small(**options).fit(X)
+    expected = small(**options).fit(X)
     killer = Killer([("all", 2), ("all", 6)], False)
     again = small(**options, actors=2, progress=killer).fit(X)
     assert len(killer.killed) == 2
-    assert digest(again) == digest(whole)
+    assert digest(again) == digest(expected)
 
 
 class Stopped(Exception):
-    """The driver ends here."""
+    """Raised to end the driver."""
 
 
 def stop_at(phase: str, number: int) -> Callable[[Iteration], None]:
@@ -171,36 +171,36 @@ def stop_at(phase: str, number: int) -> Callable[[Iteration], None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "stop", "spread"),
+    ("options", "stop", "actors"),
     [
         ({"k": 20, **LONG}, ("all", 4), 2),
         ({"k": 20, **LONG}, ("sample", 3), 1),
-        # the coarse one has settled when the fit is stopped
+        # the coarse granularity has settled when the fit is stopped
         ({**LONG, "k": (1, 20), "tolerance": 1e-9, "sample": 0}, ("all", 5), 2),
         ({"k": 36, "two_level": True, "refine": 3, **LONG}, ("fine", 3), 1),
         ({"k": 36, "two_level": True, **LONG}, ("coarse", 3), 1),
     ],
 )
-def test_going_on_gives_the_same_bits(
-    options: dict[str, Any], stop: tuple[str, int], spread: int, tmp_path: Path
+def test_a_resumed_fit_gives_the_same_bits(
+    options: dict[str, Any], stop: tuple[str, int], actors: int, tmp_path: Path
 ) -> None:
-    whole = small(**options).fit(X)
+    expected = small(**options).fit(X)
     folder = str(tmp_path / "state")
     with pytest.raises(Stopped):
         small(**options, checkpoint=folder, progress=stop_at(*stop)).fit(X)
     assert (tmp_path / "state" / FILE).exists()
     rows: list[Iteration] = []
-    again = small(**options, checkpoint=folder, progress=rows.append, actors=spread).fit(X)
+    again = small(**options, checkpoint=folder, progress=rows.append, actors=actors).fit(X)
     assert (rows[0].phase, rows[0].number) == stop
-    assert digest(again) == digest(whole)
+    assert digest(again) == digest(expected)
     assert [(r.phase, r.number) for r in again.history_] == [
-        (r.phase, r.number) for r in whole.history_
+        (r.phase, r.number) for r in expected.history_
     ]
-    assert again.history_[-1].objective == whole.history_[-1].objective
+    assert again.history_[-1].objective == expected.history_[-1].objective
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_vectors_or_options(tmp_path: Path) -> None:
     folder = str(tmp_path)
     small(20, checkpoint=folder, **LONG).fit(X)
 

@@ -1,4 +1,4 @@
-"""Bad and odd input of k-means: each error counts, names what is wrong, and arrives as itself."""
+"""Bad and unusual input of k-means: each error counts and names what is wrong."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def refused(words: str, source: Any, k: Any = 5, where: Any = None, **options: A
 
 
 def test_options() -> None:
-    wrong: tuple[Any, ...] = (0, -3, (), (5, 0), 5.7, "5", np.ones((2, 2), int))
-    for k in wrong:
-        with pytest.raises(UserError, match="k is a whole number from 1, or several, not"):
+    bad: tuple[Any, ...] = (0, -3, (), (5, 0), 5.7, "5", np.ones((2, 2), int))
+    for k in bad:
+        with pytest.raises(UserError, match="k must be a positive integer, or several, not"):
             KMeans(k)
     assert KMeans(np.array([5, 20])).ks == (5, 20)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="kernel is auto, gemm, faiss, torch, not 'cuda'"):
+    with pytest.raises(UserError, match="kernel must be auto, gemm, faiss, torch, not 'cuda'"):
         KMeans(5, kernel="cuda")  # type: ignore[arg-type]
 
 
@@ -48,9 +48,9 @@ def test_values_that_are_not_finite() -> None:
     x[[3, 250, 399], 2] = np.nan
     x[17, 0] = -np.inf
     refused(
-        "4 of 400 vectors hold NaN or infinite values (2 in shard 0, 2 in shard 1)", x, actors=2
+        "4 of 400 vectors have NaN or infinite values (2 in shard 0, 2 in shard 1)", x, actors=2
     )
-    refused("the first with ids 3, 17, 250, 399; leave them out", x)
+    refused("the first with ids 3, 17, 250, 399; remove or correct them", x)
     named = as_table(x).set_column(0, "id", pa.array([f"row-{i}" for i in range(400)]))
     refused("the first with ids row-3, row-17, row-250, row-399;", ray.data.from_arrow(named))
     with np.errstate(over="ignore"):
@@ -60,9 +60,9 @@ def test_values_that_are_not_finite() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_too_few_or_equal_rows() -> None:
-    refused("k = 401 is more than the 400 vectors there are", X, k=401)
+    refused("k = 401 is more than the 400 vectors", X, k=401)
     refused("k = 9 is more than the 5 vectors", X[:5], k=(2, 9), actors=3)
-    refused("there are no vectors", X[:0])
+    refused("the source has no vectors", X[:0])
     refused("all 400 vectors are equal", np.repeat(X[:1], 400, 0), spherical=False, actors=2)
     refused("there is nothing to cluster", np.zeros((400, 8)))
 
@@ -70,10 +70,10 @@ def test_too_few_or_equal_rows() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("d", [2, 16, 300])
-def test_rows_that_point_the_same_way(d: int) -> None:
+def test_rows_of_one_direction(d: int) -> None:
     direction = np.random.default_rng(d).normal(size=(1, d))
     x = (direction * np.linspace(0.5, 3, 300)[:, None]).astype(np.float32)
-    refused("all 300 vectors point the same way", x, actors=2)
+    refused("all 300 vectors have the same direction", x, actors=2)
     if d == 2:
         x[-1, 0] += 0.01
         assert small(2).fit(x).counts_.min() >= 1
@@ -84,7 +84,7 @@ def test_rows_that_point_the_same_way(d: int) -> None:
 def test_magnitudes() -> None:
     for scale in (1e-30, 1e30):
         refused("scale the vectors", X * np.float32(scale), spherical=False)
-    tiny = X * np.float32(2.0**-90)  # directions do not mind
+    tiny = X * np.float32(2.0**-90)  # directions are the same
     assert digest(small(5).fit(tiny)) == digest(small(5).fit(X))
 
 
@@ -95,7 +95,7 @@ def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.arange(400) * 7 - 1000
     ids[[50, 350, 51]] = ids[0]
     table = as_table(X).set_column(0, "id", pa.array(ids))
-    words = "1 ids occur more than once (-1000); every row needs its own"
+    words = "1 ids occur more than once (-1000); ids must be unique"
     for actors in (1, 2, 3):
         refused(words, ray.data.from_arrow(table), actors=actors)
     keys = pa.array([f"image-{i}" for i in range(400)])
@@ -127,7 +127,7 @@ def test_null_vectors_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_other_forms_of_vectors(tmp_path: Path) -> None:
+def test_types_of_vectors(tmp_path: Path) -> None:
     expected = digest(small(5).fit(X))
     frame = pd.DataFrame({"id": range(400), "embedding": list(X), "x": 1.0})
     tensors = ray.data.from_numpy(X)
@@ -150,7 +150,7 @@ def test_lengths_of_vectors(tmp_path: Path) -> None:
     refused("different lengths: [6, 8]", str(tmp_path), actors=1)
     refused("different lengths: [6, 8]", str(tmp_path), actors=3)
     holes = pa.table({"v": pa.array([[1.0, None], [2.0, 3.0]])})
-    refused("holds vectors with missing values", ray.data.from_arrow(holes), k=1)
+    refused("has vectors with missing values", ray.data.from_arrow(holes), k=1)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -174,9 +174,10 @@ def test_columns_and_folders(tmp_path: Path) -> None:
         "id, name",
         plain,
     )
-    whole = pa.table({"a": pa.array([[1, 2], [3, 4]])})  # may be tags, so they have to be named
-    opened("has no column of vectors", ray.data.from_arrow(whole))
-    assert open_vectors(ray.data.from_arrow(whole), "a").pieces[0].load()[1].tolist()[1] == [3, 4]
+    integers = pa.table({"a": pa.array([[1, 2], [3, 4]])})  # may be tags, so must be named
+    opened("has no column of vectors", ray.data.from_arrow(integers))
+    piece = open_vectors(ray.data.from_arrow(integers), "a").pieces[0]
+    assert piece.load()[1].tolist() == [[1, 2], [3, 4]]
     two = pa.table({"a": table["feature"], "b": table["feature"]})
     opened(
         "several columns of vectors: a, b; name one with --vector-column", ray.data.from_arrow(two)
@@ -190,28 +191,28 @@ def test_columns_and_folders(tmp_path: Path) -> None:
     opened("is empty", str(tmp_path / "empty"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/readme.md").write_text("x")
-    opened("holds no Parquet file of vectors", str(tmp_path / "other"))
+    opened("has no Parquet files", str(tmp_path / "other"))
     (tmp_path / "other/text.parquet").write_text("no Parquet at all")
     opened("text.parquet cannot be read as Parquet", str(tmp_path / "other"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_starts_that_do_not_fit() -> None:
-    words = "init has shapes [(4, 8)], k and the vectors ask for [(5, 8)]"
+def test_initial_centroids_of_the_wrong_shape() -> None:
+    words = "init has shapes [(4, 8)]; k and the vectors require [(5, 8)]"
     refused(words, X, where={"init": X[:4]})
     refused("init has shapes", X, k=(5, 3), where={"init": [X[:5]]})
-    refused("init holds NaN", X, where={"init": np.full((5, 8), np.nan)})
+    refused("init has NaN", X, where={"init": np.full((5, 8), np.nan)})
     ids, labels = np.arange(400), np.arange(400, dtype=np.int32) % 5
     refused("labels go up to 5, but k is 5", X, where={"labels": (ids, labels + 1)})
-    words = "labels are increasing ids and one label per id and k"
+    words = "labels must be increasing ids, and one label per id and per k"
     refused(words, X, where={"labels": (ids, labels[:-1])})
     refused(words, X, k=(5, 3), where={"labels": (ids, labels)})
-    refused("labels name none of the ids", X, where={"labels": (ids + 10**6, labels)})
+    refused("no id of labels is an id of the vectors", X, where={"labels": (ids + 10**6, labels)})
 
 
 def test_shards_are_cut_evenly(ray_local: None, tmp_path: Path) -> None:
-    """Every row once, in order, whatever files and row groups there are."""
+    """Every row once and in order, whatever the files and row groups."""
     vectors = open_vectors(write_parquet(tmp_path, X, files=3, group=37))
     assert vectors.rows == 400
     for count in (1, 2, 7, 399, 401):

@@ -1,4 +1,4 @@
-"""Exact sums: no order, split or history of additions leaves a trace; and the update from them."""
+"""Sums are exact in any order and for any split into shards; and the update from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_any_split_into_shards_gives_the_same_bits(data: st.DataObject) -> None:
     x, squares = grid_rows(n, d, seed, scale)
     rng = np.random.default_rng(seed)
     labels = rng.integers(-1, k, n).astype(np.int32)
-    whole = stats_of(x, squares, labels, k)
+    expected = stats_of(x, squares, labels, k)
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=6)))
     order = rng.permutation(n)
     shards = np.split(order, cuts)
@@ -51,7 +51,7 @@ def test_any_split_into_shards_gives_the_same_bits(data: st.DataObject) -> None:
     total = parts[-1]
     for part in parts[:-1]:
         total = total + part
-    assert same(total, whole)
+    assert same(total, expected)
 
 
 @settings(max_examples=30)
@@ -73,7 +73,7 @@ def test_sums_by_torch_have_the_same_bits(seed: int, n: int) -> None:
 
 
 def test_float32_would_depend_on_the_order() -> None:
-    """What the grid is for: plain float32 and float64 sums of these rows do differ."""
+    """Why there is a grid: float32 sums, and float64 sums of rows off the grid, differ."""
     x, squares = grid_rows(5000, 8, 1)
     raw = np.random.default_rng(1).normal(size=(5000, 8)) * 1e-3 + x
     order = np.random.default_rng(2).permutation(5000)
@@ -85,7 +85,7 @@ def test_float32_would_depend_on_the_order() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(1, 400))
-def test_taking_rows_away_leaves_no_trace(seed: int, n: int) -> None:
+def test_subtracted_rows_leave_no_trace(seed: int, n: int) -> None:
     x, squares = grid_rows(n, 5, seed)
     rng = np.random.default_rng(seed)
     old, new = rng.integers(0, 6, (2, n)).astype(np.int32)
@@ -99,7 +99,7 @@ def test_taking_rows_away_leaves_no_trace(seed: int, n: int) -> None:
 
 
 def test_more_rows_than_float32_can_count() -> None:
-    """2^24 rows and one more: float32 sums and counts stop there."""
+    """2^24 + 1 rows: float32 cannot count beyond 2^24."""
     n = 2**24 + 1
     assert np.float32(2**24) + np.float32(1) == np.float32(2**24)
     x, squares = np.ones((n, 1), np.float32), np.ones(n)
@@ -111,7 +111,7 @@ def test_more_rows_than_float32_can_count() -> None:
 
 
 def test_half_a_billion_rows_by_adding_shards() -> None:
-    """The largest values in odd numbers, summed to 2^29 rows, against Python's integers."""
+    """Odd multiples of the grid's step, up to the largest, over 2^29 rows, against integers."""
     x = np.array([[2.0 - 2.0**-22, -(2.0 - 2.0**-22)], [2.0**-22, 1.0]], np.float32)
     squares = square_norms(x, 1)
     stats = stats_of(x, squares, np.zeros(2, np.int32), 1)
@@ -134,13 +134,13 @@ def test_rounding_to_the_grid(values: list[float]) -> None:
     exponent = exponent_of(float(np.abs(x).max()))
     assert (np.abs(x) < 2.0**exponent).all()
     step = 2.0 ** (exponent - BITS)
-    found = to_grid(x, exponent)
-    assert (found.astype(np.float64) / step == np.rint(found.astype(np.float64) / step)).all()
-    assert np.abs(found.astype(np.float64) - x).max() <= step / 2
-    assert to_grid(found, exponent).tobytes() == found.tobytes()
+    rounded = to_grid(x, exponent)
+    assert (rounded.astype(np.float64) / step == np.rint(rounded.astype(np.float64) / step)).all()
+    assert np.abs(rounded.astype(np.float64) - x).max() <= step / 2
+    assert to_grid(rounded, exponent).tobytes() == rounded.tobytes()
 
 
-def test_squares_lie_on_a_grid_too_and_are_near_the_truth() -> None:
+def test_squares_are_on_a_grid_and_accurate() -> None:
     x, squares = grid_rows(3000, 33, 3)
     exponent = exponent_of(float(np.abs(x).max()))
     step = 2.0 ** (2 * exponent + 6 - BITS - 1)
@@ -170,30 +170,30 @@ def test_objective_and_merged_stats() -> None:
     assert same(stats.merged(parents), stats_of(x, squares, parents[labels].astype(np.int32), 3))
 
 
-def test_an_empty_cluster_takes_half_of_the_worst() -> None:
+def test_an_empty_cluster_gets_half_of_the_worst() -> None:
     x, squares = grid_rows(900, 4, 5)
     labels = np.random.default_rng(0).choice([0, 2, 3], 900).astype(np.int32)
     x[labels == 2] *= 4
     squares = square_norms(x, exponent_of(float(np.abs(x).max())))
     stats = stats_of(x, squares, labels, 4)
-    found, splits = update(stats, False)
+    centroids, splits = update(stats, False)
     true = means(stats, False)[0]
     assert splits == 1
-    assert found[[0, 3]] == pytest.approx(true[[0, 3]])
-    assert (found[1] + found[2]) / 2 == pytest.approx(true[2])
-    assert (found[1] != found[2]).any()
-    assert found.tobytes() == update(stats, False)[0].tobytes()
+    assert centroids[[0, 3]] == pytest.approx(true[[0, 3]])
+    assert (centroids[1] + centroids[2]) / 2 == pytest.approx(true[2])
+    assert (centroids[1] != centroids[2]).any()
+    assert centroids.tobytes() == update(stats, False)[0].tobytes()
 
 
-def test_where_nothing_can_be_split_no_centroid_is_the_origin() -> None:
+def test_if_nothing_can_be_split_no_centroid_is_the_origin() -> None:
     x = np.repeat(unit_rows(np.random.default_rng(0).normal(size=(2, 7))), [30, 50], 0)
     x = to_grid(x, 1)
     stats = stats_of(x, square_norms(x, 1), np.repeat([1, 3], [30, 50]).astype(np.int32), 5)
     for spherical in (True, False):
-        found, splits = update(stats, spherical)
+        centroids, splits = update(stats, spherical)
         assert splits == 0
-        assert found[1] == pytest.approx(x[0], abs=1e-6)
-        assert found[[0, 2, 3, 4]] == pytest.approx(np.repeat(x[-1:], 4, 0), abs=1e-6)
+        assert centroids[1] == pytest.approx(x[0], abs=1e-6)
+        assert centroids[[0, 2, 3, 4]] == pytest.approx(np.repeat(x[-1:], 4, 0), abs=1e-6)
 
 
 def test_plus_plus_finds_far_blobs_whatever_the_offset() -> None:
@@ -208,12 +208,12 @@ def test_plus_plus_finds_far_blobs_whatever_the_offset() -> None:
         assert {tuple(seed) for seed in seeds} <= {tuple(row) for row in x}
 
 
-def test_plus_plus_takes_copies_last() -> None:
+def test_plus_plus_draws_duplicates_last() -> None:
     x = np.repeat(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), 20, 0)
     assert len(np.unique(plus_plus(x, 5, np.random.default_rng(0)), axis=0)) == 5
-    more = plus_plus(x, 9, np.random.default_rng(0))
-    assert more.shape == (9, 3)
-    assert len(np.unique(more, axis=0)) == 5
+    seeds = plus_plus(x, 9, np.random.default_rng(0))
+    assert seeds.shape == (9, 3)
+    assert len(np.unique(seeds, axis=0)) == 5
     assert plus_plus(x, 100, np.random.default_rng(0)).tobytes() == x.tobytes()
 
 
@@ -221,10 +221,10 @@ def test_plus_plus_takes_copies_last() -> None:
 def test_allot(sizes: list[int], data: st.DataObject) -> None:
     counts = np.array(sizes)
     k = data.draw(st.integers(len(sizes), int(counts.sum())))
-    found = allot(counts, k)
-    assert found.sum() == k
-    assert (found >= 1).all()
-    assert (found <= counts).all()
+    shares = allot(counts, k)
+    assert shares.sum() == k
+    assert (shares >= 1).all()
+    assert (shares <= counts).all()
 
 
 def test_weights_of_points_count() -> None:

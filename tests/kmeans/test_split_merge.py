@@ -1,4 +1,4 @@
-"""Splitting and merging clusters, and that it gets k-means out of poor local optima."""
+"""Splitting and merging clusters, which frees k-means from poor local optima."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def test_grow_splits_the_largest_errors() -> None:
     x = rng.standard_normal((400, 8)) * spread[labels, None] + 10 * labels[:, None]
     stats = stats_of(x, labels, 4)
     centroids = (stats.sums / stats.counts[:, None]).astype(np.float32)
-    both = grow(centroids, stats, 2, False, np.random.default_rng(1))
-    assert both.shape == (6, 8)
-    np.testing.assert_array_equal(both[[0, 2]], centroids[[0, 2]])
-    # the halves stand on both sides of the old centroid, wide clusters first
-    np.testing.assert_allclose((both[1] + both[4]) / 2, centroids[1], atol=1e-4)
-    np.testing.assert_allclose((both[3] + both[5]) / 2, centroids[3], atol=1e-4)
-    assert np.linalg.norm(both[1] - both[4]) > 1.5 * np.linalg.norm(both[3] - both[5]) > 0.1
+    grown = grow(centroids, stats, 2, False, np.random.default_rng(1))
+    assert grown.shape == (6, 8)
+    np.testing.assert_array_equal(grown[[0, 2]], centroids[[0, 2]])
+    # the halves are on both sides of the old centroid, wide clusters first
+    np.testing.assert_allclose((grown[1] + grown[4]) / 2, centroids[1], atol=1e-4)
+    np.testing.assert_allclose((grown[3] + grown[5]) / 2, centroids[3], atol=1e-4)
+    assert np.linalg.norm(grown[1] - grown[4]) > 1.5 * np.linalg.norm(grown[3] - grown[5]) > 0.1
     again = grow(centroids, stats, 2, False, np.random.default_rng(1))
-    np.testing.assert_array_equal(both, again)
+    np.testing.assert_array_equal(grown, again)
     unit = grow(centroids, stats, 2, True, np.random.default_rng(1))
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
     np.testing.assert_array_equal(grow(centroids, stats, 0, False, rng), centroids)
@@ -55,16 +55,16 @@ def test_shrink_reaches_k_among_copies_and_in_blocks(monkeypatch: pytest.MonkeyP
     rng = np.random.default_rng(0)
     centroids = np.repeat(rng.standard_normal((20, 5)), 3, axis=0).astype(np.float32)
     counts = rng.integers(0, 9, 60)
-    whole = shrink(centroids, counts, 20, False)
-    assert whole.shape == (20, 5)
-    np.testing.assert_allclose(np.sort(whole[:, 0]), np.sort(centroids[::3, 0]), atol=1e-5)
+    merged = shrink(centroids, counts, 20, False)
+    assert merged.shape == (20, 5)
+    np.testing.assert_allclose(np.sort(merged[:, 0]), np.sort(centroids[::3, 0]), atol=1e-5)
     monkeypatch.setattr("wcl_ray.kmeans.split_merge.CELLS", 100)
-    np.testing.assert_array_equal(shrink(centroids, counts, 20, False), whole)
+    np.testing.assert_array_equal(shrink(centroids, counts, 20, False), merged)
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_small_clusters_do_not_all_go_at_once() -> None:
-    """With 600 clusters of one row each, half of them go, and their rows make pairs of the rest."""
+def test_small_clusters_are_not_all_dissolved_at_once() -> None:
+    """Of 600 clusters with one row each half are dissolved; their rows join the others."""
     x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
     model = KMeans(600, min_size=2, actors=1, spherical=False).fit(x)
     assert model.counts_.min() >= 2
@@ -77,13 +77,13 @@ def test_small_clusters_do_not_all_go_at_once() -> None:
 def test_breathing_finds_every_blob() -> None:
     """Without it, most starts put two centroids into one blob and one between two."""
     x, truth = blobs(6000, 8, 60, noise=0.02)
-    found = {}
+    ari = {}
     for name, split_merge in (("with", (0.2, 0.1, 0.1, 0.05)), ("without", ())):
         scores = []
         for seed in range(3):
             model = small(60, spherical=False, seed=seed, split_merge=split_merge).fit(x)
             assert any(row.phase == "split 1" for row in model.history_) == bool(split_merge)
             scores.append(agreement(model.labels_, truth).ari)
-        found[name] = scores
-    assert min(found["with"]) > 0.999
-    assert max(found["without"]) < 0.999
+        ari[name] = scores
+    assert min(ari["with"]) > 0.999
+    assert max(ari["without"]) < 0.999

@@ -76,14 +76,14 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert cluster.ray("job", "stop", "first").returncode == 0
     assert cluster.status("first") == "STOPPED"
     logs = cluster.logs("first")
-    assert "goes on from the last checkpoint" in logs
+    assert "continues from the last checkpoint" in logs
     assert re.search(r"ray +2 node\(s\), 2 CPUs, 0 GPUs; dashboard http", logs)
     assert not (run / "results.json").exists()
     assert not (run / ".alive").exists()
 
     second = cluster.submit("jobs/pretrain.py", *again)
     assert second.returncode == 0, second.stdout
-    assert re.search(r"going on from epoch [1-9]", second.stdout)
+    assert re.search(r"resuming from epoch [1-9]", second.stdout)
     assert re.search(r"store +peak .* of .*, spilled 0 B", second.stdout)
     assert re.search(r"time +clusters .* s, stream .* s, train .* s, evaluate", second.stdout)
     assert re.search(r"data +images kept: 1[45]\d rows, \d+ task", second.stdout)

@@ -74,7 +74,7 @@ def test_kmeans_with_the_torch_kernel_stays_on_the_cpu() -> None:
     shard.loaded = np.arange(500), x
     rows = shard._rows(1.0, 20, 8)
     assert rows.on_device.device.type == "cpu"
-    assert np.array_equal(shard._find(c)(rows.on_device), KERNELS["gemm"](c, False)(rows.x))
+    assert np.array_equal(shard._nearest(c)(rows.on_device), KERNELS["gemm"](c, False)(rows.x))
 
 
 def test_nothing_asks_torch_whether_there_is_a_gpu() -> None:

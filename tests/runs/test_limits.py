@@ -118,7 +118,7 @@ def test_a_training_worker_that_was_killed_for_memory(capsys: pytest.CaptureFixt
 
 
 def test_no_room_for_what_a_training_worker_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run ends at once, and says that it can go on."""
+    """The run ends at once, and says that it can be resumed."""
 
     def full(*given: object) -> None:
         raise ray.exceptions.OutOfDiskError("Local disk is full")

@@ -78,7 +78,7 @@ def test_something_else_in_its_place(folder: Folder, content: bytes) -> None:
 
 
 def test_two_at_once_on_an_object_store(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one whose sign is there a moment later goes on."""
+    """The job whose claim was written last continues."""
     folder = Folder("s3://bugs/both/one", s3)
     lock = RunLock(folder, EVERY)
     monkeypatch.setattr(lock, "_write", lambda: leave(folder, machine="other", pid=8))

@@ -111,7 +111,7 @@ def test_what_only_shows_something_never_ends_a_run(
     log.close()
     told = capsys.readouterr().out
     for name in ("tensorboard", "closes badly", "opens badly"):
-        assert told.count(f"warning: tracker {name} failed, the run goes on without it") == 1
+        assert told.count(f"warning: tracker {name} failed, the run continues without it") == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 

@@ -242,7 +242,7 @@ def test_killed_while_clustering_and_while_training(tmp_path: Path) -> None:
         job(tmp_path, *words, "--resume"), capture_output=True, text=True, timeout=300, check=False
     )
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on from epoch 2" in again.stdout
+    assert "resuming from epoch 2" in again.stdout
     assert "k-means" not in again.stdout  # a round's clusters are not made twice
     assert (run / "rounds/002/assignment.parquet").read_bytes() == third
     check_exactly_once(run, N, 8, 3)

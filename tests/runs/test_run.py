@@ -252,7 +252,7 @@ def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
         timeout=300, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on from epoch" in again.stdout
+    assert "resuming from epoch" in again.stdout
     assert (run / "results.json").exists()
     check_exactly_once(run, N, 8, 3)
     found = steps_of(run)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a job ends within seconds, and what it says of going on is true."""
+"""Ctrl-C and SIGTERM: a job ends within seconds, and what it says about resuming is true."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "more", "said"),
     [
-        (signal.SIGINT, [], "interrupted; the same command with --resume goes on from the last"),
-        (signal.SIGTERM, ["--start-or-resume"], "stopped; the same command goes on from the last"),
+        (signal.SIGINT, [], "interrupted; the same command with --resume continues"),
+        (signal.SIGTERM, ["--start-or-resume"], "stopped; the same command continues"),
     ],
 )
 def test_training_stops_at_once_and_leaves_a_good_checkpoint(
@@ -167,7 +167,7 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
     errors, seconds = stop(process, number)
     assert seconds < PATIENCE + SLACK
     assert process.returncode == 128 + number
-    assert errors == f"error: {said} checkpoint\n"
+    assert errors == f"error: {said} from the last checkpoint\n"
     check_gone(pids)
     after = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(after) - before < 60  # rows of less than a second or two
@@ -200,5 +200,5 @@ def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
     words += ["--checkpoint", str(state.parent)]
     process = started(tmp_path, "cluster.py", words, lambda _: state.exists())
     errors, seconds = stop(process, signal.SIGTERM)
-    assert errors == "error: stopped; the same command goes on from the last iteration\n"
+    assert errors == "error: stopped; the same command continues from the last iteration\n"
     assert seconds < PATIENCE + SLACK

@@ -249,7 +249,7 @@ def test_a_list_of_checkpoints_that_is_cut_off(tmp_path: Path, content: bytes) -
 def test_a_disk_that_runs_full_in_training(
     mount: Mount, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, a good last checkpoint, and the run goes on once there is room."""
+    """One line, a good last checkpoint, and the run resumes once there is room."""
     place = mount("size=20m")  # a checkpoint has 15
     config = replace(config, storage=str(place), train=replace(config.train, epochs=3))
     started = time.monotonic()
@@ -260,13 +260,13 @@ def test_a_disk_that_runs_full_in_training(
     assert re.search(
         r"rounds/000/train/checkpoint_.* no space left, .* free and 14.8 MB needed", text
     )
-    assert "--resume goes on" in text
+    assert "--resume continues" in text
     saved = list((place / "one/rounds/000/train").glob("checkpoint_*/state.pt"))
     assert len(saved) == 1
     mount("size=200m")
     (place / "one/rounds/000/train" / SNAPSHOT).write_bytes(b"")  # as where its own writing failed
     pretrain(replace(config, resume=True))
-    assert "going on from epoch 1, step 6" in capsys.readouterr().out
+    assert "resuming from epoch 1, step 6" in capsys.readouterr().out
     assert (place / "one/results.json").exists()
 
 

@@ -224,7 +224,7 @@ def test_killed_trial_killed_worker_and_killed_driver(tmp_path: Path) -> None:
     found = metrics(restarted[0])
     first = [row for row in found if row["epoch"] == 1 and "loss" not in row]
     assert len(first) == 1  # told once
-    # it went on from its checkpoint: else its first epoch would have been done and noted again
+    # it resumed from its checkpoint: else its first epoch would have been done and noted again
     assert found[0] == begun[restarted[0]]
     for row in after.values():
         assert row["status"] == "finished"
@@ -272,7 +272,7 @@ def test_a_search_on_a_full_disk_trains_its_failed_trial_again(
     text = search.finish()
     assert search.process.returncode == 1, text
     last = text.splitlines()[-1]
-    assert re.search("^error: .*/checkpoint_.* no space left.*--resume goes on", last), text
+    assert re.search("^error: .*/checkpoint_.* no space left.*--resume continues", last), text
     assert "Traceback" not in text
     (failed,) = record(place / "full").items()
     assert failed[1]["status"] == "failed"
@@ -287,7 +287,7 @@ def test_a_search_on_a_full_disk_trains_its_failed_trial_again(
         assert (row["status"], row["error"]) == ("finished", "")
     lines = (place / f"full/trials/{failed[0]}/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert max(row.get("restarts", 0) for row in rows) == 1  # it went on from its checkpoint
+    assert max(row.get("restarts", 0) for row in rows) == 1  # it resumed from its checkpoint
 
 
 HOPELESS = [

@@ -307,7 +307,7 @@ def test_storage_that_refuses_a_trial_something_ends_the_search(tmp_path: Path) 
     )
     trial.pickled_error_file = str(tmp_path / "error.pkl")
     Path(trial.pickled_error_file).write_bytes(cloudpickle.dumps(refused.as_instanceof_cause()))
-    with pytest.raises(UserError, match=r"no space left.*--resume goes on"):
+    with pytest.raises(UserError, match=r"no space left.*--resume continues"):
         told.on_trial_recover(0, [], trial)
     assert record.trials["t1"]["status"] == "failed"
     assert "no space left" in record.trials["t1"]["error"]

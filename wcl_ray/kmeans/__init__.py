@@ -1,1 +1,1 @@
-"""Distributed k-means, usable on its own: knows nothing of images or runs."""
+"""Distributed k-means, usable on its own; it does not depend on images or runs."""

@@ -1,7 +1,7 @@
-"""Which matrix kernel the BLAS inside numpy and faiss should use; imports neither of them.
+"""Selects the matrix kernel of the BLAS in numpy and faiss, without importing either.
 
-The OpenBLAS in the wheels falls back to an older kernel on processors that it does not know, which
-costs up to a factor of 3.5. It reads its environment once, when it is loaded.
+The OpenBLAS in the wheels falls back to an older kernel on processors that it does not know, up to
+3.5 times slower. It reads its environment once, when it is loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor of this machine can do; empty where that cannot be read."""
+    """Feature flags of this machine's processor; empty if they cannot be read."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")
@@ -18,18 +18,18 @@ def cpu_flags() -> frozenset[str]:
 
 
 def environment(flags: frozenset[str], threads: int) -> dict[str, str]:
-    """Variables for a process that multiplies matrices in ``threads`` threads of its own."""
-    found = {
+    """Environment variables for a process that multiplies matrices in ``threads`` threads."""
+    variables = {
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }
     core = best_core(flags)
-    return found | ({"OPENBLAS_CORETYPE": core} if core else {})
+    return variables | ({"OPENBLAS_CORETYPE": core} if core else {})
 
 
 def best_core(flags: frozenset[str]) -> str | None:
-    """OpenBLAS's name of the fastest x86 kernel for a processor, None where that is not known."""
+    """OpenBLAS's name of the fastest x86 kernel for a processor, None if unknown."""
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"} <= flags:
         return "SkylakeX"
     return "Haswell" if {"avx2", "fma"} <= flags else None

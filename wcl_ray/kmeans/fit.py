@@ -1,4 +1,4 @@
-"""The coordinator of a k-means fit: Lloyd's iterations, phase by phase, and their end."""
+"""The coordinator of a k-means fit: Lloyd's iterations, phase by phase."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from wcl_ray.kmeans.worker import Partial, Step
 from wcl_ray.kmeans.worker_group import WorkerGroup
 from wcl_ray.storage import Folder
 
-NOISE = 1e-6  # relative rise of the objective that float32 centroids explain
+RESUMES = "the same command continues from the last iteration"
+NOISE = 1e-6  # relative rise of the objective that float32 rounding of the centroids explains
 
 
 class Fit:
     """One fit.
 
     Args:
-        progress: called with each iteration.
-        folder: of the checkpoint, or None.
+        folder: for the checkpoint, or None.
+        progress: called after each iteration.
     """
 
     def __init__(
@@ -46,51 +47,54 @@ class Fit:
         self.folder, self.progress = folder, progress
         self.history: list[Iteration] = []
         self.steps = 0
-        self.rose, self.left = 0, sum(options.ks)
+        self.rises, self.clusters_left = 0, sum(options.ks)
 
     def run(self, init: list[np.ndarray] | None) -> tuple[Work, dict[int, Stats]]:
-        """All phases, from the checkpoint if there is one.
+        """Run all phases, from the checkpoint if there is one.
 
         Args:
-            init: float32 (K, d) per granularity, to start from; None: k-means++.
+            init: initial centroids, float32 (K, d) per granularity; None: k-means++.
 
         Returns:
-            The last phase, whose ``before`` are the centroids the labels belong to, and the stats.
+            The last phase, whose ``before`` are the centroids of the labels, and its stats.
         """
         phases = self.phases.names(given=init is not None)
-        found = None
+        fingerprint = self._fingerprint(init)
+        checkpoint = None
         if self.folder is not None:
-            found = load_work(self.folder, self._mark(init), self.data.dimensions)
+            checkpoint = load_work(self.folder, fingerprint, self.data.dimensions)
         work: Work | None = None
-        if found is not None:
-            work, self.history = found
-            stopping.set_resume_hint("the same command goes on from the last iteration")
+        if checkpoint is not None:
+            work, self.history = checkpoint
+            stopping.set_resume_hint(RESUMES)
         stats: dict[int, Stats] = {}
         for name in phases:
             if work is not None and phases.index(work.phase) > phases.index(name):
                 continue
             if work is None or work.phase != name:
                 work = self.phases.enter(name, work, stats, init)
-            stats = self._iterate(work, self._mark(init))
+            stats = self._iterate(work, fingerprint)
         assert work is not None
         return self._finish(work, stats)
 
     def warnings(self) -> list[str]:
-        """What was odd, for people."""
-        found = list(self.data.warnings)
-        if self.rose:
-            found.append(f"the objective rose in {self.rose} iterations")
-        most = max((row.empty for row in self.history), default=0)
-        if self.left < 0.8 * sum(self.options.ks):
-            found.append(
-                f"{self.left} of {sum(self.options.ks)} clusters are left, the others had fewer "
-                f"than {self.options.min_size} rows"
+        """Warnings to show the user."""
+        texts = list(self.data.warnings)
+        if self.rises:
+            texts.append(f"the objective rose in {self.rises} iterations")
+        total = sum(self.options.ks)
+        if self.clusters_left < 0.8 * total:
+            texts.append(
+                f"{self.clusters_left} of {total} clusters are left, the others had fewer than "
+                f"{self.options.min_size} rows"
             )
-        if most > 0.2 * sum(self.options.ks):
-            found.append(f"up to {most} clusters were empty; k is too large for these vectors")
-        return found
+        empty = max((row.empty for row in self.history), default=0)
+        if empty > 0.2 * total:
+            texts.append(f"up to {empty} clusters were empty; k is too large for these vectors")
+        return texts
 
-    def _mark(self, init: list[np.ndarray] | None) -> str:
+    def _fingerprint(self, init: list[np.ndarray] | None) -> str:
+        """Identifies the vectors, the options and the initial centroids."""
         if init is None:
             return self.data.fingerprint
         digest = hashlib.sha256(self.data.fingerprint.encode())
@@ -98,11 +102,11 @@ class Fit:
             digest.update(np.ascontiguousarray(centroids).tobytes())
         return digest.hexdigest()[:24]
 
-    def _iterate(self, work: Work, mark: str) -> dict[int, Stats]:
-        """Steps until every granularity has settled or the limit is reached.
+    def _iterate(self, work: Work, fingerprint: str) -> dict[int, Stats]:
+        """Iterate until every granularity has settled or the limit is reached.
 
-        Afterwards ``work.before`` are the centroids of the last assignment; ``work.centroids`` the
-        ones after it, from which the next phase starts.
+        Afterwards ``work.before`` are the centroids of the last assignment, and ``work.centroids``
+        those updated from it, with which the next phase starts.
         """
         stats: dict[int, Stats] = {}
         coarse = None if work.coarse is None else ray.put(work.coarse)
@@ -111,39 +115,38 @@ class Fit:
             started = time.perf_counter()
             work.number += 1
             current = ray.put(work.centroids)
-            part = self._step(work, current, before, coarse)
-            done, split, empty = [], [], 0
-            fresh = work.centroids.copy()
+            partial = self._step(work, current, before, coarse)
+            settled, split, empty = [], [], 0
+            updated = work.centroids.copy()
             objectives = dict(work.last)
             for g in work.active:
-                own = work.part(work.centroids, g)
-                stats[g] = part.stats[g]
-                objectives[g] = stats[g].objective(own) / part.rows
-                after, splits = self._update(stats[g], work.groups)
+                stats[g] = partial.stats[g]
+                objectives[g] = stats[g].objective(work.part(work.centroids, g)) / partial.rows
+                centroids, splits = self._update(stats[g], work.groups)
                 empty += int((stats[g].counts == 0).sum())
-                if not splits and self._settled(work, g, objectives[g], part):
-                    done.append(g)  # it stays as it was assigned
+                if not splits and self._settled(work, g, objectives[g], partial):
+                    settled.append(g)  # its centroids stay those of the assignment
                     continue
-                work.part(fresh, g)[:] = after
+                work.part(updated, g)[:] = centroids
                 if splits:
                     split.append(g)
-            self._report(work, part, objectives, stats, empty, started)
-            # a split may raise the objective, so it is not compared across one
+            self._report(work, partial, objectives, stats, empty, started)
+            # a split may raise the objective, so objectives are not compared across it
             work.last = {g: value for g, value in objectives.items() if g not in split}
-            work.before, work.centroids, before = work.centroids, fresh, current
-            work.active = tuple(g for g in work.active if g not in done)
+            work.before, work.centroids, before = work.centroids, updated, current
+            work.active = tuple(g for g in work.active if g not in settled)
             if not work.active or work.number >= work.limit:
                 return stats
             if self.folder is not None:
-                save_work(self.folder, work, mark, self.history)
-                stopping.set_resume_hint("the same command goes on from the last iteration")
+                save_work(self.folder, work, fingerprint, self.history)
+                stopping.set_resume_hint(RESUMES)
 
     def _update(self, stats: Stats, groups: tuple[int, ...]) -> tuple[np.ndarray, int]:
-        """Lloyd's update; of two levels, inside each coarse cluster: no split leaves it."""
+        """Lloyd's update; with two levels, splits stay inside their coarse cluster."""
         parts, splits = [], 0
         for start, stop in itertools.pairwise(groups or (0, len(stats.counts))):
-            after, count = update(stats.part(start, stop), self.options.spherical)
-            parts.append(after)
+            centroids, count = update(stats.part(start, stop), self.options.spherical)
+            parts.append(centroids)
             splits += count
         return np.concatenate(parts), splits
 
@@ -159,75 +162,75 @@ class Fit:
         )
         return self.workers.total("step", step, current, before, coarse)  # type: ignore[no-any-return]
 
-    def _settled(self, work: Work, g: int, objective: float, part: Partial) -> bool:
-        o = self.options
-        if work.phase.partition(" ")[0] in BRIEF:  # as many iterations as asked for
+    def _settled(self, work: Work, g: int, objective: float, partial: Partial) -> bool:
+        options = self.options
+        if work.phase.partition(" ")[0] in BRIEF:  # runs a fixed number of iterations
             return False
-        if work.before is not None and part.moved[g] < o.settled * part.rows:
+        if work.before is not None and partial.moved[g] < options.settled * partial.rows:
             return True
         if g not in work.last:
             return False
-        fall = work.last[g] - objective
-        if fall < -NOISE * objective:
-            self.rose += 1
-        return fall < o.tolerance * objective
+        decrease = work.last[g] - objective
+        if decrease < -NOISE * objective:
+            self.rises += 1
+        return decrease < options.tolerance * objective
 
     def _report(
         self,
         work: Work,
-        part: Partial,
+        partial: Partial,
         objectives: dict[int, float],
         stats: dict[int, Stats],
         empty: int,
         started: float,
     ) -> None:
-        shares = [stats[g].counts / part.rows for g in work.active]
-        slowest = int(np.argmax(part.seconds))
+        shares = [stats[g].counts / partial.rows for g in work.active]
+        slowest = int(np.argmax(partial.seconds))
         row = Iteration(
             phase=work.phase,
             number=work.number,
             limit=work.limit,
             objective=tuple(objectives[g] for g in sorted(objectives)),
-            moved=max(part.moved.values()) / part.rows,
+            moved=max(partial.moved.values()) / partial.rows,
             imbalance=max(float(len(p) * (p * p).sum()) for p in shares),
             empty=empty,
             seconds=time.perf_counter() - started,
-            straggler=max(part.seconds) / max(float(np.median(part.seconds)), 1e-9),
-            rate=part.floor[slowest] / max(part.seconds[slowest], 1e-9),
+            straggler=max(partial.seconds) / max(float(np.median(partial.seconds)), 1e-9),
+            rate=partial.floor[slowest] / max(partial.seconds[slowest], 1e-9),
         )
         self.history.append(row)
         if self.progress is not None:
             self.progress(row)
 
     def _finish(self, work: Work, stats: dict[int, Stats]) -> tuple[Work, dict[int, Stats]]:
-        """Dissolve clusters below min_size: their rows go to the nearest that is left."""
+        """Dissolve clusters below min_size; their rows go to the nearest remaining cluster."""
         assert work.before is not None
-        everything = tuple(range(len(work.offsets) - 1))
+        granularities = range(len(work.offsets) - 1)
         while True:
-            missing = [g for g in everything if g not in stats]  # settled before a restart
+            missing = [g for g in granularities if g not in stats]  # settled before a restart
             small = any((stats[g].counts < self.options.min_size).any() for g in stats)
             if not missing and not small:
                 break
-            parts = [work.part(work.before, g) for g in everything]
+            parts = [work.part(work.before, g) for g in granularities]
             for g in stats:
                 parts[g] = parts[g][self._large(stats[g].counts)]
-            again = Work.first(work.phase, parts, 1.0, work.limit)
-            same = again.offsets == work.offsets
-            work = replace(again, before=again.centroids)
+            remaining = Work.first(work.phase, parts, 1.0, work.limit)
+            unchanged = remaining.offsets == work.offsets
+            work = replace(remaining, before=remaining.centroids)
             stats = self._step(work, ray.put(work.centroids), None, None).stats
-            if same and not missing:  # what is left cannot be dissolved
+            if unchanged and not missing:  # no cluster can be dissolved any more
                 break
-        self.left = len(work.centroids)
+        self.clusters_left = len(work.centroids)
         return work, stats
 
     def _large(self, counts: np.ndarray) -> np.ndarray:
-        """bool (K,): clusters that stay for now, at least the largest. Of those that are too small
-        only the smaller half goes at a time, since their rows may make the others large enough."""
+        """bool (K,): clusters to keep for now, at least the largest. Only the smaller half of the
+        clusters that are too small goes at a time: its rows may make the others large enough."""
         small = np.flatnonzero(counts < self.options.min_size)
         order = small[np.argsort(counts[small], kind="stable")]
-        gone = max(int((counts == 0).sum()), (len(small) + 1) // 2)
+        dissolved = max(int((counts == 0).sum()), (len(small) + 1) // 2)
         keep = np.ones(len(counts), bool)
-        keep[order[:gone]] = False
+        keep[order[:dissolved]] = False
         if not keep.any():
             keep[int(np.argmax(counts))] = True
         return keep

@@ -1,8 +1,8 @@
-"""Lloyd's algorithm on the rows of one process: exact sums, so that shards may be cut anywhere.
+"""Lloyd's algorithm on the rows of one process, with exact sums: shards may be cut anywhere.
 
-Values are rounded once to a power-of-two grid; sums of them in float64 are then exact, hence the
-same bits in any order, for any number of shards, and when a row's old value is taken away again.
-So a step only adds and removes the rows that changed their cluster.
+Values are rounded once to a power-of-two grid. Their sums in float64 are then exact: the same bits
+in any order and for any number of shards, and a row that was added can be subtracted again. So a
+step touches only the rows that changed their cluster.
 
 n: rows, d: dimensions, K: centroids.
 """
@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-DEVICE_BYTES = 1 << 28  # of rows that are in float64 on the device at a time
-GATHER = 1 << 16  # rows that are copied at once while a cluster is summed
-BITS = 23  # of the grid; float64 has 53, so 2^29 rows of one cluster are summed exactly
+DEVICE_BYTES = 1 << 28  # of rows converted to float64 on the device at a time
+GATHER = 1 << 16  # rows copied at a time while a cluster is summed
+BITS = 23  # of the grid; float64 has 53, so sums of up to 2^29 rows are exact
 
 
 def exponent_of(largest: float) -> int:
-    """e of the grid 2^(e - 23) for values whose magnitude is at most ``largest`` < 2^e."""
-    return max(math.frexp(largest)[1], BITS - 149)  # the step is a float32
+    """Exponent e of the grid 2^(e - 23) for values of magnitude at most ``largest`` < 2^e."""
+    return max(math.frexp(largest)[1], BITS - 149)  # the step must be a float32
 
 
 def to_grid(x: np.ndarray, exponent: int) -> np.ndarray:
-    """Values rounded to multiples of 2^(exponent - 23): float32 (n, d), exact in float32."""
+    """Round values to multiples of 2^(exponent - 23), exact in float32: float32 (n, d)."""
     step = np.float32(2.0 ** (exponent - BITS))
     out = np.empty(x.shape, np.float32)
     for part in chunks(x):
@@ -37,13 +37,13 @@ def to_grid(x: np.ndarray, exponent: int) -> np.ndarray:
 
 
 def chunks(x: np.ndarray) -> Iterator[slice]:
-    """Slices of rows of which a float64 copy stays in the cache."""
+    """Slices of rows whose float64 copies fit into the cache."""
     size = max(1, (1 << 17) // max(1, x.shape[1]))
     return (slice(start, start + size) for start in range(0, len(x), size))
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows divided by their Euclidean norm, float32 (n, d); rows of zeros stay zeros."""
+    """Divide rows by their Euclidean norms: float32 (n, d); zero rows stay zero."""
     out = np.empty_like(x, dtype=np.float32)
     for part in chunks(x):
         rows = x[part].astype(np.float64)
@@ -53,21 +53,21 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 
 def square_norms(x: np.ndarray, exponent: int) -> np.ndarray:
-    """Squared norms of grid rows on a grid of their own, so that they add up exactly too.
+    """Squared norms of grid rows, rounded to a grid of their own so that their sums are exact too.
 
     Returns:
         float64 (n,).
     """
     step = 2.0 ** (2 * exponent + math.ceil(math.log2(max(1, x.shape[1]))) - BITS - 1)
-    found = np.empty(len(x))
+    squares = np.empty(len(x))
     for part in chunks(x):
-        found[part] = np.square(x[part], dtype=np.float64).sum(1)
-    return np.rint(found / step) * step
+        squares[part] = np.square(x[part], dtype=np.float64).sum(1)
+    return np.rint(squares / step) * step
 
 
 @dataclass
 class Stats:
-    """What Lloyd's update needs of the rows of each cluster; adding two is exact.
+    """What Lloyd's update needs to know of the rows of each cluster; addition is exact.
 
     Attributes:
         sums: float64 (K, d). counts: int64 (K,). squares: float64 (K,), sums of squared norms.
@@ -79,21 +79,23 @@ class Stats:
 
     @staticmethod
     def zeros(k: int, d: int) -> Stats:
+        """Stats of k clusters without rows."""
         return Stats(np.zeros((k, d)), np.zeros(k, np.int64), np.zeros(k))
 
     def merged(self, parents: np.ndarray) -> Stats:
-        """Stats of coarser clusters: int (K,) → 0 … max."""
-        found = Stats.zeros(int(parents.max()) + 1, self.sums.shape[1])
-        np.add.at(found.sums, parents, self.sums)
-        np.add.at(found.counts, parents, self.counts)
-        np.add.at(found.squares, parents, self.squares)
-        return found
+        """Stats of coarser clusters; ``parents``: int (K,), the coarse cluster of each."""
+        coarse = Stats.zeros(int(parents.max()) + 1, self.sums.shape[1])
+        np.add.at(coarse.sums, parents, self.sums)
+        np.add.at(coarse.counts, parents, self.counts)
+        np.add.at(coarse.squares, parents, self.squares)
+        return coarse
 
     def part(self, start: int, stop: int) -> Stats:
-        """Of the clusters ``start`` … ``stop`` - 1."""
+        """Stats of clusters ``start`` … ``stop`` - 1, as views."""
         return Stats(self.sums[start:stop], self.counts[start:stop], self.squares[start:stop])
 
     def copy(self) -> Stats:
+        """A copy, arrays included."""
         return Stats(self.sums.copy(), self.counts.copy(), self.squares.copy())
 
     def __add__(self, other: Stats) -> Stats:
@@ -106,10 +108,10 @@ class Stats:
 
         Σ |x - c|² = Σ_k Q_k - 2 c_k · S_k + n_k |c_k|²; needs no pass over the rows.
         """
-        return max(0.0, float(self.errors(centroids).sum()))  # rounded squares may fall below
+        return max(0.0, float(self.errors(centroids).sum()))  # negative by rounded squares
 
     def errors(self, centroids: np.ndarray) -> np.ndarray:
-        """float64 (K,): the part of each cluster in :meth:`objective`."""
+        """Contribution of each cluster to :meth:`objective`: float64 (K,)."""
         c = centroids.astype(np.float64)
         return np.asarray(
             self.squares - 2 * (c * self.sums).sum(1) + self.counts * np.square(c).sum(1)
@@ -124,11 +126,14 @@ class Stats:
         sign: int,
         on_device: Any = None,
     ) -> None:
-        """Add rows of x to the clusters ``labels`` (-1: to none), or take them away (sign -1).
+        """Add rows of x to their clusters, or subtract them.
 
         Args:
-            on_device: x as a torch tensor, on whose device the sums are made; they are exact, so
-                their order, which a GPU does not keep, changes no bit.
+            x: float32 (n, d), on the grid. squares: float64 (n,), of :func:`square_norms`.
+            rows: int (m,), indices into x. labels: int (m,), their clusters; -1: none.
+            sign: 1 to add, -1 to subtract.
+            on_device: x as a torch tensor, to sum on its device; a GPU adds in no fixed order, but
+                the sums are exact.
         """
         kept = labels >= 0
         rows, labels = rows[kept], labels[kept]
@@ -140,22 +145,22 @@ class Stats:
         if on_device is not None:
             self.sums += sign * device_sums(on_device, rows, labels, k)
             return
-        short = labels.astype(np.uint16) if k <= 1 << 16 else labels  # sorted by radix
+        short = labels.astype(np.uint16) if k <= 1 << 16 else labels  # radix sort
         order = rows[np.argsort(short, kind="stable")]
         ends = np.cumsum(np.bincount(labels, minlength=k))
         for cluster in np.unique(labels):
             end = int(ends[cluster])
             start = int(ends[cluster - 1]) if cluster else 0
             for first in range(start, end, GATHER):
-                part = x[order[first : min(end, first + GATHER)]].sum(0, dtype=np.float64)
-                self.sums[cluster] += part if sign > 0 else -part
+                rows_sum = x[order[first : min(end, first + GATHER)]].sum(0, dtype=np.float64)
+                self.sums[cluster] += rows_sum if sign > 0 else -rows_sum
 
 
 def device_sums(x: Any, rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """float64 (k, d): sums of rows of a torch tensor (n, d), cluster by cluster, on its device.
+    """Sums per cluster of rows of a torch tensor (n, d), computed on its device: float64 (k, d).
 
     Args:
-        rows: int64 (m,), which rows. labels: int (m,), their clusters.
+        rows: int64 (m,), indices into x. labels: int (m,), their clusters.
     """
     import torch
 
@@ -166,5 +171,5 @@ def device_sums(x: Any, rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndar
         chosen = torch.from_numpy(rows[part]).to(x.device)
         index = torch.from_numpy(labels[part].astype(np.int64)).to(x.device)
         sums.index_add_(0, index, x[chosen].double())
-    found: np.ndarray = sums.cpu().numpy()
-    return found
+    result: np.ndarray = sums.cpu().numpy()
+    return result

@@ -1,8 +1,8 @@
-"""The phases of a k-means fit, and with which centroids each of them begins.
+"""The phases of a k-means fit, and the centroids with which each of them begins.
 
-``sample``: k-means++, then Lloyd on a hash sample; ``split n`` and ``merge n``: breathing there;
-``all``: every row, until it has settled. With two levels: ``coarse``, then ``fine`` inside each
-coarse cluster, then ``all``. Given centroids go to ``all`` at once.
+``sample``: k-means++, then Lloyd on a hash sample; ``split n`` and ``merge n``: breathing k-means
+on that sample; ``all``: Lloyd on all rows until they settle. With two levels: ``coarse``, then
+``fine`` inside each coarse cluster, then ``all``. Given centroids: ``all`` only.
 """
 
 from __future__ import annotations
@@ -21,91 +21,98 @@ from wcl_ray.kmeans.state import Work
 from wcl_ray.kmeans.validate import Data, Options
 from wcl_ray.kmeans.worker_group import WorkerGroup
 
-FLAT = 1e15  # N · K · d above which two levels are the default
-SEEDS = 20  # sampled rows a centroid for k-means++
+FLAT = 1e15  # N · K · d above which a fit has two levels by default
+SEEDS = 20  # sampled rows per centroid for k-means++
 SEED_BYTES = 512 << 20  # of that sample at the coordinator
 LEAST = 1000  # rows of the sample of the first phases
-PART, FEW = 0.4, 12  # no more than this part of the rows, but this many a centroid
-BRIEF = ("sample", "split", "merge")  # phases on a sample, of a fixed number of iterations
-BREATHE_MOST = 20_000  # centroids that the coordinator compares with each other
+MOST_SHARE, FEW = 0.4, 12  # the sample is at most this share of the rows, or FEW per centroid
+BRIEF = ("sample", "split", "merge")  # phases with a fixed number of iterations, on the sample
+BREATHE_MOST = 20_000  # centroids that the coordinator can compare with each other
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The plan of one fit."""
+    """Plans the phases of one fit."""
 
     workers: WorkerGroup
     options: Options
     data: Data
 
     def names(self, given: bool) -> list[str]:
-        """Of all phases, in order; ``given``: first centroids are there."""
-        o, data = self.options, self.data
-        size = float(data.rows) * max(o.ks) * data.dimensions
-        two = (size > FLAT) if o.two_level is None else o.two_level
-        if two and len(o.ks) == 1 and o.ks[0] >= 4 and not given:
+        """Names of all phases, in order; ``given``: the initial centroids are given."""
+        options, data = self.options, self.data
+        size = float(data.rows) * max(options.ks) * data.dimensions
+        two_level = (size > FLAT) if options.two_level is None else options.two_level
+        if two_level and len(options.ks) == 1 and options.ks[0] >= 4 and not given:
             return ["coarse", "fine", "all"]
-        if not o.sample or given:
+        if not options.sample or given:
             return ["all"]
-        cycles = o.split_merge if 1 < max(o.ks) <= BREATHE_MOST else ()
-        brief = [f"{way} {i + 1}" for i in range(len(cycles)) for way in ("split", "merge")]
-        return ["sample", *brief, "all"]
+        cycles = options.split_merge if 1 < max(options.ks) <= BREATHE_MOST else ()
+        breathing = [f"{kind} {i + 1}" for i in range(len(cycles)) for kind in ("split", "merge")]
+        return ["sample", *breathing, "all"]
 
     def enter(
         self, name: str, work: Work | None, stats: dict[int, Stats], init: list[np.ndarray] | None
     ) -> Work:
-        """The first step of a phase, from the last one of the phase before."""
-        o = self.options
+        """A phase before its first step.
+
+        Args:
+            work, stats: of the phase before; None and {} if there is none.
+            init: given initial centroids, float32 (K, d) per granularity, or None.
+        """
+        options = self.options
         if name == "coarse":
-            count = round(math.sqrt(o.ks[0]))
-            return Work.first(name, [self._seed(count)], 1.0, min(5, o.iterations))
+            k = round(math.sqrt(options.ks[0]))
+            return Work.first(name, [self._seed(k)], 1.0, min(5, options.iterations))
         if name == "fine":
             assert work is not None
-            return self._inside(work, stats[0])
+            return self._fine(work, stats[0])
         if work is None:
-            parts = init or [self._seed(k) for k in o.ks]
+            parts = init or [self._seed(k) for k in options.ks]
         else:
-            parts = [work.part(work.centroids, g) for g in range(len(o.ks))]
-        way, _, cycle = name.partition(" ")
-        if way in BRIEF:
+            parts = [work.part(work.centroids, g) for g in range(len(options.ks))]
+        kind, _, cycle = name.partition(" ")
+        if kind in BRIEF:
             share = self._share()
-            if way == "split":
-                parts = self._grown(parts, stats, int(cycle) - 1, share)
-            elif way == "merge":
+            if kind == "split":
+                parts = self._split(parts, stats, int(cycle) - 1, share)
+            elif kind == "merge":
                 parts = [
-                    shrink(part, stats[g].counts, min(o.ks[g], len(part)), o.spherical)
+                    shrink(part, stats[g].counts, min(options.ks[g], len(part)), options.spherical)
                     for g, part in enumerate(parts)
                 ]
-            return Work.first(name, parts, share, o.sample_iterations if way == "sample" else 2)
-        limit = o.refine if work is not None and work.groups else o.iterations
+            limit = options.sample_iterations if kind == "sample" else 2
+            return Work.first(name, parts, share, limit)
+        limit = options.refine if work is not None and work.groups else options.iterations
         return Work.first(name, parts, 1.0, limit)
 
     def _share(self) -> float:
-        """Share of the rows that the first phases work on. Where there are few rows a centroid, a
-        large sample would cost as much as all of them."""
+        """Share of the rows in the sample of the first phases. It is limited because with few rows
+        per centroid the sample would cost as much as all rows."""
         k, rows = max(self.options.ks), self.data.rows
-        wanted = min(self.options.sample * k, max(PART * rows, FEW * k))
+        wanted = min(self.options.sample * k, max(MOST_SHARE * rows, FEW * k))
         share = max(wanted, LEAST) / rows
         return share if share < 0.7 else 1.0
 
-    def _grown(
+    def _split(
         self, parts: list[np.ndarray], stats: dict[int, Stats], cycle: int, share: float
     ) -> list[np.ndarray]:
-        """Centroids with a share of them split."""
-        o, more, found = self.options, self.options.split_merge[cycle], []
+        """Split the cycle's share of the centroids; no more centroids than sampled rows."""
+        options, grown = self.options, []
         for g, part in enumerate(parts):
-            free = int(share * self.data.rows) - len(part)
-            m = max(0, min(max(1, round(more * len(part))), free))
-            rng = np.random.default_rng([o.seed, len(part), cycle])
-            found.append(grow(part, stats[g], m, o.spherical, rng))
-        return found
+            most = int(share * self.data.rows) - len(part)
+            m = max(0, min(max(1, round(options.split_merge[cycle] * len(part))), most))
+            rng = np.random.default_rng([options.seed, len(part), cycle])
+            grown.append(grow(part, stats[g], m, options.spherical, rng))
+        return grown
 
     def _seed(self, k: int) -> np.ndarray:
-        """k-means++ on a hash sample; rows by id, so that shards leave no trace."""
-        x, _ = self._sampled(k, None)
+        """k-means++ on a hash sample, sorted by id so that shards do not matter."""
+        x, _ = self._sample(k, None)
         return plus_plus(x, k, np.random.default_rng([self.options.seed, k]))
 
-    def _sampled(self, k: int, coarse: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(self, k: int, coarse: Any) -> tuple[np.ndarray, np.ndarray]:
+        """A hash sample of at least k rows: float32 (n, d), and their clusters int32 (n,)."""
         rows, d = self.data.rows, self.data.dimensions
         wanted = min(SEEDS * k, max(2 * k, SEED_BYTES // (4 * d)))
         share = 1.0 if 2 * wanted > rows else wanted / rows
@@ -119,18 +126,18 @@ class Phases:
         x = np.concatenate([part[1] for part in parts])[order]
         return x, np.concatenate([part[2] for part in parts])[order]
 
-    def _inside(self, work: Work, stats: Stats) -> Work:
-        """First centroids inside each coarse cluster, in proportion to its rows."""
+    def _fine(self, work: Work, stats: Stats) -> Work:
+        """The phase ``fine``: each coarse cluster gets centroids in proportion to its rows."""
         coarse = work.before
         assert coarse is not None
         coarse = np.ascontiguousarray(coarse[stats.counts > 0])
         counts = stats.counts[stats.counts > 0]
-        x, group = self._sampled(self.options.ks[0], ray.put(coarse))
+        x, group = self._sample(self.options.ks[0], ray.put(coarse))
         parts, groups = [], [0]
         for c, k in enumerate(allot(counts, self.options.ks[0])):
             rng = np.random.default_rng([self.options.seed, int(k), c])
-            own = x[group == c]
-            parts.append(plus_plus(own, int(k), rng) if len(own) else coarse[c : c + 1])
+            rows = x[group == c]
+            parts.append(plus_plus(rows, int(k), rng) if len(rows) else coarse[c : c + 1])
             groups.append(groups[-1] + len(parts[-1]))
         fine = Work.first("fine", [np.concatenate(parts)], 1.0, self.options.iterations)
         return replace(fine, coarse=coarse, groups=tuple(groups))

@@ -1,4 +1,4 @@
-"""Where vectors lie, so that a shard of k-means is held on the node that made its rows."""
+"""Places the actors of k-means on the nodes that already hold their rows."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from wcl_ray.kmeans.vectors import Piece, Vectors
 
 @dataclass(frozen=True)
 class Homes:
-    """The nodes of the objects of a source.
+    """Nodes of the objects of a source.
 
     Attributes:
-        nodes: object (in hexadecimal) → node; empty where all lie on one node, so that there is
-            nothing to gain, or where the rows are read from files.
-        room: node → actors that it has free CPUs (or GPUs) for.
+        nodes: object (hexadecimal) → node; empty if all objects are on one node or if the rows are
+            read from files, since placement does not matter then.
+        room: node → number of actors that its free CPUs (or GPUs) allow.
     """
 
     nodes: dict[str, str]
     room: dict[str, int] = field(default_factory=dict)
 
     def order(self, vectors: Vectors) -> Vectors:
-        """The pieces node by node: consecutive ones, which make a shard, lie together."""
+        """Sort the pieces by node, so that the consecutive pieces of a shard are on one node."""
         if not self.nodes:
             return vectors
         return Vectors(tuple(sorted(vectors.pieces, key=lambda piece: self.node(piece) or "")))
 
     def node(self, piece: Piece) -> str | None:
-        """Node of a piece, None where it is not known."""
+        """Node of a piece, None if unknown."""
         return None if piece.ref is None else self.nodes.get(piece.ref.hex())
 
     def strategies(self, shards: list[list[Piece]]) -> list[NodeAffinitySchedulingStrategy | str]:
-        """Where the actor of each shard should run: where most of its rows are, else anywhere."""
-        left = dict(self.room)
-        return [self._strategy(shard, left) for shard in shards]
+        """Scheduling strategy of each shard's actor: the node with most of its rows, else any."""
+        room = dict(self.room)
+        return [self._strategy(shard, room) for shard in shards]
 
     def _strategy(
-        self, shard: list[Piece], left: dict[str, int]
+        self, shard: list[Piece], room: dict[str, int]
     ) -> NodeAffinitySchedulingStrategy | str:
         rows: dict[str, int] = defaultdict(int)
         for piece in shard:
@@ -51,17 +51,17 @@ class Homes:
         if not rows:
             return "SPREAD"
         home = max(sorted(rows), key=lambda node: rows[node])
-        if left.get(home, 0) < 1:  # full: the rows can be sent, an actor should not wait
+        if room.get(home, 0) < 1:  # the node is full: rather send the rows than wait
             return NodeAffinitySchedulingStrategy(home, soft=True, _spill_on_unavailable=True)
-        left[home] -= 1
-        return NodeAffinitySchedulingStrategy(home, soft=True)  # elsewhere if it is lost
+        room[home] -= 1
+        return NodeAffinitySchedulingStrategy(home, soft=True)  # elsewhere if the node is lost
 
 
-def find_homes(vectors: Vectors, resource: str = "CPU", each: float = 1.0) -> Homes:
-    """Ask Ray where the objects of a source lie.
+def find_homes(vectors: Vectors, resource: str = "CPU", amount: float = 1.0) -> Homes:
+    """Ask Ray for the nodes of the objects of a source.
 
     Args:
-        resource, each: what an actor takes of its node.
+        resource, amount: what an actor needs on its node.
     """
     refs = list({piece.ref.hex(): piece.ref for piece in vectors.pieces if piece.ref}.values())
     if len(refs) < 2:
@@ -70,5 +70,6 @@ def find_homes(vectors: Vectors, resource: str = "CPU", each: float = 1.0) -> Ho
     if len(set(nodes.values())) < 2:
         return Homes({})
     free = ray._private.state.available_resources_per_node()
-    room = {node: int(have.get(resource, 0.0) / max(each, 0.01)) for node, have in free.items()}
+    least = max(amount, 0.01)
+    room = {node: int(resources.get(resource, 0.0) / least) for node, resources in free.items()}
     return Homes(nodes, room)

@@ -1,71 +1,71 @@
-"""First centroids, splits of empty clusters, and k-means of a few weighted points.
+"""Initial centroids, the update of centroids, and k-means of a few weighted points.
 
-Everything here runs at the coordinator on samples or on centroids; pure functions of their input.
+Pure functions, which the coordinator calls on samples or centroids.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from wcl_ray.kmeans.lloyd import Stats, chunks
+from wcl_ray.kmeans.lloyd import Stats, chunks, unit_rows
 
 SPLIT = 1.0 / 1024  # relative distance between the halves of a split cluster
-EQUAL = 1e-6  # error of a cluster of equal rows, as a share of their squares: rounding
+EQUAL = 1e-6  # error of equal rows by rounding, as a share of their squared norms
 STEPS = 64  # rounds of k-means++; each draws K / STEPS points
-CELLS = 1 << 22  # distances that it holds at once
+CELLS = 1 << 22  # distances that it holds at a time
 
 
 def plus_plus(
     x: np.ndarray, k: int, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """k different rows of x by D² sampling, K / 64 of them at a time.
+    """Draw k different rows of x by D² sampling, K / 64 of them at a time.
 
     Arthur and Vassilvitskii, "k-means++", SODA 2007; drawing several points between updates of the
-    distances is the step of Bahmani et al., "Scalable k-means++", VLDB 2012.
+    distances follows Bahmani et al., "Scalable k-means++", VLDB 2012.
 
     Args:
         x: float32 (n, d).
         weights: float64 (n,), of the rows; 1 by default.
 
     Returns:
-        float32 (min(k, n), d). Rows that repeat others are taken only when nothing else is left.
+        float32 (min(k, n), d). Duplicates of chosen rows are drawn only if no other rows are left.
     """
     n = len(x)
     if n <= k:
         return x.copy()
     w = np.ones(n) if weights is None else weights
-    y = x - x.mean(0, dtype=np.float64).astype(np.float32)  # products keep their digits
+    y = x - x.mean(0, dtype=np.float64).astype(np.float32)  # preserves the precision of products
     norms = np.concatenate([np.square(y[part], dtype=np.float64).sum(1) for part in chunks(y)])
-    floor = 1e-6 * max(float(norms.mean()), 1e-30)  # of float32 products, not a distance
+    floor = 1e-6 * max(float(norms.mean()), 1e-30)  # below this a distance is rounding error
     chosen = [int(rng.choice(n, p=w / w.sum()))]
     taken = np.zeros(n, dtype=bool)
     taken[chosen] = True
     nearest = np.full(n, np.inf)
-    fresh = chosen
+    new = chosen
     while len(chosen) < k:
-        size = max(1, CELLS // len(fresh))
+        size = max(1, CELLS // len(new))
         for start in range(0, n, size):
             part = slice(start, start + size)
-            distance = norms[part, None] - 2.0 * (y[part] @ y[fresh].T) + norms[fresh]
+            distance = norms[part, None] - 2.0 * (y[part] @ y[new].T) + norms[new]
             np.minimum(nearest[part], distance.min(1), out=nearest[part])
-        share = np.where(taken | (nearest <= floor), 0.0, nearest) * w
+        p = np.where(taken | (nearest <= floor), 0.0, nearest) * w
         wanted = min(k - len(chosen), max(1, k // STEPS))
-        positive = int((share > 0).sum())
-        if positive == 0:  # only copies are left
-            share = np.where(taken, 0.0, w)
-            positive = int((share > 0).sum())
-        draw = rng.choice(n, min(wanted, positive), replace=False, p=share / share.sum())
-        fresh = [int(row) for row in draw]
-        taken[fresh] = True
-        chosen += fresh
+        positive = int((p > 0).sum())
+        if positive == 0:  # only duplicates are left
+            p = np.where(taken, 0.0, w)
+            positive = int((p > 0).sum())
+        draw = rng.choice(n, min(wanted, positive), replace=False, p=p / p.sum())
+        new = [int(row) for row in draw]
+        taken[new] = True
+        chosen += new
     return np.ascontiguousarray(x[chosen])
 
 
 def means(stats: Stats, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
-    """New centroids, and which clusters have none: empty, or balanced around the origin.
+    """Means of clusters, and which have none: empty clusters, or mean 0 with ``spherical``.
 
     Returns:
-        float64 (K, d), and bool (K,).
+        float64 (K, d), and bool (K,), True without a mean.
     """
     centroids = stats.sums / np.maximum(stats.counts, 1)[:, None]
     empty = stats.counts == 0
@@ -77,10 +77,10 @@ def means(stats: Stats, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def update(stats: Stats, spherical: bool) -> tuple[np.ndarray, int]:
-    """Lloyd's update; every empty cluster takes half of the one with the largest error.
+    """Lloyd's update; every empty cluster gets half of the cluster with the largest error.
 
-    Where no cluster has different rows any more, an empty one takes the centroid of the largest
-    cluster, stays empty (the lower number wins the tie) and is dissolved in the end.
+    If no cluster has different rows, an empty one gets the centroid of the largest cluster, stays
+    empty (ties go to the lower number) and is dissolved at the end.
 
     Returns:
         float32 (K, d), and the number of clusters that were split.
@@ -101,10 +101,7 @@ def update(stats: Stats, spherical: bool) -> tuple[np.ndarray, int]:
         centroids[donor] = centroids[donor] * (1 - pattern)
         errors[donor] /= 2
         errors[cluster] = errors[donor]
-    if spherical:
-        norm = np.sqrt(np.square(centroids).sum(1, keepdims=True))
-        centroids /= np.where(norm > 0, norm, 1.0)
-    return centroids.astype(np.float32), splits
+    return unit_rows(centroids) if spherical else centroids.astype(np.float32), splits
 
 
 def weighted_kmeans(
@@ -115,11 +112,11 @@ def weighted_kmeans(
     seed: int,
     iterations: int = 30,
 ) -> np.ndarray:
-    """Coarse clusters of fine centroids.
+    """Cluster fine centroids into coarse clusters.
 
     Args:
         points: float32 (n, d), few enough for one process.
-        weights: int64 (n,), rows that each point stands for.
+        weights: int64 (n,), number of rows of each point.
 
     Returns:
         int32 (n,): 0 … k-1.
@@ -133,10 +130,10 @@ def weighted_kmeans(
     for _ in range(iterations):
         c = centroids.astype(np.float64)
         scores = p @ c.T - (0.0 if spherical else np.square(c).sum(1) / 2)
-        found = scores.argmax(1)
-        if (found == labels).all():
+        new_labels = scores.argmax(1)
+        if (new_labels == labels).all():
             break
-        labels = found
+        labels = new_labels
         stats = Stats.zeros(len(c), points.shape[1])
         np.add.at(stats.sums, labels, p * w[:, None])
         stats.counts += np.bincount(labels, weights=w, minlength=len(c)).astype(np.int64)
@@ -146,7 +143,7 @@ def weighted_kmeans(
 
 
 def allot(counts: np.ndarray, k: int) -> np.ndarray:
-    """Share k centroids out to clusters in proportion to their rows, at least one to each.
+    """Divide k centroids among clusters in proportion to their rows, at least one for each.
 
     Args:
         counts: int64 (G,), each > 0; their sum is at least k.

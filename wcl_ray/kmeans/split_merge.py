@@ -1,19 +1,19 @@
-"""Getting a k-means out of a poor local optimum: split the worst clusters, then merge the closest.
+"""Split the worst clusters, then merge the closest, which frees k-means from poor local optima.
 
-After Fritzke, "Breathing k-means", arXiv 2006.15666: m more centroids are put where the error is
-largest, settle for an iteration or two, and then the m that are needed least are taken away again.
-Here a centroid is taken away by merging it with another one at the smallest rise of the objective
-(Ward, 1963), which needs sums of the rows only, no second nearest centroid. Pure functions.
+After Fritzke, "Breathing k-means", arXiv 2006.15666: m centroids are added where the error is
+largest, settle for an iteration or two, and then the m least useful ones are removed. Here a
+centroid is removed by merging it with the one that raises the objective least (Ward, 1963), which
+needs only sums of rows, not the second nearest centroids. Pure functions.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from wcl_ray.kmeans.lloyd import Stats
+from wcl_ray.kmeans.lloyd import Stats, unit_rows
 
-SPREAD = 0.3  # distance of the halves from the centroid, in standard deviations of the rows
-CELLS = 1 << 22  # distances that are held at once
+SPREAD = 0.3  # distance between a half and the old centroid, in standard deviations of the rows
+CELLS = 1 << 22  # distances held at a time
 
 
 def grow(
@@ -32,15 +32,15 @@ def grow(
     d = centroids.shape[1]
     variance = np.maximum(errors[worst], 0) / np.maximum(stats.counts[worst], 1) / d
     step = SPREAD * np.sqrt(variance)[:, None] * rng.standard_normal((len(worst), d))
-    both = np.concatenate([centroids, centroids[worst] + step])
-    both[worst] -= step
-    return _finished(both, spherical)
+    grown = np.concatenate([centroids, centroids[worst] + step])
+    grown[worst] -= step
+    return unit_rows(grown) if spherical else grown.astype(np.float32)
 
 
 def shrink(centroids: np.ndarray, counts: np.ndarray, k: int, spherical: bool) -> np.ndarray:
-    """Merge clusters, cheapest first, until k are left.
+    """Merge clusters, at the smallest rise of the objective first, until k are left.
 
-    Joining clusters of a and b rows raises the objective by ab / (a + b) · |c_a - c_b|².
+    Merging clusters of a and b rows raises the objective by ab / (a + b) · |c_a - c_b|².
 
     Args:
         centroids: float32 (K, d), K ≥ k. counts: int64 (K,).
@@ -51,23 +51,23 @@ def shrink(centroids: np.ndarray, counts: np.ndarray, k: int, spherical: bool) -
     c, weights = centroids.astype(np.float64), np.maximum(counts.astype(np.float64), 1e-3)
     while len(c) > k:
         cost, partner = _cheapest(c, weights)
-        gone, kept = np.zeros(len(c), bool), np.zeros(len(c), bool)
+        gone, grown = np.zeros(len(c), bool), np.zeros(len(c), bool)
         for i in np.argsort(cost, kind="stable"):
             j = partner[i]
-            if gone[j] or kept[i]:  # its partner is away, or it has taken in others itself
+            if gone[j] or grown[i]:  # its partner is gone, or other clusters were merged into it
                 continue
             total = weights[i] + weights[j]
             c[j] = (weights[i] * c[i] + weights[j] * c[j]) / total
             weights[j] = total
-            gone[i] = kept[j] = True
+            gone[i] = grown[j] = True
             if len(c) - gone.sum() == k:
                 break
         c, weights = c[~gone], weights[~gone]
-    return _finished(c, spherical)
+    return unit_rows(c) if spherical else c.astype(np.float32)
 
 
 def _cheapest(c: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each cluster the smallest rise by a merger, and with which: float64 (K,), int64 (K,)."""
+    """Smallest rise by a merger of each cluster, and its partner: float64 (K,), int64 (K,)."""
     squares = np.square(c).sum(1)
     cost, partner = np.empty(len(c)), np.empty(len(c), np.int64)
     size = max(1, CELLS // len(c))
@@ -79,10 +79,3 @@ def _cheapest(c: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
         partner[part] = rise.argmin(1)
         cost[part] = rise[np.arange(len(part)), partner[part]]
     return cost, partner
-
-
-def _finished(c: np.ndarray, spherical: bool) -> np.ndarray:
-    if spherical:
-        norm = np.sqrt(np.square(c).sum(1, keepdims=True))
-        c = c / np.where(norm > 0, norm, 1.0)
-    return np.ascontiguousarray(c, dtype=np.float32)

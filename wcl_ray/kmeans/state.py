@@ -1,4 +1,4 @@
-"""Where a k-means fit stands: what an iteration prints, and what its checkpoint holds."""
+"""The state of a k-means fit: the line of an iteration, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ FILE = "kmeans.npz"
 
 @dataclass(frozen=True)
 class Iteration:
-    """One line of the story of a fit.
+    """Figures of one iteration.
 
     Attributes:
         phase: sample, split or merge with the number of the cycle, coarse, fine or all.
-        number: within the phase, from 1.
+        number: within the phase, from 1. limit: the largest possible number.
         objective: mean squared distance of the rows to their centroids, per granularity.
-        moved: share of the rows that changed their cluster (the largest over granularities).
-        imbalance: K · Σ p², p = share of a cluster; 1 is balanced (the largest).
-        empty: clusters that were empty; each gets half of another one that can be split.
-        seconds: of the whole step. straggler: slowest over median actor.
-        rate: share of the bare matrix product's speed that the slowest actor reached.
+        moved: share of the rows that changed their cluster (maximum over granularities).
+        imbalance: K · Σ p², p = share of the rows in a cluster; 1 is balanced (maximum
+            over granularities).
+        empty: number of empty clusters; each gets half of another one that can be split.
+        seconds: of the whole step. straggler: time of the slowest actor over the median.
+        rate: speed of the slowest actor, as a share of that of the bare matrix product.
     """
 
     phase: str
@@ -52,14 +53,15 @@ class Iteration:
 
 @dataclass
 class Work:
-    """One phase of Lloyd's iterations, before, between or after its steps.
+    """State of one phase of Lloyd's iterations between two steps.
 
     Attributes:
-        centroids: float32 (ΣK, d), of the next step. before: those of the last step, or None.
-        offsets: int, G + 1: granularity g has rows offsets[g] … offsets[g + 1] - 1.
-        active: granularities that still move. last: objective a granularity had.
-        number: steps done in this phase. share: of the rows, by a hash.
-        coarse: float32 (C, d), of two levels. groups: see :class:`wcl_ray.kmeans.worker.Step`.
+        centroids: float32 (ΣK, d), for the next step. before: those of the last step, or None.
+        offsets: G + 1 numbers: granularity g has centroids offsets[g] … offsets[g + 1] - 1.
+        share: of the rows that are used, chosen by a hash.
+        limit: maximum number of steps. number: of steps done.
+        active: granularities that have not settled. last: last objective of each granularity.
+        coarse: float32 (C, d), with two levels. groups: see :class:`wcl_ray.kmeans.worker.Step`.
     """
 
     phase: str
@@ -76,19 +78,19 @@ class Work:
 
     @staticmethod
     def first(phase: str, parts: list[np.ndarray], share: float, limit: int) -> Work:
-        """Before the first step of a phase with these centroids per granularity."""
+        """A phase before its first step; ``parts``: centroids float32 (K, d) per granularity."""
         offsets = tuple(int(x) for x in np.cumsum([0] + [len(part) for part in parts]))
         centroids = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
         return Work(phase, centroids, offsets, share, max(1, limit), tuple(range(len(parts))))
 
     def part(self, centroids: np.ndarray, g: int) -> np.ndarray:
-        """Rows of granularity g."""
+        """The centroids of granularity g, a view."""
         return centroids[self.offsets[g] : self.offsets[g + 1]]
 
 
 def save_work(folder: Folder, work: Work, fingerprint: str, history: list[Iteration]) -> None:
     """Write a checkpoint, atomically."""
-    facts = {
+    fields = {
         "fingerprint": fingerprint,
         "phase": work.phase,
         "offsets": work.offsets,
@@ -106,22 +108,22 @@ def save_work(folder: Folder, work: Work, fingerprint: str, history: list[Iterat
     if work.coarse is not None:
         arrays["coarse"] = work.coarse
     sink = io.BytesIO()
-    np.savez(sink, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+    np.savez(sink, facts=np.array(json.dumps(fields)), **arrays)  # type: ignore[arg-type]
     folder.write(FILE, sink.getvalue())
 
 
 def load_work(
     folder: Folder, fingerprint: str, dimensions: int
 ) -> tuple[Work, list[Iteration]] | None:
-    """The checkpoint of a folder, None without one.
+    """Read the checkpoint in a folder, None if there is none.
 
     Raises:
-        UserError: it belongs to other vectors or other options.
+        UserError: a checkpoint of other vectors or other options.
     """
     if not folder.exists(FILE):
         return None
     with np.load(io.BytesIO(folder.read(FILE)), allow_pickle=False) as stored:
-        facts = json.loads(str(stored["facts"]))
+        fields = json.loads(str(stored["facts"]))
         arrays = {name: stored[name] for name in stored.files if name != "facts"}
     width = arrays["centroids"].shape[1]
     if width != dimensions:
@@ -129,23 +131,23 @@ def load_work(
             f"{folder.uri} holds the k-means of vectors with {width} dimensions, these have "
             f"{dimensions}; use another folder"
         )
-    if facts["fingerprint"] != fingerprint:
+    if fields["fingerprint"] != fingerprint:
         raise UserError(
             f"{folder.uri} holds the k-means of other vectors or with other options; use another "
             "folder, or remove it to start again"
         )
     work = Work(
-        phase=facts["phase"],
+        phase=fields["phase"],
         centroids=arrays["centroids"],
-        offsets=tuple(facts["offsets"]),
-        share=facts["share"],
-        limit=facts["limit"],
-        active=tuple(facts["active"]),
+        offsets=tuple(fields["offsets"]),
+        share=fields["share"],
+        limit=fields["limit"],
+        active=tuple(fields["active"]),
         before=arrays.get("before"),
-        last={int(g): float.fromhex(value) for g, value in facts["last"].items()},
-        number=facts["number"],
+        last={int(g): float.fromhex(value) for g, value in fields["last"].items()},
+        number=fields["number"],
         coarse=arrays.get("coarse"),
-        groups=tuple(facts["groups"]),
+        groups=tuple(fields["groups"]),
     )
-    rows = [Iteration(**{**row, "objective": tuple(row["objective"])}) for row in facts["history"]]
+    rows = [Iteration(**{**row, "objective": tuple(row["objective"])}) for row in fields["history"]]
     return work, rows

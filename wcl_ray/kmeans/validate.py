@@ -1,5 +1,4 @@
-"""What changes the result of a k-means fit, and the first look at its rows, which finds what is
-wrong with them."""
+"""The options that change the result of a k-means fit, and the checks of its rows."""
 
 from __future__ import annotations
 
@@ -13,20 +12,20 @@ from wcl_ray.kmeans.lloyd import BITS, Stats, exponent_of
 from wcl_ray.kmeans.worker import Scan
 from wcl_ray.kmeans.worker_group import WorkerGroup
 
-LARGEST = 1e15  # magnitude of values
+LARGEST = 1e15  # magnitude of values that k-means accepts
 
 
 @dataclass(frozen=True, kw_only=True)  # checkpoints hold a hash of all fields in this order
 class Options:
-    """What changes the result of a fit; see :class:`wcl_ray.kmeans.kmeans.KMeans`.
+    """Options that change the result of a fit; see :class:`wcl_ray.kmeans.kmeans.KMeans`.
 
     Attributes:
-        sample_iterations: on the sample, before clusters are split and merged.
-        split_merge: cycles on the sample; each splits this share of the clusters and merges as many
+        sample_iterations: iterations on the sample before clusters are split and merged.
+        split_merge: share of the clusters that each cycle on the sample splits, and then merges
             (:mod:`wcl_ray.kmeans.split_merge`).
         settled: share of moved rows below which a phase ends.
-        two_level: cluster inside √k coarse clusters first; None: above N · k · d = 1e15.
-        refine: passes over all centroids after two levels.
+        two_level: cluster inside √k coarse clusters first; None: if N · k · d is above 1e15.
+        refine: passes over all rows and centroids after two levels.
     """
 
     ks: tuple[int, ...]
@@ -45,7 +44,12 @@ class Options:
 
 @dataclass
 class Data:
-    """What the coordinator knows of the rows."""
+    """What the coordinator knows about the rows.
+
+    Attributes:
+        exponent: of the grid (:mod:`wcl_ray.kmeans.lloyd`).
+        fingerprint: identifies the rows and the options. warnings: to show the user.
+    """
 
     rows: int
     dimensions: int
@@ -55,7 +59,7 @@ class Data:
 
 
 def validate_input(workers: WorkerGroup, options: Options) -> Data:
-    """Check the rows of all shards and put them on the grid.
+    """Check the rows of all shards and round them to the grid.
 
     Raises:
         UserError: no rows, fewer than k, different dimensions, values that are not finite,
@@ -65,40 +69,40 @@ def validate_input(workers: WorkerGroup, options: Options) -> Data:
     rows = sum(scan.rows for scan in scans)
     widths = sorted({scan.dimensions for scan in scans if scan.rows})
     if rows == 0:
-        raise UserError("k-means: there are no vectors")
+        raise UserError("k-means: the source has no vectors")
     if len(widths) > 1:
         raise UserError(f"k-means: the vectors have different lengths: {widths}")
     check_finite(scans)
-    most = max(options.ks)
-    if rows < most:
-        raise UserError(f"k-means: k = {most} is more than the {rows} vectors there are")
-    twice = workers.duplicates()
-    if len(twice):
-        some = ", ".join(str(i) for i in twice[:5])
+    k = max(options.ks)
+    if rows < k:
+        raise UserError(f"k-means: k = {k} is more than the {rows} vectors")
+    duplicates = workers.duplicates()
+    if len(duplicates):
+        examples = ", ".join(str(i) for i in duplicates[:5])
         raise UserError(
-            f"k-means: {len(twice)} ids occur more than once ({some}); every row needs its own"
+            f"k-means: {len(duplicates)} ids occur more than once ({examples}); ids must be unique"
         )
     d, largest = widths[0], max(scan.largest for scan in scans)
     if 0 < largest < 1 / LARGEST or largest > LARGEST:
         raise UserError(
-            f"k-means: the largest value of the vectors is {largest:.3g}, whose square is no "
-            "float32; scale the vectors"
+            f"k-means: the largest value of the vectors is {largest:.3g}, whose square does not "
+            "fit into float32; scale the vectors"
         )
     exponent = exponent_of(largest)
-    whole: Stats = workers.total("totals", exponent, d)
+    totals: Stats = workers.total("totals", exponent, d)
     low, high = np.stack(workers.ask("bounds", exponent, d)).transpose(1, 0, 2)
     if (high.max(0) - low.min(0) <= 2.0 ** (exponent - BITS)).all():  # one step of the grid
-        what = "point the same way" if options.spherical else "are equal"
-        raise UserError(f"k-means: all {rows} vectors {what}, there is nothing to cluster")
-    digest = hashlib.sha256(whole.sums.tobytes() + whole.squares.tobytes())
+        equal = "have the same direction" if options.spherical else "are equal"
+        raise UserError(f"k-means: all {rows} vectors {equal}; there is nothing to cluster")
+    digest = hashlib.sha256(totals.sums.tobytes() + totals.squares.tobytes())
     mark = sum(scan.mark for scan in scans) % 2**64
     digest.update(repr((rows, d, mark, options)).encode())
     data = Data(rows, d, exponent, digest.hexdigest()[:24])
     zeros = sum(scan.zeros for scan in scans)
     if zeros and options.spherical:
         data.warnings.append(f"{zeros} vectors are zero and have no direction")
-    if rows < 39 * most:
-        data.warnings.append(f"k = {most} leaves {rows / most:.1f} rows a cluster; 39 are advised")
+    if rows < 39 * k:
+        data.warnings.append(f"k = {k} leaves {rows / k:.1f} rows per cluster; 39 are recommended")
     return data
 
 
@@ -106,11 +110,10 @@ def check_finite(scans: list[Scan]) -> None:
     """Raise a UserError that counts and names the rows with NaN or infinite values."""
     bad = [(number, scan) for number, scan in enumerate(scans) if scan.bad]
     if bad:
-        where = ", ".join(f"{scan.bad} in shard {number}" for number, scan in bad[:8])
+        counts = ", ".join(f"{scan.bad} in shard {number}" for number, scan in bad[:8])
         ids = [name for _, scan in bad for name in scan.bad_names][:5]
         total = sum(scan.rows for scan in scans)
         raise UserError(
-            f"k-means: {sum(scan.bad for _, scan in bad)} of {total} vectors hold NaN or infinite "
-            f"values ({where}), the first with ids {', '.join(ids)}; leave them out or "
-            "mend what made them"
+            f"k-means: {sum(scan.bad for _, scan in bad)} of {total} vectors have NaN or infinite "
+            f"values ({counts}), the first with ids {', '.join(ids)}; remove or correct them"
         )

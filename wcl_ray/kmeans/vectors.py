@@ -1,13 +1,13 @@
 """Vectors to cluster: an array, Parquet files or a Ray Dataset, cut into shards of equal size.
 
-A shard is a list of pieces, each a pure function of the source (a range of rows of an object or of
-a file), so a restarted actor reads the same rows again.
+A shard is a list of pieces, each a range of rows of an object or a file, so that a restarted actor
+reads the same rows again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ class Piece:
     """Rows ``start`` … ``stop`` - 1 of one array, table or Parquet file.
 
     Attributes:
-        ref: reference to the object, or None for a file.
-        first: id of row 0 where the rows have no ids of their own.
+        first: id of row 0, for rows without an id column.
+        ref: reference to the object, None for a file. uri, path, endpoint: of the file.
+        column: with the vectors, "" for an array. id_column: with the ids, or None.
     """
 
     start: int
@@ -45,7 +46,7 @@ class Piece:
     id_column: str | None = None
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """ids int64 (n,) and vectors float32 (n, d); rows whose vector is null are left out."""
+        """Read ids int64 (n,) and vectors float32 (n, d), without rows whose vector is null."""
         if not self.path and not self.column:
             array = ray.get(self.ref)[self.start : self.stop]
             ids = np.arange(self.first + self.start, self.first + self.stop)
@@ -54,7 +55,7 @@ class Piece:
         return self._rows(self._table(columns))
 
     def names(self, wanted: np.ndarray) -> list[str]:
-        """The user's own names of rows by their ids."""
+        """The values in the user's id column (or row numbers) of the rows with ids ``wanted``."""
         if self.id_column is None:
             first, stop = self.first + self.start, self.first + self.stop
             return [str(i) for i in wanted if first <= i < stop]
@@ -63,8 +64,8 @@ class Piece:
         chosen = np.flatnonzero(np.isin(ids.to_numpy(), wanted))
         return [str(keys[int(i)].as_py() or ids[int(i)].as_py()) for i in chosen]
 
-    def side(self, label: str | None) -> pa.Table:
-        """``__id``, ``__key`` and the label of the rows of a file."""
+    def label_table(self, label: str | None) -> pa.Table:
+        """``__id``, ``__key`` and the column ``label`` of the rows of a file."""
         fs = filesystem(self.uri, self.endpoint)[0]
         names = _footer(fs, self.path)[0].names
         if label is not None and label not in names:
@@ -73,19 +74,20 @@ class Piece:
                 f"{', '.join(names)}"
             )
         key = "key" if "key" in names else None
-        wanted = [name for name in (self.id_column, key, label) if name is not None]
-        table = self._table(list(dict.fromkeys(wanted)))
-        rows = pa.array(np.arange(self.first + self.start, self.first + self.stop))
+        columns = [name for name in (self.id_column, key, label) if name is not None]
+        table = self._table(list(dict.fromkeys(columns)))
+        ids = pa.array(np.arange(self.first + self.start, self.first + self.stop))
         keys = pa.nulls(self.stop - self.start, pa.string())
         if self.id_column is not None:
-            rows, keys = ids_of(table[self.id_column], self.id_column, self.path, self.start)
+            ids, keys = ids_of(table[self.id_column], self.id_column, self.path, self.start)
         if key is not None:
             with reading(f"{self.path}: column {key!r}", "cannot be read as names"):
                 keys = table[key].cast(pa.string())
-        found = {"__id": rows, "__key": keys}
-        return pa.table(found | ({} if label is None else {label: table[label]}))
+        result = {"__id": ids, "__key": keys}
+        return pa.table(result | ({} if label is None else {label: table[label]}))
 
     def _table(self, columns: list[str]) -> pa.Table:
+        """Columns of the rows, of a file from the row groups that hold them."""
         if not self.path:
             table: pa.Table = ray.get(self.ref)
             return table.slice(self.start, self.stop - self.start)
@@ -93,34 +95,37 @@ class Piece:
         with reading(self.path), fs.open_input_file(self.path) as stream:
             file = pq.ParquetFile(stream)
             groups: list[int] = []
-            skipped = at = 0
-            for group in range(file.num_row_groups):  # only those that hold wanted rows
-                end = at + file.metadata.row_group(group).num_rows
-                if end > self.start and at < self.stop:
-                    skipped = at if not groups else skipped
+            skipped = first = 0
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                if end > self.start and first < self.stop:
+                    skipped = first if not groups else skipped
                     groups.append(group)
-                at = end
+                first = end
             table = file.read_row_groups(groups, columns=columns)
             table.validate(full=True)
         return table.slice(self.start - skipped, self.stop - self.start)
 
     def _rows(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.arange(self.first + self.start, self.first + self.start + table.num_rows)
+        ids = np.arange(self.first + self.start, self.first + self.start + table.num_rows)
         column = table[self.column]
-        where = self.path or "the data set"
+        source = self.path or "the data set"
         if self.id_column is not None:
-            rows = ids_of(table[self.id_column], self.id_column, where, self.start)[0].to_numpy()
+            ids = ids_of(table[self.id_column], self.id_column, source, self.start)[0].to_numpy()
         if column.null_count:
-            rows = rows[column.is_valid().to_numpy()]
+            ids = ids[column.is_valid().to_numpy()]
             column = column.drop_null()
-        return rows, matrix(column, self.column, where)
+        return ids, matrix(column, self.column, source)
 
 
-def matrix(column: pa.ChunkedArray, name: str, where: str) -> np.ndarray:
-    """float32 (n, d) of a column of equally long lists of numbers, without nulls.
+def matrix(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
+    """Convert a column of equally long lists of numbers, none null, to float32 (n, d).
+
+    Args:
+        name: of the column, and ``source``: of its file, for errors.
 
     Raises:
-        UserError: lists of different lengths, or holes inside them.
+        UserError: lists of different lengths, or null values inside them.
     """
     parts = []
     for chunk in column.chunks:
@@ -129,20 +134,22 @@ def matrix(column: pa.ChunkedArray, name: str, where: str) -> np.ndarray:
         chunk = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
         values = chunk.flatten()
         if values.null_count:
-            raise UserError(f"{where}: column {name!r} holds vectors with missing values")
+            raise UserError(f"{source}: column {name!r} has vectors with missing values")
         width = len(values) // len(chunk)
         if not pa.types.is_fixed_size_list(chunk.type):
             lengths = chunk.value_lengths().to_numpy()
             if (lengths != width).any():
                 raise UserError(
-                    f"{where}: the vectors of column {name!r} have different lengths, "
+                    f"{source}: the vectors of column {name!r} have different lengths, "
                     f"{int(lengths.min())} to {int(lengths.max())}"
                 )
         flat = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         parts.append(flat.reshape(len(chunk), width))
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) > 1:
-        raise UserError(f"{where}: the vectors of column {name!r} have different lengths, {widths}")
+        raise UserError(
+            f"{source}: the vectors of column {name!r} have different lengths, {widths}"
+        )
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
@@ -154,25 +161,23 @@ class Vectors:
 
     @property
     def rows(self) -> int:
-        """Rows of the source, those with a null vector included."""
+        """Number of rows, including those with a null vector."""
         return sum(piece.stop - piece.start for piece in self.pieces)
 
     def shards(self, count: int) -> list[list[Piece]]:
         """Cut into ``count`` consecutive parts whose sizes differ by at most one row."""
-        from dataclasses import replace
-
         cuts = [self.rows * i // count for i in range(count + 1)]
-        found: list[list[Piece]] = [[] for _ in range(count)]
-        at = 0
+        shards: list[list[Piece]] = [[] for _ in range(count)]
+        first = 0
         for piece in self.pieces:
-            end = at + piece.stop - piece.start
+            end = first + piece.stop - piece.start
             for i in range(count):
-                low, high = max(at, cuts[i]), min(end, cuts[i + 1])
+                low, high = max(first, cuts[i]), min(end, cuts[i + 1])
                 if low < high:
-                    start = piece.start + low - at
-                    found[i].append(replace(piece, start=start, stop=start + high - low))
-            at = end
-        return found
+                    start = piece.start + low - first
+                    shards[i].append(replace(piece, start=start, stop=start + high - low))
+            first = end
+        return shards
 
 
 def open_vectors(
@@ -181,16 +186,17 @@ def open_vectors(
     id_column: str | None = None,
     endpoint: str | None = None,
 ) -> Vectors:
-    """Open vectors.
+    """Open a source of vectors.
 
     Args:
         source: an array (n, d), a Ray Dataset, Parquet files (a folder, a file or a glob, local or
             s3://), or opened vectors.
-        column: with the vectors; found by name and type by default.
-        id_column: with integer or string ids; ``id`` by default, else the number of the row.
+        column: with the vectors; default: found by name and type.
+        id_column: with integer or string ids; default: ``__id`` or ``id``, else row numbers.
+        endpoint: of the S3 storage, if it is not AWS.
 
     Raises:
-        UserError: nothing there, no column of vectors, an array that has not two dimensions.
+        UserError: no such path, no column of vectors, or an array without two dimensions.
     """
     if isinstance(source, Vectors):
         return source
@@ -201,7 +207,7 @@ def open_vectors(
     array = np.asarray(source)
     if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise UserError(
-            f"vectors are a matrix of numbers (rows, dimensions), not {array.dtype} of shape "
+            f"vectors must be a matrix of numbers (rows, dimensions), not {array.dtype} of shape "
             f"{array.shape}"
         )
     ref = ray.put(np.ascontiguousarray(array, dtype=np.float32))
@@ -209,17 +215,17 @@ def open_vectors(
 
 
 def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vectors:
-    kept = source.materialize()
-    schema = kept.schema()
+    dataset = source.materialize()
+    schema = dataset.schema()
     if schema is None:
         raise UserError("the data set of vectors is empty")
     schema = schema.base_schema if hasattr(schema, "base_schema") else schema
     if not isinstance(schema, pa.Schema):  # blocks of pandas
-        kept = kept.map_batches(_unchanged, batch_format="pyarrow").materialize()
-        schema = kept.schema().base_schema
+        dataset = dataset.map_batches(lambda table: table, batch_format="pyarrow").materialize()
+        schema = dataset.schema().base_schema
     column, id_column = _columns(schema, "the data set", column, id_column)
     pieces, first = [], 0
-    for bundle in kept.iter_internal_ref_bundles():
+    for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:
             ref, rows = entry.ref, int(entry.metadata.num_rows or 0)
             if rows:
@@ -229,20 +235,13 @@ def _open_dataset(source: Any, column: str | None, id_column: str | None) -> Vec
     return Vectors(tuple(pieces))
 
 
-def _unchanged(table: pa.Table) -> pa.Table:
-    return table
-
-
 def _open_parquet(
     uri: str, column: str | None, id_column: str | None, endpoint: str | None
 ) -> Vectors:
-    from wcl_ray.data.sources.listing import list_files
-
-    files = list_files(uri, endpoint)
-    paths = [path for path in files.paths if path.lower().endswith(".parquet")]
+    fs, paths = _parquet_files(uri, endpoint)
     if not paths:
-        raise UserError(f"{uri} holds no Parquet file of vectors")
-    fs, pieces, first = files.fs, [], 0
+        raise UserError(f"{uri} has no Parquet files")
+    pieces, first = [], 0
     for path in paths:
         schema, rows = _footer(fs, path)
         name, ids = _columns(schema, path, column, id_column)
@@ -254,64 +253,66 @@ def _open_parquet(
 
 
 def has_vectors(uri: str, endpoint: str | None = None) -> bool:
-    """Whether a path holds Parquet files with a column of vectors."""
+    """Whether the first Parquet file of a path has a column of vectors; False without any file."""
+    fs, paths = _parquet_files(uri, endpoint)
+    return bool(paths) and any(_is_vector(field.type) for field in _footer(fs, paths[0])[0])
+
+
+def _parquet_files(uri: str, endpoint: str | None) -> tuple[pafs.FileSystem, list[str]]:
     from wcl_ray.data.sources.listing import list_files
 
     files = list_files(uri, endpoint)
-    path = next((path for path in files.paths if path.lower().endswith(".parquet")), None)
-    if path is None:
-        return False
-    return any(_is_vector(field.type) for field in _footer(files.fs, path)[0])
+    return files.fs, [path for path in files.paths if path.lower().endswith(".parquet")]
 
 
 def _footer(fs: pafs.FileSystem, path: str) -> tuple[pa.Schema, int]:
-    """Schema and rows of a Parquet file."""
+    """Schema and number of rows of a Parquet file."""
     with reading(path, "cannot be read as Parquet"), fs.open_input_file(path) as stream:
         file = pq.ParquetFile(stream)
         check_names(file.schema_arrow.names, path)
         return file.schema_arrow, file.metadata.num_rows
 
 
-def side_columns(vectors: Vectors, label: str | None) -> Any:
-    """Data set with ``__id``, ``__key`` and the label of vectors in Parquet files.
+def label_dataset(vectors: Vectors, label: str | None) -> Any:
+    """Data set with ``__id``, ``__key`` and the column ``label`` of vectors in Parquet files.
 
     Raises:
         UserError: no such column.
     """
-    return ray.data.from_arrow_refs([_side.remote(piece, label) for piece in vectors.pieces])
+    return ray.data.from_arrow_refs([_label_table.remote(piece, label) for piece in vectors.pieces])
 
 
 @ray.remote(num_cpus=1)
-def _side(piece: Piece, label: str | None) -> pa.Table:
-    return piece.side(label)
+def _label_table(piece: Piece, label: str | None) -> pa.Table:
+    return piece.label_table(label)
 
 
 def _columns(
-    schema: pa.Schema, where: str, column: str | None, id_column: str | None
+    schema: pa.Schema, source: str, column: str | None, id_column: str | None
 ) -> tuple[str, str | None]:
     """Names of the columns with the vectors and with the ids."""
     for name in (column, id_column):
         if name is not None and name not in schema.names:
             raise UserError(
-                f"{where} has no column {name!r}; the columns are: {', '.join(schema.names)}"
+                f"{source} has no column {name!r}; the columns are: {', '.join(schema.names)}"
             )
     vectors = [name for name in schema.names if _is_vector(schema.field(name).type)]
     if column is None:
         named = [name for name in FEATURES if name in vectors]
         if not vectors:
             raise UserError(
-                f"{where} has no column of vectors (equally long lists of floating-point numbers); "
-                f"the columns are: {', '.join(schema.names)}"
+                f"{source} has no column of vectors (equally long lists of floating-point "
+                f"numbers); the columns are: {', '.join(schema.names)}"
             )
         if len(vectors) > 1 and not named:
             raise UserError(
-                f"{where} has several columns of vectors: {', '.join(vectors)}; name one with "
+                f"{source} has several columns of vectors: {', '.join(vectors)}; name one with "
                 "--vector-column (column= in Python)"
             )
         column = (named or vectors)[0]
     elif not _is_vector(schema.field(column).type, named=True):
         raise UserError(
-            f"{where}: column {column!r} is of type {schema.field(column).type}, not a list of "
+            f"{source}: column {column!r} is of type {schema.field(column).type}, not a list of "
             "numbers"
         )
     if id_column is None:
@@ -320,7 +321,7 @@ def _columns(
 
 
 def _is_vector(kind: pa.DataType, named: bool = False) -> bool:
-    """Lists of floats; those of integers, which may be tags, only when they are named."""
+    """Whether values are lists of floats, or of integers if ``named``: those may be tags."""
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if not any(is_list(kind) for is_list in lists):
@@ -330,6 +331,6 @@ def _is_vector(kind: pa.DataType, named: bool = False) -> bool:
 
 
 def duplicated(shards: Sequence[np.ndarray]) -> np.ndarray:
-    """Ids that occur more than once, from parts of all ids: int64, sorted."""
+    """Ids that occur more than once in all shards together: int64, sorted."""
     ids = np.sort(np.concatenate(list(shards))) if shards else np.empty(0, np.int64)
     return np.unique(ids[1:][ids[1:] == ids[:-1]])

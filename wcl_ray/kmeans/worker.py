@@ -1,4 +1,4 @@
-"""A shard of the rows in one process: what a k-means actor does, without knowing that it is one."""
+"""A shard of the rows in one process: the class of the k-means actors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from wcl_ray.kmeans.lloyd import Stats, square_norms, to_grid, unit_rows
 from wcl_ray.kmeans.nearest import BLOCK, KERNELS, TILE, Nearest, torch_nearest
 from wcl_ray.kmeans.vectors import Piece, duplicated
 
-TOTALS = 64  # clusters that the fingerprint of the rows is made of
+TOTALS = 64  # clusters whose sums make the fingerprint of the rows
 
 
 @dataclass(frozen=True)
 class Step:
-    """One assignment of the rows to centroids; a pure description, so it can be done again.
+    """Describes one assignment of the rows to centroids, so that it can be repeated.
 
     Attributes:
-        number: counts up within a fit; the same number asks for the same answer.
-        share: of the rows, by a hash of their ids.
+        number: counts the steps of a fit; the same number requests the same answer.
+        share: of the rows, chosen by a hash of their ids.
         offsets: granularity g has the concatenated centroids offsets[g] … offsets[g + 1] - 1.
-        active: granularities that still move.
-        groups: two-level: the centroids inner[c] … inner[c + 1] - 1 belong to coarse cluster c, and
-            rows of c choose among them; () = every row chooses among all.
+        active: granularities to assign, those that have not settled.
+        exponent: of the grid (:mod:`wcl_ray.kmeans.lloyd`).
+        groups: with two levels, rows of coarse cluster c choose among the centroids groups[c] …
+            groups[c + 1] - 1; (): all rows choose among all centroids.
     """
 
     number: int
@@ -43,8 +44,8 @@ class Step:
 
 @dataclass
 class Partial:
-    """A shard's answer: stats and moved rows per active granularity, rows, seconds, and seconds
-    that the bare matrix products would take."""
+    """A shard's answer to a step: stats and number of moved rows per active granularity, number of
+    rows, seconds per shard, and seconds that the bare matrix products would take."""
 
     stats: dict[int, Stats]
     moved: dict[int, int]
@@ -64,8 +65,8 @@ class Partial:
 
 @dataclass(frozen=True)
 class Scan:
-    """First look at a shard: rows, dimensions, largest magnitude, rows that are not finite (the
-    names of the first of them), a sum over the ids that tells data apart, and rows of zeros."""
+    """Facts about a shard: number of rows, dimensions, largest magnitude, rows with values that are
+    not finite (and names of the first ones), a hash of the ids, and zero rows."""
 
     rows: int
     dimensions: int
@@ -77,7 +78,7 @@ class Scan:
 
 
 class Rows:
-    """Rows on the grid with their labels and the running sums of their clusters."""
+    """Rows on the grid, their labels, and the running sums of their clusters."""
 
     def __init__(
         self, ids: np.ndarray, x: np.ndarray, squares: np.ndarray, device: str | None
@@ -93,14 +94,14 @@ class Rows:
         self.coarse: np.ndarray | None = None
 
     def relabel(self, g: int, labels: np.ndarray, k: int) -> int:
-        """Take new labels; returns how many rows changed. Only those touch the sums."""
+        """Set new labels and update the sums; returns the number of rows that changed."""
         old = self.labels.get(g)
         if old is None or self.stats[g].sums.shape[0] != k:
             old = np.full(len(labels), -1, np.int32)
             self.stats[g] = Stats.zeros(k, self.x.shape[1])
         changed = np.flatnonzero(labels != old)
         device = self.on_device if self.on_device is not self.x else None
-        if 2 * len(changed) > len(labels):  # cheaper to sum everything again; the same bits
+        if 2 * len(changed) > len(labels):  # cheaper to sum all rows again; the same bits
             self.stats[g] = Stats.zeros(k, self.x.shape[1])
             self.stats[g].add_rows(self.x, self.squares, np.arange(len(labels)), labels, 1, device)
         else:
@@ -111,12 +112,12 @@ class Rows:
 
 
 class KMeansWorker:
-    """The rows of some pieces, normalised and on the grid, and what a fit asks of them.
+    """Holds the rows of a shard, normalised and on the grid, and answers the calls of a fit.
 
     Args:
         spherical: rows and centroids have unit length.
         kernel: gemm, faiss or torch. threads: of the kernel. seed: of the sampling hash.
-        device: where the kernel torch works.
+        device: of the kernel torch.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class KMeansWorker:
         self.device = device if kernel == "torch" else None
         self.pieces: list[Piece] = []
         self.loaded: tuple[np.ndarray, np.ndarray] | None = None
-        self.whole: Rows | None = None
+        self.all_rows: Rows | None = None
         self.sampled: tuple[float, Rows] | None = None
         self.answer: tuple[int, Partial] | None = None
         self.rates: dict[int, float] = {}
@@ -136,13 +137,13 @@ class KMeansWorker:
         return str(ray.get_runtime_context().get_node_id())
 
     def call(self, pieces: list[Piece], method: str, *arguments: Any) -> Any:
-        """Answer a method. The pieces from which the rows are read come with every call (not with
-        the constructor, whose references Ray may have lost when it restarts an actor)."""
+        """Call a method. The pieces to read the rows from come with every call, not with the
+        constructor, whose references Ray may have lost when it restarts an actor."""
         self.pieces = pieces
         return getattr(self, method)(*arguments)
 
     def _load(self) -> tuple[np.ndarray, np.ndarray]:
-        """ids, and vectors as they came."""
+        """ids int64 (n,), and vectors float32 (n, d) as read, or later those on the grid."""
         if self.loaded is None:
             parts = [part for part in (piece.load() for piece in self.pieces) if len(part[0])]
             widths = sorted({x.shape[1] for _, x in parts})
@@ -154,7 +155,7 @@ class KMeansWorker:
         return self.loaded
 
     def scan(self) -> Scan:
-        """Look at the rows as they came."""
+        """Check the rows as read."""
         ids, x = self._load()
         finite = np.isfinite(x).all(1) if x.size else np.ones(len(x), bool)
         bad = ids[~finite]
@@ -175,21 +176,21 @@ class KMeansWorker:
         )
 
     def duplicates(self, parts: int) -> list[np.ndarray]:
-        """Ids dealt to ``parts`` by a hash: equal ids of all shards come together."""
+        """Ids in ``parts`` parts by a hash, so that equal ids of any shards share a part."""
         ids, _ = self._load()
         bucket = (uniform(ids, 1) * parts).astype(np.int64)
         return [ids[bucket == i] for i in range(parts)]
 
     def duplicated(self, *parts: np.ndarray) -> np.ndarray:
-        """Ids that occur more than once in parts of all shards."""
+        """Ids that occur more than once in the same part of all shards: int64, sorted."""
         return duplicated(parts)
 
     def add(self, *parts: Any) -> Any:
-        """The sum of what workers answered."""
+        """Add up the answers of workers."""
         return functools.reduce(operator.add, parts)
 
     def totals(self, exponent: int, d: int) -> Stats:
-        """All rows, by a hash of the id in as many clusters as keep the sums exact."""
+        """Stats of all rows, in TOTALS clusters by a hash of the id, few enough for exact sums."""
         rows = self._rows(1.0, exponent, d)
         stats = Stats.zeros(TOTALS, d)
         bucket = (uniform(rows.ids, 2) * TOTALS).astype(np.int32)
@@ -204,24 +205,26 @@ class KMeansWorker:
     def sample(
         self, share: float, exponent: int, d: int, coarse: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A hash sample: ids, vectors, and their coarse clusters (zeros without any)."""
+        """A hash sample: ids, vectors, and their coarse clusters (zeros without ``coarse``)."""
         rows = self._rows(1.0, exponent, d)
         chosen = uniform(rows.ids, self.seed + 104729) < share
         x = rows.x[chosen]
-        groups = np.zeros(len(x), np.int32) if coarse is None else self._find(coarse)(x)
+        groups = np.zeros(len(x), np.int32) if coarse is None else self._nearest(coarse)(x)
         return rows.ids[chosen], x, groups
 
     def label_stats(
         self, exponent: int, d: int, k: int, ids: np.ndarray, labels: np.ndarray
     ) -> Stats:
-        """Stats of clusters given from outside: labels[i] of id ids[i] (sorted); -1 or an id that
-        is not there: none."""
+        """Stats of given clusters: labels[i] is that of the row with id ids[i] (increasing). Rows
+        with label -1 or no label are in none."""
         rows = self._rows(1.0, exponent, d)
-        place = np.searchsorted(ids, rows.ids).clip(max=max(0, len(ids) - 1))
-        known = ids[place] == rows.ids if len(ids) else np.zeros(len(rows.ids), bool)
-        given = np.where(known, labels[place] if len(ids) else -1, -1).astype(np.int32)
+        row_labels = np.full(len(rows.ids), -1, np.int32)
+        if len(ids):
+            position = np.searchsorted(ids, rows.ids).clip(max=len(ids) - 1)
+            labelled = ids[position] == rows.ids
+            row_labels[labelled] = labels[position[labelled]]
         stats = Stats.zeros(k, d)
-        stats.add_rows(rows.x, rows.squares, np.arange(len(given)), given, 1)
+        stats.add_rows(rows.x, rows.squares, np.arange(len(row_labels)), row_labels, 1)
         return stats
 
     def step(
@@ -235,12 +238,12 @@ class KMeansWorker:
 
         Args:
             centroids: float32 (ΣK, d), of all granularities.
-            before: those of the step before, or None at the first step of a phase: a restarted
-                actor finds the labels of that step again, so it counts the same moved rows.
-            coarse: float32 (G, d), of two-level clusters.
+            before: those of the step before, None at the first step of a phase. A restarted actor
+                computes the labels of that step again, so that it counts the same moved rows.
+            coarse: float32 (C, d), with two levels.
         """
         if self.answer is not None and self.answer[0] == step.number:
-            return self.answer[1]  # asked again after a lost reply
+            return self.answer[1]  # repeated after a lost reply
         started = time.perf_counter()
         rows = self._rows(step.share, step.exponent, centroids.shape[1])
         known = self.answer is not None and self.answer[0] == step.number - 1
@@ -252,7 +255,7 @@ class KMeansWorker:
         moved = self._assign(rows, step, centroids, coarse)
         seconds = time.perf_counter() - started
         products = sum(step.offsets[g + 1] - step.offsets[g] for g in step.active)
-        inside = max(1, len(step.groups) - 1)  # a row meets the centroids of one group
+        inside = max(1, len(step.groups) - 1)  # a row is compared with the centroids of one group
         work = 2.0 * len(rows.ids) * products / inside * centroids.shape[1]
         partial = Partial(
             stats={g: rows.stats[g].copy() for g in step.active},
@@ -265,7 +268,7 @@ class KMeansWorker:
         return partial
 
     def labels(self, step: Step, g: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """ids int64 (n,) and labels int32 (n,) of the last step over all rows, which is done again
+        """ids int64 (n,), and labels int32 (n,) of the last step over all rows, which is repeated
         after a restart."""
         rows = self._rows(1.0, step.exponent, centroids.shape[1])
         if g not in rows.labels:
@@ -282,49 +285,50 @@ class KMeansWorker:
                 assert coarse is not None
                 labels = self._inside(rows, part, step.groups, coarse)
             else:
-                labels = self._find(part)(rows.on_device)
+                labels = self._nearest(part)(rows.on_device)
             moved[g] = rows.relabel(g, labels, len(part))
         return moved
 
     def _inside(
         self, rows: Rows, centroids: np.ndarray, groups: tuple[int, ...], coarse: np.ndarray
     ) -> np.ndarray:
-        """Nearest of the centroids that belong to each row's coarse cluster."""
+        """Labels int32 (n,): the nearest of the centroids inside each row's coarse cluster."""
         if rows.coarse is None:
-            rows.coarse = self._find(coarse)(rows.on_device)
+            rows.coarse = self._nearest(coarse)(rows.on_device)
         labels = np.empty(len(rows.ids), np.int32)
         order = np.argsort(rows.coarse, kind="stable")
         ends = np.searchsorted(rows.coarse[order], np.arange(len(groups)))
         for c in range(len(groups) - 1):
             members = order[ends[c] : ends[c + 1]]
             if len(members):
-                find = self._find(centroids[groups[c] : groups[c + 1]])
-                labels[members] = find(rows.x[members]) + groups[c]
+                nearest = self._nearest(centroids[groups[c] : groups[c + 1]])
+                labels[members] = nearest(rows.x[members]) + groups[c]
         return labels
 
-    def _find(self, centroids: np.ndarray) -> Nearest:
+    def _nearest(self, centroids: np.ndarray) -> Nearest:
         if self.device is not None:
             return torch_nearest(centroids, self.spherical, self.threads, self.device)
         return KERNELS[self.kernel](centroids, self.spherical, self.threads)
 
     def _rows(self, share: float, exponent: int, d: int) -> Rows:
-        if self.whole is None:
+        """The rows on the grid, or a hash sample of them."""
+        if self.all_rows is None:
             ids, x = self._load()
             x = x if len(ids) else np.empty((0, d), np.float32)
             x = to_grid(unit_rows(x) if self.spherical else x, exponent)
-            self.loaded = ids, x  # the vectors as they came are not needed again
-            self.whole = Rows(ids, x, square_norms(x, exponent), self.device)
+            self.loaded = ids, x  # the vectors as read are not needed again
+            self.all_rows = Rows(ids, x, square_norms(x, exponent), self.device)
         if share >= 1:
-            return self.whole
+            return self.all_rows
         if self.sampled is None or self.sampled[0] != share:
-            chosen = uniform(self.whole.ids, self.seed) < share
-            x, squares = self.whole.x[chosen], self.whole.squares[chosen]
-            rows = Rows(self.whole.ids[chosen], x, squares, self.device)
-            self.sampled = share, rows
+            rows = self.all_rows
+            chosen = uniform(rows.ids, self.seed) < share
+            x, squares = rows.x[chosen], rows.squares[chosen]
+            self.sampled = share, Rows(rows.ids[chosen], x, squares, self.device)
         return self.sampled[1]
 
     def _rate(self, centroids: np.ndarray) -> float:
-        """Operations per second of the bare matrix product on this machine, measured once."""
+        """Operations per second of the bare matrix product on this machine, measured once per k."""
         k, d = min(TILE, len(centroids)), centroids.shape[1]
         if k not in self.rates:
             a = np.ones((BLOCK, d), np.float32)

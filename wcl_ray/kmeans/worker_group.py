@@ -1,8 +1,7 @@
-"""The shard actors of one fit: started, asked together, summed up, and restarted by Ray.
+"""The shard actors of one fit: starts them, calls them together and adds up their answers.
 
-An actor reads its rows from the source, never from another actor, so a killed one comes back by
-itself and the call it died in is made again; one that dies over and over (its shard may be too
-large for the memory) ends the fit.
+An actor reads its rows from the source, never from another actor. So Ray can restart a killed one
+and repeat its call. One that keeps dying (its shard may be too large for the memory) ends the fit.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from wcl_ray.kmeans.vectors import Vectors, duplicated
 from wcl_ray.kmeans.worker import KMeansWorker
 from wcl_ray.terminal import warn
 
-FAN_IN = 4  # partial sums that a worker adds at once
-PARTS = 64  # of the ids, between which equal ones are looked for; each actor makes an object a part
+FAN_IN = 4  # partial sums that a worker adds at a time
+PARTS = 64  # most parts of the ids in the search for duplicates; an object per actor and part
 RESTARTS = 16  # of each actor
-PATIENCE = 30.0  # seconds until one is told that actors wait for CPUs
+PATIENCE = 30.0  # seconds until a warning that actors wait for CPUs
 
 
 class WorkerGroup:
     """Actors that each hold a shard.
 
     Args:
-        actors: 0 = one for each ``cpus`` free CPUs (or each free GPU) of the cluster, but none
-            with fewer than ``LEAST`` rows.
-        cpus: of each actor; its whole part is the number of threads.
+        actors: 0: one for every ``cpus`` free CPUs (or every free GPU) of the cluster, but each
+            with at least ``LEAST`` rows.
+        cpus: of each actor; rounded down, its number of threads, which is at least 1.
     """
 
     LEAST = 2000
@@ -51,20 +50,18 @@ class WorkerGroup:
         seed: int,
     ) -> None:
         if actors == 0:
-            name, each = ("GPU", 1.0) if gpu else ("CPU", max(cpus, 0.01))
-            able = free(name) // each
-            actors = int(max(1, min(able, vectors.rows // self.LEAST)))
+            resource, amount = ("GPU", 1.0) if gpu else ("CPU", max(cpus, 0.01))
+            most = free(resource) // amount
+            actors = int(max(1, min(most, vectors.rows // self.LEAST)))
         threads = max(1, int(cpus))
-        remote, options = (
-            ray.remote(KMeansWorker),
-            {
-                "num_cpus": cpus,
-                "num_gpus": 1 if gpu else 0,
-                "max_restarts": RESTARTS,
-                "max_task_retries": RESTARTS,
-                "runtime_env": {"env_vars": _environment(threads)},
-            },
-        )
+        remote = ray.remote(KMeansWorker)
+        options: dict[str, Any] = {
+            "num_cpus": cpus,
+            "num_gpus": 1 if gpu else 0,
+            "max_restarts": RESTARTS,
+            "max_task_retries": RESTARTS,
+            "runtime_env": {"env_vars": _environment(threads)},
+        }
         arguments = spherical, kernel, threads, seed, device_for(gpu)
         self.vectors = vectors  # keeps the objects of a materialised data set alive
         homes = find_homes(vectors, *(("GPU", 1.0) if gpu else ("CPU", cpus)))
@@ -73,28 +70,27 @@ class WorkerGroup:
             remote.options(**options, scheduling_strategy=strategy).remote(*arguments)
             for strategy in homes.strategies(self.pieces)
         ]
-        there = [actor.__ray_ready__.remote() for actor in self.actors]
-        waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
-        if waiting and homes.nodes:  # another job was faster there: the rows can be sent
-            for i, ready in enumerate(there):
+        refs = [actor.__ray_ready__.remote() for actor in self.actors]
+        waiting = set(ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)[1])
+        if waiting and homes.nodes:  # another job took the node's CPUs: send the rows elsewhere
+            for i, ready in enumerate(refs):
                 if ready in waiting:
                     ray.kill(self.actors[i])
                     self.actors[i] = remote.options(**options, scheduling_strategy="SPREAD").remote(
                         *arguments
                     )
-                    there[i] = self.actors[i].__ray_ready__.remote()
-            waiting = set(ray.wait(there, num_returns=len(there), timeout=PATIENCE)[1])
-        late = len(waiting)
-        if late:
+                    refs[i] = self.actors[i].__ray_ready__.remote()
+            waiting = set(ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)[1])
+        if waiting:
             need = f"{cpus:g} CPU(s)" + (" and a GPU" if gpu else "")
             warn(
-                f"k-means: {late} of {len(there)} actors wait for {need} each; the cluster has "
-                f"{_counts(ray.cluster_resources())}, of which {_counts(ray.available_resources())}"
-                " are free"
+                f"k-means: {len(waiting)} of {len(refs)} actors wait for {need} each; the cluster "
+                f"has {_counts(ray.cluster_resources())}, of which "
+                f"{_counts(ray.available_resources())} are free"
             )
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """What every actor answers, in order of the shards."""
+        """Call a method of all actors; returns the answers in the order of the shards."""
         return list(ray.get(self._call(method, arguments)))
 
     def _call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
@@ -104,7 +100,8 @@ class WorkerGroup:
         ]
 
     def total(self, method: str, *arguments: Any) -> Any:
-        """The sum of what the actors answer, which they add up themselves, as a tree."""
+        """Call a method of all actors; returns the sum of the answers, added up by the actors as a
+        tree."""
         refs, stride = self._call(method, arguments), 1
         while len(refs) > 1:
             groups = [refs[i : i + FAN_IN] for i in range(0, len(refs), FAN_IN)]
@@ -118,39 +115,41 @@ class WorkerGroup:
         return ray.get(refs[0])
 
     def duplicates(self) -> np.ndarray:
-        """Ids that occur more than once in all shards: int64, sorted."""
+        """Ids that occur more than once in all shards together: int64, sorted."""
         parts = min(len(self.actors), PARTS)
         if parts == 1:
             return duplicated(self.ask("duplicates", 1)[0])
-        dealt = [
+        rows = [
             actor.call.options(num_returns=parts).remote(pieces, "duplicates", parts)
             for actor, pieces in zip(self.actors, self.pieces, strict=True)
         ]
-        asked = [  # of the actors: no task has to be started for it
-            self.actors[i].call.remote(self.pieces[i], "duplicated", *[row[i] for row in dealt])
+        refs = [  # calls of actors, so that no task has to start
+            self.actors[i].call.remote(self.pieces[i], "duplicated", *[row[i] for row in rows])
             for i in range(parts)
         ]
-        return np.sort(np.concatenate(ray.get(asked)))
+        return np.sort(np.concatenate(ray.get(refs)))
 
     def keep(self, method: str, *arguments: Any) -> list[Any]:
-        """References to what every actor answers; they outlive the actors."""
+        """Call a method of all actors; returns references, which outlive the actors."""
         refs = self._call(method, arguments)
         ray.wait(refs, num_returns=len(refs), fetch_local=False)
         return refs
 
     def stop(self) -> None:
+        """End the actors."""
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
 
 
 def free(resource: str, patience: float = 3.0) -> float:
-    """What is free of a resource; what others have just given back takes a moment to show."""
+    """Free amount of a resource; waits up to ``patience`` seconds until all of it is free, since
+    Ray shows resources that were just released with a delay."""
     limit = time.monotonic() + patience
     while True:
-        there = float(ray.available_resources().get(resource, 0.0))
-        if there >= ray.cluster_resources().get(resource, 0.0) or time.monotonic() > limit:
-            return there
+        amount = float(ray.available_resources().get(resource, 0.0))
+        if amount >= ray.cluster_resources().get(resource, 0.0) or time.monotonic() > limit:
+            return amount
         time.sleep(0.1)
 
 
@@ -159,17 +158,17 @@ def _counts(resources: dict[str, float]) -> str:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Environment of the actors, which may come to run on any node."""
+    """Environment variables of the actors, which have to suit every node."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if nodes == [ray.get_runtime_context().get_node_id()]:  # of the driver alone
+    if nodes == [ray.get_runtime_context().get_node_id()]:  # only that of the driver
         return blas.environment(blas.cpu_flags(), threads)
-    asked = [
+    refs = [
         _cpu_flags.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
         ).remote()
         for node in nodes
     ]
-    return blas.environment(frozenset.intersection(*ray.get(asked)), threads)
+    return blas.environment(frozenset.intersection(*ray.get(refs)), threads)
 
 
 @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")

@@ -21,7 +21,7 @@ from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
-from wcl_ray.kmeans.vectors import Vectors, has_vectors, open_vectors, side_columns
+from wcl_ray.kmeans.vectors import Vectors, has_vectors, label_dataset, open_vectors
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
 from wcl_ray.runs.lock import RunLock
@@ -71,10 +71,10 @@ def cluster(
         vectors = _vectors(data, column)
         if checkpoint is None:
             stopping.set_resume_hint(
-                f"{stopping.START_OVER}; with --checkpoint FOLDER k-means goes on"
+                f"{stopping.START_OVER}; with --checkpoint FOLDER k-means continues"
             )
         elif Folder(checkpoint, data.endpoint).exists(FILE):
-            stopping.set_resume_hint("the same command goes on from the last iteration")
+            stopping.set_resume_hint("the same command continues from the last iteration")
     elif column is not None or checkpoint is not None:
         raise UserError(
             "--vector-column and --checkpoint are for vectors, not for --run; jobs/embed.py "
@@ -82,7 +82,7 @@ def cluster(
         )
     else:
         stopping.set_resume_hint(
-            f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint go on"
+            f"{stopping.START_OVER}; jobs/embed.py and then --checkpoint continue"
         )
     trained = None if run is None else Trained.open(run, data.endpoint)
     image_data = data
@@ -160,7 +160,7 @@ def _cluster_vectors(
     """k-means of the vectors in Parquet files, and an assignment with their keys and labels."""
     say("vectors", f"{vectors.rows:,} rows, column {vectors.pieces[0].column!r}")
     label = config.data.label
-    rows = side_columns(vectors, label)  # a missing label column is an error before the work
+    rows = label_dataset(vectors, label)  # a missing label column is an error before the work
     ks = choose_k(config.clusters, vectors.rows)
     result = cluster_features(
         vectors,

@@ -76,7 +76,7 @@ def embed_run(
         _check_folder(folder, manifest)
         folder.check()
         if folder.exists(MANIFEST):
-            stopping.set_resume_hint("the same command goes on")
+            stopping.set_resume_hint("the same command continues")
         return _embed(trained, data, folder, manifest, scale)
 
 
@@ -100,7 +100,7 @@ def _embed(
         if todo < total:
             say("embed", f"{total - todo:,} of {total:,} images are in {folder.uri} already")
         folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-        stopping.set_resume_hint("the same command goes on")
+        stopping.set_resume_hint("the same command continues")
         rows = source.images(columns)
         if todo < total:
             rows = rows.map_batches(

@@ -114,7 +114,7 @@ def _resolve(config: C, storage: Folder, folder: Folder) -> C:
     stored = read_stored(folder, type(config))
     kept, conflicts = stored.compare(config)
     _refuse_conflicts(conflicts, str(config.name))
-    stopping.set_resume_hint("the same command goes on")
+    stopping.set_resume_hint("the same command continues")
     return stored.apply(config, kept)
 
 
@@ -129,7 +129,7 @@ def claim(folder: Folder, config: Config, images: dict[str, Any] | None = None) 
         content["config"] = config.to_dict()
         folder.write(FILE, json.dumps(content, indent=2).encode())
     again = "" if config.resume or config.start_or_resume else " with --resume"
-    stopping.set_resume_hint(f"the same command{again} goes on")
+    stopping.set_resume_hint(f"the same command{again} continues")
 
 
 def _fresh_name(config: Config) -> str:

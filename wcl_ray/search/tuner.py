@@ -198,7 +198,7 @@ class ProgressCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self._begin(trial)
         text = ", ".join(f"{key.rpartition('.')[2]} {show(v)}" for key, v in row["values"].items())
-        self._say(trial, "goes on" if row["restarts"] else text + " (the default)" * row["default"])
+        self._say(trial, "resumes" if row["restarts"] else text + " (the default)" * row["default"])
 
     def _ensure_row(self, trial: Any) -> None:
         """Add the row of a trial whose process died before Tune reported its start."""

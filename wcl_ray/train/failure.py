@@ -11,7 +11,7 @@ from ray.train import UserCallback, WorkerGroupError
 
 from wcl_ray.errors import StorageError, UserError, causes, find_user_error
 
-THEN_RESUME = "; once that is fixed, --resume goes on from the last checkpoint"
+THEN_RESUME = "; once that is fixed, --resume continues from the last checkpoint"
 PUSH_TIMEOUT = 15.0  # seconds
 
 

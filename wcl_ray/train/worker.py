@@ -203,7 +203,7 @@ class Worker:
     def _push_start(self) -> None:
         if self.rank == 0:
             position = f"epoch {self.state.epoch}, step {self.state.step}"
-            text = f"going on from {position} with {self.world} worker(s), batches of {self.batch}"
+            text = f"resuming from {position} with {self.world} worker(s), batches of {self.batch}"
             resumed = ray.train.get_checkpoint() is not None
             self._push("resume", images=self.state.images, text=text if resumed else "")
 

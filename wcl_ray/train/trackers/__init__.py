@@ -58,7 +58,7 @@ class Trackers:
         except Exception as error:  # whatever a library raises
             self._others.pop(name, None)
             reason = f"{type(error).__name__}: {error}"
-            warn(f"tracker {name} failed, the run goes on without it: {reason}")
+            warn(f"tracker {name} failed, the run continues without it: {reason}")
 
     def log(self, row: Row) -> None:
         """Send a row to all trackers."""
