@@ -116,6 +116,21 @@ def test_lists_with_commas() -> None:
         (["--scale.workers", "two"], ["scale.workers is N, MIN:MAX or auto"]),
         (["--loss.estimator", "simclr"], ["loss.estimator", "simclr", "paper", "supcon"]),
         (["--loss.temperature", "0"], ["loss.temperature", "above 0"]),
+        (
+            ["--loss.positives", "graded", "--loss.estimator", "paper"],
+            ["loss.positives graded needs --loss.estimator supcon"],
+        ),
+        (["--loss.positives", "graded", "--loss.level-weights", "1"], ["graded has no levels"]),
+        (["--loss.level-weights", "1", "-1"], ["loss.level-weights", "not negative"]),
+        (["--loss.level-weights", "0", "0"], ["loss.level-weights", "not all 0"]),
+        (
+            ["--clusters.kind", "kmeans", "--clusters.k", "4", "--loss.level-weights", "1", "2"],
+            ["loss.level-weights has 2 number(s), but clusters.k 1"],
+        ),
+        (
+            ["--clusters.kind", "kmeans", "--clusters.k", "4", "9", "--loss.negatives", "siblings"],
+            ["siblings needs --clusters.nested"],
+        ),
         (["--config"], ["--config needs the name"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml", "No such file"]),
     ],

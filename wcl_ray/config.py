@@ -268,9 +268,33 @@ class LossConfig:
     """Add a second projector with plain InfoNCE to the cluster loss."""
     dual_weight: float = 1.0
     """Weight of the InfoNCE head with --loss.dual."""
+    positives: Literal["cluster", "graded"] = "cluster"
+    """cluster: the images of the anchor's cluster. graded: all images of the batch, weighted by how
+    much metadata they share with the anchor (--clusters.columns); clusters then only choose which
+    images meet in a batch."""
+    negatives: Literal["all", "siblings"] = "all"
+    """With several levels, from coarse to fine: contrast an image at each level with all others, or
+    with its siblings only, the images of the same cluster at the level above."""
+    level_weights: tuple[float, ...] = ()
+    """Weights of several levels or granularities in the loss. Default: equal ones."""
 
     def __post_init__(self) -> None:
         LOSSES.check(self.estimator)
+        for name, default in (("positives", "cluster"), ("negatives", "all")):
+            value = getattr(self, name)
+            require(
+                value == default or self.estimator != "paper",
+                f"loss.{name} {value} needs --loss.estimator supcon",
+            )
+        require(
+            self.positives == "cluster" or (self.negatives == "all" and not self.level_weights),
+            "loss.positives graded has no levels; leave out loss.negatives and loss.level-weights",
+        )
+        require(
+            all(weight >= 0 for weight in self.level_weights)
+            and (not self.level_weights or sum(self.level_weights) > 0),
+            "loss.level-weights are not negative, and not all 0",
+        )
         require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
         require(self.dual_weight >= 0, "loss.dual-weight is negative")
 
@@ -528,6 +552,8 @@ class Config:
         if not self.data.image_size and self.model.weights == "none":
             object.__setattr__(self, "data", replace(self.data, image_size=SMALL))
         require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
+        if self.clusters.kind == "kmeans":
+            self._check_kmeans_levels()
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
         if self.clusters.from_features:
             require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")
@@ -542,6 +568,20 @@ class Config:
                 f"train.rounds {self.train.rounds}: clusters of kind {self.clusters.kind} do not "
                 "change between rounds; only k-means of features does",
             )
+
+    def _check_kmeans_levels(self) -> None:
+        """Raise a ValueError if the loss has other levels than the clusters will have."""
+        k, weights = self.clusters.k, self.loss.level_weights
+        require(
+            len(weights) in (0, max(1, len(k))),
+            f"loss.level-weights has {len(weights)} number(s), but clusters.k {max(1, len(k))}",
+        )
+        require(
+            self.loss.negatives == "all"
+            or (self.clusters.nested and len(k) > 1 and list(k) == sorted(k)),
+            "loss.negatives siblings needs --clusters.nested, and several --clusters.k from the "
+            "smallest to the largest",
+        )
 
     @property
     def rounds(self) -> int:

@@ -16,6 +16,7 @@ from wcl_ray.clusters.binarise import Attribute, attributes, outcomes
 from wcl_ray.clusters.columns import SHOWN, ColumnSummary, render, summarise
 from wcl_ray.clusters.counts import Columns, count_table
 from wcl_ray.clusters.identifier import Spread, unordered
+from wcl_ray.clusters.similarity import weigh
 from wcl_ray.clusters.tfidf import vectors
 from wcl_ray.clusters.types import ColumnType, detect, views_to_count
 from wcl_ray.clusters.views import View, read
@@ -352,11 +353,30 @@ def test_words_of_many_texts_are_counted_exactly(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(counts_module, "MOST_VALUES", 300)
     monkeypatch.setattr(counts_module, "COMMON", 200)
     rows: Any = Rows(pa.table({"note": CAPTIONS}))
-    config = ClustersConfig()
-    counts, types = metadata.count_types(rows, ["note"], None, config)
+    counts, types = metadata.count_types(rows, ["note"], None, {}, 4, 0.01)
     assert counts[View(("note",), "words")].undercount
     assert types["note"].name == "text"
     found, _ = attributes(counts, 4, 0.01, types=types)
     assert {a.value for a in found} == set(WORDS)
     for attribute in found:
         assert attribute.share == np.mean([attribute.value in t.split() for t in CAPTIONS])
+
+
+@pytest.mark.usefixtures("in_process")
+def test_weights_of_dates_and_cells_in_the_similarity() -> None:
+    place = np.array([[57.64911, 10.40744], [57.7, 10.5], [-33.9, 151.2]])[np.arange(N) % 3]
+    table = pa.table({"day": DAYS, "lat": place[:, 0], "lon": place[:, 1]})
+    rows: Any = Rows(table)
+    counts, types = metadata.count_types(rows, table.column_names, None, {}, 15, 0.001)
+    weighted = weigh(attributes(counts, 15, 0.001, types=types)[0], counts)
+    arrays = read(table, [a.source for a, _ in weighted])
+    total = dict.fromkeys(("day", "lat, lon"), 0.0)
+    for attribute, weight in weighted:
+        mask = attribute.mask(arrays[attribute.source])
+        assert mask.mean() == pytest.approx(attribute.share)
+        if attribute.test != "in":
+            total[attribute.column] += weight * mask.mean()
+    # as much as 16 quantile bins, and as three places of equal share
+    assert total["day"] == pytest.approx(np.log(16), rel=0.01)
+    assert total["lat, lon"] == pytest.approx(np.log(3), rel=0.01)
+    assert {a.test for a, _ in weighted} == {"after", "before", "in", "within"}

@@ -199,6 +199,91 @@ def test_broken_images_are_no_part_of_the_loss(
     assert (whole.grad[:, ~valid] == 0).all()
 
 
+def weighted_reference(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    weight: list[list[float]],
+    candidates: list[list[bool]],
+    tau: float,
+) -> list[float]:
+    """For each image, mean over its two views: weighted mean of -log p over the other views, of
+    which the image's own has weight 1; the denominator over the views of the candidates."""
+    views = F.normalize(torch.cat([z1, z2]), dim=1).tolist()
+    b = len(weight)
+    losses = [0.0] * b
+    for i in range(2 * b):
+        scores = {
+            j: sum(p * q for p, q in zip(views[i], views[j], strict=True)) / tau
+            for j in range(2 * b)
+            if j != i
+        }
+        inside = [j for j in scores if candidates[i % b][j % b] or j % b == i % b]
+        log_all = math.log(sum(math.exp(scores[j]) for j in inside))
+        weights = {j: 1.0 if j % b == i % b else weight[i % b][j % b] for j in scores}
+        wanted = sum(w * (log_all - scores[j]) for j, w in weights.items())
+        losses[i % b] += wanted / sum(weights.values()) / 2
+    return losses
+
+
+def test_graded_positives_match_the_reference() -> None:
+    z1, z2 = embeddings(6)
+    weight = torch.rand(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight[2] = 0  # shares nothing: its other view is its only positive
+    c = torch.full((6, 1), -1)
+    expected = weighted_reference(z1, z2, weight.tolist(), [[True] * 6] * 6, 0.2)
+    result = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, similarity=weight)
+    assert float(result.loss) == pytest.approx(sum(expected) / 6, rel=1e-9)
+    others = weight.masked_fill(torch.eye(6, dtype=torch.bool), 0).sum(1)
+    assert float(result.positives) == pytest.approx(float(others.mean()))
+    assert float(result.without_positive) == pytest.approx(1 / 6)
+    halves = [
+        cl_infonce(
+            z1[o : o + 3], z2[o : o + 3], z1, z2, c[:3], c, o, 0.2, similarity=weight[o : o + 3]
+        ).loss
+        for o in (0, 3)
+    ]
+    assert float(sum(halves) / 2) == pytest.approx(float(result.loss), rel=1e-9)
+
+
+def test_clusters_are_graded_positives_of_weight_1() -> None:
+    z1, z2 = embeddings(6)
+    c = torch.tensor([0, 0, 1, 1, 1, 2])[:, None]
+    same = (c == c.T).double()
+    none, valid = torch.full_like(c, -1), torch.tensor([True, True, True, False, True, True])
+    by_cluster = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, "supcon", valid)
+    graded = cl_infonce(z1, z2, z1, z2, none, none, 0, 0.2, "supcon", valid, similarity=same)
+    assert float(graded.loss) == pytest.approx(float(by_cluster.loss), rel=1e-12)
+    assert float(graded.positives) == pytest.approx(float(by_cluster.positives))
+
+
+@pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
+def test_siblings_are_contrasted_at_the_finer_level(weights: tuple[float, ...]) -> None:
+    z1, z2 = embeddings(7)
+    # coarse and fine; one image has no cluster at all, one no coarse cluster
+    levels = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 2], [1, 2], [-1, 3], [-1, -1]])
+    coarse, fine = levels.T.tolist()
+    same = [[[float(p == q >= 0) for q in column] for p in column] for column in (coarse, fine)]
+    everyone = [[True] * 7] * 7
+    siblings = [[p < 0 or p == q for q in coarse] for p in coarse]
+    expected = [
+        sum(weighted_reference(z1, z2, same[level], candidates, 0.2)) / 7
+        for level, candidates in enumerate((everyone, siblings))
+    ]
+    first, second = weights or (1.0, 1.0)
+    result = cl_infonce(
+        z1, z2, z1, z2, levels, levels, 0, 0.2, siblings=True, level_weights=weights
+    )
+    mean = (first * expected[0] + second * expected[1]) / (first + second)
+    assert float(result.loss) == pytest.approx(mean, rel=1e-9)
+
+
+def test_an_estimator_returns_one_loss_per_level_and_image() -> None:
+    z1, z2 = embeddings(3)
+    c = torch.zeros(3, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"shape \(3,\), not \(G, b\) = \(1, 3\)"):
+        cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, lambda batch: batch.z1.sum(1))
+
+
 def test_unknown_estimator() -> None:
     z1, z2 = embeddings(2)
     with pytest.raises(ValueError, match="simclr"):

@@ -4,7 +4,9 @@ and at each step."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,7 +61,8 @@ def learner(encoder: nn.Module, rank: int = 0, start: int = 0) -> Learner:
 def batch(clusters: torch.Tensor) -> Batch:
     images = torch.arange(B * 3 * SIZE * SIZE).to(torch.uint8).view(B, 3, SIZE, SIZE)
     ids, valid = torch.arange(B), torch.ones(B, dtype=torch.bool)
-    return Batch(images, torch.ones(B), ids, ids, clusters[:, None], valid)
+    none = torch.empty(B, 0, dtype=torch.uint8)
+    return Batch(images, torch.ones(B), ids, ids, clusters[:, None], none, valid)
 
 
 @pytest.fixture
@@ -78,6 +81,39 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
         return encoder.masks
 
     return masks
+
+
+def test_levels_and_graded_positives_reach_the_loss() -> None:
+    torch.manual_seed(0)
+    encoder = Dropping(p=0.0)
+    worker = learner(encoder)
+    given = batch(torch.tensor([0, 0, 0, 0, 1, 1]))
+    given.clusters = torch.tensor([[0, 0], [0, 0], [0, 1], [0, 1], [1, 2], [1, 2]])
+    given.attributes = torch.tensor([[0b11000000], [0b10000000], [0], [64], [255], [1]]).byte()
+    with torch.no_grad():
+        views = worker.augment.two_views(given.images, given.aspect, given.ids, epoch=0)
+        z1, z2 = encoder(views)[0].chunk(2)
+        c = given.clusters
+
+        def expected(**more: Any) -> torch.Tensor:
+            return cl_infonce(z1, z2, z1, z2, c, c, 0, worker.loss.temperature, **more).loss
+
+        levels = expected(siblings=True, level_weights=(2.0, 1.0))
+        bits = torch.from_numpy(np.unpackbits(given.attributes.numpy(), axis=1)).double()
+        weights = torch.arange(1, 9).double()
+        shared = (bits[:, None] * bits[None] * weights).sum(2)
+        either = (torch.maximum(bits[:, None], bits[None]) * weights).sum(2)
+        graded = expected(similarity=torch.where(either > 0, shared / either, 0.0))
+    assert len({float(expected()), float(levels), float(graded)}) == 3
+    for loss, attribute_weights, value in (
+        (LossConfig(negatives="siblings", level_weights=(2.0, 1.0)), None, levels),
+        (LossConfig(positives="graded"), weights.float(), graded),
+    ):
+        worker = learner(encoder)
+        worker.loss, worker.attribute_weights = loss, attribute_weights
+        before = {k: v.clone() for k, v in encoder.state_dict().items()}
+        assert float(worker.training_step(given).loss) == pytest.approx(float(value), rel=1e-5)
+        encoder.load_state_dict(before)
 
 
 def test_dropout_differs_between_workers_and_steps_and_goes_on(draw: Draw) -> None:

@@ -106,13 +106,21 @@ def test_run_folder_and_what_follows(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("keep", ["raw", "streaming"])
-def test_two_workers_see_each_image_once(config: Config, tmp_path: Path, keep: str) -> None:
+@pytest.mark.parametrize(
+    ("keep", "loss"),
+    [
+        ("raw", LossConfig(dual=True, estimator="paper")),
+        ("streaming", LossConfig(positives="graded")),
+    ],
+)
+def test_two_workers_see_each_image_once(
+    config: Config, tmp_path: Path, keep: str, loss: LossConfig
+) -> None:
     config = replace(
         config,
         data=replace(config.data, label=None, keep=keep),  # type: ignore[arg-type]
         scale=ScaleConfig(workers="2", cpus_per_worker=0.5),
-        loss=LossConfig(dual=True, estimator="paper"),
+        loss=loss,
     )
     results = pretrain(config)
     run = tmp_path / "runs/one"
@@ -127,6 +135,7 @@ def test_two_workers_see_each_image_once(config: Config, tmp_path: Path, keep: s
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["workers"] == 2
     assert rows[-1]["positives"] > 1
+    assert (run / "similarity.npz").exists() == (loss.positives == "graded")
 
 
 @pytest.mark.slow
@@ -342,6 +351,16 @@ def test_nobody_at_the_address(address: str) -> None:
         ({"train.batch_size": 4, "scale.workers": "3"}, ["too small for 3 workers"]),
         ({"model.backbone": "resnet19"}, ["'resnet19' is unknown", "resnet18"]),
         ({"scale.gpu": "yes"}, ["no GPU"]),
+        ({"loss.negatives": "siblings"}, ["siblings needs several levels, not attributes-4 alone"]),
+        ({"loss.level_weights": (1.0, 2.0)}, ["has 2 number(s) for the level(s) attributes-4"]),
+        (
+            {
+                "clusters.kind": "instance",
+                "clusters.columns": ("always",),
+                "loss.positives": "graded",
+            },
+            ["graded: no column gives an attribute", "always: all its values are the same"],
+        ),
         ({"scale.cpus_per_worker": 64.0}, ["more than the 2 CPUs"]),
         ({"data.path": "/no/where"}, ["no such file or folder"]),
         ({"data.eval_path": "/no/where"}, ["no such file or folder"]),

@@ -16,9 +16,10 @@ import wcl_ray.runs.rounds
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.columns import ColumnSummary
 from wcl_ray.clusters.metadata import Clustering
-from wcl_ray.config import ClustersConfig, Config, TrainConfig
+from wcl_ray.config import ClustersConfig, Config, LossConfig, TrainConfig
+from wcl_ray.errors import UserError
 from wcl_ray.runs.capacity import Scale
-from wcl_ray.runs.clusters import _summary, cluster_images, qualities, report
+from wcl_ray.runs.clusters import _summary, check_levels, cluster_images, qualities, report
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, claim
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.pretrain import evaluate
@@ -50,6 +51,31 @@ def arm(tmp_path: Path) -> Arm:
 
 def table(arm: Arm) -> Assignment:
     return replace(arm.base, clusters=np.array([[0], [0], [1]], np.int32), names=("kmeans-2",))
+
+
+def test_levels_that_the_loss_needs(arm: Arm) -> None:
+    coarse, fine, across = [0, 0, 1], [0, 1, 2], [0, 1, 1]
+
+    def levels(*columns: list[int]) -> Assignment:
+        clusters = np.array(columns, np.int32).T
+        return replace(arm.base, clusters=clusters, names=("level-1", "level-2")[: len(columns)])
+
+    siblings = LossConfig(negatives="siblings")
+    check_levels(siblings, levels(coarse, fine))
+    check_levels(siblings, levels([0, 0, -1], [0, 1, -1]))
+    check_levels(LossConfig(level_weights=(1.0, 0.0)), levels(coarse, across))
+    for loss, table, words in (
+        (siblings, levels(coarse), "needs several levels, not level-1 alone"),
+        (siblings, levels(coarse, across), "clusters of level-2 are not inside those of level-1"),
+        (siblings, levels(fine, coarse), "give levels from coarse to fine"),
+        (
+            LossConfig(level_weights=(1.0,)),
+            levels(coarse, fine),
+            r"has 1 number\(s\) for the level",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_levels(loss, table)
 
 
 def test_clusters_of_a_run_are_not_made_again(arm: Arm) -> None:

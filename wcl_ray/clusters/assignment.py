@@ -72,6 +72,13 @@ class Assignment:
         keys = None if self.keys is None else self.keys.filter(pa.array(kept))
         return Assignment(self.ids[kept], np.stack(columns, 1), self.names, keys)
 
+    def is_nested(self, granularity: int) -> bool:
+        """Whether each cluster of a granularity lies inside a single one of the granularity before
+        it (or outside of all)."""
+        coarse, fine = self.clusters[:, granularity - 1 : granularity + 1].T
+        pairs = np.unique(np.stack([fine, coarse], 1)[fine >= 0], axis=0)
+        return len(pairs) == len(np.unique(pairs[:, 0]))
+
     def as_singletons(self) -> Assignment:
         """The same images, each in a cluster of its own."""
         clusters = np.full((len(self.ids), 1), -1, dtype=np.int32)

@@ -51,7 +51,7 @@ class Bag:
 
     def documents(self, counts: Columns) -> Counter[str]:
         """The number of rows with each word, of one that is not counted with the rows."""
-        values = counts[self.view if self.view.form else self.name].values
+        values = counts[self.view.key].values
         names = _names(pa.array(list(values)), self.name).to_pylist()
         words = [f"{self.name}={name}" for name in names]
         return Counter(dict(zip(words, values.values(), strict=True)))

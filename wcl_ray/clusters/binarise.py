@@ -43,6 +43,14 @@ _NOUNS = {
     "within": ("cell", "cells"),
 }
 
+OPPOSITE = {"above": "below", "after": "before"}
+_COMPARE = {
+    "above": np.greater,
+    "after": np.greater,
+    "below": np.less_equal,
+    "before": np.less_equal,
+}
+
 Test = tuple[str, Any, int]  # test, value, number of rows for which it is true
 
 
@@ -52,8 +60,8 @@ class Attribute:
 
     Attributes:
         column: name of the column; of the two of a place, joined by a comma.
-        test: ``is`` (equals), ``has`` (list member), ``above`` (greater than), or for a view
-            ``after``, ``in``, ``at``, ``says`` or ``within``.
+        test: ``is`` (equals), ``has`` (list member), ``above`` (greater than) or ``below`` (not
+            greater than); for a view ``after``, ``before``, ``in``, ``at``, ``says`` or ``within``.
         share: share of the images for which it is true.
         entropy: in bits.
         view: what it tests; None: the column itself.
@@ -74,7 +82,7 @@ class Attribute:
     @property
     def name(self) -> str:
         value = self.value
-        if self.test == "after":
+        if self.test in ("after", "before"):
             value = str(np.datetime64(int(value), "m")).replace("T", " ")
         return f"{self.column} {self.test} {value}"
 
@@ -100,8 +108,7 @@ class Attribute:
     def _matches(self, array: pa.Array) -> np.ndarray:
         if kind_of(array.type) == "number":
             values, known = numbers(array)
-            above = self.test in ("above", "after")
-            return known & (values > self.value if above else values == self.value)
+            return known & _COMPARE.get(self.test, np.equal)(values, self.value)
         equal = pc.fill_null(pc.equal(array, pa.scalar(self.value, array.type)), False)
         return np.asarray(equal.to_numpy(zero_copy_only=False), dtype=bool)
 

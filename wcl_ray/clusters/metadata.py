@@ -107,11 +107,26 @@ def attribute_bits(
     Raises:
         UserError: no column gives a usable attribute, or see :func:`count_types`.
     """
-    counts, types = count_types(rows, columns, None, config)
+    given, share = config.column_types, config.min_share
+    counts, types = count_types(rows, columns, None, given, config.quantiles, share)
     chosen, _ = attributes(counts, config.quantiles, config.min_share, config.columns, types)
     if not chosen:
         raise UserError(f"no column gives a usable attribute: {', '.join(columns)}")
-    chosen = chosen[:most]
+    return pack_attributes(rows, chosen[:most], most)
+
+
+def pack_attributes(
+    rows: Dataset, chosen: list[Attribute], most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The attributes of each row as packed bits.
+
+    Args:
+        rows: ``__id`` and the columns of the attributes.
+        most: number of bits, a multiple of 8; those without an attribute are false.
+
+    Returns:
+        int64 (N,) increasing ids, and uint8 (N, most / 8).
+    """
 
     def pack(table: pa.Table) -> pa.Table:
         arrays = read(table, [attribute.source for attribute in chosen])
@@ -143,23 +158,31 @@ def _labels(table: pa.Table, label: str | None) -> pa.Array | None:
 
 
 def count_types(
-    rows: Dataset, columns: list[str], label: str | None, config: ClustersConfig
+    rows: Dataset,
+    columns: list[str],
+    label: str | None,
+    given: Mapping[str, str],
+    quantiles: int,
+    min_share: float,
 ) -> tuple[Columns, dict[str, ColumnType]]:
     """Types of the columns, and counts of these and of their views, exact for all values that can
     become attributes.
 
+    Args:
+        given, quantiles: see :func:`detect`.
+        min_share: smallest share of an attribute.
+
     Raises:
-        UserError: a type of ``clusters.types`` that does not fit the values.
+        UserError: a given type that does not fit the values.
     """
-    given = config.column_types
 
     def count(table: pa.Table) -> Columns:
         views = views_to_count(table.schema, columns, given)
         return count_table(table, columns, _labels(table, label), views)
 
     counts = tally(rows, count)
-    types = detect(counts, config.quantiles, given)
-    return recount(rows, counts, types, config.min_share), types
+    types = detect(counts, quantiles, given)
+    return recount(rows, counts, types, min_share), types
 
 
 def recount(
@@ -173,7 +196,7 @@ def recount(
     """
     candidates: dict[View, list[Any]] = {}
     for view in (view for column_type in types.values() for view in column_type.views):
-        column = counts[_key(view)]
+        column = counts[view.key]
         if column.undercount and column.kind != "number":
             least = column.min_rows(min_share) - column.undercount
             candidates[view] = [value for value, n in column.values.items() if n >= least]
@@ -185,15 +208,10 @@ def recount(
         return Columns({v: count_selected(arrays[v], c) for v, c in candidates.items()})
 
     for view, exact in tally(rows, count).items():
-        column = counts[_key(view)]
+        column = counts[view.key]
         least = column.min_rows(min_share)
         column.values = Counter({value: n for value, n in exact.items() if n >= least})
     return counts
-
-
-def _key(view: View) -> str | View:
-    """The key of a view in :class:`Columns`, where plain columns have their names."""
-    return view if view.form else view.columns[0]
 
 
 def leaks(counts: Mapping[str, ColumnCounts], label: str | None) -> list[str]:

@@ -31,6 +31,11 @@ class View:
     columns: tuple[str, ...]
     form: str = ""
 
+    @property
+    def key(self) -> str | View:
+        """Its key among counts, where a plain column has its name."""
+        return self if self.form else self.columns[0]
+
 
 def read(table: pa.Table, views: Iterable[View]) -> dict[View, pa.Array]:
     """The views of a table.

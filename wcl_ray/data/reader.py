@@ -46,6 +46,7 @@ class Batch:
         ids: int64 (b,).
         positions: int64 (b,), to mark as consumed.
         clusters: int64 (b, G); -1 = singleton.
+        attributes: uint8 (b, A / 8), packed metadata; A is 0 without graded positives.
         valid: bool (b,), false for images that cannot be decoded: they hold the pixels of another
             image of the batch and must not enter the loss.
     """
@@ -55,6 +56,7 @@ class Batch:
     ids: torch.Tensor
     positions: torch.Tensor
     clusters: torch.Tensor
+    attributes: torch.Tensor
     valid: torch.Tensor
 
 
@@ -70,6 +72,7 @@ class Reader:
         window: images among which a batch is composed if blocks are streamed or dealt (if dealt, at
             least one block and at most ``places.max_blocks``).
         places: where dealt blocks lie; the same on all workers except for ``max_blocks``.
+        attributes: uint8 (N, A / 8), packed metadata of each position, for graded positives.
         augment: in modes encoded and streaming, cut the crops of its views out of the files.
 
     Attributes:
@@ -91,6 +94,7 @@ class Reader:
         pin: bool = False,
         window: int | None = None,
         places: Places | None = None,
+        attributes: np.ndarray | None = None,
         augment: Augment | None = None,
     ) -> None:
         if batch_size % world:
@@ -101,6 +105,7 @@ class Reader:
         self.seed, self.group, self.pin = seed, group, pin
         self.window = window or window_of(self.local)
         self.augment = augment
+        self.attributes = attributes
         self.column, _ = sampler.composing_column(clusters)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.steps = self.dropped = 0
@@ -353,12 +358,16 @@ class Reader:
             batch.valid[row] = False
 
     def _batch(self, positions: np.ndarray, images: torch.Tensor, aspect: torch.Tensor) -> Batch:
+        attributes = np.empty((len(positions), 0), np.uint8)
+        if self.attributes is not None:
+            attributes = self.attributes[positions]
         return Batch(
             images=images,
             aspect=aspect,
             ids=torch.from_numpy(self.ids[positions]),
             positions=torch.from_numpy(positions.astype(np.int64)),
             clusters=torch.from_numpy(self.clusters[positions].astype(np.int64)),
+            attributes=torch.from_numpy(attributes),
             valid=torch.ones(len(positions), dtype=torch.bool),
         )
 

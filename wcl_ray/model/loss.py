@@ -29,7 +29,8 @@ class LossResult(NamedTuple):
 
     Attributes:
         loss: to minimise, in nats.
-        positives: other images of the anchor's cluster in the global batch (first granularity).
+        positives: other images of the anchor's cluster in the global batch (first granularity), or
+            the sum of their weights.
         without_positive: share of anchors without any, whose only positive is their second view.
     """
 
@@ -49,6 +50,9 @@ def cl_infonce(
     temperature: float,
     estimator: str | Estimator = "supcon",
     all_valid: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
+    siblings: bool = False,
+    level_weights: tuple[float, ...] = (),
 ) -> LossResult:
     """Cl-InfoNCE of the local anchors against the global batch, mean over granularities.
 
@@ -64,9 +68,14 @@ def cl_infonce(
         temperature: τ > 0, dividing cosine similarities.
         estimator: one of :data:`wcl_ray.registry.LOSSES`, or its name.
         all_valid: bool (B,), true for at least one image; None: all are valid.
+        similarity: float (b, B) in [0, 1], the weight of each image as a positive, in place of the
+            clusters.
+        siblings: contrast each granularity but the first with images of the same cluster of the
+            granularity before it only. An image without a cluster there meets all.
+        level_weights: G weights of the granularities, of any sum; empty: equal ones.
 
     Raises:
-        ValueError: an unknown estimator.
+        ValueError: an unknown estimator, or one whose result is not (G, b).
     """
     estimate: Estimator = LOSSES.get(estimator) if isinstance(estimator, str) else estimator
     if all_valid is None:
@@ -76,11 +85,27 @@ def cl_infonce(
         z1, z2, all_z1, all_z2 = (_unit(z) for z in (z1, z2, all_z1, all_z2))
         clusters = clusters.masked_fill(~valid[:, None], -1)
         all_clusters = all_clusters.masked_fill(~all_valid[:, None], -1)
-        same = _same_cluster(clusters, all_clusters, offset)
+        index = torch.arange(len(z1), device=z1.device) + offset
+        itself = index[:, None] == torch.arange(len(all_z1), device=z1.device)  # (b, B)
+        positives = _same_cluster(clusters, all_clusters) & ~itself
+        candidates = _same_parent(clusters, positives) if siblings else None
+        if similarity is not None:
+            positives = similarity.masked_fill(itself | ~all_valid, 0.0)[None].to(z1.dtype)
         views = z1, z2, all_z1, all_z2
-        batch = GlobalBatch(*views, all_clusters, same, all_valid, offset, temperature)
-        losses = estimate(batch)
-        positives = same[0].sum(1, dtype=z1.dtype)
+        batch = GlobalBatch(
+            *views, all_clusters, positives, candidates, all_valid, offset, temperature
+        )
+        levels = estimate(batch)
+        if levels.shape != (len(positives), len(z1)):
+            raise ValueError(
+                f"the estimator returned losses of shape {tuple(levels.shape)}, not (G, b) = "
+                f"{(len(positives), len(z1))}"
+            )
+        losses = levels.mean(0)
+        if level_weights:
+            weights = torch.tensor(level_weights, dtype=levels.dtype, device=levels.device)
+            losses = (weights[:, None] * levels).sum(0) / sum(level_weights)
+        positives = positives[0].sum(1, dtype=z1.dtype)
         scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype)
 
         def mean(rows: torch.Tensor) -> torch.Tensor:
@@ -93,10 +118,14 @@ def _unit(z: torch.Tensor) -> torch.Tensor:
     return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
 
 
-def _same_cluster(clusters: torch.Tensor, all_clusters: torch.Tensor, offset: int) -> torch.Tensor:
-    """bool (G, b, B): another image of the anchor's cluster."""
+def _same_cluster(clusters: torch.Tensor, all_clusters: torch.Tensor) -> torch.Tensor:
+    """bool (G, b, B): an image of the anchor's cluster, or the anchor itself."""
     anchors, candidates = clusters.T[:, :, None], all_clusters.T[:, None, :]
-    same = (anchors == candidates) & (anchors >= 0)
-    index = torch.arange(len(clusters), device=clusters.device) + offset
-    itself = index[:, None] == torch.arange(len(all_clusters), device=clusters.device)
-    return same & ~itself
+    return (anchors == candidates) & (anchors >= 0)
+
+
+def _same_parent(clusters: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """bool (G, b, B): an image of the anchor's cluster at the granularity before, all images at the
+    first one or if the anchor has no cluster there."""
+    above = same[:-1] | (clusters.T[:-1, :, None] < 0)
+    return torch.cat([torch.ones_like(same[:1]), above])

@@ -12,8 +12,10 @@ from wcl_ray.clusters.columns import render as render_columns
 from wcl_ray.clusters.features import images_to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
+from wcl_ray.clusters.similarity import FILE as SIMILARITY
+from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
 from wcl_ray.clusters.table import open_table
-from wcl_ray.config import ClustersConfig, Config
+from wcl_ray.config import ClustersConfig, Config, LossConfig
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
@@ -27,6 +29,8 @@ from wcl_ray.terminal import put, say, warn
 
 def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assignment:
     """Cluster the metadata, or read the clusters in the run folder; claims a new run's name.
+
+    With graded positives their metadata are written as well.
 
     Raises:
         UserError: see :func:`build_clusters`; fewer images than a batch or than clusters; the run
@@ -43,12 +47,17 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
         clustering, quality = build_clusters(config, images)
         assignment = clustering.assignment
         _check_counts(assignment, config.clusters, config.train.batch_size)
+        if not config.clusters.from_features:
+            check_levels(config.loss, assignment)
+        similarity = build_similarity(config, images, assignment)
         if run.exists(FILE):
             if not config.resume:  # created meanwhile by a job that took this one for dead
                 raise UserError(f"{run.uri} holds a run already; choose another --name")
             check_moves(run, config.data, images, id_summary(assignment.ids))
         claim(run, config, {TRAIN: id_summary(assignment.ids)} | eval_id_summary(images))
         folder.write("clusters.json", _summary(clustering, quality))
+        if similarity is not None:
+            run.write(SIMILARITY, similarity.to_npz())
         folder.write(CLUSTERED, assignment.to_parquet())  # last: the stage is done
     if checked.unreadable:
         add_faults(run, list(checked.unreadable))
@@ -66,6 +75,56 @@ def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: 
         selected, ks = images_to_cluster(clusters, assignment)
         if not ks:
             warn(f"clusters.missing: {selected.sum()} images have no metadata, too few for k-means")
+
+
+def check_levels(loss: LossConfig, table: Assignment) -> None:
+    """Raise a UserError if the levels of the loss do not fit the granularities of the clusters."""
+    names, weights = table.names, loss.level_weights
+    if weights and len(weights) != len(names):
+        raise UserError(
+            f"loss.level-weights has {len(weights)} number(s) for the level(s) {', '.join(names)}"
+        )
+    if loss.negatives != "siblings":
+        return
+    if len(names) == 1:
+        raise UserError(
+            f"loss.negatives siblings needs several levels, not {names[0]} alone; give them from "
+            "coarse to fine, such as --clusters.level 1 2"
+        )
+    for level in range(1, len(names)):
+        if not table.is_nested(level):
+            raise UserError(
+                f"loss.negatives siblings: clusters of {names[level]} are not inside those of "
+                f"{names[level - 1]}; give levels from coarse to fine"
+            )
+
+
+def build_similarity(config: Config, images: Images, assignment: Assignment) -> MetadataBits | None:
+    """The metadata that weigh positives; None unless ``loss.positives`` is graded.
+
+    Raises:
+        UserError: there are no usable metadata, or the label is among them.
+    """
+    if config.loss.positives != "graded":
+        return None
+    named = () if config.clusters.kind == "table" else config.clusters.columns
+    images.train.check_columns(named, "clusters.columns")
+    columns = list(named) or [name for name in images.available if name != images.label]
+    if not columns:
+        raise UserError("loss.positives graded needs metadata columns, but there are none")
+    if images.label in columns:
+        raise UserError(
+            f"clusters.columns holds the label {images.label!r}, which would give away the answer "
+            "of the evaluation; leave it out"
+        )
+    types = config.clusters.column_types
+    images.train.check_columns(tuple(types), "clusters.types")
+    metadata = metadata_bits(images.metadata(columns), columns, named, assignment.ids, types)
+    bare = int((~metadata.bits.any(1)).sum())
+    without = f"; {bare:,} images have none" if bare else ""
+    count = int((metadata.weights > 0).sum())
+    say("positives", f"graded by {count} attributes of {len(columns)} columns{without}")
+    return metadata
 
 
 def _summary(clustering: Clustering, quality: list[Quality]) -> bytes:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.similarity import FILE as SIMILARITY
+from wcl_ray.clusters.similarity import MetadataBits
 from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import check_paths
@@ -89,7 +91,7 @@ def plan_arms(
 ) -> Iterator[Arm]:
     """The run's own arm and, with ``compare``, SimCLR on the same images and batches."""
     data_tasks = stream.mode == "streaming" or bool(config.evaluate.every)
-    kind = config.clusters.kind
+    kind, graded = config.clusters.kind, config.loss.positives == "graded"
     arm = Arm(
         config=config,
         run=run,
@@ -107,13 +109,16 @@ def plan_arms(
         start=start,
         title="SimCLR" if kind == "instance" else kind,
         scale=plan_scale(config.scale, config.train.batch_size, data_tasks),
+        similarity=MetadataBits.from_npz(run.read(SIMILARITY)) if graded else None,
     )
     yield arm
     if config.compare and kind != "instance":
         instance = replace(config.clusters, kind="instance", from_=None, missing="singleton")
-        config = replace(config, clusters=instance, train=replace(config.train, rounds=0))
-        base = clusters.as_singletons()
-        yield replace(arm, config=config, run=run / BASELINE, base=base, title="SimCLR")
+        loss = replace(config.loss, positives="cluster", negatives="all", level_weights=())
+        train = replace(config.train, rounds=0)
+        config = replace(config, clusters=instance, loss=loss, train=train)
+        base, run = clusters.as_singletons(), run / BASELINE
+        yield replace(arm, config=config, run=run, base=base, similarity=None, title="SimCLR")
 
 
 def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import ray
 
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.similarity import MetadataBits
 from wcl_ray.config import Config
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream
@@ -25,7 +26,7 @@ from wcl_ray.evaluate.validate import Evaluator, validation_config
 from wcl_ray.model.encoder import save_projector
 from wcl_ray.runs.batches import deal_images, say_batches
 from wcl_ray.runs.capacity import Scale
-from wcl_ray.runs.clusters import read_labels
+from wcl_ray.runs.clusters import check_levels, read_labels
 from wcl_ray.runs.fit import fit
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, PROJECTOR, ROUND_DONE, TRAINED
 from wcl_ray.runs.initial import Start
@@ -49,6 +50,7 @@ class Arm:
         evaluator: measures its encoders.
         start: how its encoder begins.
         title: shown to the user.
+        similarity: metadata for graded positives; None: positives are those of the cluster.
         on_evaluation: called in a thread with the row of every evaluation during training.
         shared: objects shared with the other trials of a search.
         known_labels: int32 (N,), labels of the images in ``base`` if they have been read already.
@@ -63,6 +65,7 @@ class Arm:
     start: Start
     title: str
     scale: Scale
+    similarity: MetadataBits | None = None
     on_evaluation: Callable[[Row], None] | None = None
     shared: Shared | None = None
     known_labels: np.ndarray | None = None
@@ -123,6 +126,7 @@ def cluster_round(arm: Arm, r: int, last: RoundResult | None) -> Assignment:
     assignment, figures = round_clusters(
         config, arm.stream, arm.base, arm.labels, folder, last, arm.start, arm.scale, arm.shared
     )
+    check_levels(config.loss, assignment)
     figures["cluster_seconds"] = round(time.monotonic() - started, 1)
     _log_clusters(arm, r, figures)
     folder.write(CLUSTERED, assignment.to_parquet())  # last: the stage is done
@@ -158,6 +162,7 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
             run=Folder(config.storage, config.data.endpoint) / str(config.name),
             start=last.checkpoint if last else None,
             weights=None if last or arm.start.weights is None else ray.put(arm.start.weights),
+            similarity=None if arm.similarity is None else ray.put(arm.similarity),
         )
         title = arm.title + (f", round {r + 1} of {config.rounds}" if config.rounds > 1 else "")
         validation = validation_config(arm.evaluator, task.queue, run)

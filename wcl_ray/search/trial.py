@@ -21,7 +21,7 @@ from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_err
 from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.clusters import build_clusters, qualities
+from wcl_ray.runs.clusters import build_clusters, build_similarity, qualities
 from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.initial import start_of
 from wcl_ray.runs.nodes import connect
@@ -157,6 +157,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         start,
         name,
         setup.resources.scale,
+        similarity=build_similarity(config, setup.images.without_validation(), base),
         on_evaluation=reporter.during,
         shared=setup.shared,
         known_labels=_labels(setup, base.ids),

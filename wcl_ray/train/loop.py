@@ -19,6 +19,7 @@ from wcl_ray.data.reader import Batch
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
 from wcl_ray.model.optim import clip_gradients, learning_rate
+from wcl_ray.model.similarity import unpack_bits, weighted_jaccard
 from wcl_ray.registry import LOSSES
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.progress import Progress, StepMetrics
@@ -37,6 +38,8 @@ class Learner:
         cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
         rank: rank of this worker.
         bf16: autocast to bfloat16.
+        attribute_weights: float (A,), of the metadata attributes for graded positives; None: the
+            positives are those of the cluster.
         state: epoch and step, which seed the views and the masks of dropout.
         progress: progress of the training, which the learning rate depends on.
     """
@@ -51,6 +54,7 @@ class Learner:
     device: torch.device
     rank: int = 0
     bf16: bool = False
+    attribute_weights: torch.Tensor | None = None
     state: TrainState = field(default_factory=TrainState)
     progress: Progress = field(default_factory=lambda: Progress(1, 0, 0, 0))
 
@@ -73,7 +77,15 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             heads_2bd = self.model(views_2bchw)
 
-        result = batch_loss(heads_2bd, rows_bg, self.rank, self.loss, self.cl_infonce)
+        similarity_bB = None
+        if self.attribute_weights is not None:
+            packed = batch.attributes.to(self.device, non_blocking=True)
+            anchors, candidates = unpack_bits(packed), unpack_bits(gather(packed))
+            similarity_bB = weighted_jaccard(anchors, candidates, self.attribute_weights)
+
+        result = batch_loss(
+            heads_2bd, rows_bg, self.rank, self.loss, self.cl_infonce, similarity_bB
+        )
 
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
@@ -92,6 +104,7 @@ def batch_loss(
     rank: int,
     loss: LossConfig,
     cl_infonce: Callable[..., Any],
+    similarity_bB: torch.Tensor | None = None,
 ) -> LossResult:
     """This worker's part of the loss of the global batch; the metrics are of the first head.
 
@@ -99,19 +112,23 @@ def batch_loss(
         heads_2bd: (2b, D) embeddings of each head; the first b are view 1.
         rows_bg: int64 (b, G + 1): the clusters of each image, and whether it is valid.
         cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
+        similarity_bB: float (b, B), weights of graded positives; None: those of the cluster.
     """
     all_rows = gather(rows_bg)  # (B, G + 1), in order of rank
     clusters, valid = all_rows[:, :-1], all_rows[:, -1] > 0
     offset = rank * len(rows_bg)
 
-    def head_loss(z_2bd: torch.Tensor, clusters: torch.Tensor) -> LossResult:
+    def head_loss(z_2bd: torch.Tensor, clusters: torch.Tensor, **levels: Any) -> LossResult:
         z1, z2 = z_2bd.float().chunk(2)  # (b, D) each
         views = z1, z2, gather(z1), gather(z2)
         local = clusters[offset : offset + len(rows_bg)]
         settings = offset, loss.temperature, LOSSES.get(loss.estimator)
-        return LossResult(*cl_infonce(*views, local, clusters, *settings, valid))
+        return LossResult(*cl_infonce(*views, local, clusters, *settings, valid, **levels))
 
-    result = head_loss(heads_2bd[0], clusters)
+    levels: dict[str, Any] = {"similarity": similarity_bB}
+    if clusters.shape[1] > 1:  # not in the warm-up rounds, in which all images are singletons
+        levels |= {"siblings": loss.negatives == "siblings", "level_weights": loss.level_weights}
+    result = head_loss(heads_2bd[0], clusters, **levels)
     if not loss.dual:
         return result
     instance = head_loss(heads_2bd[1], torch.full_like(clusters[:, :1], -1))

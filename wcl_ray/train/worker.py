@@ -58,6 +58,8 @@ class Task:
         until: epoch before which this round ends.
         run: folder of the run, which every worker must be able to read.
         start: last checkpoint of the previous round, from which this one continues.
+        similarity: reference to the :class:`wcl_ray.clusters.similarity.MetadataBits` of each
+            position for graded positives, or None.
         weights: reference to the export that a new encoder takes its backbone from, or None.
     """
 
@@ -73,6 +75,7 @@ class Task:
     run: Folder | None = None
     start: ray.train.Checkpoint | None = None
     weights: Any = None
+    similarity: Any = None
 
 
 def train_worker(options: dict[str, Any]) -> None:
@@ -108,6 +111,10 @@ class Worker:
         batch = self.config.train.batch_size
         self.batch = batch - batch % self.world
         self.clusters = ray.get(task.clusters)
+        metadata = None if task.similarity is None else ray.get(task.similarity)
+        if metadata is not None:
+            weights = torch.from_numpy(metadata.weights)
+            self.learner.attribute_weights = weights.to(self.device)
         self.reader = Reader(
             task.stream,
             self.clusters,
@@ -119,6 +126,7 @@ class Worker:
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
             places=self._places(),
+            attributes=None if metadata is None else metadata.bits,
             augment=self.learner.augment if self.config.data.crops_files else None,
         )
         self.averager = MetricAverager(self.device, self.world)

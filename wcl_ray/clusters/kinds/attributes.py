@@ -39,7 +39,8 @@ class Attributes(Kind):
 
     def prepare(self, rows: Dataset) -> None:
         config = self.config
-        counts, types = count_types(rows, self.columns, self.label, config)
+        given, share = config.column_types, config.min_share
+        counts, types = count_types(rows, self.columns, self.label, given, config.quantiles, share)
         types = self.usable(types)
         self.notes += leaks({name: counts[name] for name in types}, self.label)
         chosen, self.skipped = attributes(

@@ -17,7 +17,10 @@ class GlobalBatch(NamedTuple):
         z1, z2: (b, D) embeddings of both views of the local images, of unit length.
         all_z1, all_z2: (B, D) the same of all workers, in order of rank.
         clusters: int (B, G); -1: a singleton, or invalid.
-        same: bool (G, b, B): another image of the anchor's cluster.
+        positives: (G, b, B), whether another image is a positive of the anchor: bool, or float
+            weights in [0, 1] (then G is 1). Its own other view, not among them, always is one.
+        candidates: bool (G, b, B), the images that the anchor is contrasted with at each level;
+            None: all.
         valid: bool (B,); invalid images may be neither positives nor candidates.
         offset: index of the first local image in the global batch.
         temperature: τ > 0, dividing cosine similarities.
@@ -28,12 +31,13 @@ class GlobalBatch(NamedTuple):
     all_z1: torch.Tensor
     all_z2: torch.Tensor
     clusters: torch.Tensor
-    same: torch.Tensor
+    positives: torch.Tensor
+    candidates: torch.Tensor | None
     valid: torch.Tensor
     offset: int
     temperature: float
 
 
-# (b,) losses of the local images in nats, means over both views and all granularities; any finite
+# (G, b) losses of the local images in nats at each granularity, means over both views; any finite
 # number for an invalid image
 Estimator = Callable[[GlobalBatch], torch.Tensor]

@@ -16,7 +16,7 @@ def paper(batch: GlobalBatch) -> torch.Tensor:
     ``loss = mean_i [ logsumexp_j f(x_i,y_j) - f(x_i,y_i) ]``. Here x is the first view of an image
     and y the second view of its partner; the loss is averaged with that of the views swapped.
     """
-    z1, z2, all_z1, all_z2, all_clusters, _, all_valid, offset, temperature = batch
+    z1, z2, all_z1, all_z2, all_clusters, _, _, all_valid, offset, temperature = batch
     least = torch.finfo(z1.dtype).min
     forward, backward = (
         (anchors @ candidates.T / temperature).masked_fill(~all_valid, least)
@@ -27,9 +27,10 @@ def paper(batch: GlobalBatch) -> torch.Tensor:
     for column in all_clusters.T:
         partner = partners(column)
         inverse = torch.argsort(partner)
-        losses.append(F.cross_entropy(forward, partner[local], reduction="none"))
-        losses.append(F.cross_entropy(backward, inverse[local], reduction="none"))
-    return torch.stack(losses).mean(0)
+        one_way = F.cross_entropy(forward, partner[local], reduction="none")
+        other_way = F.cross_entropy(backward, inverse[local], reduction="none")
+        losses.append((one_way + other_way) / 2)
+    return torch.stack(losses)
 
 
 def partners(clusters: torch.Tensor) -> torch.Tensor:

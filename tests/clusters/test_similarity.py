@@ -1,0 +1,84 @@
+"""Graded positives: the weights of attributes by hand, and the similarity of images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+
+from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
+from wcl_ray.data.sources.base import ID
+from wcl_ray.errors import UserError
+from wcl_ray.model.similarity import unpack_bits, weighted_jaccard
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def bits_of(columns: dict[str, Any], *, parts: int = 1) -> MetadataBits:
+    names = list(columns)
+    count = len(columns[names[0]])
+    table = pa.table({ID: pa.array(range(count), pa.int64()), **columns})
+    pieces = [table.slice(i, -(-count // parts)) for i in range(0, count, -(-count // parts))]
+    rows = ray.data.from_arrow(pieces[::-1])
+    return metadata_bits(rows, names, (), np.arange(count))
+
+
+def similarity(metadata: MetadataBits) -> np.ndarray:
+    x = unpack_bits(torch.from_numpy(metadata.bits))
+    return weighted_jaccard(x, x, torch.from_numpy(metadata.weights)).numpy()
+
+
+def test_shared_tags_weigh_by_their_rarity() -> None:
+    tags = [["a", "b"], ["a", "b"], ["a"], ["a", "c"], ["b", "c"], [], None, ["a"]]
+    found = similarity(bits_of({"tags": pa.array(tags)}))
+    a, b, c = (-math.log(n / 8) for n in (5, 3, 2))
+    assert found[0, 1] == pytest.approx(1)
+    assert found[0, 2] == pytest.approx(a / (a + b), rel=1e-5)
+    assert found[0, 3] == pytest.approx(a / (a + b + c), rel=1e-5)
+    assert found[0, 4] == pytest.approx(b / (a + b + c), rel=1e-5)
+    assert found[2, 7] == pytest.approx(1)
+    assert not found[5].any()  # no tag: shares nothing, not even with itself
+    assert not found[6].any()
+    np.testing.assert_array_equal(found, found.T)
+    assert found[3, 4] > found[0, 3]  # a rare tag in common counts more than a common one
+
+
+def test_numbers_are_the_more_similar_the_nearer_their_ranks() -> None:
+    values = np.random.default_rng(0).permutation(np.geomspace(1, 1e6, 400))
+    found = similarity(bits_of({"price": pa.array(values)}, parts=3))
+    order = np.argsort(values)
+    lowest = found[order[0], order]
+    assert lowest[0] == pytest.approx(1, rel=1e-5)
+    assert (np.diff(lowest) <= 1e-6).all()
+    assert lowest[200] < 0.5
+    assert lowest[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_no_column_outweighs_the_others_by_its_number_of_thresholds() -> None:
+    rng = np.random.default_rng(0)
+    colour = rng.choice(16, 4000)
+    columns = {"colour": [f"c{n}" for n in colour], "price": rng.permutation(4000) * 0.5}
+    metadata = bits_of(columns)
+    weights = unpack_bits(torch.from_numpy(metadata.bits)) * torch.from_numpy(metadata.weights)
+    colours = bits_of({"colour": columns["colour"]})
+    of_colour = unpack_bits(torch.from_numpy(colours.bits)) @ torch.from_numpy(colours.weights)
+    # 16 values of equal share, and 16 quantile bins: as many nats from either
+    assert float(of_colour.mean()) == pytest.approx(math.log(16), rel=0.01)
+    assert float(weights.sum(1).mean()) == pytest.approx(2 * math.log(16), rel=0.01)
+
+
+def test_the_file_of_a_run() -> None:
+    metadata = bits_of({"colour": ["red", "green", "red", "blue"] * 5})
+    again = MetadataBits.from_npz(metadata.to_npz())
+    np.testing.assert_array_equal(again.bits, metadata.bits)
+    np.testing.assert_array_equal(again.weights, metadata.weights)
+
+
+def test_no_usable_column() -> None:
+    with pytest.raises(UserError, match=r"graded: no column gives an attribute.*colour: all its"):
+        bits_of({"colour": ["red"] * 5})
