@@ -30,8 +30,8 @@ _DIFFERENCES = frozenset(["delta", "diff", "offset", "error", "std"])  # no plac
 def place_pairs(names: Collection[str]) -> list[tuple[str, str]]:
     """Columns of latitude and longitude, by their names.
 
-    >>> place_pairs(["gps_lat", "GPSLongitude", "gps_lon", "GPSLatitude", "platform", "long"])
-    [('gps_lat', 'gps_lon'), ('GPSLatitude', 'GPSLongitude')]
+    >>> place_pairs(["gps_lat", "GeoLongitude", "gps_lon", "GeoLatitude", "platform", "long"])
+    [('gps_lat', 'gps_lon'), ('GeoLatitude', 'GeoLongitude')]
     """
     keys = {name: _place_key(name) for name in names}
     longitudes = {key[1]: name for name, key in reversed(keys.items()) if key and key[0] == "lon"}
