@@ -330,22 +330,22 @@ def test_vectors_of_typed_columns() -> None:
     }
     rows: Any = Rows(pa.table({ID: np.arange(N)} | columns))
     features, line, summaries = vectors(rows, list(columns), ())
-    # seasons, senders, and the cells of two places at six depths are words
-    assert line == f"16 words and 2 numbers of {', '.join(columns)}"
+    # seasons, senders and the largest cell of each place are words
+    assert line == f"6 words and 2 numbers of {', '.join(columns)}"
     assert {s.name: s.outcome for s in summaries} == {
         "day": "a number, 2 words",
         "sender_id": "2 words",
-        "lat": "12 words",
+        "lat": "2 words",
         "lon": "together with 'lat'",
         "size": "a number",
         "serial": f"left out: {tfidf.NOTHING}",
     }
     feature = np.array(features["feature"].to_pylist())
     assert len(np.unique(feature, axis=0)) == 2
-    assert (feature[0, :16] * feature[1, :16] == 0).all()
-    assert feature[0, 16:] == pytest.approx(-feature[1, 16:])
+    assert (feature[0, :6] * feature[1, :6] == 0).all()
+    assert feature[0, 6:] == pytest.approx(-feature[1, 6:])
     _, line, _ = vectors(rows, list(columns), (), given={"day": "text", "sender_id": "number"})
-    assert line.startswith("14 words and 2 numbers")  # 01 and 07; the other words are in all rows
+    assert line.startswith("4 words and 2 numbers")  # 01 and 07; the other words are in all rows
 
 
 @pytest.mark.usefixtures("in_process")

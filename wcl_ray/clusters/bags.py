@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from wcl_ray.clusters.counts import Columns
+from wcl_ray.clusters.places import distinct_cells
 from wcl_ray.clusters.types import ColumnType
 from wcl_ray.clusters.views import WORD, View, read
 from wcl_ray.data.values import kind_of, list_members, value_names
@@ -51,7 +53,9 @@ class Bag:
 
     def documents(self, counts: Columns) -> Counter[str]:
         """The number of rows with each word, of one that is not counted with the rows."""
-        values = counts[self.view.key].values
+        values: Mapping[Any, int] = counts[self.view.key].values
+        if self.view.form == "cells":
+            values = distinct_cells(values)
         names = _names(pa.array(list(values)), self.name).to_pylist()
         words = [f"{self.name}={name}" for name in names]
         return Counter(dict(zip(words, values.values(), strict=True)))

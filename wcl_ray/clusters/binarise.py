@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from wcl_ray.clusters.counts import MOST_VALUES, ColumnCounts
 from wcl_ray.clusters.identifier import identifier
+from wcl_ray.clusters.places import distinct_cells
 from wcl_ray.clusters.types import ColumnType, detect
 from wcl_ray.clusters.views import View
 from wcl_ray.data.values import kind_of, list_members, numbers
@@ -238,9 +239,8 @@ def _view_tests(view: View, counts: Mapping[Any, ColumnCounts], quantiles: int) 
     test = _TESTS.get(view.form)
     if view.form in ("season", "daypart") and len(column.values) < 2:
         return []  # such as dates without a time
-    if view.form == "cells":  # cells with the same images as the larger one tell nothing new
-        values = column.values
-        return [("within", v, n) for v, n in values.items() if values.get(v[:-1]) != n]
+    if view.form == "cells":
+        return [("within", cell, n) for cell, n in distinct_cells(column.values).items()]
     return [(test or t, value, count) for t, value, count in _tests(column, quantiles)]
 
 

@@ -7,7 +7,7 @@ of 1 to DEPTH letters (5,000 km to 1 km wide).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +86,12 @@ def coordinates(columns: list[pa.ChunkedArray]) -> tuple[pa.Array, pa.Array]:
         if kind_of(part.type) != "number" and part.null_count < len(part):
             raise first_unfit(part)
     return latitude.cast(pa.float64()), longitude.cast(pa.float64())
+
+
+def distinct_cells(counts: Mapping[str, int]) -> dict[str, int]:
+    """The cells and their numbers of images, without those that hold the same images as the larger
+    cell around them."""
+    return {cell: n for cell, n in counts.items() if counts.get(cell[:-1]) != n}
 
 
 def cells(latitude: pa.Array, longitude: pa.Array) -> pa.Array:
