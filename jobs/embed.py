@@ -30,6 +30,10 @@ class Images:
     """Column with a unique id."""
     image: str | None = None
     """Column with the images."""
+    table: str | None = None
+    """Table with metadata of the images."""
+    key: str | None = None
+    """Column of the table with the images' ids or file names. Default: found."""
     encoding: str | None = None
     """Encoding of metadata tables and text in shards. Default: by byte order mark, else UTF-8."""
     max_bad: float | None = None

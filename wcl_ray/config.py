@@ -69,6 +69,13 @@ class DataConfig:
     encoding: str | None = None
     """Encoding of metadata tables and of text in shards, such as cp1252. Default: given by the byte
     order mark, else UTF-8."""
+    table: str | None = None
+    """Table with metadata of the images, wherever they are: CSV, TSV, JSON lines or Parquet, local
+    or s3://. Its columns replace those of the same names. Default: the one at the top of an image
+    folder."""
+    key: str | None = None
+    """Column of the table with the images' ids (of --data.id) or file names, with or without
+    folders and suffix; of WebDataset samples: their keys. Default: found by name and values."""
     label: str | None = None
     """Column with the class, for the evaluation. Clusters are never made of it, except with
     --clusters.kind label."""
@@ -138,9 +145,9 @@ class ClustersConfig:
         "attributes"
     )
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Existing clusters: the folder of another run, or a Parquet or CSV file (path or s3:// URI)
-    with a column of ids (id, the one of --data.id, or file_name) and one column per granularity,
-    as jobs/cluster.py --out writes it. Empty values and -1: no cluster."""
+    """Existing clusters: the folder of another run, or a Parquet, CSV or JSON lines file (path or
+    s3:// URI) with a column of ids (id, the one of --data.id, or file_name) and one column per
+    granularity, as jobs/cluster.py --out writes it. Empty values and -1: no cluster."""
     columns: tuple[str, ...] = ()
     """Metadata columns to use; for a hierarchy from coarse to fine, or one column of paths (texts
     or lists). With --clusters.from: cluster columns of that table. Default: every column but id,

@@ -23,7 +23,7 @@ from wcl_ray.config import Config, DataConfig, TrainConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import UserError
 from wcl_ray.runs.folder import claim
-from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary
+from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.runs.trained import Trained
@@ -205,7 +205,7 @@ def test_ids_survive_a_move(
     images = open_images(data, "runs", 0)
     ids = np.sort([row["__id"] for row in images.metadata().take_all()])
     run = settle(config)[1]
-    claim(run, config, {TRAIN: id_summary(ids)} | eval_id_summary(images))
+    claim(run, config, {TRAIN: id_summary(ids)} | side_summaries(images))
     shutil.move("train", "elsewhere")
     shutil.move("test", "exam")
     moved = replace(data, path=str(tmp_path / "elsewhere"), eval_path="exam")

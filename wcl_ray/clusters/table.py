@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.types as pat
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.clusters.metadata import hashed
-from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.tables import NAME, decode_text, read_csv
-from wcl_ray.data.stream import positions_of
+from wcl_ray.data.ids import check_ids
+from wcl_ray.data.sources.match import find_rows
+from wcl_ray.data.sources.table_files import open_table as open_rows
+from wcl_ray.data.sources.tables import NAME
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError, reading
 from wcl_ray.storage import filesystem, resolve_input
@@ -77,18 +76,19 @@ class ClusterTable:
 
     def _rows_of(self, images: Assignment) -> np.ndarray:
         """int64 (N,): row of each image, -1 = none."""
-        for ids in self._id_candidates():
-            order = np.argsort(ids, kind="stable")
-            duplicates = np.flatnonzero(np.diff(ids[order]) == 0)
-            if len(duplicates):
-                name = self.rows[self.id_column][int(order[duplicates[0]])].as_py()
-                raise UserError(
-                    f"{self.path}: {self.id_column} {name!r} occurs more than once "
-                    f"({len(duplicates)} duplicates in all); every image may have one row only"
-                )
-            positions = positions_of(ids[order], images.ids)
-            if (positions >= 0).any():
-                return np.where(positions >= 0, order[positions], -1)
+        column = self.rows[self.id_column]
+        check_ids(column, self.id_column, self.path)
+        values, ids = decoded(column), pa.array(images.ids)
+        names = [ids]  # also where they are hashes of names: a run's table holds these
+        if images.keys is not None:  # of unsigned ids only the large ones have a key
+            keys = pc.coalesce(images.keys, ids.cast(pa.string()))
+            names = [ids, keys] if pat.is_integer(values.type) else [keys]
+        for side in names:
+            rows, matched, problem = find_rows(side, values)
+            if matched:
+                return rows
+        if problem:
+            raise UserError(f"{self.path}: {self.id_column} {problem}")
         key = None if images.keys is None else images.keys[0].as_py()
         example = [self.rows[self.id_column][0].as_py()] if self.rows.num_rows else "nothing"
         raise UserError(
@@ -96,19 +96,6 @@ class ClusterTable:
             f"column {self.id_column!r} holds {example}, the images {[key or int(images.ids[0])]}; "
             "ids are those of --data.id, or names of files relative to the data"
         )
-
-    def _id_candidates(self) -> Iterator[np.ndarray]:
-        """The ids as they are, then numeric ids as strings or string ids as numbers."""
-        column = self.rows[self.id_column]
-        yield ids_of(column, self.id_column, self.path)[0].to_numpy()
-        values = decoded(column)
-        if pat.is_integer(values.type):
-            yield hash_strings(values.cast(pa.string()).to_pylist())
-            return
-        try:
-            yield values.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid:
-            return
 
 
 def open_table(
@@ -121,7 +108,7 @@ def open_table(
     """Read only the id and cluster columns of a table.
 
     Args:
-        uri: Parquet file, folder of Parquet files, or CSV file.
+        uri: Parquet file, folder of Parquet files, CSV file, or JSON lines.
         id_column: name of the id column in the data, if any.
         columns: the granularities; by default all columns that do not name the images.
 
@@ -133,14 +120,8 @@ def open_table(
     with reading(f"clusters.from {uri}"):
         if fs.get_file_info(path).type == pafs.FileType.NotFound:
             raise UserError(f"clusters.from {uri}: no such run or file")
-        if path.lower().endswith((".csv", ".tsv", ".txt")):
-            with fs.open_input_stream(path) as stream:
-                text = decode_text(stream.read(), encoding, uri)
-            csv = read_csv(text, uri, as_text=frozenset(keys))
-            dataset, names = pads.dataset(csv), csv.column_names
-        else:
-            dataset = pads.dataset(path, filesystem=fs, format="parquet")
-            names = dataset.schema.names
+    dataset = open_rows(fs, path, f"clusters.from {uri}", encoding, frozenset(keys))
+    names = dataset.schema.names
     listed = f"its columns are: {', '.join(names) or '(none)'}"
     key = next((name for name in keys if name in names), None)
     if key is None:

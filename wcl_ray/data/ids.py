@@ -25,6 +25,12 @@ def array_digest(array: np.ndarray) -> str:
     return digest.hexdigest()[:40]
 
 
+def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int64 like wanted: the position of each id among the sorted ids, -1 for others."""
+    index = np.searchsorted(ids, wanted).clip(max=max(0, len(ids) - 1))
+    return np.where(ids[index] == wanted, index, -1) if len(ids) else np.full(len(wanted), -1)
+
+
 def is_id_type(kind: pa.DataType) -> bool:
     """Whether ids may have this type: integers or strings, also dictionary-encoded."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -34,6 +40,20 @@ def is_id_type(kind: pa.DataType) -> bool:
         or pa.types.is_large_string(kind)
         or pa.types.is_string_view(kind)
     )
+
+
+def check_ids(column: pa.Array | pa.ChunkedArray, name: str, where: str, first: int = 0) -> None:
+    """Raise a UserError if ids are missing, or neither integers nor strings; for the arguments see
+    :func:`ids_of`."""
+    if column.null_count:
+        row = first + column.is_null().to_pylist().index(True)
+        raise UserError(
+            f"{where}: id column {name!r} is empty in row {row}; each image needs an id"
+        )
+    if not is_id_type(column.type):
+        raise UserError(
+            f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
+        )
 
 
 def ids_of(
@@ -54,17 +74,9 @@ def ids_of(
     Raises:
         UserError: nulls, or a type that is neither integer nor string.
     """
+    check_ids(column, name, where, first)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    if column.null_count:
-        row = first + column.is_null().to_pylist().index(True)
-        raise UserError(
-            f"{where}: id column {name!r} is empty in row {row}; each image needs an id"
-        )
-    if not is_id_type(column.type):
-        raise UserError(
-            f"{where}: id column {name!r} is of type {column.type}; ids are integers or strings"
-        )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_uint64(column.type):

@@ -16,7 +16,7 @@ from wcl_ray.data.sources.base import ID, Source
 from wcl_ray.data.split import held_groups, held_out
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
-from wcl_ray.terminal import warn
+from wcl_ray.terminal import say, warn
 
 VALIDATION_SALT = 104_729  # so that the validation split does not repeat the test split
 
@@ -127,12 +127,17 @@ def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0
         UserError: a path or a column does not exist.
     """
     if data.path is None:
+        if data.table or data.key:
+            raise UserError("data.table and data.key need --data.path, the place of the images")
         demo = demo_data(Folder(storage, data.endpoint), data.demo_images, seed)
         data = replace(data, path=demo.train, eval_path=data.eval_path or demo.test)
     train = open_source(data)
     test = open_source(data, data.eval_path) if data.eval_path else None
     for note in dict.fromkeys((*train.notes, *(test.notes if test else ()))):
         warn(note)
+    for side, source in (("", train), ("test images: ", test)):
+        if source is not None and source.match is not None:
+            say("table", side + source.match.describe())
     if data.label in ("feature", "view"):
         raise UserError(f"data.label {data.label!r} is a name that wcl_ray uses itself; rename it")
     if data.label is not None:

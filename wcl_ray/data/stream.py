@@ -24,6 +24,7 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
+from wcl_ray.data.ids import positions_of as positions_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
@@ -199,12 +200,6 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
     if grows:
         text += "; if new nodes will add enough, use --data.keep raw or encoded"
     return "streaming", text, 0.0
-
-
-def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """int64 like wanted: the position of each id, -1 for ids that are not training images."""
-    index = np.searchsorted(ids, wanted).clip(max=max(0, len(ids) - 1))
-    return np.where(ids[index] == wanted, index, -1) if len(ids) else np.full(len(wanted), -1)
 
 
 def _select(table: pa.Table, ids: Any, consumed: Any = None) -> pa.Table:

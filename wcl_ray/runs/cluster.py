@@ -87,7 +87,7 @@ def cluster(
     trained = None if run is None else Trained.open(run, data.endpoint)
     image_data = data
     if trained is not None and data.path is None:
-        image_data = trained.data({"label": data.label})
+        image_data = trained.data({"label": data.label, "table": data.table, "key": data.key})
     if vectors is None:
         check_paths(image_data)
     lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -131,6 +131,11 @@ def _vectors(data: DataConfig, column: str | None) -> Vectors:
             f"k-means clusters features, but {problem}; give Parquet files of vectors (jobs/"
             "embed.py writes them), or images and the --run whose encoder computes the features, "
             "or use --clusters.features metadata"
+        )
+    if data.table:
+        raise UserError(
+            "--data.table is for images, not for vectors; jobs/embed.py --columns writes its "
+            "columns beside the vectors"
         )
     return open_vectors(data.path, column, data.id, data.endpoint)
 

@@ -20,7 +20,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
-from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary
+from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.stored import FILE
 from wcl_ray.storage import Folder, resolve_input
@@ -54,7 +54,7 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
             if not config.resume:  # created meanwhile by a job that took this one for dead
                 raise UserError(f"{run.uri} holds a run already; choose another --name")
             check_moves(run, config.data, images, id_summary(assignment.ids))
-        claim(run, config, {TRAIN: id_summary(assignment.ids)} | eval_id_summary(images))
+        claim(run, config, {TRAIN: id_summary(assignment.ids)} | side_summaries(images))
         folder.write("clusters.json", _summary(clustering, quality))
         if similarity is not None:
             run.write(SIMILARITY, similarity.to_npz())

@@ -69,6 +69,8 @@ def embed_run(
     scale = scale or ScaleConfig()
     trained = Trained.open(run, overrides.get("endpoint"))
     data = replace(trained.data(overrides), label=None, split_by=None)  # not used here
+    if not columns:
+        data = replace(data, table=None, key=None)
     check_paths(data)
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
     manifest = _manifest(trained, data, features, columns)
@@ -165,6 +167,8 @@ def _manifest(
         "id": data.id,
         "image": data.image,
         "encoding": data.encoding,
+        "table": data.table,
+        "key": data.key,
         "columns": list(columns),
         "crops": SQUASHED if trained.config.data.image_size <= 64 else "of the file",
     }

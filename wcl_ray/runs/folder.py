@@ -50,7 +50,7 @@ def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:
     The content of the folder decides which stages are done, so it is read only while no other
     process can change it. A finished run no longer changes and is not held. A run of an older
     version is continued as described in :mod:`wcl_ray.runs.stored`. A named run may have other
-    locations of its images (``data.path``, ``data.eval_path``);
+    locations of its images (``data.path``, ``data.eval_path``, ``data.table``);
     :func:`wcl_ray.runs.moved.check_moves` checks that the images are the same.
 
     Args:
@@ -144,7 +144,7 @@ def _refuse_conflicts(conflicts: dict[str, tuple[Any, Any]], name: str) -> None:
     text = "; ".join(
         f"{option_name(option)} was {old!r}, now {new!r}"
         for option, (old, new) in conflicts.items()
-        if option not in LOCATIONS
+        if option not in LOCATIONS or (option == "data.table" and None in (old, new))
     )
     if text:
         raise UserError(f"--resume: run {name!r} was started with other options: {text}")

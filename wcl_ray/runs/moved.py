@@ -1,7 +1,8 @@
 """Check that a run whose images were moved still has the same images.
 
 Ids of images are the user's own or hashes of names relative to the folder, so they stay the same
-when the folder is moved. A run keeps a count and a hash of its ids in ``config.json``.
+when the folder is moved. A run keeps a count and a hash of its ids in ``config.json``, and those of
+the images that have a row in its metadata table.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from wcl_ray.runs.stored import FILE, LOCATIONS, read_stored
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 
-TRAIN, TEST = "train", "test"
+TRAIN, TEST, TABLE = "train", "test", "table"
 
 
 def id_summary(ids: np.ndarray) -> dict[str, Any]:
@@ -30,11 +31,15 @@ def id_summary(ids: np.ndarray) -> dict[str, Any]:
     return {"count": len(ids), "ids": array_digest(ids)}
 
 
-def eval_id_summary(images: Images) -> dict[str, Any]:
-    """The same of test images with a source of their own, under ``test``; else empty."""
-    if images.test is None or images.label is None or images.validation:
-        return {}
-    return {TEST: _dataset_id_summary(images.test.metadata())}
+def side_summaries(images: Images) -> dict[str, Any]:
+    """The same of test images with a source of their own, under ``test``, and of the images with a
+    row in the metadata table, under ``table``; without what there is not."""
+    summaries = {}
+    if images.test is not None and images.label is not None and not images.validation:
+        summaries[TEST] = _dataset_id_summary(images.test.metadata())
+    if images.train.match is not None:
+        summaries[TABLE] = {"count": images.train.match.matched, "ids": images.train.match.ids}
+    return summaries
 
 
 def moves(run: Folder, data: DataConfig) -> dict[str, tuple[Any, Any]]:
@@ -72,11 +77,15 @@ def check_moves(
             f"in {new}; use the old path, or choose another --name"
         )
     current = _dataset_id_summary(run_images.metadata())
-    compared = {"data.path": _compare("data.path", data.path, "training", train, current)}
-    now = eval_id_summary(images).get(TEST)
-    if now is not None:
+    compared = {"data.path": _compare("data.path", data.path, "training images", train, current)}
+    now = side_summaries(images)
+    if TEST in now:
         compared["data.eval_path"] = _compare(
-            "data.eval-path", data.eval_path, "test", known.get(TEST, {}), now
+            "data.eval-path", data.eval_path, "test images", known.get(TEST, {}), now[TEST]
+        )
+    if "data.table" in changed and TABLE in now:
+        compared["data.table"] = _compare(
+            "data.table", data.table, "rows of images", known.get(TABLE, {}), now[TABLE]
         )
     content = json.loads(run.read(FILE))
     for name, (old, new) in changed.items():
@@ -87,7 +96,7 @@ def check_moves(
 
 
 def _compare(
-    option: str, path: str | None, side: str, old: dict[str, Any], new: dict[str, Any]
+    option: str, path: str | None, what: str, old: dict[str, Any], new: dict[str, Any]
 ) -> str:
     """Compare what is known of both; returns in words what agrees.
 
@@ -99,14 +108,14 @@ def _compare(
         if "ids" in known:
             return "the ids are the same"
         if "count" in known:
-            return f"{new['count']:,} {side} images as before, whose ids were not stored"
-        return f"nothing was stored about the {side} images, so nothing was compared"
+            return f"{new['count']:,} {what} as before, whose ids were not stored"
+        return f"nothing was stored about the {what}, so nothing was compared"
     if old["count"] == new["count"]:
-        text = f"{new['count']:,} {side} images, but not those of the run (other ids)"
+        text = f"{new['count']:,} {what}, but not those of the run (other ids)"
     else:
-        text = f"{new['count']:,} {side} images, the run has {old['count']:,}"
+        text = f"{new['count']:,} {what}, the run has {old['count']:,}"
     raise UserError(
-        f"--resume: {option} {path} holds {text}; give the current path of the run's images, or "
+        f"--resume: {option} {path} holds {text}; give the current path, or "
         "start a new run under another --name"
     )
 

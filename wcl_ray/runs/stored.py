@@ -31,7 +31,8 @@ _FREE = (
     "train.checkpoint_", "concurrent", "retries", "data.endpoint",
     "plugins", "train.trackers",
 )  # fmt: skip
-LOCATIONS = ("data.path", "data.eval_path")  # may differ if the images are the same
+# may differ if the images are the same
+LOCATIONS = ("data.path", "data.eval_path", "data.table")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ class Trained:
         changed = {key: value for key, value in overrides.items() if value is not None}
         data = self.config.data
         if "path" in changed:
-            unset = dict.fromkeys(("path", "eval_path", "id", "image", "split_by", "encoding"))
+            names = ("path", "eval_path", "id", "image", "table", "key", "split_by", "encoding")
+            unset = dict.fromkeys(names)
             data = replace(data, **unset, format="auto")  # type: ignore[arg-type]
         return replace(data, **changed)
 

@@ -26,7 +26,7 @@ from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity, check_batch
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.initial import start_of, with_image_size
-from wcl_ray.runs.moved import TRAIN, check_moves, eval_id_summary, id_summary, sorted_ids
+from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries, sorted_ids
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
@@ -132,7 +132,7 @@ def _search(
         check_moves(folder, config.data, images, stored_count(folder))
     with usage.stage("stream"):
         setup = _prepare(config, images, granularities, folder, tuple(dimensions))
-    claim(folder, config, {TRAIN: id_summary(ray.get(setup.ids))} | eval_id_summary(images))
+    claim(folder, config, {TRAIN: id_summary(ray.get(setup.ids))} | side_summaries(images))
     if not folder.exists(FILE):
         folder.write(FILE, granularities.base.to_parquet())
     space = [asdict(d) for d in dimensions]

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.sources.base import RESERVED, Source
+from wcl_ray.data.sources.folder import FolderSource
+from wcl_ray.data.sources.joined import join_own_table, join_table
 from wcl_ray.data.sources.leftover import UNSUPPORTED, split_note, unread_note
 from wcl_ray.data.sources.listing import Files, is_image, list_files, suffix_of
+from wcl_ray.data.sources.tables import NAME
 from wcl_ray.errors import UserError
 from wcl_ray.registry import FORMATS
 
@@ -25,12 +28,20 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
     uri = path or data.path
     if not uri:
         raise UserError("data.path is not given")
-    files = replace(list_files(uri, data.endpoint), encoding=data.encoding)
+    files = replace(list_files(uri, data.endpoint, data.table), encoding=data.encoding)
     kind = data.format if data.format != "auto" else _detect_format(files)
     source: Source = FORMATS.get(kind).open(files, data)
     if data.id is not None and source.id_column is None:
-        raise UserError(f"data.id {data.id!r}: {kind} data without metadata has no id column")
-    listed = source.table["__path"].to_pylist() if source.image_column == "file_name" else None  # type: ignore[attr-defined]
+        hint = "; the column of a table that names the images is --data.key" if data.table else ""
+        text = f"data.id {data.id!r}: {kind} data without metadata has no id column{hint}"
+        raise UserError(text)
+    if data.table:
+        source = join_table(source, data)
+    else:
+        source, table = join_own_table(source, data)
+        files = replace(files, paths=tuple(path for path in files.paths if path != table))
+    named = isinstance(source, FolderSource) and source.image_column == NAME
+    listed = source.table["__path"].to_pylist() if named else None  # type: ignore[attr-defined]
     read = listed or [path for path in source.files.paths if kind != "folder" or is_image(path)]
     notes = [
         unread_note(files, source.files, kind, listed),
@@ -62,6 +73,6 @@ def _detect_format(files: Files) -> str:
         text = ", ".join(f"{counts[kind]} for {kind}" for kind in kinds)
         raise UserError(
             f"data.path {files.uri} holds files of several formats ({text}); choose one with "
-            "--data.format or give a glob"
+            "--data.format or give a glob; a metadata table is given with --data.table"
         )
     return kinds[0]

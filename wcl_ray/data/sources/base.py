@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 from ray.data import DataContext, Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import is_id_type
 from wcl_ray.data.sources.listing import Files, check_exists
+from wcl_ray.data.sources.match import Match
 from wcl_ray.errors import UserError
 
 # Otherwise Ray Data wraps exceptions of map_batches functions, and a UserError does not reach the
@@ -46,6 +48,7 @@ class Source(ABC):
         image_column: name of the image column or member.
         id_column: the user's id column; None if ids are hashes of the paths.
         notes: warnings to show the user, such as files that are not read.
+        match: how the joined metadata table and the images fit together, if there is one.
     """
 
     files: Files
@@ -53,6 +56,7 @@ class Source(ABC):
     image_column: str
     id_column: str | None
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    match: Match | None = field(default=None, kw_only=True)
 
     @staticmethod
     def count(files: Files) -> int:
@@ -102,7 +106,7 @@ class Source(ABC):
 
 
 def check_paths(data: DataConfig) -> None:
-    """Check that the data paths exist, in this process and before Ray is started.
+    """Check that the data paths and the table exist, in this process and before Ray is started.
 
     Raises:
         UserError: a path does not exist, or the store cannot be reached.
@@ -110,6 +114,10 @@ def check_paths(data: DataConfig) -> None:
     for path in (data.path, data.eval_path):
         if path:
             check_exists(path, data.endpoint)
+    if data.table:
+        info = check_exists(data.table, data.endpoint, "data.table")[2]
+        if info.type == pafs.FileType.NotFound:
+            raise UserError(f"data.table {data.table} is a glob; give one file")
 
 
 def id_column(data: DataConfig, schema: pa.Schema, uri: str) -> str | None:

@@ -1,8 +1,9 @@
 """Image folders: with a metadata table (``file_name``), or one sub-folder per class.
 
 Follows the ImageFolder convention of Hugging Face: ``metadata.csv``, ``.jsonl`` or ``.parquet``
-lies beside the images or above them, and ``file_name`` is relative to it. Without such a table an
-image's label is the first folder below the root; images directly in the root have no label.
+lies beside the images or above them, and ``file_name`` is relative to it. Only the images that it
+names are read. Other tables are joined in :mod:`wcl_ray.data.sources.joined`. Without such a table
+an image's label is the first folder below the root; images directly in the root have no label.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 
@@ -23,20 +23,13 @@ from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Sourc
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.leftover import folder_of, splits_of
 from wcl_ray.data.sources.listing import METADATA_FILES, NOT_UTF8, Files, is_image
-from wcl_ray.data.sources.tables import (
-    NAME,
-    bare_type,
-    common_type,
-    decode_text,
-    read_csv,
-    read_json_lines,
-)
-from wcl_ray.data.values import check_names
+from wcl_ray.data.sources.table_files import open_table, plain_table
+from wcl_ray.data.sources.tables import NAME, common_type
 from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_FILES = 256  # image files that a task opens, at least
-PATH = "__path"
+PATH, LABEL = "__path", "label"
 
 
 @FORMATS.add("folder")
@@ -48,7 +41,8 @@ class FolderSource(Source):
     table: pa.Table = None
 
     def describe(self) -> str:
-        origin = "metadata table" if self.image_column == NAME else "class sub-folders"
+        table = self.image_column == NAME or self.match is not None
+        origin = "metadata table" if table else "class sub-folders"
         origin = origin if self.columns else "no metadata"
         return f"{self.uri}: {self.table.num_rows:,} image files, {origin}"
 
@@ -85,7 +79,7 @@ class FolderSource(Source):
             return FolderSource(files, (), "", None, table=table)
         labels = [name.split("/")[0] if "/" in name else None for name in relative]
         splits = splits_of(name for name in relative if "/" in name)
-        if splits and data.label is not None:
+        if splits and data.label == LABEL:
             uri = folder_of(files)
             raise UserError(
                 f"data.path {uri}: the folders {', '.join(splits)} are splits of a data set, not "
@@ -93,8 +87,8 @@ class FolderSource(Source):
             )
         if splits and set(labels) <= {*(split.split("/")[0] for split in splits), None}:
             return FolderSource(files, (), "", None, table=table)
-        table = table.append_column("label", [labels])
-        return FolderSource(files, ("label",), "", None, table=table)
+        table = table.append_column(LABEL, [labels])
+        return FolderSource(files, (LABEL,), "", None, table=table)
 
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return ray.data.from_arrow(self.parts(columns, images=False))
@@ -158,23 +152,11 @@ def _read_tables(files: Files, paths: list[str], texts: frozenset[str]) -> pa.Ta
 def _read_table(files: Files, path: str, texts: frozenset[str]) -> pa.Table:
     """One metadata table, with the paths of its images."""
     folder = path.rpartition("/")[0]
-    with reading(path), files.fs.open_input_file(path) as stream:
-        if path.endswith(".parquet"):
-            table = pq.read_table(stream)
-            table.validate(full=True)
-        else:
-            text = decode_text(stream.read(), files.encoding, path)
-            csv = path.endswith(".csv")
-            table = read_csv(text, path, texts) if csv else read_json_lines(text, path)
-        check_names(table.column_names, path)
-        for i, field in enumerate(table.schema):
-            if bare_type(field.type) != field.type:
-                values = table[i].cast(bare_type(field.type))
-                table = table.set_column(i, field.name, values)
+    table = plain_table(open_table(files.fs, path, path, files.encoding, texts), path)
     if NAME not in table.column_names:
         raise UserError(
-            f"{path} has no column {NAME!r} with the image of each row; the columns are: "
-            f"{', '.join(table.column_names)}"
+            f"{path} has no column {NAME!r} with the image of each row; add it, or give this file "
+            f"as --data.table; the columns are: {', '.join(table.column_names)}"
         )
     names = table[NAME].to_pylist()
     if None in names:

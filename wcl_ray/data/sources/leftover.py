@@ -54,9 +54,9 @@ def unread_note(
     if unlisted:
         parts.append(f"{unlisted} images that the metadata table does not name")
     if tables:
-        hint = "metadata is read from metadata.csv, .jsonl or .parquet with a column file_name"
+        hint = "give a metadata table with --data.table, or call it metadata.csv"
         if kind != "folder":
-            hint = f"the path is read as {kind}; see --data.format"
+            hint = f"the path is read as {kind}; give a metadata table with --data.table"
         parts.append(f"{_shortened(tables)} ({hint})")
     if others:
         packed = " (unpack it)" if set(others) & set(PACKED) else ""

@@ -65,33 +65,40 @@ def escaped(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def list_files(uri: str, endpoint: str | None) -> Files:
+def list_files(uri: str, endpoint: str | None, table: str | None = None) -> Files:
     """List the files of a path: a file, a folder, or else a glob.
 
     Sub-folders are skipped if the folder itself holds Parquet files, shards or a metadata table;
     hidden files are always skipped.
+
+    Args:
+        table: path of a file or folder that is not listed.
 
     Raises:
         UserError: no such path, or the store cannot be reached.
     """
     uri, fs, info = check_exists(uri, endpoint)
     path = info.path
+    table_fs, without = filesystem(resolve_input(table), endpoint) if table else (fs, "")
+    without = without if table_fs.equals(fs) else ""
     with _path_errors(uri, endpoint):
         if info.type == pafs.FileType.NotFound:
-            return _glob(fs, uri, endpoint, path)
+            return _glob(fs, uri, endpoint, path, without)
         if info.type != pafs.FileType.Directory:
             return Files(uri, endpoint, path.rpartition("/")[0], (path,))
-        names, folders = _list_folder(fs, path, deep=False)
+        names, folders = _list_folder(fs, path, False, without)
         bases = {name.rpartition("/")[2] for name in names}
         flat = bases & set(METADATA_FILES) or {suffix_of(b) for b in bases} & {"parquet", "tar"}
         if not flat and folders:
-            names, folders = _list_folder(fs, path, deep=True)[0], []
+            names, folders = _list_folder(fs, path, True, without)[0], []
     if not names:
         raise UserError(f"data.path {uri}: the folder is empty")
     return _files(uri, endpoint, path, names, [f.rpartition("/")[2] for f in folders])
 
 
-def check_exists(uri: str, endpoint: str | None) -> tuple[str, pafs.FileSystem, pafs.FileInfo]:
+def check_exists(
+    uri: str, endpoint: str | None, option: str = "data.path"
+) -> tuple[str, pafs.FileSystem, pafs.FileInfo]:
     """Check that a file, a folder, or the folder that a glob starts from exists. Lists nothing.
 
     Returns:
@@ -102,26 +109,26 @@ def check_exists(uri: str, endpoint: str | None) -> tuple[str, pafs.FileSystem, 
     """
     uri = resolve_input(uri)
     if escaped(uri) != uri:
-        raise UserError(f"data.path {escaped(uri)}: {NOT_UTF8}")
+        raise UserError(f"{option} {escaped(uri)}: {NOT_UTF8}")
     fs, path = filesystem(uri, endpoint)
-    with _path_errors(uri, endpoint):
+    with _path_errors(uri, endpoint, option):
         info = fs.get_file_info(path)
         if info.type == pafs.FileType.NotFound and set(path) & WILDCARDS:
             _glob_root(fs, uri, endpoint, path)
         elif info.type == pafs.FileType.NotFound:
-            raise UserError(f"data.path {uri}{_at(endpoint)}: there is no such file or folder")
+            raise UserError(f"{option} {uri}{_at(endpoint)}: there is no such file or folder")
     return uri, fs, info
 
 
 @contextmanager
-def _path_errors(uri: str, endpoint: str | None) -> Iterator[None]:
+def _path_errors(uri: str, endpoint: str | None, option: str = "data.path") -> Iterator[None]:
     """Turn errors of the file system into a UserError that names the path."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError) as error:  # pyarrow rejects some paths with ArrowInvalid
-        text = f"data.path {uri}{_at(endpoint)} cannot be read: {str(error)[:300]}"
+        text = f"{option} {uri}{_at(endpoint)} cannot be read: {str(error)[:300]}"
         raise UserError(text) from error
 
 
@@ -146,15 +153,18 @@ def _files(
     return Files(uri, endpoint, root, good, images, tuple(sorted(map(escaped, folders))))
 
 
-def _list_folder(fs: pafs.FileSystem, root: str, deep: bool) -> tuple[list[str], list[str]]:
-    """Paths of the visible files and sub-folders of a folder; ``deep``: at any depth."""
+def _list_folder(
+    fs: pafs.FileSystem, root: str, deep: bool, without: str
+) -> tuple[list[str], list[str]]:
+    """Paths of the visible files and sub-folders of a folder; ``deep``: at any depth; ``without``:
+    except for this file or folder."""
     if isinstance(fs, pafs.LocalFileSystem):
         files, folders = _walk(root, deep, ())
     else:
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=deep))
         files = [info.path for info in infos if info.type == pafs.FileType.File]
         folders = [info.path for info in infos if info.type == pafs.FileType.Directory]
-    visible = _visible_below(root)
+    visible = _visible_below(root, without)
     return list(filter(visible, files)), list(filter(visible, folders))
 
 
@@ -190,13 +200,14 @@ def _walk(
     return files, folders
 
 
-def _visible_below(root: str) -> Callable[[str], bool]:
-    """Predicate that rejects hidden files and markers such as ``_SUCCESS``, but not images whose
-    names start with an underscore: some cameras write those."""
+def _visible_below(root: str, without: str) -> Callable[[str], bool]:
+    """Predicate that rejects one file or folder, hidden files and markers such as ``_SUCCESS``, but
+    not images whose names start with an underscore: some cameras write those."""
 
     def visible(path: str) -> bool:
         parts = path.removeprefix(root).lstrip("/").split("/")
         hidden = any(part.startswith(".") for part in parts)
+        hidden |= bool(without) and f"{path}/".startswith(f"{without}/")
         return not hidden and (is_image(path) or not any(part.startswith("_") for part in parts))
 
     return visible
@@ -219,9 +230,9 @@ def _glob_root(
     return root, rest
 
 
-def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str) -> Files:
+def _glob(fs: pafs.FileSystem, uri: str, endpoint: str | None, pattern: str, without: str) -> Files:
     root, rest = _glob_root(fs, uri, endpoint, pattern)
-    names, folders = _list_folder(fs, root or "/", deep=len(rest) > 1)
+    names, folders = _list_folder(fs, root or "/", len(rest) > 1, without)
     matching = [n for n in names if _matches(n.removeprefix(root).lstrip("/"), rest)]
     if not matching:
         folders_match = any(_matches(f.removeprefix(root).lstrip("/"), rest) for f in folders)

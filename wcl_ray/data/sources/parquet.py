@@ -123,7 +123,8 @@ def _check_count(file: pq.ParquetFile) -> None:
         raise ValueError(f"its row groups hold {held} rows, but its footer says {footer.num_rows}")
 
 
-def _layout(kind: pa.DataType) -> str | None:
+def layout_of(kind: pa.DataType) -> str | None:
+    """How a column of this type may hold images: bytes, struct, path, or not at all."""
     kind = bare_type(kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return "bytes"
@@ -135,7 +136,7 @@ def _layout(kind: pa.DataType) -> str | None:
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str, str]:
-    layouts = {field.name: _layout(field.type) for field in schema}
+    layouts = {field.name: layout_of(field.type) for field in schema}
     listing = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if wanted is not None:
         if wanted not in layouts:

@@ -1,0 +1,475 @@
+"""A metadata table beside images that are anywhere: ``--data.table``, and the one at the top."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pictures import png, write_parquet
+from runs import settle
+from test_source import shard, upload, write_tar
+
+from benchmarks.mutate import read_here
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.table import open_table
+from wcl_ray.config import (
+    ClustersConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ScaleConfig,
+    TrainConfig,
+)
+from wcl_ray.data.images import open_images
+from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source, check_paths
+from wcl_ray.data.sources.match import find_rows
+from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.runs.cluster import cluster
+from wcl_ray.runs.embed import embed_run
+from wcl_ray.runs.evaluate import evaluate_run
+from wcl_ray.runs.folder import claim
+from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
+from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.runs.stored import read_stored
+from wcl_ray.runs.trained import Trained
+from wcl_ray.storage import Folder
+
+PHOTOS = ("images/cat/1.png", "images/cat/2.jpg", "images/dog/3.png", "images/dog/four.png")
+LEGS = {"images/cat/1.png": 1, "images/cat/2.jpg": 2, "images/dog/3.png": 3}
+# no row for the fourth photo, and no photo for the last row
+ROWS = [("cat/1.png", 1), ("cat/2.jpg", 2), ("dog/3.png", 3), ("dog/5.png", 5)]
+
+
+def write_images(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(number))
+    return root
+
+
+def csv(rows: list[tuple[Any, ...]], header: str = "file_name,legs") -> str:
+    return "\n".join([header, *(",".join(map(str, row)) for row in rows), ""])
+
+
+def values(source: Source, column: str) -> dict[str, Any]:
+    """Name → value of the images of a folder, by metadata and by images, which must agree."""
+    tables = [
+        pa.concat_tables(read_here(source, (column,), images=images)) for images in (False, True)
+    ]
+    found = [dict(zip(t[KEY].to_pylist(), t[column].to_pylist(), strict=True)) for t in tables]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def rows_of(source: Source, *columns: str) -> dict[Any, dict[str, Any]]:
+    """The same through Ray, with the images."""
+    images, known = source.images(columns).take_all(), source.metadata(columns).take_all()
+    assert all(row[FAULT] is None and row[IMAGE] for row in images)
+    pictures = {row[KEY] or row[ID]: {name: row[name] for name in columns} for row in images}
+    assert pictures == {row[KEY] or row[ID]: {n: row[n] for n in columns} for row in known}
+    return pictures
+
+
+def failure(data: DataConfig) -> str:
+    with pytest.raises(Exception, match="table") as caught:
+        open_source(data)
+    text = str(find_user_error(caught.value))
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "rows"),
+    [
+        (["cat/1.png", "dog/1.png"], ["dog/1.png", "cat/1.png"], [1, 0]),
+        (["cat/1.png", "dog/1.png"], ["dog/1", None, "cat/1.JPG"], [2, 0]),
+        (["cat/1.png", "dog/1.png"], ["/data/x/dog/1.png", "s3://b/cat/1.png"], [1, 0]),
+        (["x/cat/1.png", "x/dog/1.png"], [".\\dog\\1.png", "./cat/1.png"], [1, 0]),
+        (["cat/1.png", "dog/2.png"], ["2", "1"], [1, 0]),
+        (["a-0.tar/001", "a-1.tar/002"], ["002.jpg", "001.jpg"], [1, 0]),
+        (["b/1.png", "b/2.png"], ["scans/2.DCM", "scans/1.dcm"], [1, 0]),
+        (["Ka\u0308fer.png"], ["K\u00e4fer.png"], [0]),
+        # 9.png is not that of another folder, since most of the others are in their folders
+        (["a/1.png", "a/2.png", "b/9.png"], ["a/1.png", "a/2.png", "c/9.png"], [0, 1, -1]),
+        # but this table leaves the folders out, except where there are none
+        (["1.png", "a/2.png", "b/3.png"], ["1.png", "2.png", "3.png"], [0, 1, 2]),
+    ],
+)
+def test_names_with_and_without_folders_and_suffix(
+    names: list[str], keys: list[str], rows: list[int]
+) -> None:
+    found, _, problem = find_rows(pa.array(names), pa.array(keys))
+    assert found.tolist() == rows
+    assert problem is None
+
+
+def test_numbers_are_names() -> None:
+    for names, keys in (
+        (pa.array([7, 8, 9]), pa.array([9, None, 7, 7000], pa.int32())),
+        (pa.array([7, 8, 9]), pa.array(["9.png", "x", "7", "007"])),
+        (pa.array(["a/7.png", "8.png", "9.png"]), pa.array([9, None, 7, 7000])),
+    ):
+        assert find_rows(names, keys)[0].tolist() == [2, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", csv(ROWS)),
+        ("t.csv", csv(ROWS).replace(",", ";").encode("utf-16")),
+        ("t.tsv", "\ufeff" + csv(ROWS).replace(",", "\t")),
+        ("t.txt", csv([(f'"photos/{name}"', legs) for name, legs in ROWS], "Filename,legs")),
+        ("t.csv", csv([(f"images/{name}", legs) for name, legs in ROWS], "image,legs")),
+        ("t.csv", csv([(f"/data/images/{name[:-4]}", legs) for name, legs in ROWS], "path,legs")),
+        ("t.csv", csv([(name[4:], legs) for name, legs in ROWS], "scan,legs")),
+        ("t.csv", csv([(i, *row) for i, row in enumerate(ROWS)], "id,file_name,legs")),
+        ("t.jsonl", "".join(json.dumps({"key": n, "legs": i}) + "\n" for n, i in ROWS)),
+        ("t.parquet", pa.table({"photo": [n for n, _ in ROWS], "legs": [i for _, i in ROWS]})),
+        (
+            "of images.parquet",
+            pa.table(
+                {
+                    "image": [{"bytes": b"x", "path": "y"}] * 4,
+                    "name": pa.array([n for n, _ in ROWS]).dictionary_encode(),
+                    "legs": [i for _, i in ROWS],
+                }
+            ),
+        ),
+    ],
+)
+def test_any_table_beside_an_image_folder(tmp_path: Path, name: str, content: Any) -> None:
+    write_images(tmp_path / "photos", *PHOTOS)
+    if isinstance(content, pa.Table):
+        pq.write_table(content, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = open_source(DataConfig(path=f"{tmp_path}/photos", table=f"{tmp_path}/{name}"))
+    assert values(source, "legs") == LEGS | {"images/dog/four.png": None}
+    assert source.match is not None
+    assert "3 of 4 images have a row, 1 rows have no image" in source.match.describe()
+    assert not source.notes
+    assert "image" not in source.columns
+
+
+@pytest.mark.parametrize("name", ["images.csv", "labels.tsv", "table.jsonl"])
+@pytest.mark.parametrize("prefix", ["", "images/"])
+def test_a_table_at_the_top_of_a_folder_is_found(tmp_path: Path, name: str, prefix: str) -> None:
+    write_images(tmp_path, "images/1.png", "images/2.png")
+    rows = [(f"{prefix}{n}.png", n) for n in (1, 2, 3)]
+    text = csv(rows, "image,legs")
+    if name.endswith(".jsonl"):
+        text = "".join(json.dumps({"image": n, "legs": i}) + "\n" for n, i in rows)
+    (tmp_path / name).write_text(text.replace(",", "\t") if name.endswith(".tsv") else text)
+    source = open_source(DataConfig(path=str(tmp_path)))
+    assert source.columns == ("legs",)  # images/ is no class
+    assert values(source, "legs") == {"images/1.png": 1, "images/2.png": 2}
+    assert "metadata table" in source.describe()
+    assert not source.notes
+    assert source.match is not None
+    assert "2 of 2 images have a row, 1 rows have no image" in source.match.describe()
+
+
+def test_class_folders_beside_a_table_are_kept(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "extra.csv").write_text("id,legs\n1,4\n2,3\n")
+    source = open_source(DataConfig(path=str(tmp_path)))
+    assert source.columns == ("label", "legs")
+    assert values(source, "label") == {"cat/1.png": "cat", "dog/2.png": "dog"}
+    (tmp_path / "extra.csv").write_text("id,label\n1,tabby\n2,poodle\n")
+    source = open_source(DataConfig(path=str(tmp_path)))
+    assert values(source, "label") == {"cat/1.png": "tabby", "dog/2.png": "poodle"}
+    assert ["'label'" in note and "extra.csv" in note for note in source.notes] == [True]
+    assert open_source(DataConfig(path=f"{tmp_path}/*/*.png")).columns == ("label",)
+
+
+def test_a_table_that_is_not_used_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "stray.csv").write_text("id,legs\nx,4\n")
+    (tmp_path / "readme.txt").write_text("id,legs\n1,4\n")
+    notes = open_source(DataConfig(path=str(tmp_path))).notes
+    assert "stray.csv" not in notes[0]
+    assert "1 .txt" in notes[0]
+    assert "stray.csv: no row belongs" in notes[1]
+    assert "'x'" in notes[1]
+    (tmp_path / "readme.txt").unlink()
+    with pytest.raises(UserError, match=r"data\.key 'id'.*stray\.csv.*--data\.table"):
+        open_source(DataConfig(path=str(tmp_path), key="id"))
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("id,legs\n1,4\n2,3\n")
+    notes = open_source(DataConfig(path=str(tmp_path))).notes
+    assert "one.csv, two.csv have rows for the images" in notes[-1]
+    assert "--data.table" in notes[-1]
+    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/two.csv"))
+    assert source.columns == ("label", "legs")
+
+
+def test_a_list_of_classes_is_no_table_of_images(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{n % 2}/{n}.png" for n in range(9)))
+    (tmp_path / "classes.csv").write_text("id,name\n0,cat\n1,dog\n")
+    source = open_source(DataConfig(path=str(tmp_path)))
+    assert source.columns == ("label",)
+    assert "classes.csv: it has rows for 2 of 9 images only" in source.notes[0]
+
+
+def test_row_numbers_are_no_names(tmp_path: Path) -> None:
+    """Though two of them are, and are called so."""
+    write_images(tmp_path / "a", *(f"bug/{n}.png" for n in range(8, 20)))
+    lines = [(n, f"bug_{n + 8}", f"bug/{n + 8}.tif") for n in range(12)]
+    (tmp_path / "t.csv").write_text(csv(lines, "id,note,scan"))
+    source = open_source(DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv"))
+    assert source.columns == ("id", "note")
+    assert values(source, "note") == {f"bug/{n}.png": f"bug_{n}" for n in range(8, 20)}
+
+
+def test_the_table_of_the_option_is_no_file_of_the_source(tmp_path: Path) -> None:
+    """Neither the metadata table of the folder, nor a Parquet file of images."""
+    write_images(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "metadata.csv").write_text("number,legs\n1,4\n2,3\n")
+    with pytest.raises(UserError, match=r"no column 'file_name'.*--data\.table"):
+        open_source(DataConfig(path=str(tmp_path)))
+    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/metadata.csv"))
+    assert values(source, "legs") == {"cat/1.png": 4, "dog/2.png": 3}
+    (tmp_path / "metadata.csv").unlink()
+    pq.write_table(pa.table({"number": [1, 2], "legs": [4, 3]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"no image column|several formats.*--data\.table"):
+        open_source(DataConfig(path=str(tmp_path)))
+    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/t.parquet"))
+    assert values(source, "legs") == {"cat/1.png": 4, "dog/2.png": 3}
+
+
+def test_a_table_joins_a_folder_with_its_own(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", "1.png", "2.png")
+    (tmp_path / "a/metadata.csv").write_text("file_name,legs,id\n1.png,4,x\n2.png,3,y\n")
+    (tmp_path / "t.csv").write_text("id,legs,file_name\ny,8,b\nx,9,a\n")
+    source = open_source(DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv"))
+    assert values(source, "legs") == {"x": 9, "y": 8}
+    assert source.columns == ("legs", "file_name")
+    assert len(list(read_here(source, source.columns))) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "parts"),
+    [
+        ("name\nx\ny\nz\nu\n", {}, ["'x', 'y', 'z'", "'cat/1.png', 'dog/1.png'", "--data.key"]),
+        ("name,legs\n1.png,1\n", {}, ["'1.png' may be cat/1.png and dog/1.png", "folders"]),
+        ("name,legs\ncat/1.png,1\ncat/1.png,2\n", {}, ["'cat/1.png' occurs more than once"]),
+        ("name\n/x/cat/1\n/y/cat/1\n", {}, ["'/x/cat/1' occurs more", "also as '/y/cat/1'"]),
+        ("name\ncat/1.png\n", {"key": "nam"}, ["data.key 'nam'", "did you mean 'name'"]),
+        ("name\ncat/1.png\n", {"id": "name"}, ["data.id 'name'", "--data.key"]),
+        ("x,y\ncat/1.png,dog/1.png\n", {}, ["'x', 'y' may both be names", "--data.key"]),
+        ("name\n", {}, ["t.csv holds no rows"]),
+        ("name,legs\ncat/1.png\n", {}, ["t.csv", "line 2 has 1 values"]),
+    ],
+)
+def test_a_table_of_no_use_is_one_line(
+    tmp_path: Path, table: str, options: Any, parts: list[str]
+) -> None:
+    write_images(tmp_path / "a", "cat/1.png", "dog/1.png")
+    (tmp_path / "t.csv").write_text(table)
+    text = failure(DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv", **options))
+    assert [part for part in parts if part not in text] == [], text
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/1.png")
+    data = DataConfig(path=str(tmp_path), table=f"{tmp_path}/t.csv")
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    assert "t.xlsx cannot be read (tables are CSV" in failure(
+        replace(data, table=f"{tmp_path}/t.xlsx")
+    )
+    for check in (check_paths, open_source):
+        with pytest.raises(UserError, match=r"data\.table .*t\.csv"):
+            check(data)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"need --data\.path"):
+        open_images(DataConfig(table="t.csv"), str(tmp_path), 0)
+
+
+def test_train_and_test_folders_with_a_label_in_the_table(tmp_path: Path) -> None:
+    write_images(tmp_path, "train/1.png", "test/2.png")
+    (tmp_path / "t.csv").write_text("file_name,species\n1.png,01\n2.png,1\n")
+    source = open_source(DataConfig(path=str(tmp_path), label="species"))
+    assert values(source, "species") == {"train/1.png": "01", "test/2.png": "1"}
+    assert "are read as one data set" in source.notes[0]
+
+
+def test_images_named_by_a_column_file_name_of_parquet(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.png")
+    pq.write_table(pa.table({"file_name": ["1.png"]}), tmp_path / "a.parquet")
+    source = open_source(DataConfig(path=f"{tmp_path}/a.parquet"))
+    assert source.image_column == "file_name"
+
+
+def test_clusters_from_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"id": 7, "fine": "a"}\n')
+    assert open_table(f"{tmp_path}/t.jsonl", None).rows.column_names == ["id", "fine"]
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("kind", ["numbers", "texts"])
+def test_a_table_beside_parquet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    ids: list[Any] = [n if kind == "numbers" else f"bug {n}" for n in range(96)]
+    write_parquet(tmp_path / "data", id=ids)
+    lines = [(ids[n], f"h{n}", f"c{n}") for n in reversed(range(90))]
+    (tmp_path / "t.csv").write_text(csv([*lines, ("no", "h", "c")], "id,habitat,colour"))
+    data = DataConfig(path=f"{tmp_path}/data", table=f"{tmp_path}/t.csv", label="habitat")
+    images = open_images(data, str(tmp_path), 0)
+    text = capsys.readouterr().out
+    assert "90 of 96 images have a row, 1 rows have no image" in text
+    assert "the values of 'colour' are those of data.table" in text
+    assert images.available == ("species", "size", "marks", "habitat", "colour")
+    rows = rows_of(images.train, "colour", "species", "habitat")
+    assert rows[ids[5]] == {"colour": "c5", "species": "s1", "habitat": "h5"}
+    assert rows[ids[93]] == {"colour": None, "species": "s1", "habitat": None}
+    held = images.test_metadata(["habitat"]).take_all()
+    kept = images.metadata(["habitat"]).take_all()
+    assert len(held) + len(kept) == 96
+    assert 5 < len(held) < 40
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_table_beside_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    shard(tmp_path / "data/a-0.tar", range(20))
+    shard(tmp_path / "data/a-1.tar", range(20, 30))
+    (tmp_path / "t.csv").write_text(csv([(f"{n:05d}", n, n) for n in range(10, 40)], "key,n,cls"))
+    data = DataConfig(path=f"{tmp_path}/data", table=f"{tmp_path}/t.csv")
+    source = open_source(data)
+    assert source.columns == ("colour", "marks", "n", "cls")
+    rows = rows_of(source, "n", "colour", "cls")
+    assert rows["a-1.tar/00022"] == {"n": 22, "colour": "c1", "cls": 22}
+    assert rows["a-0.tar/00003"] == {"n": None, "colour": "c0", "cls": None}
+
+    def read(*_: Any) -> None:
+        raise AssertionError("the shards are read again")
+
+    inner = source.inner  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(inner), "metadata", read)
+    assert sum(row["n"] is None for row in source.metadata(["n"]).take_all()) == 10
+    monkeypatch.undo()
+    write_tar(tmp_path / "data/a-1.tar", [("00003.png", png(3))])
+    (tmp_path / "t.csv").write_text("key,n\n00003,1\n")
+    assert "may be a-0.tar/00003 and a-1.tar/00003" in failure(data)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_tables_on_s3(tmp_path: Path, s3: str) -> None:
+    write_images(tmp_path / "d", "images/1.png", "images/2.png")
+    (tmp_path / "d/images.csv").write_text("file,legs\n1,4\n2,3\n")
+    upload(tmp_path / "d", "table", s3)
+    expected = {"images/1.png": {"legs": 4}, "images/2.png": {"legs": 3}}
+    assert rows_of(open_source(DataConfig(path="s3://bugs/table", endpoint=s3)), "legs") == expected
+    for path, table in (
+        (str(tmp_path / "d/images"), "s3://bugs/table/images.csv"),
+        ("s3://bugs/table/images", str(tmp_path / "d/images.csv")),
+        ("s3://bugs/table", "s3://bugs/table/images.csv"),
+    ):
+        data = DataConfig(path=path, table=table, endpoint=s3)
+        check_paths(data)
+        source = open_source(data)
+        found = rows_of(source, "legs")
+        assert {f"images/{name.rpartition('/')[2]}": row for name, row in found.items()} == expected
+        assert not source.notes
+    with pytest.raises(UserError, match=r"data\.table s3://bugs/no\.csv at .*no such file"):
+        check_paths(replace(data, table="s3://bugs/no.csv"))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_moved_table_has_rows_for_the_same_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "a", "1.png", "2.png", "3.png")
+    (tmp_path / "t.csv").write_text("id,legs\n1,4\n2,3\n")
+    data = DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv")
+    config = Config(data=data, name="one", storage=f"{tmp_path}/runs")
+    images = open_images(data, "runs", 0)
+    assert images.test is None
+    ids = sorted(row[ID] for row in images.metadata().take_all())
+    run = settle(config)[1]
+    claim(run, config, {TRAIN: id_summary(np.array(ids))} | side_summaries(images))
+    pq.write_table(pa.table({"id": ["2.png", "1.png"], "legs": [3, 4]}), tmp_path / "t.parquet")
+    moved = replace(data, table=f"{tmp_path}/t.parquet")
+    again, _ = settle(replace(config, data=moved, resume=True))
+    check_moves(run, again.data, open_images(moved, "runs", 0))
+    assert "t.parquet; the ids are the same" in capsys.readouterr().out
+    assert read_stored(run).options["data"]["table"] == moved.table
+    (tmp_path / "other.csv").write_text("id,legs\n1,4\n3,3\n")
+    wrong = replace(data, table=f"{tmp_path}/other.csv")
+    with pytest.raises(UserError, match=r"data\.table .*other\.csv holds 2 rows of images, but"):
+        check_moves(run, wrong, open_images(wrong, "runs", 0))
+    for other in (replace(data, table=None), replace(moved, key="id")):
+        with pytest.raises(UserError, match=r"data\.(table|key) was"):
+            settle(replace(config, data=other, resume=True))
+
+
+def test_other_images_of_a_run_have_no_table_of_its_own() -> None:
+    data = DataConfig(path="a", table="t.csv", key="name", label="legs")
+    trained = Trained(Folder("/tmp"), Config(data=data), b"")
+    assert trained.data({"label": "x"}).table == "t.csv"
+    other = trained.data({"path": "b"})
+    assert (other.table, other.key) == (None, None)
+    other = trained.data({"path": "b", "table": "u.csv", "key": "id"})
+    assert (other.path, other.table, other.key) == ("b", "u.csv", "id")
+
+
+def test_vectors_have_no_table(tmp_path: Path) -> None:
+    feature = pa.array([[0.5, 1.0]] * 4, pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({"id": range(4), "feature": feature}), tmp_path / "a.parquet")
+    config = Config(data=DataConfig(path=str(tmp_path), table="t.csv"))
+    clusters = replace(config.clusters, kind="kmeans", k=(2,))
+    with pytest.raises(UserError, match=r"--data\.table is for images"):
+        cluster(replace(config, clusters=clusters))
+
+
+def test_clusters_from_names_without_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file_name,fine\nphotos/cat/2,a\nphotos/cat/1,b\nphotos/x,a\n")
+    names = pa.array([f"cat/{n}.png" for n in (1, 2, 3)])
+    images = Assignment(np.arange(3), np.zeros((3, 1), np.int32), ("x",), names)
+    table = open_table(f"{tmp_path}/t.csv", None).assign(images)
+    assert table.clusters[2] == -1
+    assert sorted(table.clusters[:2, 0]) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_its_evaluation_and_its_features_with_a_table(tmp_path: Path) -> None:
+    """Shards without metadata; label, clusters and an output column come from the table."""
+    (tmp_path / "data").mkdir()
+    for part in range(2):
+        members = [(f"{n:03d}.png", png(n)) for n in range(part * 48, part * 48 + 48)]
+        write_tar(tmp_path / f"data/{part}.tar", members)
+    rows = [(f"{n:03d}", f"s{n % 4}", f"c{n % 3}") for n in range(96)]
+    (tmp_path / "t.csv").write_text(csv(rows, "key,species,colour"))
+    data = DataConfig(
+        path=f"{tmp_path}/data", table=f"{tmp_path}/t.csv", label="species", image_size=16
+    )
+    config = Config(
+        data=data,
+        clusters=ClustersConfig(columns=("colour",), top_k=(3,)),
+        model=ModelConfig(projector=(16, 8)),
+        train=TrainConfig(batch_size=24, epochs=1),
+        evaluate=EvaluateConfig(every=1),
+        scale=ScaleConfig(workers="1", cpus_per_worker=1),
+        storage=f"{tmp_path}/runs",
+        name="one",
+    )
+    results = pretrain(config)
+    assert results["variants"]["attributes"]["clusters"] == 3
+    assert 0 <= results["variants"]["attributes"]["knn"] <= 1
+    assert pretrain(replace(config, resume=True)) == results
+    run = f"{tmp_path}/runs/one"
+    scale = config.scale
+    assert "knn" in evaluate_run(run, {"label": "colour"}, config.evaluate, scale)
+    written = embed_run(run, f"{tmp_path}/features", {}, columns=("colour",), scale=scale)
+    assert written["rows"] == 96
+    features = pq.read_table(tmp_path / "features").to_pylist()
+    assert {row["key"][-3:]: row["colour"] for row in features} == {k: c for k, _, c in rows}
