@@ -26,6 +26,9 @@ KMEANS = (
 )  # fmt: skip
 
 
+COLUMN_TYPES = ("number", "category", "boolean", "date", "tags", "place", "text")
+
+
 def option_name(item: dataclasses.Field[Any] | str) -> str:
     """Command line name of a field: ``top_k`` → ``top-k``, ``from_`` → ``from``."""
     name = item if isinstance(item, str) else item.name
@@ -149,6 +152,9 @@ class ClustersConfig:
     """Metadata columns to use; for a hierarchy from coarse to fine, or one column of paths (texts
     or lists). With --clusters.from: cluster columns of that table. Default: every column but id,
     image, label, row numbers and identifiers."""
+    types: tuple[str, ...] = ()
+    """Types of metadata columns, as COLUMN=TYPE: number, category, boolean, date, tags, place or
+    text. Default: as detected; the table of columns says how."""
     top_k: tuple[int, ...] = (20,)
     """Number of binary attributes in the pattern. Several numbers: several granularities, trained
     on together."""
@@ -195,6 +201,7 @@ class ClustersConfig:
         )
         require(all(n >= 1 for n in self.level), "clusters.level starts at 1 (the coarsest)")
         require(self.quantiles >= 1, "clusters.quantiles starts at 1")
+        self._check_types()
         require(0 <= self.min_share < 0.5, "clusters.min-share is a share in [0, 0.5)")
         require(
             self.samples_per_cluster >= 1,
@@ -214,6 +221,24 @@ class ClustersConfig:
             require(self.kind != "table", "clusters.kind table needs --clusters.from RUN or FILE")
         else:
             self._take_table()
+
+    @property
+    def column_types(self) -> dict[str, str]:
+        """Column → type, of ``types``."""
+        return {name: kind for name, _, kind in (text.rpartition("=") for text in self.types)}
+
+    def _check_types(self) -> None:
+        for text in self.types:
+            name, _, kind = text.rpartition("=")
+            require(bool(name), f"clusters.types {text!r} is not COLUMN=TYPE")
+            require(
+                kind in COLUMN_TYPES,
+                f"clusters.types {text}: {kind!r} is no type; the types are: "
+                f"{', '.join(COLUMN_TYPES)}",
+            )
+        require(
+            len(self.column_types) == len(self.types), "clusters.types gives a column two types"
+        )
 
     def _take_table(self) -> None:
         """Set the kind to ``table``, and refuse options that define other clusters."""

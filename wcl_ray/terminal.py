@@ -71,11 +71,11 @@ def escape_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def table(head: list[str], body: list[list[str]]) -> str:
-    """Plain text table, first column left-aligned, the others right-aligned."""
+def table(head: list[str], body: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Plain text table; the columns ``left`` are left-aligned, the others right-aligned."""
     grid = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(head):
-        grid.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
+        grid.add_column(Text(name), justify="left" if i in left else "right", no_wrap=True)
     for row in body:
         grid.add_row(*map(Text, row))
     plain = Console(file=io.StringIO(), width=10_000, color_system=None)

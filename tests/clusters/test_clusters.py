@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
-from wcl_ray.clusters.binarise import attributes, binary_entropy, count_column, plain
+from wcl_ray.clusters.binarise import attributes, binary_entropy
+from wcl_ray.clusters.counts import count_column
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata, columns_of
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.sources.base import ID, KEY
+from wcl_ray.data.values import plain
 from wcl_ray.errors import UserError, find_user_error
 
 N = 120

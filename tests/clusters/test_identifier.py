@@ -11,10 +11,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from wcl_ray.clusters import binarise, tfidf
-from wcl_ray.clusters.binarise import ColumnCounts, attributes, count_column
+from wcl_ray.clusters import counts as counts_module
+from wcl_ray.clusters import tfidf
+from wcl_ray.clusters.bags import Bag
+from wcl_ray.clusters.binarise import attributes
+from wcl_ray.clusters.counts import ColumnCounts, count_column
 from wcl_ray.clusters.metadata import attribute_bits, cluster_metadata
 from wcl_ray.clusters.tfidf import vectors
+from wcl_ray.clusters.views import View
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.ids import ids_of
 from wcl_ray.data.sources.base import ID, KEY
@@ -118,7 +122,7 @@ def test_a_table_written_with_its_index() -> None:
     used = ClustersConfig(top_k=(4,), columns=("",))
     assert {a.column for a in cluster_metadata(data, used, "label", columns).chosen} == {""}
     assert attribute_bits(data, ["", "size"], ClustersConfig(), 8)[1].any()
-    _, line = vectors(data, ["", "size"], ())
+    _, line, _ = vectors(data, ["", "size"], ())
     assert line.startswith("0 words and 1 numbers of size; left out: column ''")
 
 
@@ -132,8 +136,8 @@ def captions(seed: int) -> tuple[list[str], Counter[str]]:
 
 
 def test_common_values_survive_among_many_rare_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binarise, "MOST_VALUES", 800)
-    monkeypatch.setattr(binarise, "COMMON", 400)
+    monkeypatch.setattr(counts_module, "MOST_VALUES", 800)
+    monkeypatch.setattr(counts_module, "COMMON", 400)
     for seed, parts in ((0, 1), (1, 13), (2, 60)):
         values, exact = captions(seed)
         counts = counted(values, parts, seed)
@@ -148,8 +152,8 @@ def test_common_values_survive_among_many_rare_ones(monkeypatch: pytest.MonkeyPa
 def test_many_numbers_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     values = RNG.permutation(np.concatenate([RNG.normal(0, 50, 1000), np.arange(9000) * 3.5]))
     exact, _ = attributes({"size": counted(values)}, 4, 0.01)
-    monkeypatch.setattr(binarise, "MOST_VALUES", 9_000)
-    monkeypatch.setattr(binarise, "COMMON", 400)
+    monkeypatch.setattr(counts_module, "MOST_VALUES", 9_000)
+    monkeypatch.setattr(counts_module, "COMMON", 400)
     found = [attributes({"size": counted(values, p, p)}, 4, 0.01)[0] for p in (1, 4, 9)]
     assert found[0] == found[1] == found[2]
     shares = sorted(a.share for a in found[0])
@@ -169,13 +173,15 @@ def test_attributes_of_captions_have_exact_shares() -> None:
     text = text[np.random.default_rng(0).permutation(len(text))]
     ids = np.arange(len(text))
     rows = pa.table({ID: ids, KEY: pa.nulls(len(text), pa.string()), "text": text})
-    for step in (9_999, 47_001):
+    captions = [("is a cat", 9_000), ("is a dog", 1_500)]
+    words = [("says a", 10_500), ("says caption", rare), ("says cat", 9_000), ("says dog", 1_500)]
+    for step, kind, names in ((9_999, "category", captions), (47_001, "text", words)):
         data = ray.data.from_arrow([rows.slice(i, step) for i in range(0, len(rows), step)])
-        found = cluster_metadata(data, ClustersConfig(), None, ("text",))
+        found = cluster_metadata(data, ClustersConfig(types=(f"text={kind}",)), None, ("text",))
         assert [(a.name, a.share) for a in found.chosen] == [
-            ("text is a cat", 9_000 / len(text)),
-            ("text is a dog", 1_500 / len(text)),
+            (f"text {name}", count / len(text)) for name, count in names
         ]
+        assert found.columns[0].values is None
 
 
 def test_words_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +190,12 @@ def test_words_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tfidf, "CHUNK", 512)
     text = [f"w{n} {'wing' if n % 3 else 'leg'} c{n % 40}" for n in range(6_000)]
     table = pa.table({"note": text})
-    parts = [tfidf._count(table.slice(i, 1_700), ["note"]) for i in range(0, 6_000, 1_700)]
+    parts = [tfidf._count(table.slice(i, 1_700), ["note"], {}) for i in range(0, 6_000, 1_700)]
     whole = parts[0] + parts[1] + (parts[2] + parts[3])
     assert len(whole.documents) <= 1_000
     assert 0 < whole.undercount <= whole.total / 500
     monkeypatch.setattr(tfidf, "tally", lambda rows, count: count(rows))
-    chosen = tfidf._vocabulary(table, ["note"], whole)  # type: ignore[arg-type]
+    chosen = tfidf._vocabulary(table, [Bag(View(("note",)))], whole)  # type: ignore[arg-type]
     assert chosen[:2] == [("note=wing", 4_000), ("note=leg", 2_000)]
     assert dict(chosen[2:]) == {f"note=c{n}": 150 for n in range(40)}
 

@@ -23,7 +23,7 @@ def features(
     """Feature by id."""
     step = -(-len(table) // parts)
     pieces = [table.slice(i, step) for i in range(0, len(table), step)]
-    made, line = vectors(ray.data.from_arrow(pieces), columns)
+    made, line, _ = vectors(ray.data.from_arrow(pieces), columns)
     return {row[ID]: row["feature"] for row in made.take_all()}, line
 
 

@@ -345,6 +345,8 @@ def test_nobody_at_the_address(address: str) -> None:
         ({"data.label": "always"}, ["only one class"]),
         ({"clusters.columns": ("colour", "shape")}, ["clusters.columns 'shape'", "colour"]),
         ({"clusters.columns": ("species",)}, ["holds the label 'species'"]),
+        ({"clusters.types": ("colours=text",)}, ["clusters.types 'colours'", "mean 'colour'?"]),
+        ({"clusters.types": ("colour=date",)}, ["the value 'red' of column 'colour' is not a d"]),
         ({"train.batch_size": 500}, ["fewer than train.batch-size 500"]),
         ({"train.batch_size": 4, "scale.workers": "3"}, ["too small for 3 workers"]),
         ({"model.backbone": "resnet19"}, ["'resnet19' is unknown", "resnet18"]),

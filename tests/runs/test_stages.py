@@ -14,10 +14,12 @@ import pytest
 import wcl_ray.runs.clusters
 import wcl_ray.runs.rounds
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.columns import ColumnSummary
+from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import ClustersConfig, Config, LossConfig, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.runs.capacity import Scale
-from wcl_ray.runs.clusters import check_levels, cluster_images
+from wcl_ray.runs.clusters import _summary, check_levels, cluster_images, qualities, report
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, claim
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.pretrain import evaluate
@@ -82,6 +84,16 @@ def test_clusters_of_a_run_are_not_made_again(arm: Arm) -> None:
     clusters = cluster_images(arm.config, CheckedImages(arm.images), arm.run)
     assert clusters.clusters.tolist() == [[0], [0], [1]]
     assert clusters.names == ("kmeans-2",)
+
+
+def test_columns_are_told_and_kept(arm: Arm, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = (ColumnSummary("taken", "date", 9, 0.5, "4 seasons"),)
+    clustering = Clustering(table(arm), None, 0, columns=columns)
+    quality = qualities(clustering.assignment, None, arm.config)
+    report(clustering, quality, arm.config)
+    assert "taken    date        9     50.0%   4 seasons\n" in capsys.readouterr().out
+    (kept,) = json.loads(_summary(clustering, quality))["columns"]
+    assert kept["outcome"] == "4 seasons"
 
 
 def test_a_round_that_is_done_is_not_trained_again(

@@ -12,6 +12,10 @@ A column of integers (or of floats without a fraction) looks like
   name is that of a table's saved index: empty, ``Unnamed: 0``, ``index``, ``row`` or the like.
 
 Measurements are neither: where they are dense, they repeat.
+
+Identifiers of things that recur (at most one distinct value in two rows, under the name of an
+identifier) are categories, and so is a column that its counts alone show to have no order
+(:func:`unordered`).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +32,8 @@ from wcl_ray.data.split import uniform
 
 SAMPLE = 1024  # distinct values whose rows are counted
 LEAST = 20  # columns with no more values are not called row numbers
+LEAST_UNORDERED = 30  # nor those with fewer unordered
+DISPERSION = 4.0  # variance of the counts over their mean; 1 is chance
 
 _INDEX = re.compile(
     r"(unnamed[:_ ]*\d[\d._]*|(row|line)[ _-]?(number|num|index|id)?|(df[ _-]?)?index"
@@ -107,6 +114,65 @@ def _sample(level: int, values: np.ndarray, counts: np.ndarray) -> tuple[int, Co
     return level, Counter(dict(zip(values[kept].tolist(), counts[kept].tolist(), strict=True)))
 
 
+def name_words(name: str) -> list[str]:
+    """The words of a column's name in lower case.
+
+    >>> name_words("senderId_2")
+    ['sender', 'id', '2']
+    """
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    return [word.lower() for word in words]
+
+
+def is_index_name(name: str) -> bool:
+    """Whether a name is that of a table's saved index."""
+    return _INDEX.fullmatch(name.strip()) is not None
+
+
+def is_id_name(name: str) -> bool:
+    """Whether a name is that of an identifier."""
+    words = name_words(name)
+    return bool(words) and (words[-1] in _LAST or words[0] == "id")
+
+
+def unordered(name: str, values: Mapping[float, int], spread: Spread) -> bool:
+    """Whether an integer column numbers things, as its counts show.
+
+    The values are 0 or 1 to some number, with few gaps; their counts differ far more than by
+    chance; and these counts look shuffled: their von Neumann ratio (mean square of successive
+    differences over the variance; 2 if shuffled) is near 2, small and large values are equally
+    frequent, and round ones are no more frequent than others. The counts of quantities are smooth
+    (ratio near 0), have few large values, or heap at round ones. What is not clear is a quantity,
+    and so are columns named after a time.
+
+    Args:
+        values: value → number of rows.
+    """
+    if not spread.integers or spread.low not in (0, 1) or _TIMES & set(name_words(name)):
+        return False
+    m = spread.high - spread.low + 1
+    if len(values) < LEAST_UNORDERED or len(values) < 0.8 * m:
+        return False
+    counts = np.zeros(m)
+    for value, count in values.items():
+        counts[int(value) - spread.low] = count
+    if counts.var() < DISPERSION * counts.mean():
+        return False
+    y = np.log1p(counts)
+    y -= y.mean()
+    deviation = y.std()
+    ratio = np.square(np.diff(y)).mean() / deviation**2
+    drift = np.abs(np.cumsum(y)).max() / (deviation * math.sqrt(m))  # Kolmogorov and Smirnov
+    if ratio < 2 - 3 / math.sqrt(m) or drift > 1.3:
+        return False
+    for step in (2, 5, 10):
+        is_round = np.arange(spread.low, spread.high + 1) % step == 0
+        error = deviation * math.sqrt(1 / is_round.sum() + 1 / (~is_round).sum())
+        if y[is_round].mean() - y[~is_round].mean() > 2 * error:
+            return False
+    return True
+
+
 def identifier(name: str, spread: Spread, known: int) -> str | None:
     """Why an integer column looks like row numbers or an identifier; None if it does not.
 
@@ -115,9 +181,8 @@ def identifier(name: str, spread: Spread, known: int) -> str | None:
     """
     if not spread.integers or not known:
         return None
-    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
-    words = [word.lower() for word in words] or [""]
-    if _INDEX.fullmatch(name.strip()) or words[-1] in _LAST or words[0] == "id":
+    words = name_words(name) or [""]
+    if is_index_name(name) or is_id_name(name):
         return (
             "integers under the name of an index or identifier; give it in --clusters.columns to "
             "use its values as categories"

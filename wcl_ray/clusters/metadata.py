@@ -7,8 +7,9 @@ the second turns every row into one key per granularity. Rows with equal keys fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +17,17 @@ import ray
 from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
-from wcl_ray.clusters.binarise import (
-    Attribute,
-    ColumnCounts,
-    Columns,
-    attributes,
-    count_column,
-    count_selected,
-)
+from wcl_ray.clusters.binarise import Attribute, attributes
+from wcl_ray.clusters.columns import ColumnSummary
+from wcl_ray.clusters.counts import ColumnCounts, Columns, count_selected, count_table
 from wcl_ray.clusters.tally import NO_ROWS, tally
+from wcl_ray.clusters.types import ColumnType, detect, views_to_count
+from wcl_ray.clusters.views import View, read
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import hash_strings
 from wcl_ray.data.sources.base import ID, KEY
-from wcl_ray.data.values import plain, value_names
+from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 
@@ -46,6 +44,7 @@ class Clustering:
         chosen: the attributes of the largest top-k, by decreasing entropy.
         skipped: column → why it was not used.
         notes: warnings to show the user.
+        columns: the type of each metadata column, and what became of it.
     """
 
     assignment: Assignment
@@ -54,6 +53,7 @@ class Clustering:
     chosen: tuple[Attribute, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    columns: tuple[ColumnSummary, ...] = ()
 
 
 def columns_of(config: ClustersConfig, label: str | None, available: tuple[str, ...]) -> list[str]:
@@ -105,10 +105,11 @@ def attribute_bits(
         are false.
 
     Raises:
-        UserError: no column gives a usable attribute.
+        UserError: no column gives a usable attribute, or see :func:`count_types`.
     """
-    counts = count_columns(rows, columns, None, config.min_share)
-    chosen, _ = attributes(counts, config.quantiles, config.min_share, config.columns)
+    given, share = config.column_types, config.min_share
+    counts, types = count_types(rows, columns, None, given, config.quantiles, share)
+    chosen, _ = attributes(counts, config.quantiles, config.min_share, config.columns, types)
     if not chosen:
         raise UserError(f"no column gives a usable attribute: {', '.join(columns)}")
     return pack_attributes(rows, chosen[:most], most)
@@ -128,10 +129,10 @@ def pack_attributes(
     """
 
     def pack(table: pa.Table) -> pa.Table:
-        arrays = {name: plain(table[name]) for name in {a.column for a in chosen}}
+        arrays = read(table, [attribute.source for attribute in chosen])
         bits = np.zeros((table.num_rows, most), dtype=bool)
         for i, attribute in enumerate(chosen):
-            bits[:, i] = attribute.mask(arrays[attribute.column])
+            bits[:, i] = attribute.mask(arrays[attribute.source])
         packed = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(most // 8), table.num_rows, [None, pa.py_buffer(np.packbits(bits, axis=1))]
         )
@@ -147,38 +148,73 @@ def pack_attributes(
     return ids[order], packed[order]
 
 
-def count_columns(
-    rows: Dataset, columns: list[str], label: str | None, min_share: float | None = None
-) -> dict[str, ColumnCounts]:
-    """Counts of the columns, exact for all values that can become attributes.
+def count_columns(rows: Dataset, columns: list[str], label: str | None) -> Columns:
+    """Counts of the columns, for the leak check."""
+    return tally(rows, lambda table: count_table(table, columns, _labels(table, label)))
+
+
+def _labels(table: pa.Table, label: str | None) -> pa.Array | None:
+    return None if label is None else value_texts(label, table, "data.label")
+
+
+def count_types(
+    rows: Dataset,
+    columns: list[str],
+    label: str | None,
+    given: Mapping[str, str],
+    quantiles: int,
+    min_share: float,
+) -> tuple[Columns, dict[str, ColumnType]]:
+    """Types of the columns, and counts of these and of their views, exact for all values that can
+    become attributes.
 
     Args:
-        min_share: smallest share of an attribute; None: counts are only for the leak check.
+        given, quantiles: see :func:`detect`.
+        min_share: smallest share of an attribute.
+
+    Raises:
+        UserError: a given type that does not fit the values.
     """
 
     def count(table: pa.Table) -> Columns:
-        labels = None if label is None else value_texts(label, table, "data.label")
-        return Columns({name: count_column(table[name], labels) for name in columns})
+        views = views_to_count(table.schema, columns, given)
+        return count_table(table, columns, _labels(table, label), views)
 
     counts = tally(rows, count)
-    candidates = {}
-    for name, column in counts.items():
-        if column.undercount and column.kind != "number" and min_share is not None:
+    types = detect(counts, quantiles, given)
+    return recount(rows, counts, types, min_share), types
+
+
+def recount(
+    rows: Dataset, counts: Columns, types: dict[str, ColumnType], min_share: float
+) -> Columns:
+    """The counts, exact for all values that can become attributes: of columns with too many values
+    the common ones are counted again.
+
+    Args:
+        min_share: smallest share of an attribute.
+    """
+    candidates: dict[View, list[Any]] = {}
+    for view in (view for column_type in types.values() for view in column_type.views):
+        column = counts[view.key]
+        if column.undercount and column.kind != "number":
             least = column.min_rows(min_share) - column.undercount
-            candidates[name] = [value for value, n in column.values.items() if n >= least]
+            candidates[view] = [value for value, n in column.values.items() if n >= least]
     if not candidates:
         return counts
 
-    def recount(table: pa.Table) -> Columns:
-        return Columns({n: count_selected(table[n], values) for n, values in candidates.items()})
+    def count(table: pa.Table) -> Columns:
+        arrays = read(table, candidates)
+        return Columns({v: count_selected(arrays[v], c) for v, c in candidates.items()})
 
-    for name, exact in tally(rows, recount).items():
-        least = counts[name].min_rows(min_share or 0)
-        counts[name].values = Counter({v: n for v, n in exact.items() if n >= least})
+    for view, exact in tally(rows, count).items():
+        column = counts[view.key]
+        least = column.min_rows(min_share)
+        column.values = Counter({value: n for value, n in exact.items() if n >= least})
     return counts
 
 
-def leaks(counts: dict[str, ColumnCounts], label: str | None) -> list[str]:
+def leaks(counts: Mapping[str, ColumnCounts], label: str | None) -> list[str]:
     """Warnings of columns that determine the label.
 
     Raises:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.columns import render as render_columns
 from wcl_ray.clusters.features import images_to_cluster
 from wcl_ray.clusters.metadata import Clustering, check, cluster_metadata, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render, warning
@@ -118,7 +119,10 @@ def build_similarity(config: Config, images: Images, assignment: Assignment) -> 
             f"clusters.columns holds the label {images.label!r}, which would give away the answer "
             "of the evaluation; leave it out"
         )
-    metadata = metadata_bits(images.metadata(columns), columns, named, assignment.ids, needed_by)
+    types = config.clusters.column_types
+    images.train.check_columns(tuple(types), "clusters.types")
+    rows = images.metadata(columns)
+    metadata = metadata_bits(rows, columns, named, assignment.ids, types, needed_by)
     bare = int((~metadata.bits.any(1)).sum())
     without = f"; {bare:,} images have none" if bare else ""
     attributes = f"{metadata.count} attributes of {len(columns)} columns{without}"
@@ -131,6 +135,7 @@ def _summary(clustering: Clustering, quality: list[Quality]) -> bytes:
     summary = {
         "quality": [q.to_dict() for q in quality],
         "attributes": [asdict(a) for a in clustering.chosen],
+        "columns": [asdict(column) for column in clustering.columns],
         "skipped": clustering.skipped,
         "notes": list(clustering.notes),
     }
@@ -173,6 +178,7 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
         base = singletons(config, images)
         return replace(base, assignment=table.assign(base.assignment))
     source.check_columns(clusters.columns, "clusters.columns")
+    source.check_columns(tuple(clusters.column_types), "clusters.types")
     columns = columns_of(clusters, label, images.available)
     rows = images.metadata(list(dict.fromkeys([*columns, *([label] if label else [])])))
     return cluster_metadata(rows, clusters, label, images.available, config.seed, strict=False)
@@ -220,13 +226,14 @@ def read_labels(config: Config, images: Images, ids: np.ndarray) -> np.ndarray |
 
 
 def report(clustering: Clustering, quality: list[Quality], config: Config) -> None:
-    """Print which attributes the clusters are built from, and their quality."""
+    """Print the types of the columns, the attributes that the clusters are built from, and their
+    quality."""
+    if clustering.columns:
+        put(f"\n{render_columns(clustering.columns)}\n")
     if clustering.chosen:
         names = [f"{a.name} ({a.entropy:.2f} bits)" for a in clustering.chosen]
         rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
         put(f"attributes: {', '.join(names[:6])}{rest}")
-    for name, reason in clustering.skipped.items():
-        put(f"left out: column {name!r}, {reason}")
     show_quality(quality, config)
     for note in clustering.notes:
         warn(note)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from wcl_ray.clusters.binarise import Attribute
+from wcl_ray.clusters.columns import ColumnSummary
 from wcl_ray.clusters.metadata import Clustering, assign, count_columns, leaks
 from wcl_ray.config import ClustersConfig
 from wcl_ray.errors import UserError
@@ -30,7 +31,7 @@ class Kind:
         default: values of that option if none are given.
         columns: metadata columns that are read.
         values: values of the granularity option.
-        chosen, skipped, notes: see :class:`wcl_ray.clusters.metadata.Clustering`.
+        chosen, skipped, notes, summaries: see :class:`wcl_ray.clusters.metadata.Clustering`.
     """
 
     needs: Needs = "columns"
@@ -50,6 +51,7 @@ class Kind:
         self.chosen: list[Attribute] = []
         self.skipped: dict[str, str] = {}
         self.notes: list[str] = []
+        self.summaries: list[ColumnSummary] = []
 
     def find_columns(self, available: tuple[str, ...]) -> list[str]:
         """The columns of ``clusters.columns``, by default all but the label.
@@ -98,8 +100,8 @@ class Kind:
         """Cluster all rows (see :meth:`prepare`)."""
         self.prepare(rows)
         assignment, labels, classes = assign(rows, self.keys, self.names, self.label)
-        notes = tuple(self.notes)
-        return Clustering(assignment, labels, classes, tuple(self.chosen), self.skipped, notes)
+        chosen, notes, columns = tuple(self.chosen), tuple(self.notes), tuple(self.summaries)
+        return Clustering(assignment, labels, classes, chosen, self.skipped, notes, columns)
 
 
 def no_keys(table: pa.Table) -> list[pa.Array]:

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from wcl_ray.clusters.binarise import ColumnCounts, attributes
+from wcl_ray.clusters.binarise import attributes, outcomes
+from wcl_ray.clusters.columns import summarise
 from wcl_ray.clusters.kinds import Kind
-from wcl_ray.clusters.metadata import count_columns, leaks
-from wcl_ray.data.values import plain
+from wcl_ray.clusters.metadata import count_types, leaks
+from wcl_ray.clusters.types import ColumnType
+from wcl_ray.clusters.views import read
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 
@@ -31,17 +33,20 @@ class Attributes(Kind):
     granularity = "top_k"
     singleton_if_none_true = False
 
-    def usable(self, counts: dict[str, ColumnCounts]) -> dict[str, ColumnCounts]:
+    def usable(self, types: dict[str, ColumnType]) -> dict[str, ColumnType]:
         """The columns that attributes are made of."""
-        return counts
+        return types
 
     def prepare(self, rows: Dataset) -> None:
         config = self.config
-        counts = self.usable(count_columns(rows, self.columns, self.label, config.min_share))
-        self.notes += leaks(counts, self.label)
+        given, share = config.column_types, config.min_share
+        counts, types = count_types(rows, self.columns, self.label, given, config.quantiles, share)
+        types = self.usable(types)
+        self.notes += leaks({name: counts[name] for name in types}, self.label)
         chosen, self.skipped = attributes(
-            counts, config.quantiles, config.min_share, config.columns
+            counts, config.quantiles, config.min_share, config.columns, types
         )
+        self.summaries = summarise(types, counts, outcomes(chosen), self.skipped)
         if not chosen:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
             raise UserError(f"no column gives a usable attribute ({reasons})")
@@ -53,20 +58,20 @@ class Attributes(Kind):
     def keys(self, table: pa.Table) -> list[pa.Array]:
         """Joint pattern of the first k attributes, as the XOR of the codes of the true ones; null
         if all their columns are empty, so that the keys of one k do not depend on another."""
-        arrays = {name: plain(table[name]) for name in {a.column for a in self.chosen}}
+        arrays = read(table, [attribute.source for attribute in self.chosen])
         empty = {
-            name: array.is_null().to_numpy(zero_copy_only=False) | _empty_lists(array)
-            for name, array in arrays.items()
+            view: array.is_null().to_numpy(zero_copy_only=False) | _empty_lists(array)
+            for view, array in arrays.items()
         }
         all_empty = np.ones(table.num_rows, dtype=bool)
         any_true = np.zeros(table.num_rows, dtype=bool)
         code = np.zeros(table.num_rows, dtype=np.uint64)
         patterns: dict[int, pa.Array] = {}
         for k, attribute in enumerate(self.chosen, start=1):
-            mask = attribute.mask(arrays[attribute.column])
+            mask = attribute.mask(arrays[attribute.source])
             code ^= np.where(mask, np.uint64(attribute.code), np.uint64(0))
             any_true |= mask
-            all_empty &= empty[attribute.column]
+            all_empty &= empty[attribute.source]
             if k in self.values or k == len(self.chosen):
                 singleton = ~any_true if self.singleton_if_none_true else all_empty
                 patterns[k] = pa.array(code.astype(np.int64), mask=singleton)

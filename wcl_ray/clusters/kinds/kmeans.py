@@ -37,10 +37,14 @@ class KMeansClusters(Kind):
         singletons, labels, classes = assign(rows, self.keys, ("instance",), self.label)
         if not self.columns:
             return Clustering(singletons, labels, classes)
-        features, text = vectors(rows, self.columns, self.config.columns)
+        config = self.config
+        features, text, summaries = vectors(
+            rows, self.columns, config.columns, config.quantiles, config.column_types
+        )
         say("vectors", text)
         ids = singletons.ids
-        ks = choose_k(self.config, len(ids))
-        clusters = cluster_features(features, ids, ks, self.config, seed=seed)
+        ks = choose_k(config, len(ids))
+        clusters = cluster_features(features, ids, ks, config, seed=seed)
         assignment = Assignment(ids, clusters.clusters, clusters.names, singletons.keys)
-        return Clustering(assignment, labels, classes, notes=tuple(self.notes))
+        notes = tuple(self.notes)
+        return Clustering(assignment, labels, classes, notes=notes, columns=tuple(summaries))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wcl_ray.clusters.binarise import ColumnCounts
 from wcl_ray.clusters.kinds.attributes import Attributes
+from wcl_ray.clusters.types import ColumnType
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 
@@ -14,14 +14,14 @@ class Tags(Attributes):
 
     singleton_if_none_true = True
 
-    def usable(self, counts: dict[str, ColumnCounts]) -> dict[str, ColumnCounts]:
-        lists = {name: column for name, column in counts.items() if column.kind == "list"}
-        if self.config.columns and len(lists) < len(counts):
-            other = next(name for name in counts if name not in lists)
+    def usable(self, types: dict[str, ColumnType]) -> dict[str, ColumnType]:
+        lists = {name: kind for name, kind in types.items() if kind.name == "tags"}
+        if self.config.columns and len(lists) < len(types):
+            other = next(name for name in types if name not in lists)
             raise UserError(f"clusters.kind tags: column {other!r} is not a list of tags")
         if not lists:
             raise UserError(
-                f"clusters.kind tags needs a column of lists, and {', '.join(counts)} are not; use "
+                f"clusters.kind tags needs a column of lists, and {', '.join(types)} are not; use "
                 "--clusters.kind attributes"
             )
         return lists
