@@ -12,13 +12,14 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from wcl_ray.config import ModelConfig
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
 
 Needs = Literal["nothing", "label", "metadata", "prototypes"]
+Outputs = tuple[Tensor, ...]
 
 
 class LocalBatch(NamedTuple):
@@ -32,9 +33,9 @@ class LocalBatch(NamedTuple):
         temperature: of the configuration, > 0.
     """
 
-    clusters: torch.Tensor
-    valid: torch.Tensor
-    attributes: torch.Tensor
+    clusters: Tensor
+    valid: Tensor
+    attributes: Tensor
     offset: int
     temperature: float
 
@@ -57,9 +58,7 @@ class Method(nn.Module):
         super().__init__()
         self.sizes = sizes
 
-    def forward(
-        self, features: torch.Tensor, embeddings: tuple[torch.Tensor, ...], attributes: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: Tensor, embeddings: Outputs, attributes: Tensor) -> Outputs:
         """Inputs of :meth:`loss`; uses all parameters.
 
         Args:
@@ -69,7 +68,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def loss(self, outputs: tuple[torch.Tensor, ...], batch: LocalBatch) -> LossResult:
+    def loss(self, outputs: Outputs, batch: LocalBatch) -> LossResult:
         """This worker's part of the loss, so that the mean over the workers is the loss of the
         global batch; in float32."""
         raise NotImplementedError
@@ -79,16 +78,29 @@ class Method(nn.Module):
         but not when it is resumed."""
 
 
+class Classifier(Method):
+    """A linear layer on the backbone's features; the output is its logits (2b, sizes[0])."""
+
+    projects = False
+
+    def __init__(self, feature_dim: int, model: ModelConfig, sizes: tuple[int, ...]) -> None:
+        super().__init__(feature_dim, model, sizes)
+        self.classifier = nn.Linear(feature_dim, sizes[0])
+
+    def forward(self, features: Tensor, embeddings: Outputs, attributes: Tensor) -> Outputs:
+        return (self.classifier(features),)
+
+
 class Preset(Method):
     """Cl-InfoNCE with one kind of clusters, see :func:`wcl_ray.train.loop.batch_loss`."""
 
 
-def unit(x: torch.Tensor) -> torch.Tensor:
+def unit(x: Tensor) -> Tensor:
     """float32 rows of unit length."""
     return F.normalize(x.float(), dim=1)
 
 
-def mean_loss(losses: torch.Tensor, used: torch.Tensor) -> LossResult:
+def mean_loss(losses: Tensor, used: Tensor) -> LossResult:
     """The local part of the mean over the images of the global batch that are used.
 
     Args:

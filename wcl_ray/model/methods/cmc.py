@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from wcl_ray.config import ModelConfig
 from wcl_ray.model.encoder import build_projector
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
-from wcl_ray.model.methods import LocalBatch, Method, mean_loss, unit
+from wcl_ray.model.methods import LocalBatch, Method, Outputs, mean_loss, unit
 from wcl_ray.registry import METHODS
 
 
@@ -31,12 +32,10 @@ class CMC(Method):
         super().__init__(feature_dim, model, sizes)
         self.metadata = build_projector(sizes[0], model.projector, model.projector_norm)
 
-    def forward(
-        self, features: torch.Tensor, embeddings: tuple[torch.Tensor, ...], attributes: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: Tensor, embeddings: Outputs, attributes: Tensor) -> Outputs:
         return embeddings[0], self.metadata(attributes)
 
-    def loss(self, outputs: tuple[torch.Tensor, ...], batch: LocalBatch) -> LossResult:
+    def loss(self, outputs: Outputs, batch: LocalBatch) -> LossResult:
         z, m = map(unit, outputs)  # (2b, D), (b, D)
         used = batch.valid & (batch.attributes > 0).any(1)
         all_used, all_m = gather(used.long()) > 0, gather(m)

@@ -13,11 +13,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from wcl_ray.config import ModelConfig
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult, cl_infonce
-from wcl_ray.model.methods import LocalBatch, Method, mean_loss, unit
+from wcl_ray.model.methods import LocalBatch, Method, Outputs, mean_loss, unit
 from wcl_ray.registry import METHODS
 
 ALPHA = 10.0
@@ -30,9 +31,9 @@ class PCL(Method):
 
     kind = "kmeans"
     needs = "prototypes"
-    means: torch.Tensor
-    distances: torch.Tensor
-    members: torch.Tensor
+    means: Tensor
+    distances: Tensor
+    members: Tensor
 
     def __init__(self, feature_dim: int, model: ModelConfig, sizes: tuple[int, ...]) -> None:
         super().__init__(feature_dim, model, sizes)
@@ -51,12 +52,10 @@ class PCL(Method):
             ]
             self.members.copy_(torch.from_numpy(np.concatenate(counts)))
 
-    def forward(
-        self, features: torch.Tensor, embeddings: tuple[torch.Tensor, ...], attributes: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: Tensor, embeddings: Outputs, attributes: Tensor) -> Outputs:
         return (embeddings[0],)
 
-    def loss(self, outputs: tuple[torch.Tensor, ...], batch: LocalBatch) -> LossResult:
+    def loss(self, outputs: Outputs, batch: LocalBatch) -> LossResult:
         z = unit(outputs[0])
         (z1, z2), all_z1, all_z2 = z.chunk(2), *map(gather, z.chunk(2))
         all_valid = gather(batch.valid.long()) > 0
@@ -87,7 +86,7 @@ class PCL(Method):
         return result._replace(loss=loss)
 
     @torch.no_grad()
-    def _update(self, level: slice, clusters: torch.Tensor, views: torch.Tensor) -> None:
+    def _update(self, level: slice, clusters: Tensor, views: Tensor) -> None:
         """Move the prototypes of a granularity towards the global batch.
 
         Args:
@@ -106,7 +105,7 @@ class PCL(Method):
         self.means[level] = means
         self.distances[level] = distances + weight * (apart - distances)
 
-    def _temperatures(self, level: slice, temperature: float) -> torch.Tensor:
+    def _temperatures(self, level: slice, temperature: float) -> Tensor:
         """(K,): the concentration φ of each prototype of a granularity, of mean ``temperature``
         over those with images."""
         phi = self.distances[level] / torch.log(self.members[level] + ALPHA)

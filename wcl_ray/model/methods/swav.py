@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from wcl_ray.config import ModelConfig
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
-from wcl_ray.model.methods import LocalBatch, Method, mean_loss, unit
+from wcl_ray.model.methods import LocalBatch, Method, Outputs, mean_loss, unit
 from wcl_ray.registry import METHODS
 
 EPSILON = 0.05  # of the entropy regularisation, as in the paper
@@ -33,13 +33,11 @@ class SwAV(Method):
         super().__init__(feature_dim, model, sizes)
         self.prototypes = nn.Parameter(unit(torch.randn(sizes[0], model.projector[-1])))
 
-    def forward(
-        self, features: torch.Tensor, embeddings: tuple[torch.Tensor, ...], attributes: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: Tensor, embeddings: Outputs, attributes: Tensor) -> Outputs:
         with torch.autocast(features.device.type, enabled=False):
             return (unit(embeddings[0]) @ unit(self.prototypes).T,)  # (2b, K)
 
-    def loss(self, outputs: tuple[torch.Tensor, ...], batch: LocalBatch) -> LossResult:
+    def loss(self, outputs: Outputs, batch: LocalBatch) -> LossResult:
         scores = outputs[0].chunk(2)
         all_valid = gather(batch.valid.long()) > 0
         local = slice(batch.offset, batch.offset + len(batch.valid))
@@ -49,7 +47,7 @@ class SwAV(Method):
         return mean_loss(losses, batch.valid)
 
 
-def sinkhorn(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def sinkhorn(scores: Tensor, valid: Tensor) -> Tensor:
     """Soft assignments (B, K) of valid images to prototypes in equal parts; rows sum to 1, those of
     invalid images to 0.
 
