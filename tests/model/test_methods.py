@@ -142,7 +142,7 @@ def slow_pcl(network: Encoder) -> float:
     z = nn.functional.normalize(z, dim=1)
     z1, z2 = z[:B][USED], z[B:][USED]
     alone = torch.full((len(USED), 1), -1)
-    total = float(cl_infonce(z1, z2, z1, z2, alone, alone, 0, TAU).loss)
+    total = cl_infonce(z1, z2, z1, z2, alone, alone, 0, TAU).loss.item()
     for g in (0, 1):
         column = clusters()[:, g]
         members = {c: [i for i in USED if column[i] == c] for c in sorted(set(column.tolist()))}
