@@ -87,7 +87,7 @@ class Similarity:
 
     def describe(self) -> str:
         """One line, such as ``12 attributes of colour, tags (left out: day, an identifier)``."""
-        count = int((self.metadata.weights > 0).sum())
+        count = self.metadata.count
         reasons = "; ".join(f"{name}, {reason}" for name, reason in self.skipped.items())
         bare = int((~self.metadata.bits.any(1)).sum())
         text = f"{count} attributes of {', '.join(self.used)}"
