@@ -235,14 +235,63 @@ def test_the_table_of_the_option_is_no_file_of_the_source(tmp_path: Path) -> Non
     (tmp_path / "metadata.csv").write_text("number,legs\n1,4\n2,3\n")
     with pytest.raises(UserError, match=r"no column 'file_name'.*--data\.table"):
         open_source(DataConfig(path=str(tmp_path)))
-    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/metadata.csv"))
-    assert values(source, "legs") == {"cat/1.png": 4, "dog/2.png": 3}
+    data = DataConfig(path=str(tmp_path), table=f"{tmp_path}/metadata.csv", key="number")
+    assert values(open_source(data), "legs") == {"cat/1.png": 4, "dog/2.png": 3}
     (tmp_path / "metadata.csv").unlink()
     pq.write_table(pa.table({"number": [1, 2], "legs": [4, 3]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"no image column|several formats.*--data\.table"):
         open_source(DataConfig(path=str(tmp_path)))
-    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/t.parquet"))
+    source = open_source(replace(data, table=f"{tmp_path}/t.parquet"))
     assert values(source, "legs") == {"cat/1.png": 4, "dog/2.png": 3}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("label", [None, "rank"])
+def test_numbers_are_names_only_in_columns_of_usual_names(
+    tmp_path: Path, suffix: str, label: str | None
+) -> None:
+    """Also if they are texts, as the label of a CSV file is."""
+    write_images(tmp_path / "a", *(f"{n}.png" for n in range(10)))
+    rows = [(f"p{n}", 9 - n) for n in range(10)]
+    path = tmp_path / f"a/t.{suffix}"
+    if suffix == "parquet":
+        texts = pa.table({"person": [p for p, _ in rows], "rank": [str(r) for _, r in rows]})
+        pq.write_table(texts, path)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps({"person": p, "rank": r}) + "\n" for p, r in rows))
+    else:
+        path.write_text(csv(rows, "person,rank").replace(",", "," if suffix == "csv" else "\t"))
+    data = DataConfig(path=f"{tmp_path}/a", table=str(path), label=label)
+    text = failure(data)
+    assert "no row belongs to an image" in text
+    assert "--data.key" in text
+    source = open_source(replace(data, key="rank"))
+    assert values(source, "person") == {f"{n}.png": f"p{9 - n}" for n in range(10)}
+    if suffix != "parquet":
+        source = open_source(replace(data, table=None))
+        assert (source.columns, source.match) == ((), None)
+        assert any("no row belongs" in note for note in source.notes)
+
+
+def test_few_names_do_not_make_a_column_the_images_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "a", *(f"{n}.png" for n in range(10)))
+    (tmp_path / "t.csv").write_text(csv([(f"{n + 6}.png", n) for n in range(10)], "scan,legs"))
+    data = DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv")
+    text = failure(data)
+    assert "column 'scan' names 4 of 10 images only" in text
+    assert "--data.key scan" in text
+    open_images(replace(data, key="scan"), "", 0)
+    assert "fewer than half" not in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text(csv([(f"{n + 5}.png", n) for n in range(10)], "scan,legs"))
+    assert values(open_source(data), "legs")["9.png"] == 4
+    # a usual name is enough, but the line is a warning
+    (tmp_path / "t.csv").write_text(csv([(f"{n + 6}.png", n) for n in range(10)], "image,legs"))
+    open_images(data, "", 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith("warning: 4 of 10 images have a row") for line in lines] == [True]
+    assert "fewer than half; see --data.key" in lines[0]
 
 
 def test_a_table_joins_a_folder_with_its_own(tmp_path: Path) -> None:

@@ -137,7 +137,11 @@ def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0
         warn(note)
     for side, source in (("", train), ("test images: ", test)):
         if source is not None and source.match is not None:
-            say("table", side + source.match.describe())
+            line = side + source.match.describe()
+            if source.match.sparse and data.key is None:
+                warn(f"{line}: fewer than half; see --data.key")
+            else:
+                say("table", line)
     if data.label in ("feature", "view"):
         raise UserError(f"data.label {data.label!r} is a name that wcl_ray uses itself; rename it")
     if data.label is not None:

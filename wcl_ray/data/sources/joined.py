@@ -134,7 +134,7 @@ def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None
         try:
             table = _read_table(files.fs, path, path, data)
             joined = _joined(source, table, data.key, path)
-            if joined.match is not None and 2 * joined.match.matched < joined.match.images:
+            if joined.match is not None and joined.match.sparse:
                 numbers = f"{joined.match.matched:,} of {joined.match.images:,} images"
                 raise UserError(f"{path}: it has rows for {numbers} only; see --data.table")
             fitting[path] = joined
