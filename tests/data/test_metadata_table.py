@@ -425,7 +425,7 @@ def test_a_table_beside_parquet(
     images = open_images(data, str(tmp_path), 0)
     text = capsys.readouterr().out
     assert "90 of 96 images have a row, 1 rows have no image" in text
-    assert "the values of 'colour' are those of data.table" in text
+    assert "t.csv replaces the values of 'colour'" in text
     assert images.available == ("species", "size", "marks", "habitat", "colour")
     rows = rows_of(images.train, "colour", "species", "habitat")
     assert rows[ids[5]] == {"colour": "c5", "species": "s1", "habitat": "h5"}

@@ -31,7 +31,7 @@ from wcl_ray.data.sources.tables import NAME
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import filesystem, resolve_input
 
-FOUND = ("csv", "tsv", "jsonl", "ndjson")  # suffixes of tables that are found by themselves
+FOUND = ("csv", "tsv", "jsonl", "ndjson")  # suffixes of tables that are looked for
 TRIED = 5  # tables at the top of an image folder that are tried, at most
 
 
@@ -216,7 +216,7 @@ def _joined(
     both = [name for name in source.columns if name in added]
     notes = source.notes
     if both:
-        notes += (f"the values of {', '.join(map(repr, both))} are those of {where}",)
+        notes += (f"{where} replaces the values of {', '.join(map(repr, both))}",)
     columns = (*(name for name in source.columns if name not in added), *added)
     if not isinstance(source, FolderSource):
         return JoinedSource(

@@ -18,7 +18,7 @@ from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError
 
 # columns that hold the names of images, most usual first; other columns of text are tried if none
-# of them fits. Numbers in other columns are no names: counts and ranks agree with 0.png, 1.png, …
+# of them fits. Numbers elsewhere are not taken for names: counts and ranks also match 0.png, 1.png
 KEYS = (
     "id", "file_name", "filename", "file", "path", "filepath", "file_path", "image", "image_id",
     "image_name", "image_path", "img", "key", "name",
@@ -191,7 +191,7 @@ def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, int, str | N
 
     Names and keys are compared with all their folders, then with ever fewer, each time with and
     without the suffix of an image. The first is taken that gives more than half as many rows to
-    images as the best one: a file of the same name in another folder is hardly the same image.
+    images as the best one: the same file name in another folder is probably another image.
 
     Args:
         names: (N,) int64 or string, distinct. keys: (M,) int64 or string; null is no key.
