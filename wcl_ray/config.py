@@ -293,12 +293,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         LOSSES.check(self.estimator)
-        for name, default in (("positives", "cluster"), ("negatives", "all")):
-            value = getattr(self, name)
-            require(
-                value == default or self.estimator != "paper",
-                f"loss.{name} {value} needs --loss.estimator supcon",
-            )
+        require(
+            self.positives == "cluster" or self.estimator != "paper",
+            "loss.positives graded needs --loss.estimator supcon",
+        )
+        require(
+            self.negatives == "all" or self.estimator == "supcon",
+            "loss.negatives siblings needs --loss.estimator supcon",
+        )
         require(
             self.positives == "cluster" or (self.negatives == "all" and not self.level_weights),
             "loss.positives graded has no levels; leave out loss.negatives and loss.level-weights",
@@ -567,6 +569,11 @@ class Config:
         require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         if self.clusters.kind == "kmeans":
             self._check_kmeans_levels()
+        require(
+            self.loss.negatives == "all" or self.clusters.missing == "singleton",
+            "loss.negatives siblings needs --clusters.missing singleton: k-means of the images "
+            "without metadata has no levels",
+        )
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
         if self.clusters.from_features:
             require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")
