@@ -48,7 +48,6 @@ class Kind:
         if self.needs == "label" and label is None:
             raise UserError(f"clusters.kind {config.kind} needs --data.label")
         self.columns = self.find_columns(available) if self.needs == "columns" else []
-        self._check_types(available)
         given: tuple[int, ...] = getattr(config, self.granularity) if self.granularity else ()
         self.values = given or self.default
         self.chosen: list[Attribute] = []
@@ -75,16 +74,6 @@ class Kind:
                 "--clusters.kind instance"
             )
         return columns
-
-    def _check_types(self, available: tuple[str, ...]) -> None:
-        """Raise a UserError if a type is given to a column that is not in use."""
-        in_use = self.columns or self.config.columns or available
-        for name in self.config.column_types:
-            if name == self.label or name not in in_use:
-                why = "is the label" if name == self.label else "is not among clusters.columns"
-                raise UserError(
-                    f"clusters.types has no effect on column {name!r}, which {why}; leave it out"
-                )
 
     @property
     def names(self) -> tuple[str, ...]:
