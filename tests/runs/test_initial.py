@@ -15,6 +15,7 @@ from runs import config as config
 from wcl_ray.config import ClustersConfig, Config, ModelConfig
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import EncoderSpec, load_exported, read_metadata
+from wcl_ray.runs.folder import RESULTS, claim
 from wcl_ray.runs.initial import FILE, start_of, with_image_size
 from wcl_ray.runs.load import load_encoder
 from wcl_ray.runs.pretrain import pretrain
@@ -128,3 +129,14 @@ def test_nothing_is_left_to_train(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="would freeze random weights"):
         ModelConfig(freeze_stages=1)
     assert load_exported(tmp_path / "encoder.safetensors").image_size == 32
+
+
+@pytest.mark.parametrize("flags", [{"resume": True}, {"start_or_resume": True}])
+def test_a_finished_run_is_shown_without_its_source(
+    config: Config, tmp_path: Path, flags: dict[str, bool]
+) -> None:
+    run = Folder(str(tmp_path / "runs/one"))
+    claim(run, with_model(config, size=48, weights="gone.pth"))
+    run.write(RESULTS, json.dumps({"variants": {}, "seconds": 1.0}).encode())
+    config = replace(with_model(config, size=0, weights="gone.pth"), **flags)  # type: ignore[arg-type]
+    assert pretrain(config)["variants"] == {}

@@ -49,9 +49,10 @@ def pretrain(config: Config) -> dict[str, Any]:
         UserError: wrong input or options, before any training.
     """
     started = time.monotonic()
-    with open_run(with_image_size(config), RESULTS) as (config, run):
+    with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
             return read_results(config.data, run)
+        config = with_image_size(config)
         check_paths(config.data)
         start = start_of(config, run)
         check_backbone(start.encoder)

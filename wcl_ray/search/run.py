@@ -66,13 +66,14 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
         UserError: wrong input or options, before any trial; or every trial failed.
         KeyboardInterrupt: Ctrl-C; the search can be continued.
     """
-    with open_run(with_image_size(config), BEST) as (config, folder):
+    with open_run(config, BEST) as (config, folder):
         given = given_dimensions(config.search)
         if folder.exists(BEST):
             outcome = Record(folder, config, _granularity(config, given)).outcome()
             put(f"{folder.uri} is finished")
             show(folder, outcome, look_up(folder, config, _granularity(config, given)))
             return outcome
+        config = with_image_size(config)
         check_paths(config.data)
         for d in default_dimensions(given):  # settings that cannot be trained are an error now
             for point in d.points(2):
