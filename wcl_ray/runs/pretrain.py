@@ -55,7 +55,7 @@ def pretrain(config: Config) -> dict[str, Any]:
         config = with_image_size(config)
         check_paths(config.data)
         start = start_of(config, run)
-        check_backbone(start.encoder)
+        check_backbone(start.encoder, config.train.layer_decay)
         connect(config.scale)
         check_shared(run)
         with ResourceSummary() as usage:
