@@ -75,7 +75,8 @@ class DataConfig:
     folder."""
     key: str | None = None
     """Column of the table with the images' ids (of --data.id) or file names, with or without
-    folders and suffix; of WebDataset samples: their keys. Default: found by name and values."""
+    folders and suffix; of WebDataset samples: their keys. Default: found by its name,
+    else by its texts."""
     label: str | None = None
     """Column with the class, for the evaluation. Clusters are never made of it, except with
     --clusters.kind label."""

@@ -147,7 +147,9 @@ def _cluster_run(
 ) -> tuple[FeatureClusters, Clustering]:
     """k-means of the features that the encoder of a run computes of the images."""
     assert config.clusters.features != "metadata"
-    images = open_images(data, trained.config.storage, trained.config.seed)
+    find_tables = trained.find_tables({"path": config.data.path})
+    trained_on = trained.config
+    images = open_images(data, trained_on.storage, trained_on.seed, find_tables=find_tables)
     images = replace(images, holdout=0.0)  # test images are clustered, too
     say("images", images.train.describe())
     base = singletons(config, images)

@@ -25,6 +25,7 @@ from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, build_similarity, check_levels, qualities
 from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.initial import Start, start_of
+from wcl_ray.runs.moved import table_summaries
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.shared import Shared
@@ -131,7 +132,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
     connect(config.scale)
-    claim(folder, config)
+    claim(folder, config, table_summaries(setup.images))
     started = time.monotonic()
     reporter = _Reporter(setup, folder)
     reporter.replay()
