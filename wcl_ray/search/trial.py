@@ -24,7 +24,7 @@ from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, build_similarity, check_levels, qualities
 from wcl_ray.runs.folder import ENCODER, claim
-from wcl_ray.runs.initial import start_of
+from wcl_ray.runs.initial import Start, start_of
 from wcl_ray.runs.moved import table_summaries
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import Arm, train_rounds
@@ -56,6 +56,7 @@ class Setup:
         labels: reference to int32 (N,), their labels, or None.
         columns: searched granularity → its columns of ``base``.
         ids: reference to int64 (N,), sorted ids of the training images.
+        start: reference to how the trials begin, unless their options want other weights.
         metadata: references to ids and attributes that neighbours are compared by, or None.
         quality: searched granularity → quality of its clusters.
         shared: cache of results that several trials need.
@@ -73,6 +74,7 @@ class Setup:
     columns: dict[Any, tuple[int, ...]]
     quality: dict[Any, dict[str, Any]]
     ids: Any
+    start: Any
     metadata: tuple[Any, Any] | None
     resources: TrialResources
     shared: Shared
@@ -138,7 +140,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     if not config.clusters.from_features:
         check_levels(config.loss, base)
     stream = _stream(config, setup, base)
-    start = start_of(config, folder)
+    start = _start(config, setup, folder)
     evaluator = Evaluator(
         start.encoder,
         setup.images,
@@ -177,6 +179,16 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))
     say("trial", f"{name} took {time.monotonic() - started:.0f} s")
+
+
+def _start(config: Config, setup: Setup, folder: Folder) -> Start:
+    """How a trial begins; weights of its own are kept in its folder."""
+    common: Start | None = ray.get(setup.start).adapt(config)
+    if common is not None:
+        return common
+    start = start_of(config, folder)
+    start.keep(folder)
+    return start
 
 
 class _Reporter:
