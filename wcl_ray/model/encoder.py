@@ -188,7 +188,7 @@ def renormalise_inputs(backbone: nn.Module, statistics: Statistics) -> None:
 
 
 def _renormalise(backbone: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    return inputs[0] * backbone.input_scale + backbone.input_shift
+    return inputs[0] * backbone.input_scale + backbone.input_shift  # type: ignore[operator, no-any-return]
 
 
 def save_export(encoder: Encoder, spec: EncoderSpec) -> bytes:
