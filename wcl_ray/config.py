@@ -75,7 +75,8 @@ class DataConfig:
     folder."""
     key: str | None = None
     """Column of the table with the images' ids (of --data.id) or file names, with or without
-    folders and suffix; of WebDataset samples: their keys. Default: found by name and values."""
+    folders and suffix; of WebDataset samples: their keys. Default: found by its name,
+    else by its texts."""
     label: str | None = None
     """Column with the class, for the evaluation. Clusters are never made of it, except with
     --clusters.kind label."""
@@ -227,6 +228,12 @@ class ClustersConfig:
         """Column → type, of ``types``."""
         return {name: kind for name, _, kind in (text.rpartition("=") for text in self.types)}
 
+    @property
+    def uses_types(self) -> bool:
+        """Whether the clusters depend on ``types``."""
+        encoder = self.kind == "kmeans" and self.features != "metadata"
+        return KINDS.get(self.kind).uses_types and not encoder
+
     def _check_types(self) -> None:
         for text in self.types:
             name, _, kind = text.rpartition("=")
@@ -248,7 +255,7 @@ class ClustersConfig:
             "give one of the two",
         )
         object.__setattr__(self, "kind", "table")
-        allowed = {"kind", "from_", "columns", "samples_per_cluster", "missing"}
+        allowed = {"kind", "from_", "columns", "types", "samples_per_cluster", "missing"}
         allowed |= set(KMEANS) if self.missing == "kmeans" else set()
         for option in dataclasses.fields(self):
             require(
@@ -287,12 +294,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         LOSSES.check(self.estimator)
-        for name, default in (("positives", "cluster"), ("negatives", "all")):
-            value = getattr(self, name)
-            require(
-                value == default or self.estimator != "paper",
-                f"loss.{name} {value} needs --loss.estimator supcon",
-            )
+        require(
+            self.positives == "cluster" or self.estimator != "paper",
+            "loss.positives graded needs --loss.estimator supcon",
+        )
+        require(
+            self.negatives == "all" or self.estimator == "supcon",
+            "loss.negatives siblings needs --loss.estimator supcon",
+        )
         require(
             self.positives == "cluster" or (self.negatives == "all" and not self.level_weights),
             "loss.positives graded has no levels; leave out loss.negatives and loss.level-weights",
@@ -561,6 +570,11 @@ class Config:
         require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
         if self.clusters.kind == "kmeans":
             self._check_kmeans_levels()
+        require(
+            self.loss.negatives == "all" or self.clusters.missing == "singleton",
+            "loss.negatives siblings needs --clusters.missing singleton: k-means of the images "
+            "without metadata has no levels",
+        )
         rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
         if self.clusters.from_features:
             require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")

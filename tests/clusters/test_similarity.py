@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ def bits_of(columns: dict[str, Any], *, parts: int = 1) -> MetadataBits:
     table = pa.table({ID: pa.array(range(count), pa.int64()), **columns})
     pieces = [table.slice(i, -(-count // parts)) for i in range(0, count, -(-count // parts))]
     rows = ray.data.from_arrow(pieces[::-1])
-    return metadata_bits(rows, names, (), np.arange(count))
+    return metadata_bits(rows, names, (), np.arange(count)).metadata
 
 
 def similarity(metadata: MetadataBits) -> np.ndarray:
@@ -70,6 +72,41 @@ def test_no_column_outweighs_the_others_by_its_number_of_thresholds() -> None:
     # 16 values of equal share, and 16 quantile bins: as many nats from either
     assert float(of_colour.mean()) == pytest.approx(math.log(16), rel=0.01)
     assert float(weights.sum(1).mean()) == pytest.approx(2 * math.log(16), rel=0.01)
+
+
+@pytest.mark.parametrize("sex", [["male", "female"], [True, False], [0, 1], ["yes", "no"]], ids=str)
+def test_images_share_either_value_of_two(sex: list[Any]) -> None:
+    values = [*sex, None] * 10 + [sex[0]]
+    found = similarity(bits_of({"sex": pa.array(values)}))
+    assert found[0, 3] == pytest.approx(1)
+    assert found[1, 4] == pytest.approx(1)
+    assert found[0, 1] == 0
+    assert not found[2].any()
+
+
+def test_each_column_keeps_attributes() -> None:
+    rng = np.random.default_rng(0)
+    tags = [[f"t{n}" for n in rng.choice(1500, 8, replace=False)] for _ in range(3000)]
+    site = rng.choice(["north", "south", "west"], 3000, p=[0.99, 0.005, 0.005])
+    table = pa.table({ID: range(3000), "tags": tags, "site": site, "serial": range(3000)})
+    found = metadata_bits(
+        ray.data.from_arrow(table), ["tags", "site", "serial"], (), np.arange(3000)
+    )
+    assert set(found.used) == {"site", "tags"}
+    assert (found.metadata.weights > 0).sum() == 1024
+    same_site = similarity(replace(found.metadata, bits=found.metadata.bits[:200]))
+    assert (same_site[(site[:200, None] == site[None, :200])] > 0).all()
+    assert re.match(
+        "1024 attributes of (tags, site|site, tags) .left out: serial, ", found.describe()
+    )
+
+
+def test_a_column_that_gives_the_label_away() -> None:
+    columns = {"species": ["a", "b", "c"] * 20, "code": ["x", "y", "z"] * 20, "n": ["1", "2"] * 30}
+    rows = ray.data.from_arrow(pa.table({ID: range(60), **columns}))
+    with pytest.raises(UserError, match="column 'code' is equivalent to the label 'species'"):
+        metadata_bits(rows, ["code", "n"], (), np.arange(60), label="species")
+    assert metadata_bits(rows, ["n"], (), np.arange(60), label="species").used == ("n",)
 
 
 def test_the_file_of_a_run() -> None:

@@ -277,6 +277,27 @@ def test_siblings_are_contrasted_at_the_finer_level(weights: tuple[float, ...]) 
     assert float(result.loss) == pytest.approx(mean, rel=1e-9)
 
 
+def test_siblings_of_the_deepest_ancestor_known() -> None:
+    """Without a cluster at the second level, the third is contrasted within the first."""
+    z1, z2 = embeddings(5)
+    levels = torch.tensor([[0, 0, 0], [0, -1, 1], [0, -1, 1], [1, 1, 2], [1, 1, 2]])
+    result = cl_infonce(
+        z1, z2, z1, z2, levels, levels, 0, 0.2, siblings=True, level_weights=(0.0, 0.0, 1.0)
+    )
+    fine, near = levels[:, 2].tolist(), [[0], [0, 1, 2], [0, 1, 2], [3, 4], [3, 4]]
+    same = [[float(p == q) for q in fine] for p in fine]
+    candidates = [[q in group for q in range(5)] for group in near]
+    expected = sum(weighted_reference(z1, z2, same, candidates, 0.2)) / 5
+    assert float(result.loss) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_weight_for_each_level() -> None:
+    z1, z2 = embeddings(3)
+    c = torch.zeros(3, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="1 level weights for 2 levels"):
+        cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, level_weights=(1.0,))
+
+
 def test_an_estimator_returns_one_loss_per_level_and_image() -> None:
     z1, z2 = embeddings(3)
     c = torch.zeros(3, 1, dtype=torch.int64)

@@ -16,13 +16,13 @@ import ray
 from pictures import columns, write_parquet
 
 from wcl_ray.clusters.metadata import Clustering
-from wcl_ray.config import ClustersConfig, DataConfig, ModelConfig, TrainConfig
+from wcl_ray.config import ClustersConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.runs import clusters as run_clusters
 from wcl_ray.runs import round_clusters
-from wcl_ray.runs.clusters import build_clusters
+from wcl_ray.runs.clusters import build_clusters, build_similarity
 from wcl_ray.runs.fit import Scale
 from wcl_ray.runs.initial import FILE as INITIAL
 from wcl_ray.runs.initial import Start, spec_of, start_of
@@ -89,6 +89,45 @@ def setup_of(
     found = find_granularities(config, images, given, folder)
     start = start or Start(spec_of(config))
     return _prepare(config, images, found, folder, start, tuple(default_dimensions(given)))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_metadata_that_weigh_positives_are_read_once(
+    config: SearchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, loss=LossConfig(positives="graded"))
+    setup = setup_of(config, tmp_path, "clusters.top-k=2,3")
+    ids = ray.get(setup.ids)
+    with counted(monkeypatch, trial, "build_similarity") as built:
+        for top_k in ((2,), (3,)):
+            values = {"clusters.top-k": top_k}
+            one = config.of_trial(values)
+            base, _ = trial._clusters(one, values, setup)
+            metadata = trial._similarity(one, setup, base)
+            assert metadata is not None
+            assert len(metadata.bits) == len(ids) < N
+    assert len(built) == 1
+    known = build_similarity(one, setup.images.without_validation(), ray.get(setup.base))
+    assert known is not None
+    rows = np.searchsorted(ray.get(setup.base).ids, ids)
+    np.testing.assert_array_equal(metadata.bits, known.bits[rows])
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (LossConfig(negatives="siblings"), "siblings needs several levels, not hierarchy-1 alone"),
+        (LossConfig(level_weights=(1.0, 2.0)), r"2 number\(s\) for the level\(s\) hierarchy-1"),
+    ],
+)
+def test_levels_that_a_search_takes_apart(
+    config: SearchConfig, tmp_path: Path, loss: LossConfig, words: str
+) -> None:
+    clusters = ClustersConfig(kind="hierarchy", columns=("colour", "size"), level=(1, 2))
+    config = replace(config, clusters=clusters, loss=loss)
+    with pytest.raises(UserError, match=words):
+        setup_of(config, tmp_path, "clusters.level=1,2")
 
 
 @pytest.mark.usefixtures("ray_local")

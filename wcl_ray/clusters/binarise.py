@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from wcl_ray.clusters.counts import MOST_VALUES, ColumnCounts
 from wcl_ray.clusters.identifier import identifier
 from wcl_ray.clusters.places import distinct_cells
-from wcl_ray.clusters.types import ColumnType, detect
+from wcl_ray.clusters.types import ColumnType, detect, why_no_date
 from wcl_ray.clusters.views import View
 from wcl_ray.data.values import kind_of, list_members, numbers
 
@@ -44,12 +44,14 @@ _NOUNS = {
     "within": ("cell", "cells"),
 }
 
-OPPOSITE = {"above": "below", "after": "before"}
+THRESHOLDS = {"above": "below", "after": "before"}  # test → its opposite
+COMPLEMENTS = {"is": "is not", "in": "not in", "at": "not at"}
 _COMPARE = {
     "above": np.greater,
     "after": np.greater,
     "below": np.less_equal,
     "before": np.less_equal,
+    "is not": np.not_equal,
 }
 
 Test = tuple[str, Any, int]  # test, value, number of rows for which it is true
@@ -61,8 +63,9 @@ class Attribute:
 
     Attributes:
         column: name of the column; of the two of a place, joined by a comma.
-        test: ``is`` (equals), ``has`` (list member), ``above`` (greater than) or ``below`` (not
-            greater than); for a view ``after``, ``before``, ``in``, ``at``, ``says`` or ``within``.
+        test: ``is`` (equals), ``has`` (list member) or ``above`` (greater than); for a view
+            ``after``, ``in``, ``at``, ``says`` or ``within``; or one of the opposites, THRESHOLDS
+            and COMPLEMENTS, which are false for a missing value, too.
         share: share of the images for which it is true.
         entropy: in bits.
         view: what it tests; None: the column itself.
@@ -110,8 +113,9 @@ class Attribute:
         if kind_of(array.type) == "number":
             values, known = numbers(array)
             return known & _COMPARE.get(self.test, np.equal)(values, self.value)
-        equal = pc.fill_null(pc.equal(array, pa.scalar(self.value, array.type)), False)
-        return np.asarray(equal.to_numpy(zero_copy_only=False), dtype=bool)
+        compare = pc.not_equal if self.test in COMPLEMENTS.values() else pc.equal
+        matches = pc.fill_null(compare(array, pa.scalar(self.value, array.type)), False)
+        return np.asarray(matches.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def attributes(
@@ -136,9 +140,10 @@ def attributes(
         if not kind.views:  # a longitude, which is part of the latitude's place
             continue
         column = counts[name]
+        no_date = None if kind.given else why_no_date(name, counts)
         unusable = _unusable(column, kind, counts)
         if unusable or (kind.reason and name not in named):
-            skipped[name] = unusable or str(kind.reason)
+            skipped[name] = no_date or unusable or str(kind.reason)
             continue
         of_column: list[Attribute] = []
         for tests in _choices(column, kind, counts, quantiles, name in named):
@@ -151,7 +156,7 @@ def attributes(
             if of_column:
                 break
         if not of_column:
-            skipped[name] = _none_usable(name, column, kind, min_share)
+            skipped[name] = no_date or _none_usable(name, column, kind, min_share)
         result += of_column
     result.sort(key=lambda a: (-round(a.entropy, 12), a.column, a.test, str(a.value)))
     return result, skipped

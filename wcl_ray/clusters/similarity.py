@@ -5,12 +5,13 @@ self-information, -log of the share of the images that have it: a rare tag in co
 than a common one. A number or date has "above" and "below" (after and before) attributes at many
 quantiles, so the nearer two of them are in rank, the more attributes the images share; together
 these weigh as much as the quantile bin would alone. The cells of a place lie in each other, and
-weigh as much as the smallest would alone.
+weigh as much as the smallest would alone. Of a column with two values images may share either.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -20,9 +21,15 @@ from typing import Any
 import numpy as np
 from ray.data import Dataset
 
-from wcl_ray.clusters.binarise import OPPOSITE, Attribute, attributes, binary_entropy
+from wcl_ray.clusters.binarise import (
+    COMPLEMENTS,
+    THRESHOLDS,
+    Attribute,
+    attributes,
+    binary_entropy,
+)
 from wcl_ray.clusters.counts import ColumnCounts
-from wcl_ray.clusters.metadata import count_types, pack_attributes
+from wcl_ray.clusters.metadata import count_types, leaks, pack_attributes
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 
@@ -58,68 +65,109 @@ class MetadataBits:
         return MetadataBits(arrays["bits"], arrays["weights"])
 
 
+@dataclass(frozen=True)
+class Similarity:
+    """Attributes that images are compared by, and what to tell the user of them.
+
+    Attributes:
+        used: columns that give attributes.
+        skipped: column → why it gives none.
+        notes: warnings to show the user.
+    """
+
+    metadata: MetadataBits
+    used: tuple[str, ...]
+    skipped: dict[str, str]
+    notes: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line, such as ``12 attributes of colour, tags (left out: day, an identifier)``."""
+        count = int((self.metadata.weights > 0).sum())
+        reasons = "; ".join(f"{name}, {reason}" for name, reason in self.skipped.items())
+        bare = int((~self.metadata.bits.any(1)).sum())
+        text = f"{count} attributes of {', '.join(self.used)}"
+        text += f" (left out: {reasons})" if reasons else ""
+        return text + (f"; {bare:,} images have none" if bare else "")
+
+
 def metadata_bits(
     rows: Dataset,
     columns: list[str],
     named: tuple[str, ...],
     ids: np.ndarray,
     types: Mapping[str, str] = NO_TYPES,
-) -> MetadataBits:
+    label: str | None = None,
+) -> Similarity:
     """The attributes of images, in two passes over the metadata.
 
+    If there are more than MOST, every column in turn gives its one of highest entropy.
+
     Args:
-        rows: ``__id`` and the columns.
+        rows: ``__id``, the columns and the label.
         named: columns to use even if they look like identifiers.
         ids: int64 (N,), increasing, of the images in order.
         types: column → type, instead of the detected one.
+        label: name of the label column, for the leak check.
 
     Raises:
-        UserError: no column gives a usable attribute, or a type does not fit the values.
+        UserError: no column gives a usable attribute, a type does not fit the values, or a column
+            is equivalent to the label.
     """
-    counts, detected = count_types(rows, columns, None, types, QUANTILES, MIN_SHARE)
+    counts, detected = count_types(rows, columns, label, types, QUANTILES, MIN_SHARE)
+    notes = [] if label is None else leaks({name: counts[name] for name in columns}, label)
     usable, skipped = attributes(counts, QUANTILES, MIN_SHARE, named, detected)
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UserError(f"loss.positives graded: no column gives an attribute ({reasons})")
-    weighted = weigh(usable, counts)[:MOST]
+    of_column: dict[str, list[Attribute]] = {}
+    for attribute in usable:
+        of_column.setdefault(attribute.column, []).append(attribute)
+    turns = itertools.zip_longest(*of_column.values())
+    in_turn = [attribute for turn in turns for attribute in turn if attribute is not None]
+    weighted = weigh(in_turn, counts)[:MOST]
     size = -(-len(weighted) // 8) * 8
     known, packed = pack_attributes(rows, [attribute for attribute, _ in weighted], size)
     positions = positions_of(known, ids)
     bits = np.where((positions >= 0)[:, None], packed[positions], np.uint8(0))
     weights = np.zeros(size, np.float32)
     weights[: len(weighted)] = [weight for _, weight in weighted]
-    return MetadataBits(bits, weights)
+    used = tuple(dict.fromkeys(attribute.column for attribute, _ in weighted))
+    return Similarity(MetadataBits(bits, weights), used, skipped, tuple(notes))
 
 
 def weigh(
     usable: list[Attribute], counts: Mapping[Any, ColumnCounts]
 ) -> list[tuple[Attribute, float]]:
-    """Attributes with their weights, in order; "below" attributes follow those "above".
+    """Attributes with their weights, in order, each followed by its opposite if images may agree in
+    that, too: "below" by "above", and the other value of a column with two.
 
-    >>> weigh([Attribute("c", "is", "x", 0.5, 1.0)], {})[0][1] == math.log(2)
-    True
+    Args:
+        counts: of the columns and views of the attributes.
     """
-    thresholds = Counter(a.column for a in usable if a.test in OPPOSITE)
+    thresholds = Counter(a.column for a in usable if a.test in THRESHOLDS)
     entropies: defaultdict[str, float] = defaultdict(float)
     for a in usable:
-        if a.test in OPPOSITE:
+        if a.test in THRESHOLDS:
             entropies[a.column] += a.entropy
+    alone = {source for source, n in Counter(a.source for a in usable).items() if n == 1}
     cells = {(a.column, a.value): a.share for a in usable if a.test == "within"}
     weighted = []
     for a in usable:
-        if a.test not in OPPOSITE:
-            # a cell adds what the larger cell around it does not tell yet
-            inside = a.value if a.test == "within" else ""
-            around = [(a.column, inside[:n]) for n in range(1, len(inside))]
-            outer = min([cells[c] for c in around if c in cells], default=1.0)
-            weighted.append((a, -math.log(a.share / outer)))
-            continue
         column = counts[a.source.key]
-        below = column.total / column.rows - a.share
-        # the mean weight that an image has from the column: log2(T + 1) bits instead of Σ H(p)
-        scale = math.log2(thresholds[a.column] + 1) / entropies[a.column]
-        weighted.append((a, -scale * math.log(a.share)))
-        if below > 0:
-            other = replace(a, test=OPPOSITE[a.test], share=below, entropy=binary_entropy(below))
-            weighted.append((other, -scale * math.log(below)))
+        scale, opposite = 1.0, None
+        if a.test in THRESHOLDS:
+            # the mean weight that an image has from the column: log2(T + 1) bits instead of Σ H(p)
+            scale = math.log2(thresholds[a.column] + 1) / entropies[a.column]
+            opposite = THRESHOLDS[a.test]
+        elif a.source in alone and len(column.values) == 2 and not column.undercount:
+            opposite = COMPLEMENTS.get(a.test)
+        # a cell adds what the larger cell around it does not tell yet
+        inside = a.value if a.test == "within" else ""
+        around = [(a.column, inside[:n]) for n in range(1, len(inside))]
+        outer = min([cells[c] for c in around if c in cells], default=1.0)
+        weighted.append((a, -scale * math.log(a.share / outer)))
+        share = column.total / column.rows - a.share
+        if opposite and share > 0:
+            other = replace(a, test=opposite, share=share, entropy=binary_entropy(share))
+            weighted.append((other, -scale * math.log(share)))
     return weighted

@@ -163,6 +163,22 @@ def isolated_share(clusters: np.ndarray, window: int) -> float:
     return float((sizes * outside ** (sizes - 1)).sum() / sizes.sum()) if len(sizes) else 0.0
 
 
+def without_siblings(parents: np.ndarray, batch: int, group: int) -> float:
+    """Share of the images with a parent cluster whose batch holds no other group of that parent.
+
+    Args:
+        parents: int (N,), clusters of the level above; -1 = none. batch: B. group: m.
+
+    >>> without_siblings(np.arange(100) % 2, batch=4, group=2)
+    0.5
+    """
+    sizes = np.bincount(parents[parents >= 0])
+    if not len(sizes):
+        return 0.0
+    missed = (1 - sizes / len(parents)) ** max(0, batch // group - 1)
+    return float((sizes * missed).sum() / sizes.sum())
+
+
 def meeting(batches: np.ndarray) -> tuple[float, float]:
     """Mean number of other-image positives per anchor in batches, and share of anchors without any.
 

@@ -188,7 +188,8 @@ def renormalise_inputs(backbone: nn.Module, statistics: Statistics) -> None:
 
 
 def _renormalise(backbone: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    return inputs[0] * backbone.input_scale + backbone.input_shift  # type: ignore[operator, no-any-return]
+    scale, shift = backbone.get_buffer("input_scale"), backbone.get_buffer("input_shift")
+    return inputs[0] * scale + shift
 
 
 def save_export(encoder: Encoder, spec: EncoderSpec) -> bytes:

@@ -71,11 +71,11 @@ def cl_infonce(
         similarity: float (b, B) in [0, 1], the weight of each image as a positive, in place of the
             clusters.
         siblings: contrast each granularity but the first with images of the same cluster of the
-            granularity before it only. An image without a cluster there meets all.
+            granularity before it only, or of the last one before it in which the anchor has one.
         level_weights: G weights of the granularities, of any sum; empty: equal ones.
 
     Raises:
-        ValueError: an unknown estimator, or one whose result is not (G, b).
+        ValueError: an unknown estimator, one whose result is not (G, b), or other than G weights.
     """
     estimate: Estimator = LOSSES.get(estimator) if isinstance(estimator, str) else estimator
     if all_valid is None:
@@ -103,6 +103,8 @@ def cl_infonce(
             )
         losses = levels.mean(0)
         if level_weights:
+            if len(level_weights) != len(levels):
+                raise ValueError(f"{len(level_weights)} level weights for {len(levels)} levels")
             weights = torch.tensor(level_weights, dtype=levels.dtype, device=levels.device)
             losses = (weights[:, None] * levels).sum(0) / sum(level_weights)
         positives = positives[0].sum(1, dtype=z1.dtype)
@@ -125,7 +127,9 @@ def _same_cluster(clusters: torch.Tensor, all_clusters: torch.Tensor) -> torch.T
 
 
 def _same_parent(clusters: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-    """bool (G, b, B): an image of the anchor's cluster at the granularity before, all images at the
-    first one or if the anchor has no cluster there."""
-    above = same[:-1] | (clusters.T[:-1, :, None] < 0)
-    return torch.cat([torch.ones_like(same[:1]), above])
+    """bool (G, b, B): an image of the anchor's cluster at the last granularity before in which it
+    has one; all images if there is none."""
+    parents = [torch.ones_like(same[0])]
+    for column, siblings in zip(clusters.T[:-1], same[:-1], strict=True):
+        parents.append(torch.where(column[:, None] < 0, parents[-1], siblings))
+    return torch.stack(parents)

@@ -17,8 +17,10 @@ from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
 from wcl_ray.clusters.table import open_table
 from wcl_ray.config import ClustersConfig, Config, LossConfig
 from wcl_ray.data.images import Images
+from wcl_ray.data.sampler import without_siblings
 from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
+from wcl_ray.registry import KINDS
 from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
 from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
 from wcl_ray.runs.preflight import CheckedImages
@@ -44,11 +46,13 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
         say("clusters", f"{', '.join(assignment.names)}, as before")
         check_moves(run, config.data, images, id_summary(assignment.ids))
     else:
+        check_types(config, images)
         clustering, quality = build_clusters(config, images)
         assignment = clustering.assignment
         _check_counts(assignment, config.clusters, config.train.batch_size)
-        if not config.clusters.from_features:
+        if not (config.clusters.from_features and config.clusters.kind == "kmeans"):
             check_levels(config.loss, assignment)
+            _warn_siblings(config, assignment)
         similarity = build_similarity(config, images, assignment)
         if run.exists(FILE):
             if not config.resume:  # created meanwhile by a job that took this one for dead
@@ -62,6 +66,31 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
     if checked.unreadable:
         add_faults(run, list(checked.unreadable))
     return assignment
+
+
+def check_types(config: Config, images: Images | None = None) -> None:
+    """Raise a UserError if ``clusters.types`` has no effect.
+
+    Args:
+        images: None: the columns are not checked.
+    """
+    clusters = config.clusters
+    if not clusters.types:
+        return
+    if not clusters.uses_types and config.loss.positives != "graded":
+        what = "clusters.from" if clusters.kind == "table" else f"clusters.kind {clusters.kind}"
+        only = " without clusters.features metadata" if clusters.kind == "kmeans" else ""
+        raise UserError(f"clusters.types has no effect on {what}{only}; leave it out")
+    if images is None:
+        return
+    images.train.check_columns(tuple(clusters.column_types), "clusters.types")
+    named = () if clusters.kind == "table" else clusters.columns
+    for name in clusters.column_types:
+        if name == images.label or (named and name not in named):
+            why = "is the label" if name == images.label else "is not among clusters.columns"
+            raise UserError(
+                f"clusters.types has no effect on column {name!r}, which {why}; leave it out"
+            )
 
 
 def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: int) -> None:
@@ -99,14 +128,28 @@ def check_levels(loss: LossConfig, table: Assignment) -> None:
             )
 
 
-def build_similarity(config: Config, images: Images, assignment: Assignment) -> MetadataBits | None:
-    """The metadata that weigh positives; None unless ``loss.positives`` is graded.
+def _warn_siblings(config: Config, table: Assignment) -> None:
+    """Warn if anchors often meet no sibling of another cluster in a batch."""
+    if config.loss.negatives != "siblings":
+        return
+    group = config.clusters.samples_per_cluster
+    for level in range(1, len(table.names)):
+        share = without_siblings(table.clusters[:, level - 1], config.train.batch_size, group)
+        if share > 0.25:
+            warn(
+                f"loss.negatives siblings: in a batch {share:.0%} of the anchors meet no other "
+                f"cluster of {table.names[level]} inside their own of {table.names[level - 1]}; "
+                "raise train.batch-size or leave out the level above"
+            )
+
+
+def similarity_columns(config: Config, images: Images) -> list[str]:
+    """The metadata columns that weigh positives.
 
     Raises:
-        UserError: there are no usable metadata, or the label is among them.
+        UserError: there are none, or the label is among them.
     """
-    if config.loss.positives != "graded":
-        return None
+    # with clusters.from these are columns of that table
     named = () if config.clusters.kind == "table" else config.clusters.columns
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
@@ -117,14 +160,29 @@ def build_similarity(config: Config, images: Images, assignment: Assignment) -> 
             f"clusters.columns holds the label {images.label!r}, which would give away the answer "
             "of the evaluation; leave it out"
         )
+    return columns
+
+
+def build_similarity(config: Config, images: Images, assignment: Assignment) -> MetadataBits | None:
+    """The metadata that weigh positives; None unless ``loss.positives`` is graded.
+
+    Raises:
+        UserError: there are no usable metadata, or the label is among them or equivalent to a
+            column.
+    """
+    if config.loss.positives != "graded":
+        return None
+    columns, label = similarity_columns(config, images), images.label
+    named = () if config.clusters.kind == "table" else config.clusters.columns
     types = config.clusters.column_types
     images.train.check_columns(tuple(types), "clusters.types")
-    metadata = metadata_bits(images.metadata(columns), columns, named, assignment.ids, types)
-    bare = int((~metadata.bits.any(1)).sum())
-    without = f"; {bare:,} images have none" if bare else ""
-    count = int((metadata.weights > 0).sum())
-    say("positives", f"graded by {count} attributes of {len(columns)} columns{without}")
-    return metadata
+    rows = images.metadata([*columns, *([label] if label else [])])
+    similarity = metadata_bits(rows, columns, named, assignment.ids, types, label)
+    say("positives", f"graded by {similarity.describe()}")
+    if KINDS.get(config.clusters.kind).needs != "columns":  # else they have been shown
+        for note in similarity.notes:
+            warn(note)
+    return similarity.metadata
 
 
 def _summary(clustering: Clustering, quality: list[Quality]) -> bytes:

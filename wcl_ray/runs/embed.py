@@ -79,11 +79,16 @@ def embed_run(
         folder.check()
         if folder.exists(MANIFEST):
             stopping.set_resume_hint("the same command continues")
-        return _embed(trained, data, folder, manifest, scale)
+        return _embed(trained, data, trained.find_tables(overrides), folder, manifest, scale)
 
 
 def _embed(
-    trained: Trained, data: DataConfig, folder: Folder, manifest: dict[str, Any], scale: ScaleConfig
+    trained: Trained,
+    data: DataConfig,
+    find_tables: tuple[str, ...],
+    folder: Folder,
+    manifest: dict[str, Any],
+    scale: ScaleConfig,
 ) -> dict[str, Any]:
     """Embed the images without features into a folder that this process holds."""
     columns, features = tuple(manifest["columns"]), manifest["features"]
@@ -91,7 +96,8 @@ def _embed(
     check_shared(folder)
     with ResourceSummary() as usage:
         with usage.stage("plan"):
-            images = open_images(data, trained.config.storage, trained.config.seed)
+            config = trained.config
+            images = open_images(data, config.storage, config.seed, find_tables=find_tables)
             source = images.train
             source.check_columns(columns, "--columns")
             say("images", source.describe())

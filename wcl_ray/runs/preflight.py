@@ -25,6 +25,7 @@ from wcl_ray.evaluate.run import subset
 from wcl_ray.model.encoder import EncoderSpec, wrong_size
 from wcl_ray.model.layers import layer_numbers
 from wcl_ray.runs.folder import ENCODER
+from wcl_ray.runs.moved import find_tables
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -49,7 +50,7 @@ def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Ch
     Raises:
         UserError: see :func:`open_images`, :func:`check_labels` and :func:`check_readable`.
     """
-    images = open_images(data, storage, seed)
+    images = open_images(data, storage, seed, find_tables=find_tables(run))
     say("images", images.train.describe())
     if images.label is None or run.exists(ENCODER):
         return CheckedImages(images)

@@ -18,7 +18,7 @@ from wcl_ray.clusters.quality import Quality, measure, render
 from wcl_ray.config import Config, field_name
 from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
-from wcl_ray.runs.clusters import build_clusters, qualities, read_labels
+from wcl_ray.runs.clusters import build_clusters, check_levels, qualities, read_labels
 from wcl_ray.search.options import SearchConfig, with_value
 from wcl_ray.search.space import Dimension, granularity_option, listing, show, spaced
 from wcl_ray.storage import Folder
@@ -73,6 +73,8 @@ def find_granularities(
             plain, all_images
         )
         table = clustering.assignment
+        if not config.clusters.from_features:
+            check_levels(config.loss, table)
         fixed = {None: tuple(range(len(table.names)))}
         return Granularities(None, table, clustering.labels, fixed, {None: quality[0]})
     if config.clusters.from_features and kind == "kmeans":
@@ -91,6 +93,8 @@ def find_granularities(
     }
     by_value = {value: quality[places[0]] for value, places in columns.items()}
     kept = _prune(by_value, table, columns, key) if config.prune else candidates
+    for value in kept:
+        check_levels(config.loss, restricted(table, columns[value], table.ids))
     return Granularities(listing(key, kept), table, clustering.labels, columns, by_value)
 
 

@@ -24,9 +24,17 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity, check_batch
+from wcl_ray.runs.clusters import similarity_columns
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.initial import Start, start_of, with_image_size
-from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries, sorted_ids
+from wcl_ray.runs.moved import (
+    TRAIN,
+    check_moves,
+    find_tables,
+    id_summary,
+    side_summaries,
+    sorted_ids,
+)
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
@@ -103,7 +111,9 @@ def _search(
     write: Callable[[Folder, Outcome], None],
 ) -> Outcome:
     """Run the search on the connected cluster."""
-    images = open_images(config.data, config.storage, config.seed, config.validation)
+    images = open_images(
+        config.data, config.storage, config.seed, config.validation, find_tables(folder)
+    )
     say("images", images.train.describe())
     if images.label is not None:
         for text in left_out(check_labels(images)):
@@ -115,6 +125,8 @@ def _search(
         )
     if config.objective == "metadata":
         warn(f"trials are compared by metadata, {CAVEAT}")
+    if config.loss.positives == "graded":
+        similarity_columns(config, images)
     for d in given.values():
         _check_columns(config, images, d)
     with usage.stage("clusters"):

@@ -14,6 +14,7 @@ import ray
 from ray import tune
 
 from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.similarity import MetadataBits
 from wcl_ray.config import ClustersConfig, Config, field_name
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream, plan_stream, positions_of
@@ -21,9 +22,10 @@ from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_err
 from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.clusters import build_clusters, build_similarity, qualities
+from wcl_ray.runs.clusters import build_clusters, build_similarity, check_levels, qualities
 from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.initial import Start, start_of
+from wcl_ray.runs.moved import table_summaries
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.shared import Shared
@@ -130,11 +132,13 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
     connect(config.scale)
-    claim(folder, config)
+    claim(folder, config, table_summaries(setup.images))
     started = time.monotonic()
     reporter = _Reporter(setup, folder)
     reporter.replay()
     base, measures = _clusters(config, values, setup)
+    if not config.clusters.from_features:
+        check_levels(config.loss, base)
     stream = _stream(config, setup, base)
     start = _start(config, setup, folder)
     evaluator = Evaluator(
@@ -159,7 +163,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         start,
         name,
         setup.resources.scale,
-        similarity=build_similarity(config, setup.images.without_validation(), base),
+        similarity=_similarity(config, setup, base),
         on_evaluation=reporter.during,
         shared=setup.shared,
         known_labels=_labels(setup, base.ids),
@@ -247,6 +251,22 @@ def _clusters_key(clusters: ClustersConfig, granularity: str | None) -> Clusters
     default = ClustersConfig()
     names = map(field_name, options)
     return replace(clusters, **{name: getattr(default, name) for name in names})
+
+
+def _similarity(config: Config, setup: Setup, base: Assignment) -> MetadataBits | None:
+    """The metadata that weigh positives, built once for all trials with the same columns."""
+    if config.loss.positives != "graded":
+        return None
+    everything: Assignment = ray.get(setup.base)
+    clusters = config.clusters
+
+    def build() -> MetadataBits | None:
+        return build_similarity(config, setup.images.without_validation(), everything)
+
+    key = f"similarity by {clusters.columns} {clusters.types} {clusters.kind == 'table'}"
+    metadata = setup.shared.value(key, build)
+    assert metadata is not None
+    return replace(metadata, bits=metadata.bits[positions_of(everything.ids, base.ids)])
 
 
 def _labels(setup: Setup, ids: np.ndarray) -> np.ndarray | None:
