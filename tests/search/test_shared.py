@@ -204,11 +204,12 @@ def test_trials_take_the_weights_of_the_search(config: SearchConfig, tmp_path: P
     export = spec_of(config).export(spec_of(config).build())
     source.write_bytes(export)
     config = replace(config, model=replace(config.model, weights=str(source)))
-    setup = setup_of(config, tmp_path, start=start_of(config, None))
+    common = start_of(config, None)
+    setup = setup_of(config, tmp_path, start=common)
     source.unlink()
     folder = Folder(str(tmp_path / "trial"))
     start = trial._start(config.of_trial({"model.freeze-stages": 1}), setup, folder)
-    assert start.weights == export
+    assert start.weights == common.weights
     assert start.encoder.model.freeze_stages == 1
     assert not folder.exists(INITIAL)
     other = config.of_trial({"data.image-size": 32})
