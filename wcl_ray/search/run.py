@@ -24,7 +24,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity, check_batch
-from wcl_ray.runs.clusters import similarity_columns
+from wcl_ray.runs.clusters import check_types, similarity_columns
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.initial import Start, start_of, with_image_size
 from wcl_ray.runs.moved import (
@@ -127,6 +127,8 @@ def _search(
         warn(f"trials are compared by metadata, {CAVEAT}")
     if config.loss.positives == "graded":
         similarity_columns(config, images)
+    if not {"clusters.kind", "clusters.columns"} & given.keys():
+        check_types(config, images)
     for d in given.values():
         _check_columns(config, images, d)
     with usage.stage("clusters"):
