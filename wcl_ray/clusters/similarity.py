@@ -30,7 +30,7 @@ from wcl_ray.clusters.binarise import (
 )
 from wcl_ray.clusters.counts import ColumnCounts
 from wcl_ray.clusters.metadata import count_types, leaks, pack_attributes
-from wcl_ray.data.stream import positions_of
+from wcl_ray.data.ids import positions_of
 from wcl_ray.errors import UserError
 
 FILE = "similarity.npz"  # in a run folder

@@ -60,11 +60,6 @@ def _check_stages(layers: dict[str, int]) -> dict[str, int]:
     return layers
 
 
-def layer_count(backbone: nn.Module) -> int:
-    """How many layers there are, the stem included."""
-    return max(layer_numbers(backbone).values(), default=0) + 1
-
-
 def freeze(backbone: nn.Module, count: int) -> None:
     """Take the first ``count`` layers out of training, the stem being the first.
 

@@ -15,12 +15,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from wcl_ray.config import SMALL
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
-from wcl_ray.model.backbones.torchvision import SMALL_IMAGE
 from wcl_ray.model.encoder import (
     IMAGENET,
     EncoderSpec,
@@ -250,15 +248,26 @@ def fit_state(state: State, backbone: nn.Module) -> Fit:
             f"{first} has shape {tuple(named[first].shape)} in it, {tuple(wanted[first].shape)} in "
             f"the network ({len(wrong)} of {len(counted)} weights differ)"
         )
-        if wrong == ["conv1.weight"] and isinstance(backbone, ResNet):
-            side = "above" if named[first].shape[-1] > wanted[first].shape[-1] else "of at most"
-            text += f"; only the stem differs: use a --data.image-size {side} {SMALL_IMAGE}"
+        if wrong == ["conv1.weight"]:
+            text += _stem_hint(named[first], backbone)
         raise (UserError if missing else WrongShapes)(text)
     unexpected = tuple(
         name for name in named if name not in wanted and name.partition(".")[0] not in HEADS
     )
     chosen = {name: named[name].to(wanted[name].dtype) for name in wanted if name in named}
     return Fit(wanted | chosen, len(counted) - len(missing), missing, unexpected, prefix)
+
+
+def _stem_hint(stem: torch.Tensor, backbone: nn.Module) -> str:
+    """The remedy if weights are those of a ResNet with the stem of other image sizes."""
+    from torchvision.models.resnet import ResNet  # a second of start-up for whoever imports it
+
+    from wcl_ray.model.backbones.torchvision import SMALL_IMAGE
+
+    if not isinstance(backbone, ResNet):
+        return ""
+    side = "above" if stem.shape[-1] > backbone.conv1.weight.shape[-1] else "of at most"
+    return f"; only the stem differs: use a --data.image-size {side} {SMALL_IMAGE}"
 
 
 def _without_prefix(state: State, wanted: State) -> tuple[State, str]:

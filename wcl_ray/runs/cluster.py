@@ -16,9 +16,9 @@ from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.data_stats import note
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
-from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, label_dataset, open_vectors

@@ -16,9 +16,9 @@ from wcl_ray.clusters.similarity import FILE as SIMILARITY
 from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
 from wcl_ray.clusters.table import open_table
 from wcl_ray.config import ClustersConfig, Config, LossConfig
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
 from wcl_ray.data.sampler import without_siblings
-from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.folder import CLUSTERED, add_faults, claim

@@ -24,9 +24,10 @@ from ray.data import Dataset
 from wcl_ray import stopping
 from wcl_ray.config import DataConfig, ScaleConfig
 from wcl_ray.data.data_stats import note
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import FAULT, ID, KEY, check_paths
-from wcl_ray.data.stream import check_faults, positions_of
+from wcl_ray.data.stream import check_faults
 from wcl_ray.errors import UserError, reading
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.lock import HEARTBEAT, LOCK, RunLock

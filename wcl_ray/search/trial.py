@@ -16,8 +16,9 @@ from ray import tune
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.similarity import MetadataBits
 from wcl_ray.config import ClustersConfig, Config, field_name
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
-from wcl_ray.data.stream import Stream, plan_stream, positions_of
+from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
