@@ -30,6 +30,7 @@ from wcl_ray.clusters.binarise import (
 )
 from wcl_ray.clusters.counts import ColumnCounts
 from wcl_ray.clusters.metadata import count_types, leaks, pack_attributes
+from wcl_ray.clusters.types import NO_TYPES
 from wcl_ray.data.ids import positions_of
 from wcl_ray.errors import UserError
 
@@ -37,7 +38,6 @@ FILE = "similarity.npz"  # in a run folder
 MOST = 1024  # attributes, those of highest entropy
 QUANTILES = 15  # of a number column
 MIN_SHARE = 0.001  # of the images, for an attribute
-NO_TYPES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)

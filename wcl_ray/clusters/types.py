@@ -30,6 +30,7 @@ from wcl_ray.clusters.views import View, truth
 from wcl_ray.data.values import kind_of
 from wcl_ray.errors import UserError
 
+NO_TYPES: Mapping[str, str] = {}  # all as detected
 _FORMS = {"date": DATE_FORMS, "text": ("words",), "place": ("cells",)}  # of the other types: ""
 _VALUES = {
     "number": "a number",

@@ -192,9 +192,10 @@ def read_state(content: bytes, name: str) -> tuple[State, dict[str, str], str]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # many keep their options
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # of any type, for bytes that are no file of torch
-        why = " ".join(str(error).partition("\n")[0].split())[:150] or type(error).__name__
+        why = " ".join(str(error).partition("\n")[0].split())[:150]
+        why = f" ({why})" if " " in why else ""  # a key or an index says nothing
         raise UserError(
-            f"model.weights {name} is not a file of weights ({why}); save a state_dict with "
+            f"model.weights {name} is not a file of weights{why}; save a state_dict with "
             "torch.save or as .safetensors"
         ) from None
     state, part = _tensors(loaded, name)
