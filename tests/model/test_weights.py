@@ -183,7 +183,7 @@ def test_something_else_is_no_architecture() -> None:
         (b"", "x.pth", "is not a file of weights"),
         (b"\x80\x02}q\x00h\x07.", "x.pth", "is not a file of weights"),
         (bytes(range(256)), "x.pth", "is not a file of weights"),
-        (b"junk\n", "x.pth", "x.pth is not a file of weights; save a state_dict"),
+        (b"junk\n", "x.pth", "is not a file of weights; save a state_dict"),
         (b"", "x.safetensors", "is not a safetensors file"),
     ],
 )
