@@ -40,9 +40,9 @@ from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.decode import decode_batch
-from wcl_ray.data.ids import hash_strings
+from wcl_ray.data.ids import hash_strings, positions_of
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.stream import Stream, positions_of
+from wcl_ray.data.stream import Stream
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.runs.nodes import quiet_ray

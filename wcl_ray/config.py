@@ -75,7 +75,8 @@ class DataConfig:
     folder."""
     key: str | None = None
     """Column of the table with the images' ids (of --data.id) or file names, with or without
-    folders and suffix; of WebDataset samples: their keys. Default: found by name and values."""
+    folders and suffix; of WebDataset samples: their keys. Default: found by its name,
+    else by its texts."""
     label: str | None = None
     """Column with the class, for the evaluation. Clusters are never made of it, except with
     --clusters.kind label."""
@@ -227,6 +228,12 @@ class ClustersConfig:
         """Column → type, of ``types``."""
         return {name: kind for name, _, kind in (text.rpartition("=") for text in self.types)}
 
+    @property
+    def uses_types(self) -> bool:
+        """Whether the clusters depend on ``types``."""
+        encoder = self.kind == "kmeans" and self.features != "metadata"
+        return KINDS.get(self.kind).uses_types and not encoder
+
     def _check_types(self) -> None:
         for text in self.types:
             name, _, kind = text.rpartition("=")
@@ -248,7 +255,7 @@ class ClustersConfig:
             "give one of the two",
         )
         object.__setattr__(self, "kind", "table")
-        allowed = {"kind", "from_", "columns", "samples_per_cluster", "missing"}
+        allowed = {"kind", "from_", "columns", "types", "samples_per_cluster", "missing"}
         allowed |= set(KMEANS) if self.missing == "kmeans" else set()
         for option in dataclasses.fields(self):
             require(

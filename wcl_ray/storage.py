@@ -155,6 +155,10 @@ class Folder:
         with storage_errors(self._location(name)):
             return bool(self.fs.get_file_info(self.file(name)).type != pafs.FileType.NotFound)
 
+    def is_file(self, name: str) -> bool:
+        with storage_errors(self._location(name)):
+            return bool(self.fs.get_file_info(self.file(name)).type == pafs.FileType.File)
+
     def names(self) -> list[str]:
         """Sorted names of the folder's entries; empty if the folder does not exist."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,6 +166,34 @@ def test_dates_are_cut_at_quantiles_of_time() -> None:
     assert not [a for a in found if a.test == "at"]  # dates have no time of day
 
 
+def test_words_for_a_missing_date() -> None:
+    dates = [d.isoformat() if d.day > 3 else "NA" for d in DAYS]
+    table = pa.table({"day": dates})
+    for parts in (1, 4):
+        counts = count(table, {}, parts)
+        types = detect(counts, 4, {})
+        assert types["day"].name == "date"
+        (summary,) = summarise(types, counts, {}, {})
+        assert summary.missing == np.mean([d == "NA" for d in dates])
+
+
+def test_the_values_that_are_no_dates_are_named() -> None:
+    dates = [d.isoformat() for d in DAYS]
+    dates[300], dates[7] = "NA", "unknown"
+    remedy = "correct the dates, or leave them empty"
+    for parts in (1, 4):
+        told = typed({"day": dates}, parts)[2]["day"]
+        assert told == f"left out: 1 of 599 values is not a date: 'unknown'; {remedy}"
+    times = [f"{d}T{i % 24:02d}:{i % 60:02d}" for i, d in enumerate(DAYS)]
+    times[500:517] = ["2021-02-30"] + 16 * ["?"]
+    told = typed({"day": times})[2]["day"]
+    assert told == (
+        f"left out: 17 of 600 values are not dates, the first is '2021-02-30'; {remedy}"
+    )
+    few = typed({"day": [*times[480:517], *CAPTIONS]})[2]["day"]
+    assert "dates" not in few
+
+
 def test_words_of_texts_are_attributes() -> None:
     found = typed({"note": CAPTIONS})[1]
     share = {a.name: a.share for a in found}
@@ -246,6 +275,44 @@ def test_types_of_the_option() -> None:
     assert typed({"path": paths}, path="text")[2]["path"] == "2 words"
 
 
+def test_a_boolean_is_one_attribute_in_every_spelling() -> None:
+    spellings = ["Yes", "no ", "YES", "0", "NA", "1"]
+    wings = [spellings[i % 6] for i in range(N)]
+    for parts in (1, 4):
+        _, found, told = typed({"wings": wings}, parts, wings="boolean")
+        assert [(a.name, a.share) for a in found] == [("wings is True", 0.5)]
+        assert told == {"wings": "1 value as attribute"}
+    # one attribute as ever, since clusters of earlier runs were made of these
+    for values, code in [
+        (["no", "yes"], 10029856774612927645),
+        ([0, 1], 13932875100113896851),
+        ([False, True], 6336175558470687094),
+    ]:
+        _, found, _ = typed({"wings": values * 10}, wings="boolean")
+        assert [a.code for a in found] == [code]
+
+
+def test_a_place_needs_two_columns() -> None:
+    numbers = {"lat": [40.0, 41.0, 42.0], "lon": [8.0, 9.0, 10.0]}
+    texts = {name: [str(v) for v in values] for name, values in numbers.items()}
+    for columns, parts in [(numbers, 1), (numbers, 3), (texts, 3)]:
+        with pytest.raises(UserError, match="the other column needs the type as well") as caught:
+            typed(columns, parts, lat="place")
+        assert "--clusters.types LATITUDE=place LONGITUDE=place" in str(caught.value)
+
+
+def test_places_of_numbers_written_as_texts() -> None:
+    numbers = {"lat": RNG.uniform(40, 50, N), "lon": RNG.uniform(0, 10, N)}
+    texts = {name: [f"{v!r}" for v in values.tolist()] for name, values in numbers.items()}
+    given = dict.fromkeys(numbers, "place")
+    assert typed(texts, **given)[1] == typed(numbers, **given)[1]
+    texts["lon"][3] = "NA"
+    assert typed(texts, **given)[2]["lon"] == "together with 'lat'"
+    texts["lon"][3] = "far"
+    with pytest.raises(UserError, match="'far'"):
+        typed(texts, **given)
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "shown"),
     [
@@ -260,7 +327,6 @@ def test_types_of_the_option() -> None:
         ([1.0, 2.0, 3.0], "text", "1.0"),
         ([[1.0, 2.0], [1.0], [91.0, 2.0]], "place", "[1.0]"),
         ([[1.0, 2.0], [91.0, 2.0], [1.0, 2.0]], "place", "(91.0, 2.0)"),
-        ([1.0, 2.0, 3.0], "place", "1.0"),
     ],
 )
 def test_a_type_that_does_not_fit(values: Any, kind: str, shown: str) -> None:
@@ -349,6 +415,17 @@ def test_vectors_of_typed_columns() -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+def test_vectors_of_booleans_in_every_spelling() -> None:
+    columns = {"wings": ["yes", "no", "YES", "0"] * 10, "size": np.sqrt(np.arange(40))}
+    rows: Any = Rows(pa.table({ID: np.arange(40)} | columns))
+    features, line, _ = vectors(rows, list(columns), (), given={"wings": "boolean"})
+    assert line == "2 words and 1 numbers of wings, size"
+    words = np.array(features["feature"].to_pylist())[:, :2]
+    assert np.array_equal(words[0::4], words[2::4])
+    assert np.array_equal(words[1::4], words[3::4])
+
+
+@pytest.mark.usefixtures("in_process")
 def test_words_of_many_texts_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts_module, "MOST_VALUES", 300)
     monkeypatch.setattr(counts_module, "COMMON", 200)
@@ -380,3 +457,28 @@ def test_weights_of_dates_and_cells_in_the_similarity() -> None:
     assert total["day"] == pytest.approx(np.log(16), rel=0.01)
     assert total["lat, lon"] == pytest.approx(np.log(3), rel=0.01)
     assert {a.test for a, _ in weighted} == {"after", "before", "in", "within"}
+
+
+def test_bits_are_packed_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, n, most = np.random.default_rng(1), 20_000, 1024
+    table = pa.table({ID: rng.permutation(n), "size": rng.normal(size=n)})
+    chosen = [Attribute("size", "above", v, 0.5, 1.0) for v in np.linspace(-2, 2, most - 5)]
+
+    class Blocks(Rows):
+        def map_batches(self, function: Any, **_: Any) -> Any:
+            whole = function(self.table)
+            parts = [whole.slice(start, 7000) for start in range(0, n, 7000)]
+            return type("Result", (), {"to_arrow_refs": lambda _: parts})()
+
+    monkeypatch.setattr(metadata.ray, "get", lambda refs: refs)
+    monkeypatch.setattr(metadata, "note", lambda *_: None)
+    rows: Any = Blocks(table)
+    tracemalloc.start()
+    ids, packed = metadata.pack_attributes(rows, chosen, most)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * packed.nbytes  # one bool per attribute is eight times as much
+    assert np.array_equal(ids, np.arange(n))
+    size = table["size"].to_numpy()[np.argsort(table[ID].to_numpy())]
+    masks = np.stack([size > a.value for a in chosen] + [np.zeros(n, bool)] * 5, axis=1)
+    assert np.array_equal(packed, np.packbits(masks, axis=1))

@@ -35,8 +35,9 @@ from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.evaluate import evaluate_run
-from wcl_ray.runs.folder import claim
-from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
+from wcl_ray.runs.folder import ENCODER, claim
+from wcl_ray.runs.moved import TEST, TRAIN, check_moves, id_summary, side_summaries
+from wcl_ray.runs.preflight import open_and_check
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.runs.trained import Trained
@@ -235,14 +236,63 @@ def test_the_table_of_the_option_is_no_file_of_the_source(tmp_path: Path) -> Non
     (tmp_path / "metadata.csv").write_text("number,legs\n1,4\n2,3\n")
     with pytest.raises(UserError, match=r"no column 'file_name'.*--data\.table"):
         open_source(DataConfig(path=str(tmp_path)))
-    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/metadata.csv"))
-    assert values(source, "legs") == {"cat/1.png": 4, "dog/2.png": 3}
+    data = DataConfig(path=str(tmp_path), table=f"{tmp_path}/metadata.csv", key="number")
+    assert values(open_source(data), "legs") == {"cat/1.png": 4, "dog/2.png": 3}
     (tmp_path / "metadata.csv").unlink()
     pq.write_table(pa.table({"number": [1, 2], "legs": [4, 3]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"no image column|several formats.*--data\.table"):
         open_source(DataConfig(path=str(tmp_path)))
-    source = open_source(DataConfig(path=str(tmp_path), table=f"{tmp_path}/t.parquet"))
+    source = open_source(replace(data, table=f"{tmp_path}/t.parquet"))
     assert values(source, "legs") == {"cat/1.png": 4, "dog/2.png": 3}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("label", [None, "rank"])
+def test_numbers_are_names_only_in_columns_of_usual_names(
+    tmp_path: Path, suffix: str, label: str | None
+) -> None:
+    """Also if they are texts, as the label of a CSV file is."""
+    write_images(tmp_path / "a", *(f"{n}.png" for n in range(10)))
+    rows = [(f"p{n}", 9 - n) for n in range(10)]
+    path = tmp_path / f"a/t.{suffix}"
+    if suffix == "parquet":
+        texts = pa.table({"person": [p for p, _ in rows], "rank": [str(r) for _, r in rows]})
+        pq.write_table(texts, path)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps({"person": p, "rank": r}) + "\n" for p, r in rows))
+    else:
+        path.write_text(csv(rows, "person,rank").replace(",", "," if suffix == "csv" else "\t"))
+    data = DataConfig(path=f"{tmp_path}/a", table=str(path), label=label)
+    text = failure(data)
+    assert "no row belongs to an image" in text
+    assert "--data.key" in text
+    source = open_source(replace(data, key="rank"))
+    assert values(source, "person") == {f"{n}.png": f"p{9 - n}" for n in range(10)}
+    if suffix != "parquet":
+        source = open_source(replace(data, table=None))
+        assert (source.columns, source.match) == ((), None)
+        assert any("no row belongs" in note for note in source.notes)
+
+
+def test_few_names_do_not_make_a_column_the_images_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "a", *(f"{n}.png" for n in range(10)))
+    (tmp_path / "t.csv").write_text(csv([(f"{n + 6}.png", n) for n in range(10)], "scan,legs"))
+    data = DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv")
+    text = failure(data)
+    assert "column 'scan' names 4 of 10 images only" in text
+    assert "--data.key scan" in text
+    open_images(replace(data, key="scan"), "", 0)
+    assert "fewer than half" not in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text(csv([(f"{n + 5}.png", n) for n in range(10)], "scan,legs"))
+    assert values(open_source(data), "legs")["9.png"] == 4
+    # a usual name is enough, but the line is a warning
+    (tmp_path / "t.csv").write_text(csv([(f"{n + 6}.png", n) for n in range(10)], "image,legs"))
+    open_images(data, "", 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith("warning: 4 of 10 images have a row") for line in lines] == [True]
+    assert "fewer than half; see --data.key" in lines[0]
 
 
 def test_a_table_joins_a_folder_with_its_own(tmp_path: Path) -> None:
@@ -300,6 +350,56 @@ def test_train_and_test_folders_with_a_label_in_the_table(tmp_path: Path) -> Non
     assert "are read as one data set" in source.notes[0]
 
 
+def test_a_table_of_the_training_images_only(tmp_path: Path) -> None:
+    """Test images need it for the label only."""
+    write_images(tmp_path / "train", "cat/1.png", "dog/2.png")
+    write_images(tmp_path / "test", "cat/3.png", "dog/4.png")
+    table = tmp_path / "t.csv"
+    table.write_text("file_name,legs\n1.png,1\n2.png,2\n")
+    data = DataConfig(
+        path=f"{tmp_path}/train", eval_path=f"{tmp_path}/test", table=str(table), label="label"
+    )
+    images = open_images(data, "", 0)
+    assert values(images.train, "legs") == {"cat/1.png": 1, "dog/2.png": 2}
+    assert images.test is not None
+    assert values(images.test, "label") == {"cat/3.png": "cat", "dog/4.png": "dog"}
+    with pytest.raises(UserError, match=r"no data\.label 'legs'.*--data\.table: .*no row belongs"):
+        open_images(replace(data, label="legs"), "", 0)
+    table.rename(tmp_path / "train/t.csv")
+    images = open_images(replace(data, table=None, key="file_name"), "", 0)
+    assert values(images.train, "legs") == {"cat/1.png": 1, "dog/2.png": 2}
+    assert images.test is not None
+    assert images.test.match is None
+    with pytest.raises(UserError, match=r"data\.key 'file_name': there is no metadata table"):
+        open_images(replace(data, table=None, key="file_name", label="legs"), "", 0)
+
+
+def test_the_training_images_decide_whether_folders_are_classes(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", "cat/1.png", "dog/2.png")
+    write_images(tmp_path / "test", "cat/3.png", "cat/4.png")
+    for folder, numbers in (("train", (1, 2)), ("test", (3, 4))):
+        (tmp_path / folder / "t.csv").write_text(csv([(n, n) for n in numbers], "id,legs"))
+    data = DataConfig(path=f"{tmp_path}/train", eval_path=f"{tmp_path}/test", label="label")
+    images = open_images(data, "", 0)
+    assert images.train.columns == ("label", "legs")
+    assert images.test is not None
+    assert values(images.test, "label") == {"cat/3.png": "cat", "cat/4.png": "cat"}
+    # the other way round, cat/ is no class
+    swapped = replace(data, path=data.eval_path, eval_path=data.path, label="legs")
+    images = open_images(swapped, "", 0)
+    assert images.test is not None
+    assert images.train.columns == images.test.columns == ("legs",)
+
+
+def test_a_constant_label_of_the_users_own_is_kept(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", "1.png", "2.png")
+    (tmp_path / "a/metadata.csv").write_text("file_name,label\n1.png,cat\n2.png,cat\n")
+    (tmp_path / "t.csv").write_text("file_name,legs\n1.png,1\n2.png,2\n")
+    source = open_source(DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv"))
+    assert values(source, "label") == {"1.png": "cat", "2.png": "cat"}
+    assert values(source, "legs") == {"1.png": 1, "2.png": 2}
+
+
 def test_images_named_by_a_column_file_name_of_parquet(tmp_path: Path) -> None:
     write_images(tmp_path, "1.png")
     pq.write_table(pa.table({"file_name": ["1.png"]}), tmp_path / "a.parquet")
@@ -325,7 +425,7 @@ def test_a_table_beside_parquet(
     images = open_images(data, str(tmp_path), 0)
     text = capsys.readouterr().out
     assert "90 of 96 images have a row, 1 rows have no image" in text
-    assert "the values of 'colour' are those of data.table" in text
+    assert "t.csv replaces the values of 'colour'" in text
     assert images.available == ("species", "size", "marks", "habitat", "colour")
     rows = rows_of(images.train, "colour", "species", "habitat")
     assert rows[ids[5]] == {"colour": "c5", "species": "s1", "habitat": "h5"}
@@ -419,6 +519,46 @@ def test_other_images_of_a_run_have_no_table_of_its_own() -> None:
     assert (other.table, other.key) == (None, None)
     other = trained.data({"path": "b", "table": "u.csv", "key": "id"})
     assert (other.path, other.table, other.key) == ("b", "u.csv", "id")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_without_a_table_does_not_read_one_that_is_there_now(tmp_path: Path) -> None:
+    """Nor does one of an older version, which read none and stores no rows."""
+    write_images(tmp_path / "a", "cat/1.png", "dog/2.png")
+    write_images(tmp_path / "b", "cat/3.png", "dog/4.png")
+    data = DataConfig(path=f"{tmp_path}/a", eval_path=f"{tmp_path}/b", label="label")
+
+    def start(name: str) -> Folder:
+        config = Config(data=data, name=name, storage=f"{tmp_path}/runs")
+        run = settle(config)[1]
+        claim(run, config, side_summaries(open_and_check(data, "", 0, run).images))
+        run.write(ENCODER, b"")
+        return run
+
+    run = start("before")
+    (tmp_path / "a/t.csv").write_text("id,label,legs\n1,tabby,1\n2,poodle,2\n")
+    (tmp_path / "b/t.csv").write_text("id,label\n3,tabby\n4,poodle\n")
+    for folder, label in ((run, "cat"), (start("after"), "tabby")):
+        trained = Trained.open(folder.uri)
+        for images in (
+            open_and_check(data, "", 0, folder).images,
+            open_images(data, "", 0, find_tables=trained.find_tables({"label": "label"})),
+        ):
+            assert images.train.columns == (("label",) if label == "cat" else ("label", "legs"))
+            assert values(images.train, "label")["cat/1.png"] == label
+            assert images.test is not None
+            assert values(images.test, "label")["cat/3.png"] == label
+    old = Trained.open(run.uri)
+    assert old.find_tables({}) == ()
+    assert old.find_tables({"eval_path": "x"}) == (TEST,)
+    assert old.find_tables({"path": "x"}) == (TRAIN, TEST)
+    content = json.loads(run.read("config.json"))
+    del content["images"]  # as in version 0.1.0
+    run.write("config.json", json.dumps(content).encode())
+    assert open_and_check(data, "", 0, run).images.train.columns == ("label",)
+    # whose table may be asked for
+    asked = open_images(replace(data, key="id"), "", 0, find_tables=old.find_tables({}))
+    assert asked.train.columns == ("label", "legs")
 
 
 def test_vectors_have_no_table(tmp_path: Path) -> None:

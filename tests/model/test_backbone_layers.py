@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from wcl_ray.config import ModelConfig, TrainConfig
+from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import build_encoder
-from wcl_ray.model.layers import freeze, frozen_norms, layer_count, layer_numbers
+from wcl_ray.model.layers import freeze, layer_numbers, set_training
 from wcl_ray.model.optim import build_optimizer
 
 
@@ -20,6 +21,11 @@ from wcl_ray.model.optim import build_optimizer
         ("convnext_tiny", 64, 8, "classifier.0.bias"),
         ("densenet121", 64, 8, "features.norm5.bias"),
         ("regnet_y_400mf", 64, 5, "trunk_output.block4.block4-5.f.c.1.bias"),
+        ("shufflenet_v2_x0_5", 64, 4, "conv5.1.bias"),
+        ("googlenet", 64, 4, "inception5b.branch4.1.bn.bias"),
+        ("inception_v3", 96, 4, "Mixed_7c.branch_pool.bn.bias"),
+        ("mnasnet0_5", 64, 7, "layers.15.bias"),
+        ("maxvit_t", 224, 5, "classifier.3.weight"),
         ("timm:vit_tiny_patch16_224", 32, 13, "norm.bias"),
         ("timm:convnext_atto", 64, 5, "head.norm.bias"),
         ("timm:resnet18", 64, 5, "layer4.1.bn2.bias"),
@@ -31,12 +37,23 @@ def test_layers_of_libraries(name: str, size: int, count: int, last: str) -> Non
     backbone = build_encoder(ModelConfig(backbone=name), size).backbone
     layers = layer_numbers(backbone)
     names = [name for name, _ in backbone.named_parameters()]
-    assert list(layers) == names or set(layers) == set(names)
-    assert layer_count(backbone) == count
+    assert layers.keys() == set(names)
+    assert max(layer_numbers(backbone).values()) + 1 == count
     assert layers[names[0]] == 0
     assert layers[last] == count - 1
     numbers = [layers[name] for name in names]
     assert set(numbers) == set(range(count))
+
+
+def test_a_network_without_known_stages() -> None:
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
+    with pytest.raises(UserError, match="the stages of this backbone are not known"):
+        freeze(backbone, 1)
+    freeze(backbone, 0)
+    encoder = torch.nn.Module()
+    encoder.backbone = backbone
+    with pytest.raises(UserError, match=r"train\.layer-decay 1"):
+        build_optimizer(encoder, TrainConfig(layer_decay=0.9))
 
 
 def test_frozen_stages_keep_weights_and_statistics() -> None:
@@ -44,9 +61,7 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
     freeze(encoder.backbone, 2)
     optimizer = build_optimizer(encoder, TrainConfig(lr=0.1))
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    encoder.train()
-    for norm in frozen_norms(encoder):
-        norm.eval()
+    set_training(encoder)
     encoder(torch.randn(8, 3, 32, 32))[0].square().sum().backward()
     optimizer.step()
     after = encoder.state_dict()

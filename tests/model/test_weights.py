@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from pathlib import Path
 
@@ -11,10 +12,17 @@ import torch
 import torchvision
 from torch import nn
 
+import wcl_ray.model.weights
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import IMAGENET, EncoderSpec, load_exported
+from wcl_ray.model.encoder import (
+    IMAGENET,
+    EncoderSpec,
+    build_backbone,
+    load_exported,
+    renormalise_inputs,
+)
 from wcl_ray.model.weights import (
     Weights,
     expected_images,
@@ -67,7 +75,7 @@ def test_an_export_of_ours_keeps_its_normalisation() -> None:
     first = EncoderSpec(ModelConfig(projector=(8,)), 32, statistics=HALF)
     encoder = first.build().eval()
     weights = file_weights(first.export(encoder), "encoder.safetensors", "small")
-    assert (weights.statistics, weights.image_size, weights.backbone) == (HALF, 32, "small")
+    assert (weights.statistics, weights.image_size) == (HALF, 32)
     again, export, _ = start_encoder(spec("small", 32), weights, 0)
     assert again.statistics == HALF
     images = torch.rand(2, 3, 32, 32)
@@ -97,8 +105,64 @@ def test_another_architecture_names_the_nearest() -> None:
 
 def test_a_small_stem_does_not_take_published_weights() -> None:
     weights = Weights("w.pth", resnet().state_dict())
-    with pytest.raises(UserError, match=r"images of 32 pixels: conv1\.weight has shape \(64, 3, 7"):
+    words = (
+        r"images of 32 pixels: conv1\.weight has shape \(64, 3, 7.*a --data.image-size above 64$"
+    )
+    with pytest.raises(UserError, match=words):
         start_encoder(spec("resnet18", 32), weights, 0)
+    small = spec("resnet18", 32).build().backbone.state_dict()
+    with pytest.raises(UserError, match=r"pixels: conv1.*a --data.image-size of at most 64$"):
+        start_encoder(spec("resnet18", 224), Weights("w.pth", small), 0)
+
+
+def test_no_architecture_is_searched_for_if_only_shapes_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wcl_ray.model.weights, "nearest_architecture", refuse)
+    wide = torchvision.models.wide_resnet50_2().state_dict()
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight has shape \(128.* differ\)$"):
+        start_encoder(spec("resnet50", 224), Weights("w.pth", wide), 0)
+
+
+def state_with(first: str, second: str) -> dict[str, torch.Tensor]:
+    """A file with two networks: zeros under the first prefix, ones under the second."""
+    names = resnet().state_dict()
+    make = {first: torch.zeros_like, second: torch.ones_like}
+    return {p + name: like(x) for p, like in make.items() for name, x in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("other", "evaluated"),
+    [
+        ("student.", "teacher."),
+        ("student_backbone.", "teacher_backbone."),
+        ("module.encoder_k.", "module.encoder_q."),
+        ("momentum_encoder.", "base_encoder."),
+        ("target_net.", "online_net."),
+    ],
+)
+def test_of_two_networks_the_evaluated_one_is_taken(other: str, evaluated: str) -> None:
+    for pair in ((other, evaluated), (evaluated, other)):
+        fit = fit_state(state_with(*pair), resnet())
+        assert fit.prefix == evaluated
+        assert fit.state["conv1.weight"].mean() == pair.index(evaluated)
+
+
+def test_of_student_and_teacher_the_teacher_is_taken() -> None:
+    student, teacher = ({"backbone.a": torch.full((2,), n)} for n in (1.0, 2.0))
+    options = argparse.Namespace(lr=0.1)  # as DINO and MAE keep them
+    content = saved({"student": student, "teacher": {"module": 3, **teacher}, "args": options})
+    state, _, part = read_state(content, "x.pth")
+    assert part == "teacher"
+    assert torch.equal(state["backbone.a"], teacher["backbone.a"])
+    network = saved({"teacher": resnet().state_dict()})
+    assert file_weights(network, "x.pth", "resnet18").source == "x.pth (teacher)"
+
+
+def test_loaded_weights_are_counted_without_batch_counters() -> None:
+    state = {k: v for k, v in resnet().state_dict().items() if "num_batches" not in k}
+    del state["layer4.1.bn2.bias"]
+    assert fit_state(state, resnet()).loaded == 101  # all but it and the classifier
 
 
 def test_something_else_is_no_architecture() -> None:
@@ -115,6 +179,12 @@ def test_something_else_is_no_architecture() -> None:
         (b"no weights", "x.safetensors", "is not a safetensors file"),
         (saved({"epoch": 3}), "x.pth", "holds no tensors"),
         (saved([1, 2]), "x.pth", "holds no tensors"),
+        (saved({1: torch.ones(1)}), "x.pth", "holds no tensors"),
+        (b"", "x.pth", "is not a file of weights"),
+        (b"\x80\x02}q\x00h\x07.", "x.pth", "is not a file of weights"),
+        (bytes(range(256)), "x.pth", "is not a file of weights"),
+        (b"junk\n", "x.pth", "is not a file of weights; save a state_dict"),
+        (b"", "x.safetensors", "is not a safetensors file"),
     ],
 )
 def test_files_that_hold_no_weights(content: bytes, name: str, words: str) -> None:
@@ -149,7 +219,7 @@ def unchecked(self: object, progress: bool = True, check_hash: bool = False) -> 
     return torch.hub.load_state_dict_from_url(self.url, progress=progress)  # type: ignore[attr-defined]
 
 
-def test_published_weights_that_cannot_be_had(
+def test_published_weights_that_cannot_be_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -176,6 +246,33 @@ def test_vision_transformers_take_positions_of_another_size() -> None:
     assert load_exported(export)(torch.zeros(1, 3, 96, 96)).shape == (1, 192)
 
 
+def test_a_tag_of_timm_names_the_images_of_its_weights() -> None:
+    pytest.importorskip("timm")
+    plain, tagged = "timm:vit_tiny_patch16_224", "timm:vit_small_patch16_224.dino"
+    assert expected_images(spec(tagged, 224).build().backbone) == (IMAGENET, 224)
+    assert expected_images(spec(plain, 224).build().backbone) == (HALF, 224)
+    with pytest.raises(UserError, match=r"no model 'vit_small_patch16_224.din'.*_224\.dino"):
+        build_backbone("timm:vit_small_patch16_224.din", 224)
+    content = safetensors.torch.save({"x": torch.zeros(1)}, {"backbone": plain})
+    assert file_weights(content, "x.safetensors", f"{plain}.augreg_in21k").statistics == HALF
+
+
 def test_what_images_a_library_expects() -> None:
-    assert expected_images(nn.Linear(1, 1)) == (IMAGENET, 224)
+    assert expected_images(nn.Linear(1, 1)) == (IMAGENET, 32)
+    assert expected_images(spec("small", 32).build().backbone) == (IMAGENET, 32)
     assert expected_images(spec("resnet18", 224).build().backbone) == (IMAGENET, 224)
+    assert file_weights(saved({"a": torch.ones(1)}), "x.pth", "small").image_size == 32
+
+
+def test_inputs_are_normalised_again_without_new_tensors() -> None:
+    backbone = nn.Sequential()
+    renormalise_inputs(backbone, HALF)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    mean, std = (torch.tensor(values).double()[:, None, None] for values in (MEAN, STD))
+    wanted = (images - 0.5) / 0.5
+    assert torch.allclose(backbone.double()((images - mean) / std), wanted, atol=1e-6)
+    assert backbone.state_dict() == {}
+    with torch.profiler.profile() as profile:
+        backbone(images)
+    made = {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+    assert made == {"aten::mul", "aten::add"}

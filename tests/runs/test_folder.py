@@ -18,7 +18,7 @@ from ray.train import Checkpoint
 from runs import settle
 
 import wcl_ray.runs.lock
-from wcl_ray.config import Config, ModelConfig, TrainConfig
+from wcl_ray.config import Config, DataConfig, ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.validate import push_evaluations, validate
 from wcl_ray.model.encoder import EncoderSpec
@@ -139,6 +139,23 @@ def test_resume_finds_the_newest_with_the_same_options(config: Config) -> None:
     with pytest.raises(UserError, match="no run 'd'"):
         settle(replace(wanted, name="d"))
     assert Folder(config.storage).names() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("how", ["start_or_resume", "resume", "newest"])
+def test_a_run_keeps_the_image_size_of_weights_that_are_gone(config: Config, how: str) -> None:
+    data, model = DataConfig(), ModelConfig(weights="gone.safetensors")
+    config = replace(config, name="one", data=data, model=model)
+    assert config.data.image_size == 0
+    start(replace(config, data=replace(config.data, image_size=48)))
+    flags = {"resume": True, "name": None} if how == "newest" else {how: True}
+    again, _ = settle(replace(config, **flags))  # type: ignore[arg-type]
+    assert (again.name, again.data.image_size) == ("one", 48)
+    other = replace(config, data=replace(config.data, image_size=64), resume=True)
+    with pytest.raises(UserError, match=r"data.image-size was 48, now 64"):
+        settle(other)
+    small = replace(config, data=replace(config.data, store_size=40), resume=True)
+    with pytest.raises(UserError, match=r"data.store-size was 0, now 40"):
+        settle(small)
 
 
 def test_resume_with_other_options_names_them(config: Config) -> None:

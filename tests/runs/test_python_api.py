@@ -33,6 +33,17 @@ def test_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Monke
     assert not result.failed
 
 
+@pytest.mark.parametrize("module", ["runs.pretrain", "search.trial", "train.worker"])
+def test_processes_that_do_not_decode_start_without_torchvision(module: str) -> None:
+    """It brings torch._dynamo: half of the time that a process needs to start."""
+    code = f"import sys, wcl_ray.{module}; print(*sys.modules)"
+    imported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "torch" in imported
+    assert not {"torchvision", "timm", "torch._dynamo"} & set(imported)
+
+
 def test_import_is_lazy() -> None:
     """Neither the package nor its configuration brings torch, Ray or NumPy with it."""
     code = "import sys, wcl_ray; wcl_ray.Config; print(*sys.modules)"

@@ -204,6 +204,7 @@ def check_cluster_job(config: Config, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_while_clustering_and_while_training(tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "data", N)
     words = [
@@ -221,7 +222,7 @@ def test_killed_while_clustering_and_while_training(tmp_path: Path) -> None:
             process = subprocess.Popen(
                 job(tmp_path, *words, *more), stdout=stream, stderr=subprocess.STDOUT
             )
-        limit = time.monotonic() + 150
+        limit = time.monotonic() + 300
         while not seen():  # type: ignore[operator]
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < limit, output.read_text()

@@ -236,7 +236,7 @@ def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
         job(tmp_path, *words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     run = tmp_path / "runs/killed"
-    limit = time.monotonic() + 150
+    limit = time.monotonic() + 300
     snapshot = run / "rounds/000/train/checkpoint_manager_snapshot.json"
     while (
         len(list(run.glob("audit/0001/*"))) < 10
@@ -346,6 +346,19 @@ def test_nobody_at_the_address(address: str) -> None:
         ({"clusters.columns": ("colour", "shape")}, ["clusters.columns 'shape'", "colour"]),
         ({"clusters.columns": ("species",)}, ["holds the label 'species'"]),
         ({"clusters.types": ("colours=text",)}, ["clusters.types 'colours'", "mean 'colour'?"]),
+        (
+            {"clusters.types": ("always=text",), "clusters.columns": ("colour",)},
+            ["clusters.types has no effect on column 'always'", "not among clusters.columns"],
+        ),
+        ({"clusters.types": ("species=text",)}, ["column 'species', which is the label"]),
+        *(
+            (
+                {"clusters.types": ("colour=text",), "clusters.columns": ("colour",)}
+                | {"clusters.kind": kind},
+                [f"clusters.types has no effect on clusters.kind {kind}"],
+            )
+            for kind in ("hierarchy", "label", "instance")
+        ),
         ({"clusters.types": ("colour=date",)}, ["the value 'red' of column 'colour' is not a d"]),
         ({"train.batch_size": 500}, ["fewer than train.batch-size 500"]),
         ({"train.batch_size": 4, "scale.workers": "3"}, ["too small for 3 workers"]),

@@ -162,7 +162,7 @@ def test_a_search_and_the_run_of_its_best(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert "is finished" in again.stdout, again.stdout + again.stderr

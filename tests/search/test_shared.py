@@ -20,12 +20,12 @@ from wcl_ray.config import ClustersConfig, DataConfig, LossConfig, ModelConfig, 
 from wcl_ray.data.images import open_images
 from wcl_ray.data.stream import plan_stream
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.runs import clusters as run_clusters
 from wcl_ray.runs import round_clusters
 from wcl_ray.runs.clusters import build_clusters, build_similarity
 from wcl_ray.runs.fit import Scale
-from wcl_ray.runs.initial import Start
+from wcl_ray.runs.initial import FILE as INITIAL
+from wcl_ray.runs.initial import Start, spec_of, start_of
 from wcl_ray.runs.shared import Shared
 from wcl_ray.search import trial
 from wcl_ray.search.granularity import find_granularities
@@ -81,11 +81,14 @@ def same_measures(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return bool(a == {key: pytest.approx(value) for key, value in b.items()})
 
 
-def setup_of(config: SearchConfig, tmp_path: Path, *spaces: str) -> trial.Setup:
+def setup_of(
+    config: SearchConfig, tmp_path: Path, *spaces: str, start: Start | None = None
+) -> trial.Setup:
     images = open_images(config.data, config.storage, config.seed, config.validation)
     given, folder = given_dimensions(spaces), Folder(str(tmp_path / "search"))
     found = find_granularities(config, images, given, folder)
-    return _prepare(config, images, found, folder, tuple(default_dimensions(given)))
+    start = start or Start(spec_of(config))
+    return _prepare(config, images, found, folder, start, tuple(default_dimensions(given)))
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -195,6 +198,29 @@ def test_a_search_that_goes_on_makes_no_clusters(
         folder.delete("assignment.parquet")
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_trials_take_the_weights_of_the_search(config: SearchConfig, tmp_path: Path) -> None:
+    source = tmp_path / "x.safetensors"
+    export = spec_of(config).export(spec_of(config).build())
+    source.write_bytes(export)
+    config = replace(config, model=replace(config.model, weights=str(source)))
+    common = start_of(config, None)
+    setup = setup_of(config, tmp_path, start=common)
+    source.unlink()
+    folder = Folder(str(tmp_path / "trial"))
+    start = trial._start(config.of_trial({"model.freeze-stages": 1}), setup, folder)
+    assert start.weights == common.weights
+    assert start.encoder.model.freeze_stages == 1
+    assert not folder.exists(INITIAL)
+    other = config.of_trial({"data.image-size": 32})
+    with pytest.raises(UserError, match="there is no such file"):
+        trial._start(other, setup, folder)
+    source.write_bytes(export)
+    trial._start(other, setup, folder)
+    source.unlink()
+    assert trial._start(other, setup, folder).weights == folder.read(INITIAL)
+
+
 def timeless(tree: Any) -> Any:
     """Without what hangs on the clock."""
     if isinstance(tree, dict):
@@ -215,7 +241,7 @@ def test_trials_share_features_of_random_weights(
     base = run_clusters.singletons(plain, opened)
     stream = plan_stream(opened.train.images(), base.assignment.ids, plain.data)
     scale = Scale(1, 1, 1.0, False)
-    start = Start(EncoderSpec(plain.model, plain.data.image_size, plain.loss.dual))
+    start = Start(spec_of(plain))
 
     def make(shared: Shared | None, **options: Any) -> tuple[Any, ...]:
         one = replace(plain, clusters=replace(kmeans, **options))

@@ -48,7 +48,7 @@ def steps_of(run: Path) -> dict[int, dict[int, list[np.ndarray]]]:
     found: dict[int, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for epoch in sorted((run / "audit").iterdir()):
         worlds: dict[int, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-        for file in epoch.iterdir():
+        for file in epoch.glob("[0-9]*"):  # a killed process leaves hidden half-written files
             step, _, rest = file.stem.partition("-")
             worlds[int(step)][rest.split("-of-")[1]].append(file)
         for step, versions in worlds.items():

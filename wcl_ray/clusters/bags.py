@@ -85,7 +85,7 @@ def typed_bags(counts: Columns, types: Mapping[str, ColumnType]) -> list[Bag]:
             if kind.name == "category" and kind.reason is None:
                 bags.append(Bag(View((name,)), whole=True))
         elif kind.name not in ("number", "other"):
-            bags.append(Bag(View((name,))))
+            bags.append(Bag(kind.views[0] if kind.name == "boolean" else View((name,))))
     return bags
 
 

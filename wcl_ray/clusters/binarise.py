@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from wcl_ray.clusters.counts import MOST_VALUES, ColumnCounts
 from wcl_ray.clusters.identifier import identifier
 from wcl_ray.clusters.places import distinct_cells
-from wcl_ray.clusters.types import ColumnType, detect
+from wcl_ray.clusters.types import ColumnType, detect, why_no_date
 from wcl_ray.clusters.views import View
 from wcl_ray.data.values import kind_of, list_members, numbers
 
@@ -140,9 +140,10 @@ def attributes(
         if not kind.views:  # a longitude, which is part of the latitude's place
             continue
         column = counts[name]
+        no_date = None if kind.given else why_no_date(name, counts)
         unusable = _unusable(column, kind, counts)
         if unusable or (kind.reason and name not in named):
-            skipped[name] = unusable or str(kind.reason)
+            skipped[name] = no_date or unusable or str(kind.reason)
             continue
         of_column: list[Attribute] = []
         for tests in _choices(column, kind, counts, quantiles, name in named):
@@ -155,7 +156,7 @@ def attributes(
             if of_column:
                 break
         if not of_column:
-            skipped[name] = _none_usable(name, column, kind, min_share)
+            skipped[name] = no_date or _none_usable(name, column, kind, min_share)
         result += of_column
     result.sort(key=lambda a: (-round(a.entropy, 12), a.column, a.test, str(a.value)))
     return result, skipped

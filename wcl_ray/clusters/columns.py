@@ -49,7 +49,8 @@ def summarise(
             outcome = f"together with {column_type.partner!r}"
         too_many = column.undercount or column.rounded
         distinct = None if too_many else len(column.values)
-        missing = column.nulls / max(1, column.rows)
+        nulls = counts[column_type.views[0].key].nulls if column_type.views else column.nulls
+        missing = nulls / max(1, column.rows)
         summaries.append(ColumnSummary(name, column_type.name, distinct, missing, outcome))
     return summaries
 

@@ -41,6 +41,7 @@ class ColumnCounts:
         pairs: (value, label) → number of rows, for the leak check; None if there are too many.
         spaced: number of rows with a text that has white space between letters: several words.
         unfit: the first value that could not be read in the form of a view; its kind is then other.
+        unfit_rows: number of rows with such a value.
     """
 
     kind: str
@@ -54,12 +55,16 @@ class ColumnCounts:
     pairs: Counter[tuple[Any, Any]] | None = field(default_factory=Counter)
     spaced: int = 0
     unfit: Any = None
+    unfit_rows: int = 0
 
     def __add__(self, other: ColumnCounts) -> ColumnCounts:
         if self.unfit is not None or other.unfit is not None:
             unfit = other.unfit if self.unfit is None else self.unfit
             rows, nulls = self.rows + other.rows, self.nulls + other.nulls
-            return ColumnCounts("other", rows, nulls, pairs=None, unfit=unfit)
+            unfit_rows = self.unfit_rows + other.unfit_rows
+            return ColumnCounts(
+                "other", rows, nulls, pairs=None, unfit=unfit, unfit_rows=unfit_rows
+            )
         pairs = None
         if self.pairs is not None and other.pairs is not None:
             pairs = self.pairs + other.pairs
@@ -127,7 +132,9 @@ def count_table(
     counts = Columns({name: count_column(table[name], label) for name in columns})
     for view, array in try_read(table, views).items():
         if isinstance(array, Unfit):
-            counts[view] = ColumnCounts("other", table.num_rows, pairs=None, unfit=array.value)
+            counts[view] = ColumnCounts(
+                "other", len(table), pairs=None, unfit=array.value, unfit_rows=array.count
+            )
         else:
             counts[view] = _count(array, kind_of(array.type), None)
     return counts

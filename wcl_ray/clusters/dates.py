@@ -4,7 +4,7 @@ A date is
 
 - of an Arrow date or timestamp type, or
 - a text such as 2021-07-03, 2021-07-03T12:00:00Z, 2021/07/03 or 2021:07:03 12:00:00 (EXIF, whose
-  0000:00:00 00:00:00 is missing).
+  0000:00:00 00:00:00 is missing, and so are words such as NA).
 
 The season and the quarter of the day are those of the clock that was written down, the minute is
 that of UTC.
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
-from wcl_ray.clusters.unfit import Unfit, first_unfit
+from wcl_ray.clusters.unfit import first_unfit, parse
 from wcl_ray.data.values import decoded, kind_of, plain
 
 DATE_FORMS = ("minute", "season", "daypart")
@@ -30,6 +30,7 @@ _DATE = re.compile(
     r"(?:[T ](\d\d?):(\d\d)(?::\d\d(?:[.,]\d*)?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?)?"
 )
 _NO_DATE = "0000:00:00"
+_MOMENT = pa.struct([(name, pa.int64()) for name in ("minute", "month", "hour")])
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 
@@ -53,11 +54,8 @@ def read_dates(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array, pa.Array]:
     texts = plain(column)
     if kind_of(texts.type) != "string" or pat.is_temporal(values.type):
         raise first_unfit(texts)
-    encoded = texts.dictionary_encode()
-    fields = [_moment(text) for text in encoded.dictionary.to_pylist()]
-    minute, month, hour = (
-        pa.array([f and f[i] for f in fields], pa.int64()).take(encoded.indices) for i in range(3)
-    )
+    moments = parse(texts, _moment, _MOMENT)
+    minute, month, hour = (pc.struct_field(moments, i) for i in range(3))
     return minute, *_parts(month, hour)
 
 
@@ -74,28 +72,25 @@ def _parts(month: pa.Array, hour: pa.Array) -> tuple[pa.Array, pa.Array]:
     return season.take(month), pa.array(_DAYPARTS).take(pc.divide(hour, 6))
 
 
-def _moment(text: str) -> tuple[int, int, int] | None:
-    """UTC minute, month and hour of a text; None for EXIF's missing date.
+def _moment(text: str) -> tuple[int | None, int | None, int | None] | None:
+    """UTC minute, month and hour of a text, which EXIF's missing date has not; None: it is no date.
 
     >>> _moment("2021:07:03 12:00:30"), _moment("2021-07-03T00:30:00+02:00")
     ((27088560, 7, 12), (27087750, 7, 0))
-
-    Raises:
-        Unfit: the text is no date.
     """
     match = _DATE.fullmatch(text.strip())
     if match is None:
-        raise Unfit(text)
+        return None
     year, _, month, day, hour, minute, zone = match.groups()
     if text.strip().startswith(_NO_DATE):
-        return None
+        return None, None, None
     try:
         days = datetime.date(int(year), int(month), int(day)).toordinal() - _EPOCH
     except ValueError:
-        raise Unfit(text) from None
+        return None
     hours, minutes = int(hour or 0), int(minute or 0)
     if hours > 23 or minutes > 59:
-        raise Unfit(text)
+        return None
     offset = 0
     if zone and zone != "Z":
         digits = zone[1:].replace(":", "")

@@ -10,7 +10,7 @@ from ray.data import Dataset
 
 from wcl_ray.clusters.assignment import Assignment, number_codes
 from wcl_ray.config import ClustersConfig
-from wcl_ray.data.stream import positions_of
+from wcl_ray.data.ids import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.vectors import Vectors

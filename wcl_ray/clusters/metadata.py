@@ -130,11 +130,13 @@ def pack_attributes(
 
     def pack(table: pa.Table) -> pa.Table:
         arrays = read(table, [attribute.source for attribute in chosen])
-        bits = np.zeros((table.num_rows, most), dtype=bool)
-        for i, attribute in enumerate(chosen):
-            bits[:, i] = attribute.mask(arrays[attribute.source])
+        bits = np.zeros((table.num_rows, most // 8), np.uint8)
+        for start in range(0, len(chosen), 8):  # one byte of each row
+            byte = chosen[start : start + 8]
+            masks = [attribute.mask(arrays[attribute.source]) for attribute in byte]
+            bits[:, start // 8] = np.packbits(masks, axis=0)[0]
         packed = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(most // 8), table.num_rows, [None, pa.py_buffer(np.packbits(bits, axis=1))]
+            pa.binary(most // 8), table.num_rows, [None, pa.py_buffer(bits)]
         )
         return pa.table({ID: table[ID], "bits": packed})
 
@@ -144,8 +146,15 @@ def pack_attributes(
     table = pa.concat_tables([part for part in ray.get(refs) if part.num_rows])
     ids = table[ID].to_numpy()
     order = np.argsort(ids, kind="stable")
-    packed = np.frombuffer(b"".join(table["bits"].to_pylist()), np.uint8).reshape(-1, most // 8)
-    return ids[order], packed[order]
+    rank = np.empty(len(ids), np.int64)
+    rank[order] = np.arange(len(ids))
+    packed, start = np.empty((len(ids), most // 8), np.uint8), 0
+    for chunk in table["bits"].chunks:
+        rows_of_buffer = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, most // 8)
+        stop = start + len(chunk)
+        packed[rank[start:stop]] = rows_of_buffer[chunk.offset :][: len(chunk)]
+        start = stop
+    return ids[order], packed
 
 
 def count_columns(rows: Dataset, columns: list[str], label: str | None) -> Columns:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from wcl_ray.clusters.identifier import name_words
-from wcl_ray.clusters.unfit import Unfit, first_unfit, is_true, raise_first
+from wcl_ray.clusters.unfit import Unfit, first_unfit, is_true, parse_numbers, raise_first
 from wcl_ray.data.values import decoded, kind_of, plain
 
 DEPTH = 6  # letters of a geohash
@@ -82,10 +82,17 @@ def coordinates(columns: list[pa.ChunkedArray]) -> tuple[pa.Array, pa.Array]:
             latitude = longitude = pa.nulls(len(values), pa.float64())
         else:
             raise first_unfit(values)
-    for part in (latitude, longitude):
-        if kind_of(part.type) != "number" and part.null_count < len(part):
-            raise first_unfit(part)
-    return latitude.cast(pa.float64()), longitude.cast(pa.float64())
+    return _degrees(latitude), _degrees(longitude)
+
+
+def _degrees(part: pa.Array) -> pa.Array:
+    """float64, of numbers or of numbers written as texts."""
+    kind = kind_of(part.type)
+    if part.null_count == len(part) or kind == "number":
+        return part.cast(pa.float64())
+    if kind != "string":
+        raise first_unfit(part)
+    return parse_numbers(part)
 
 
 def distinct_cells(counts: Mapping[str, int]) -> dict[str, int]:
@@ -101,7 +108,7 @@ def cells(latitude: pa.Array, longitude: pa.Array) -> pa.Array:
     wrong = known & ((np.abs(y) > 90) | (np.abs(x) > 180))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
-        raise Unfit((float(y[at]), float(x[at])))
+        raise Unfit((float(y[at]), float(x[at])), int(wrong.sum()))
     bits = 5 * DEPTH // 2  # of each coordinate
     code = np.zeros(len(x), np.int64)
     fractions = (x + 180) / 360, (y + 90) / 180

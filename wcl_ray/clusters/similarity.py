@@ -30,14 +30,14 @@ from wcl_ray.clusters.binarise import (
 )
 from wcl_ray.clusters.counts import ColumnCounts
 from wcl_ray.clusters.metadata import count_types, leaks, pack_attributes
-from wcl_ray.data.stream import positions_of
+from wcl_ray.clusters.types import NO_TYPES
+from wcl_ray.data.ids import positions_of
 from wcl_ray.errors import UserError
 
 FILE = "similarity.npz"  # in a run folder
 MOST = 1024  # attributes, those of highest entropy
 QUANTILES = 15  # of a number column
 MIN_SHARE = 0.001  # of the images, for an attribute
-NO_TYPES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,12 @@ from wcl_ray.clusters.counts import ColumnCounts, Columns, count_table
 from wcl_ray.clusters.identifier import identifier
 from wcl_ray.clusters.metadata import recount
 from wcl_ray.clusters.tally import heaviest, tally
-from wcl_ray.clusters.types import ColumnType, detect, views_to_count
+from wcl_ray.clusters.types import NO_TYPES, ColumnType, detect, views_to_count, why_no_date
 from wcl_ray.clusters.views import View, read
 from wcl_ray.data.sources.base import ID
 from wcl_ray.data.values import kind_of, numbers, plain
 from wcl_ray.errors import UserError
 
-NO_TYPES: Mapping[str, str] = {}
 NOTHING = "no word that two images share, and no numbers that differ"
 VOCABULARY = 1024  # words kept, the most frequent ones
 MOST_WORDS = 500_000  # distinct words counted
@@ -141,7 +140,9 @@ def vectors(
     used = ", ".join(name for name in columns if name not in skipped)
     line = f"{len(words)} words and {len(scales)} numbers of {used}{left_out}"
     became = _outcomes(columns, vocabulary, scales)
-    unused = {name: NOTHING for name in columns if name not in became}
+    unused = {
+        name: why_no_date(name, counts.columns) or NOTHING for name in columns if name not in became
+    }
     return features, line, summarise(types, counts.columns, became, unused | skipped)
 
 

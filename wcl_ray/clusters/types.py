@@ -25,10 +25,12 @@ from wcl_ray.clusters.counts import ColumnCounts, Columns
 from wcl_ray.clusters.dates import DATE_FORMS, is_date
 from wcl_ray.clusters.identifier import identifier, is_id_name, is_index_name, unordered
 from wcl_ray.clusters.places import holds_places, place_pairs
-from wcl_ray.clusters.views import View, is_truth
+from wcl_ray.clusters.unfit import MISSING_WORDS
+from wcl_ray.clusters.views import View, truth
 from wcl_ray.data.values import kind_of
 from wcl_ray.errors import UserError
 
+NO_TYPES: Mapping[str, str] = {}  # all as detected
 _FORMS = {"date": DATE_FORMS, "text": ("words",), "place": ("cells",)}  # of the other types: ""
 _VALUES = {
     "number": "a number",
@@ -67,7 +69,7 @@ def views_to_count(schema: pa.Schema, columns: list[str], given: Mapping[str, st
     """
     views, numeric = [], []
     places = [name for name in columns if given.get(name) == "place"]
-    single = [name for name in places if not _is_number(schema.field(name).type)]
+    single = [name for name in places if not _is_coordinate(schema.field(name).type)]
     for name in columns:
         kind = schema.field(name).type
         forms: tuple[str, ...] = ()
@@ -93,6 +95,11 @@ def views_to_count(schema: pa.Schema, columns: list[str], given: Mapping[str, st
 def _is_number(kind: pa.DataType) -> bool:
     """Whether a column of this Arrow type holds numbers, or nothing in this block."""
     return kind_of(kind) == "number" or pat.is_null(kind)
+
+
+def _is_coordinate(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type may be the latitude or the longitude of a place."""
+    return kind_of(kind) in ("number", "string") and not pat.is_temporal(kind)
 
 
 def detect(
@@ -130,14 +137,28 @@ def _given(
 ) -> ColumnType:
     wanted = tuple(forms[form] for form in _FORMS.get(type_name, (type_name,)))
     column = counts[wanted[0]]
+    single = counts[name].kind in ("number", "string") and counts[name].total > 0
+    if type_name == "place" and single and wanted[0].columns == (name,):
+        raise UserError(
+            f"clusters.types {name}=place: {name!r} holds single values, and a place is two; the "
+            f"other column needs the type as well: --clusters.types LATITUDE=place LONGITUDE=place"
+        )
     if column.unfit is not None:
         raise UserError(
             f"clusters.types {name}={type_name}: the value {_shown(column.unfit)} of column "
             f"{name!r} is not {_VALUES[type_name]}"
         )
-    if type_name not in _FORMS and column.kind == counts[name].kind:
-        wanted = (View((name,)),)  # not a number written as a text
+    if type_name not in _FORMS and _is_plain(type_name, counts[name], column):
+        wanted = (View((name,)),)
     return _typed(type_name, name, wanted, given=True)
+
+
+def _is_plain(type_name: str, column: ColumnCounts, view: ColumnCounts) -> bool:
+    """Whether a column can be used as it is, since it is not a number written as a text, or a
+    boolean written in more than two ways."""
+    if type_name == "boolean" and column.kind == "string":
+        return len(column.values) <= 2 and not column.undercount
+    return column.kind in (view.kind, "number")
 
 
 def _typed(type_name: str, name: str, views: tuple[View, ...], given: bool = False) -> ColumnType:
@@ -172,7 +193,8 @@ def _detect(
             return ColumnType("date", dates)
         if "words" in forms and _is_text(column) and _usable(counts[forms["words"]], "list"):
             return ColumnType("text", (forms["words"],))
-    if len(column.values) == 2 and not column.undercount and all(map(is_truth, column.values)):
+    two = len(column.values) == 2 and not column.undercount
+    if two and None not in map(truth, column.values):
         return ColumnType("boolean", plain)
     if column.kind == "string":
         return ColumnType("category", plain)
@@ -187,6 +209,19 @@ def _detect(
     if not reason and not column.rounded and unordered(name, column.values, column.spread):
         return ColumnType("category", plain)
     return ColumnType("number", plain, reason=reason)
+
+
+def why_no_date(name: str, counts: Mapping[Any, ColumnCounts]) -> str | None:
+    """The values that keep a column of dates from being one; None for other columns."""
+    column, dates = counts[name], counts.get(View((name,), "minute"))
+    if dates is None or dates.unfit is None:
+        return None
+    known = column.total - sum(column.values.get(word, 0) for word in MISSING_WORDS)
+    if dates.unfit_rows > known / 2:
+        return None
+    many = "are not dates, the first is" if dates.unfit_rows > 1 else "is not a date:"
+    values = f"{dates.unfit_rows:,} of {known:,} values {many} {_shown(dates.unfit)}"
+    return f"{values}; correct the dates, or leave them empty"
 
 
 def _usable(column: ColumnCounts, kind: str) -> bool:

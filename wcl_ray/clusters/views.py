@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from wcl_ray.clusters.dates import DATE_FORMS, read_dates
 from wcl_ray.clusters.places import cells, coordinates
-from wcl_ray.clusters.unfit import Unfit, by_text, first_unfit, is_true, raise_first
+from wcl_ray.clusters.unfit import Unfit, by_text, first_unfit, parse, parse_numbers
 from wcl_ray.data.values import kind_of, plain
 
 WORD = re.compile(r"\w+")
-_TRUTH = frozenset(["true", "false", "yes", "no", "y", "n", "t", "f", "on", "off", "0", "1"])
+_TRUTH = dict.fromkeys(["true", "yes", "y", "t", "on", "1"], True)
+_TRUTH |= dict.fromkeys(["false", "no", "n", "f", "off", "0"], False)
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,13 @@ def _read(columns: list[pa.ChunkedArray], form: str) -> pa.Array:
     if form == "words":
         return by_text(values, lambda text: WORD.findall(text.lower()), pa.list_(pa.string()))
     if form == "boolean" and kind != "boolean":
-        raise_first(values, ~is_true(by_text(values, is_truth, pa.bool_())))
+        return parse(values, truth, pa.bool_())
     if form == "number" and kind == "string":
-        numbers = by_text(values, _number, pa.float64())
-        raise_first(values, numbers.is_null().to_numpy(zero_copy_only=False))
-        return plain(numbers)
+        return parse_numbers(values)
     return values
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def is_truth(value: Any) -> bool:
-    """Whether a value says true or false: a boolean, yes, no, 0, 1 or the like."""
-    text = f"{value:g}" if isinstance(value, float) else str(value).strip().lower()
-    return text in _TRUTH
+def truth(value: Any) -> bool | None:
+    """What a value says: a boolean, yes, no, 0, 1 or the like; None for others."""
+    text = f"{value:.17g}" if isinstance(value, float) else str(value).strip().lower()
+    return _TRUTH.get(text)

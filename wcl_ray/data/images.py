@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
+SIDES = TRAIN, TEST = "train", "test"
 VALIDATION_SALT = 104_729  # so that the validation split does not repeat the test split
 
 
@@ -120,8 +121,17 @@ class Images:
         return rows.map_batches(keep, batch_format="pyarrow", batch_size=None)
 
 
-def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0.0) -> Images:
+def open_images(
+    data: DataConfig,
+    storage: str,
+    seed: int,
+    validation: float = 0.0,
+    find_tables: Collection[str] = SIDES,
+) -> Images:
     """Open the sources and check their columns; renders the demo data if no path is given.
+
+    Args:
+        find_tables: sides at whose top a metadata table is looked for, ``train`` and ``test``.
 
     Raises:
         UserError: a path or a column does not exist.
@@ -131,13 +141,19 @@ def open_images(data: DataConfig, storage: str, seed: int, validation: float = 0
             raise UserError("data.table and data.key need --data.path, the place of the images")
         demo = demo_data(Folder(storage, data.endpoint), data.demo_images, seed)
         data = replace(data, path=demo.train, eval_path=data.eval_path or demo.test)
-    train = open_source(data)
-    test = open_source(data, data.eval_path) if data.eval_path else None
+    train = open_source(data, find_table=TRAIN in find_tables)
+    test = None
+    if data.eval_path:
+        test = open_source(data, data.eval_path, train, TEST in find_tables)
     for note in dict.fromkeys((*train.notes, *(test.notes if test else ()))):
         warn(note)
     for side, source in (("", train), ("test images: ", test)):
         if source is not None and source.match is not None:
-            say("table", side + source.match.describe())
+            line = side + source.match.describe()
+            if source.match.sparse and data.key is None:
+                warn(f"{line}: fewer than half; see --data.key")
+            else:
+                say("table", line)
     if data.label in ("feature", "view"):
         raise UserError(f"data.label {data.label!r} is a name that wcl_ray uses itself; rename it")
     if data.label is not None:

@@ -25,10 +25,11 @@ from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.deal import Piece, Places, deal, unknown_places, windows
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.prefetch import prefetch
 from wcl_ray.data.sampler import window_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
-from wcl_ray.data.stream import Stream, kept_pixels, positions_of
+from wcl_ray.data.stream import Stream, kept_pixels
 from wcl_ray.errors import UserError
 
 AHEAD = 3  # batches read before they are needed

@@ -24,7 +24,7 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
-from wcl_ray.data.ids import positions_of as positions_of
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text

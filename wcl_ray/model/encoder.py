@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from dataclasses import dataclass
@@ -198,17 +197,20 @@ def remove_classifier(network: nn.Module, name: str) -> None:
 def renormalise_inputs(backbone: nn.Module, statistics: Statistics) -> None:
     """Let a backbone take images normalised by ImageNet's statistics, as all here are, whatever its
     weights were trained with."""
-    if statistics != IMAGENET:
-        backbone.register_forward_pre_hook(functools.partial(_renormalise, statistics=statistics))
-
-
-def _renormalise(_: nn.Module, inputs: tuple[torch.Tensor], statistics: Statistics) -> torch.Tensor:
-    (x,) = inputs
+    if statistics == IMAGENET:
+        return
     (mean, std), (new_mean, new_std) = (
-        [torch.tensor(values, device=x.device, dtype=x.dtype)[:, None, None] for values in pair]
-        for pair in (IMAGENET, statistics)
+        [torch.tensor(values)[:, None, None] for values in pair] for pair in (IMAGENET, statistics)
     )
-    return (x * std + mean - new_mean) / new_std
+    # buffers move with the network; its state is that of its library all the same
+    backbone.register_buffer("input_scale", std / new_std, persistent=False)
+    backbone.register_buffer("input_shift", (mean - new_mean) / new_std, persistent=False)
+    backbone.register_forward_pre_hook(_renormalise)
+
+
+def _renormalise(backbone: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    scale, shift = backbone.get_buffer("input_scale"), backbone.get_buffer("input_shift")
+    return inputs[0] * scale + shift
 
 
 def save_export(encoder: Encoder, spec: EncoderSpec) -> bytes:

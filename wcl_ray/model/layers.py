@@ -4,7 +4,6 @@ towards the input."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +13,8 @@ from wcl_ray.errors import UserError
 # stages or blocks of torchvision's networks and of the small one
 NUMBERED = re.compile(
     r"^(layer|features\.(?:denseblock|transition)?|encoder\.layers\.encoder_layer_"
-    r"|trunk_output\.block)(\d+)\."
+    r"|trunk_output\.block|blocks\.|stage|inception|Mixed_"
+    r"|layers\.(?=(?:8|9|1[0-3])\.))(\d+)[a-z]?\."  # the stages of MNASNet
 )
 
 
@@ -24,6 +24,9 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
 
     What follows the last of them, such as a norm, counts as part of it. timm's networks say it
     themselves (``group_matcher``).
+
+    Raises:
+        UserError: no stages are found in the network.
     """
     matcher = getattr(backbone, "group_matcher", None)
     names = [name for name, _ in backbone.named_parameters()]
@@ -35,7 +38,7 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
         tail = [name for name in names if groups[name] == last]
         if not any(re.search(r"\d+\.", name) for name in tail):  # a norm before the classifier
             groups |= dict.fromkeys(tail, last - 1)
-        return dict(groups)
+        return _check_stages(dict(groups))
     layers: dict[str, int] = {}
     numbers: dict[tuple[str, str], int] = {}
     current = 0
@@ -45,19 +48,23 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
             stem = match[1] == "features." and match[2] == "0"
             current = 0 if stem else numbers.setdefault(match.groups(), len(numbers) + 1)  # type: ignore[arg-type]
         layers[name] = current
+    return _check_stages(layers)
+
+
+def _check_stages(layers: dict[str, int]) -> dict[str, int]:
+    if not any(layers.values()):
+        raise UserError(
+            "the stages of this backbone are not known: use model.freeze-stages 0 and "
+            "train.layer-decay 1, or another --model.backbone"
+        )
     return layers
-
-
-def layer_count(backbone: nn.Module) -> int:
-    """How many layers there are, the stem included."""
-    return max(layer_numbers(backbone).values(), default=0) + 1
 
 
 def freeze(backbone: nn.Module, count: int) -> None:
     """Take the first ``count`` layers out of training, the stem being the first.
 
     Raises:
-        UserError: no layer would be left.
+        UserError: no layer would be left, or the layers are not known.
     """
     if not count:
         return
@@ -73,10 +80,11 @@ def freeze(backbone: nn.Module, count: int) -> None:
             parameter.requires_grad_(False)
 
 
-def frozen_norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Batch norms without a trained parameter; they have to keep the statistics that they came
-    with."""
+def set_training(model: nn.Module) -> None:
+    """Put a model into training mode, except its batch norms without a trained parameter, which
+    keep the statistics that they came with."""
+    model.train()
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
-            yield module
+        weights = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and weights:
+            module.train(any(weight.requires_grad for weight in weights))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import io
-import pickle
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from wcl_ray.config import SMALL
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import (
@@ -28,9 +30,12 @@ from wcl_ray.model.encoder import (
 from wcl_ray.model.huggingface import renamed_weights
 
 State = dict[str, torch.Tensor]
-NESTED = ("state_dict", "model_state_dict", "model", "student", "teacher", "net", "encoder")
+NESTED = ("state_dict", "model_state_dict", "model", "teacher", "student", "net", "encoder")
+# parts of prefixes; of two networks in a file, the one that its method evaluates is taken
+PREFERRED, SECOND = ("teacher",), ("student", "encoder_k", "momentum", "target")
 HEADS = ("head", "heads", "fc", "classifier")  # of the libraries; they are not used
 MOST_NAMED = 5  # names in a message
+EXPORTED = {"backbone", "image_size", "mean", "std"}  # metadata of an export
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,12 @@ class Weights:
         state: name → tensor.
         statistics: the normalisation for which they were trained.
         image_size: side of the images on which they were trained, in pixels.
-        backbone: the network, if the source names it.
     """
 
     source: str
     state: State = field(repr=False)
     statistics: Statistics = IMAGENET
     image_size: int = 224
-    backbone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,21 @@ class Fit:
 
     Attributes:
         state: all weights of the backbone without its classifier.
+        loaded: number of weights that come from the source.
         missing: names that the source lacks; they keep their random values.
-        unexpected: names of the source that the backbone lacks, its classifier left aside.
+        unexpected: names of the source that the backbone lacks, apart from its classifier.
+        prefix: what came before these names in the source, such as ``module.``.
     """
 
     state: State = field(repr=False)
+    loaded: int = 0
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+class WrongShapes(UserError):
+    """The names in a file are those of the network, but some tensors have another shape."""
 
 
 def published_weights(name: str) -> Weights:
@@ -92,8 +103,10 @@ def published_weights(name: str) -> Weights:
 
 def expected_images(network: nn.Module) -> tuple[Statistics, int]:
     """Normalisation and side of the images for which a network's published weights are made;
-    ImageNet's and 224 pixels if its library does not say."""
-    described: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    ImageNet's and the default side of images if none are published."""
+    described: dict[str, Any] | None = getattr(network, "pretrained_cfg", None)
+    if described is None:
+        return IMAGENET, SMALL
     mean, std = described.get("mean", MEAN), described.get("std", STD)
     return (tuple(mean), tuple(std)), described.get("input_size", (3, 224, 224))[1]
 
@@ -108,17 +121,20 @@ def file_weights(content: bytes, name: str, backbone: str) -> Weights:
     Raises:
         UserError: the file holds no weights, or is the export of another backbone.
     """
-    state, metadata = read_state(content, name)
-    if "backbone" not in metadata:
-        statistics, size = expected_images(build_backbone(backbone, 224))
-        return Weights(name, state, statistics, size)
-    if metadata["backbone"] != backbone:
-        raise UserError(
-            f"model.weights {name} holds a {metadata['backbone']}; use --model.backbone "
-            f"{metadata['backbone']}"
-        )
-    size = int(metadata["image_size"])
-    return Weights(name, state, statistics_of(metadata), size, metadata["backbone"])
+    state, metadata, part = read_state(content, name)
+    exported = metadata.get("backbone", backbone)
+    if architecture(exported) != architecture(backbone):
+        raise UserError(f"model.weights {name} holds a {exported}; use --model.backbone {exported}")
+    if not metadata.keys() >= EXPORTED:
+        source = f"{name} ({part})" if part else name
+        return Weights(source, state, *expected_images(build_backbone(backbone, 224)))
+    return Weights(name, state, statistics_of(metadata), int(metadata["image_size"]))
+
+
+def architecture(name: str) -> str:
+    """A value of ``model.backbone`` without the tag of its published weights
+    (``timm:vit_small_patch16_224.dino``)."""
+    return name.partition(".")[0]
 
 
 def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[EncoderSpec, bytes, Fit]:
@@ -132,7 +148,7 @@ def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[Encod
         weights fit.
 
     Raises:
-        UserError: they do not fit, with the nearest architecture.
+        UserError: they do not fit, with the nearest architecture if names differ.
     """
     spec = replace(spec, statistics=weights.statistics)
     torch.manual_seed(seed)
@@ -140,9 +156,11 @@ def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[Encod
     try:
         fit = fit_state(weights.state, encoder.backbone)
     except UserError as error:
-        name = spec.model.backbone
-        nearest = nearest_architecture(weights.state, name)
-        hint = f"; use --model.backbone {nearest}" if nearest not in (None, name) else ""
+        name, hint = spec.model.backbone, ""
+        if not isinstance(error, WrongShapes):  # the search takes long
+            nearest = nearest_architecture(weights.state, name)
+            if nearest not in (None, architecture(name)):
+                hint = f"; use --model.backbone {nearest}"
         raise UserError(
             f"model.weights {weights.source} does not fit {name} for images of {spec.image_size} "
             f"pixels: {error}{hint}"
@@ -151,10 +169,12 @@ def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[Encod
     return spec, spec.export(encoder), fit
 
 
-def read_state(content: bytes, name: str) -> tuple[State, dict[str, str]]:
-    """Tensors of a ``.safetensors`` or of a file of ``torch.save``, and the metadata of the first.
+def read_state(content: bytes, name: str) -> tuple[State, dict[str, str], str]:
+    """Tensors of a ``.safetensors`` or of a file of ``torch.save``, the metadata of the first, and
+    where the second has the tensors.
 
-    A dictionary inside a checkpoint (``state_dict``, ``model``, …) is taken out of it.
+    A dictionary inside a checkpoint (``state_dict``, ``model``, …) is taken out of it; of DINO's
+    ``student`` and ``teacher`` the teacher.
 
     Args:
         name: of the file, for errors.
@@ -167,30 +187,35 @@ def read_state(content: bytes, name: str) -> tuple[State, dict[str, str]]:
             state = safetensors.torch.load(content)
         except SafetensorError as error:
             raise UserError(f"model.weights {name} is not a safetensors file: {error}") from None
-        return state, read_metadata(content)
+        return state, read_metadata(content), ""
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ) as error:
-        why = str(error).splitlines()[0][:150]
+        with torch.serialization.safe_globals([argparse.Namespace]):  # many keep their options
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of any type, for bytes that are no file of torch
+        why = " ".join(str(error).partition("\n")[0].split())[:150]
+        why = f" ({why})" if " " in why else ""  # a key or an index says nothing
         raise UserError(
-            f"model.weights {name} is not a file of weights ({why}); save a state_dict with "
+            f"model.weights {name} is not a file of weights{why}; save a state_dict with "
             "torch.save or as .safetensors"
         ) from None
-    return _tensors(loaded, name), {}
+    state, part = _tensors(loaded, name)
+    return state, {}, part
 
 
-def _tensors(loaded: Any, name: str) -> State:
+def _tensors(loaded: Any, name: str) -> tuple[State, str]:
+    """The tensors, and the keys of the dictionaries around them."""
+    keys: list[str] = []
     while isinstance(loaded, dict):
-        tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
-        inner = next((loaded[k] for k in NESTED if isinstance(loaded.get(k), dict)), None)
+        tensors = {
+            k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, torch.Tensor)
+        }
+        inner = next((key for key in NESTED if isinstance(loaded.get(key), dict)), None)
         if tensors and (inner is None or len(tensors) > 1):
-            return tensors
-        loaded = inner
+            return tensors, ".".join(keys)
+        if inner is None:
+            break
+        keys.append(inner)
+        loaded = loaded[inner]
     raise UserError(f"model.weights {name} holds no tensors; save the state_dict of the network")
 
 
@@ -201,12 +226,13 @@ def fit_state(state: State, backbone: nn.Module) -> Fit:
     transformers become those of timm or torchvision.
 
     Raises:
+        WrongShapes: all names fit, but tensors have another shape.
         UserError: fewer than half of the names fit, or a tensor has another shape.
     """
     wanted = backbone.state_dict()
-    named = max(
+    named, prefix = max(
         (_without_prefix(names, wanted) for names in (state, renamed_weights(state))),
-        key=lambda names: len(names.keys() & wanted.keys()),
+        key=lambda pair: len(pair[0].keys() & wanted.keys()),
     )
     named = _library_names(named, backbone)
     counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
@@ -214,24 +240,43 @@ def fit_state(state: State, backbone: nn.Module) -> Fit:
     if 2 * len(missing) > len(counted):
         raise UserError(
             f"only {len(counted) - len(missing)} of the network's {len(counted)} weights are in "
-            f"it; it has {_some(state)}, the network {_some(wanted)}"
+            f"it; it has {listed(state)}, the network {listed(wanted)}"
         )
     wrong = [n for n in counted if n in named and named[n].shape != wanted[n].shape]
     if wrong:
         first = wrong[0]
-        raise UserError(
+        text = (
             f"{first} has shape {tuple(named[first].shape)} in it, {tuple(wanted[first].shape)} in "
             f"the network ({len(wrong)} of {len(counted)} weights differ)"
         )
+        if wrong == ["conv1.weight"]:
+            text += _stem_hint(named[first], backbone)
+        raise (UserError if missing else WrongShapes)(text)
     unexpected = tuple(
         name for name in named if name not in wanted and name.partition(".")[0] not in HEADS
     )
     chosen = {name: named[name].to(wanted[name].dtype) for name in wanted if name in named}
-    return Fit(wanted | chosen, missing, unexpected)
+    return Fit(wanted | chosen, len(counted) - len(missing), missing, unexpected, prefix)
 
 
-def _without_prefix(state: State, wanted: State) -> State:
-    """The names without the prefix under which most of the wanted ones are."""
+def _stem_hint(stem: torch.Tensor, backbone: nn.Module) -> str:
+    """The remedy if weights are those of a ResNet with the stem of other image sizes."""
+    from torchvision.models.resnet import ResNet  # a second of start-up for whoever imports it
+
+    from wcl_ray.model.backbones.torchvision import SMALL_IMAGE
+
+    if not isinstance(backbone, ResNet):
+        return ""
+    side = "above" if stem.shape[-1] > backbone.conv1.weight.shape[-1] else "of at most"
+    return f"; only the stem differs: use a --data.image-size {side} {SMALL_IMAGE}"
+
+
+def _without_prefix(state: State, wanted: State) -> tuple[State, str]:
+    """The names without the prefix under which most of the wanted ones are, and this prefix.
+
+    Of two networks in a file the one is taken that its method evaluates: DINO's teacher, MoCo's
+    ``encoder_q``.
+    """
     prefixes: Counter[str] = Counter()
     by_end: dict[str, list[str]] = {}
     for name in wanted:
@@ -242,10 +287,16 @@ def _without_prefix(state: State, wanted: State) -> State:
             if not prefix or prefix.endswith("."):
                 prefixes[prefix] += 1
     if not prefixes:
-        return state
+        return state, ""
     most = max(prefixes.values())
-    prefix = min((p for p, count in prefixes.items() if count == most), key=len)
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+    prefix = min((p for p, count in prefixes.items() if count == most), key=_preference)
+    return {name.removeprefix(prefix): value for name, value in state.items()}, prefix
+
+
+def _preference(prefix: str) -> tuple[int, int]:
+    """Prefixes in the order in which they are preferred."""
+    first, second = (any(part in prefix for part in parts) for parts in (PREFERRED, SECOND))
+    return second - first, len(prefix)
 
 
 def _library_names(state: State, backbone: nn.Module) -> State:
@@ -264,9 +315,9 @@ def _library_names(state: State, backbone: nn.Module) -> State:
     return state
 
 
-def _some(state: State) -> str:
-    names = list(state)[:MOST_NAMED]
-    return ", ".join(names) + (", …" if len(state) > len(names) else "")
+def listed(names: Collection[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(list(names)[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
 
 
 def nearest_architecture(state: State, name: str) -> str | None:
@@ -286,7 +337,7 @@ def nearest_architecture(state: State, name: str) -> str | None:
                 wanted = build_backbone(candidate, 224).state_dict()
         except (NotImplementedError, UserError):  # it needs values, or images of another size
             continue
-        named = [_without_prefix(names, wanted) for names in states]
+        named = [_without_prefix(names, wanted)[0] for names in states]
         fitting = max(
             sum(names[key].shape == wanted[key].shape for key in names.keys() & wanted.keys())
             for names in named

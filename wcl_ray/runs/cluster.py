@@ -16,14 +16,14 @@ from wcl_ray.clusters.metadata import Clustering, cluster_metadata
 from wcl_ray.clusters.quality import Quality
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data.data_stats import note
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
-from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, label_dataset, open_vectors
 from wcl_ray.runs.capacity import gpus
-from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
+from wcl_ray.runs.clusters import build_clusters, check_types, qualities, show_quality, singletons
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.summary import ResourceSummary
@@ -61,6 +61,7 @@ def cluster(
     for name, target in (("out", out), ("centroids", centroids)):
         if target is not None:
             check_target(target, f"--{name}", data.endpoint)
+    check_types(config)
     vectors = None
     if not of_features:
         paths = {"run": run, "centroids": centroids, "checkpoint": checkpoint}
@@ -99,6 +100,7 @@ def cluster(
         if not of_features:
             images = open_images(data, config.storage, config.seed)
             say("images", images.train.describe())
+            check_types(config, images)
             clustering, quality = build_clusters(config, images)
             table = clustering.assignment
         else:
@@ -145,7 +147,9 @@ def _cluster_run(
 ) -> tuple[FeatureClusters, Clustering]:
     """k-means of the features that the encoder of a run computes of the images."""
     assert config.clusters.features != "metadata"
-    images = open_images(data, trained.config.storage, trained.config.seed)
+    find_tables = trained.find_tables({"path": config.data.path})
+    trained_on = trained.config
+    images = open_images(data, trained_on.storage, trained_on.seed, find_tables=find_tables)
     images = replace(images, holdout=0.0)  # test images are clustered, too
     say("images", images.train.describe())
     base = singletons(config, images)

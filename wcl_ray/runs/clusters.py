@@ -16,9 +16,9 @@ from wcl_ray.clusters.similarity import FILE as SIMILARITY
 from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
 from wcl_ray.clusters.table import open_table
 from wcl_ray.config import ClustersConfig, Config, LossConfig
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
 from wcl_ray.data.sampler import without_siblings
-from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
@@ -46,6 +46,7 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
         say("clusters", f"{', '.join(assignment.names)}, as before")
         check_moves(run, config.data, images, id_summary(assignment.ids))
     else:
+        check_types(config, images)
         clustering, quality = build_clusters(config, images)
         assignment = clustering.assignment
         _check_counts(assignment, config.clusters, config.train.batch_size)
@@ -65,6 +66,31 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
     if checked.unreadable:
         add_faults(run, list(checked.unreadable))
     return assignment
+
+
+def check_types(config: Config, images: Images | None = None) -> None:
+    """Raise a UserError if ``clusters.types`` has no effect.
+
+    Args:
+        images: None: the columns are not checked.
+    """
+    clusters = config.clusters
+    if not clusters.types:
+        return
+    if not clusters.uses_types and config.loss.positives != "graded":
+        what = "clusters.from" if clusters.kind == "table" else f"clusters.kind {clusters.kind}"
+        only = " without clusters.features metadata" if clusters.kind == "kmeans" else ""
+        raise UserError(f"clusters.types has no effect on {what}{only}; leave it out")
+    if images is None:
+        return
+    images.train.check_columns(tuple(clusters.column_types), "clusters.types")
+    named = () if clusters.kind == "table" else clusters.columns
+    for name in clusters.column_types:
+        if name == images.label or (named and name not in named):
+            why = "is the label" if name == images.label else "is not among clusters.columns"
+            raise UserError(
+                f"clusters.types has no effect on column {name!r}, which {why}; leave it out"
+            )
 
 
 def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: int) -> None:

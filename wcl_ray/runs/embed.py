@@ -24,9 +24,10 @@ from ray.data import Dataset
 from wcl_ray import stopping
 from wcl_ray.config import DataConfig, ScaleConfig
 from wcl_ray.data.data_stats import note
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import FAULT, ID, KEY, check_paths
-from wcl_ray.data.stream import check_faults, positions_of
+from wcl_ray.data.stream import check_faults
 from wcl_ray.errors import UserError, reading
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.lock import HEARTBEAT, LOCK, RunLock
@@ -79,11 +80,16 @@ def embed_run(
         folder.check()
         if folder.exists(MANIFEST):
             stopping.set_resume_hint("the same command continues")
-        return _embed(trained, data, folder, manifest, scale)
+        return _embed(trained, data, trained.find_tables(overrides), folder, manifest, scale)
 
 
 def _embed(
-    trained: Trained, data: DataConfig, folder: Folder, manifest: dict[str, Any], scale: ScaleConfig
+    trained: Trained,
+    data: DataConfig,
+    find_tables: tuple[str, ...],
+    folder: Folder,
+    manifest: dict[str, Any],
+    scale: ScaleConfig,
 ) -> dict[str, Any]:
     """Embed the images without features into a folder that this process holds."""
     columns, features = tuple(manifest["columns"]), manifest["features"]
@@ -91,7 +97,8 @@ def _embed(
     check_shared(folder)
     with ResourceSummary() as usage:
         with usage.stage("plan"):
-            images = open_images(data, trained.config.storage, trained.config.seed)
+            config = trained.config
+            images = open_images(data, config.storage, config.seed, find_tables=find_tables)
             source = images.train
             source.check_columns(columns, "--columns")
             say("images", source.describe())

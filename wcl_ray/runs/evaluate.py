@@ -46,7 +46,8 @@ def evaluate_run(
     connect(config.scale)
     with ResourceSummary() as usage:
         with usage.stage("images"):
-            images = open_images(data, config.storage, config.seed)
+            find_tables = trained.find_tables(overrides)
+            images = open_images(data, config.storage, config.seed, find_tables=find_tables)
             say("images", images.train.describe())
             rows, test = images.train_images(), images.test_images()
             if test is None:

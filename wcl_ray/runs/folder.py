@@ -57,8 +57,8 @@ def open_run(config: C, final: str) -> Iterator[tuple[C, Folder]]:
         final: name of the file that is written last.
 
     Yields:
-        The configuration with ``name``, ``resume`` and the values kept from the run filled in, and
-        the folder.
+        The configuration with ``name``, ``resume`` and the values kept from the run filled in, its
+        image size included; and the folder.
 
     Raises:
         UserError: the name is taken and ``resume`` is off; ``resume`` finds nothing to continue or

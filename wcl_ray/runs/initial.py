@@ -8,7 +8,7 @@ from typing import TypeVar
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.features import choose_k
 from wcl_ray.clusters.similarity import MetadataBits
-from wcl_ray.config import SMALL, Config
+from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import (
     Encoder,
@@ -22,6 +22,7 @@ from wcl_ray.model.weights import (
     Weights,
     expected_images,
     file_weights,
+    listed,
     published_weights,
     start_encoder,
 )
@@ -31,7 +32,6 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
 FILE = "initial.safetensors"  # of a run with --model.weights
-MOST_NAMED = 5  # names of weights in a warning
 
 C = TypeVar("C", bound=Config)
 
@@ -79,8 +79,18 @@ class Start:
                 sizes = (min(sizes[0], config.train.batch_size),)
         return replace(self, encoder=replace(self.encoder, method=config.method, sizes=sizes))
 
+    def adapt(self, config: Config) -> Start | None:
+        """The same weights with other options of training; None if these want other weights."""
+        wanted, given = (
+            (spec.model.backbone, spec.model.weights, spec.image_size)
+            for spec in (spec_of(config), self.encoder)
+        )
+        if wanted != given:
+            return None
+        return replace(self, encoder=replace(spec_of(config), statistics=self.encoder.statistics))
+
     def keep(self, run: Folder) -> None:
-        """Write the weights to the run, which then needs their source no more."""
+        """Write the weights to the run, which then no longer needs their source."""
         if self.weights is not None and not run.exists(FILE):
             run.write(FILE, self.weights)
 
@@ -89,7 +99,7 @@ def with_image_size(config: C) -> C:
     """The configuration with ``data.image_size`` as the weights want it, if it is not given.
 
     Raises:
-        UserError: weights that cannot be read.
+        UserError: weights that cannot be read, or ``data.store_size`` is below their size.
     """
     if config.data.image_size:
         return config
@@ -98,21 +108,32 @@ def with_image_size(config: C) -> C:
         size = expected_images(build_backbone(name, 224))[1]
     else:
         size = _read(source, config).image_size
-    return replace(config, data=replace(config.data, image_size=size or SMALL))
+    try:
+        return replace(config, data=replace(config.data, image_size=size))
+    except ValueError as error:
+        raise UserError(f"{error}, the size for which model.weights {source} are made") from None
 
 
-def start_of(config: Config, run: Folder) -> Start:
+def spec_of(config: Config) -> EncoderSpec:
+    """What the encoder of a configuration is built from, with random weights."""
+    return EncoderSpec(config.model, config.data.image_size, config.loss.dual)
+
+
+def start_of(config: Config, run: Folder | None) -> Start:
     """How training begins, from what the run has kept or from ``model.weights``; says which
     weights do not fit.
 
+    Args:
+        run: its folder, or None if it has kept nothing.
+
     Raises:
-        UserError: weights that cannot be had, or are those of another architecture.
+        UserError: weights that cannot be read or downloaded, or those of another architecture.
     """
-    spec = EncoderSpec(config.model, config.data.image_size, config.loss.dual)
+    spec = spec_of(config)
     source = config.model.weights
     if source == "none":
         return Start(spec)
-    if run.exists(FILE):
+    if run is not None and run.exists(FILE):
         content = run.read(FILE)
         return Start(replace(spec, statistics=statistics_of(read_metadata(content))), content)
     if source == "pretrained":
@@ -120,14 +141,19 @@ def start_of(config: Config, run: Folder) -> Start:
     else:
         weights = _read(source, config)
     spec, content, fit = start_encoder(spec, weights, config.seed)
-    say("weights", f"{weights.source}, {len(fit.state) - len(fit.missing)} tensors")
+    origin = weights.source + (f", names after {fit.prefix}" if fit.prefix else "")
+    mean, std = spec.statistics
+    say(
+        "weights",
+        f"{origin}, {fit.loaded} tensors; images of {spec.image_size} px normalised by mean {mean} "
+        f"std {std}",
+    )
     for names, what in (
         (fit.missing, "are not in it and stay random"),
         (fit.unexpected, "are not used"),
     ):
         if names:
-            listed = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
-            warn(f"model.weights {source}: {len(names)} weights {what} ({listed})")
+            warn(f"model.weights {source}: {len(names)} weights {what} ({listed(names)})")
     return Start(spec, content)
 
 
@@ -137,7 +163,7 @@ def _read(source: str, config: Config) -> Weights:
     folder = Folder(place or ("/" if source.startswith("/") else "."), config.data.endpoint)
     if (folder / name).exists(ENCODER):
         folder, name = folder / name, ENCODER
-    elif not folder.exists(name):
+    elif not folder.is_file(name):
         raise UserError(
             f"model.weights {source}: there is no such file and no run with {ENCODER}; it is none, "
             "pretrained, a file or the folder of a finished run"

@@ -2,7 +2,8 @@
 
 Ids of images are the user's own or hashes of names relative to the folder, so they stay the same
 when the folder is moved. A run keeps a count and a hash of its ids in ``config.json``, and those of
-the images that have a row in its metadata table.
+the images that have a row in its metadata table. A run without the latter was started without a
+table, so that none is looked for later.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import array_digest
-from wcl_ray.data.images import Images
+from wcl_ray.data.images import SIDES, TEST, TRAIN, Images
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
 from wcl_ray.runs.stored import FILE, LOCATIONS, read_stored
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say
 
-TRAIN, TEST, TABLE = "train", "test", "table"
+# of the images with a row in a metadata table; TABLE: of the training images
+TABLE, TEST_TABLE = "table", "test_table"
 
 
 def id_summary(ids: np.ndarray) -> dict[str, Any]:
@@ -32,14 +34,37 @@ def id_summary(ids: np.ndarray) -> dict[str, Any]:
 
 
 def side_summaries(images: Images) -> dict[str, Any]:
-    """The same of test images with a source of their own, under ``test``, and of the images with a
-    row in the metadata table, under ``table``; without what there is not."""
-    summaries = {}
+    """The same of test images with a source of their own, under ``test`` if the run uses them, and
+    :func:`table_summaries`."""
+    summaries = table_summaries(images)
     if images.test is not None and images.label is not None and not images.validation:
         summaries[TEST] = _dataset_id_summary(images.test.metadata())
-    if images.train.match is not None:
-        summaries[TABLE] = {"count": images.train.match.matched, "ids": images.train.match.ids}
     return summaries
+
+
+def table_summaries(images: Images) -> dict[str, Any]:
+    """The same of the images with a row in a metadata table, under ``table`` and ``test_table``, if
+    there is one."""
+    return {
+        name: {"count": source.match.matched, "ids": source.match.ids}
+        for name, source in ((TABLE, images.train), (TEST_TABLE, images.test))
+        if source is not None and source.match is not None
+    }
+
+
+def table_sides(stored: dict[str, Any]) -> tuple[str, ...]:
+    """Sides whose images had a metadata table when a run was started; a table that lies beside them
+    since then, or that older versions did not read, must not change the columns of the run.
+
+    Args:
+        stored: summaries in ``config.json``.
+    """
+    return tuple(s for s, name in zip(SIDES, (TABLE, TEST_TABLE), strict=True) if name in stored)
+
+
+def find_tables(run: Folder) -> tuple[str, ...]:
+    """Sides at whose top a run or search looks for a table: both until it has been started."""
+    return table_sides(read_stored(run).images) if run.exists(FILE) else SIDES
 
 
 def moves(run: Folder, data: DataConfig) -> dict[str, tuple[Any, Any]]:

@@ -23,7 +23,9 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out
 from wcl_ray.evaluate.run import subset
 from wcl_ray.model.encoder import EncoderSpec, wrong_size
+from wcl_ray.model.layers import layer_numbers
 from wcl_ray.runs.folder import ENCODER
+from wcl_ray.runs.moved import find_tables
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
@@ -48,7 +50,7 @@ def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Ch
     Raises:
         UserError: see :func:`open_images`, :func:`check_labels` and :func:`check_readable`.
     """
-    images = open_images(data, storage, seed)
+    images = open_images(data, storage, seed, find_tables=find_tables(run))
     say("images", images.train.describe())
     if images.label is None or run.exists(ENCODER):
         return CheckedImages(images)
@@ -62,15 +64,17 @@ def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Ch
     return CheckedImages(images, tuple(unreadable))
 
 
-def check_backbone(spec: EncoderSpec) -> None:
+def check_backbone(spec: EncoderSpec, layer_decay: float = 1.0) -> None:
     """Build the encoder and run it on two random images in training mode.
 
     Raises:
-        UserError: an unknown backbone, one that does not take images of this size, or features
-            that are not finite.
+        UserError: an unknown backbone, one that does not take images of this size, features that
+            are not finite, or a ``layer_decay`` for a backbone whose layers are not known.
     """
     size, name = spec.image_size, spec.model.backbone
     encoder = spec.build()
+    if layer_decay < 1:
+        layer_numbers(encoder.backbone)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         heads = encoder.train()(images)

@@ -49,12 +49,13 @@ def pretrain(config: Config) -> dict[str, Any]:
         UserError: wrong input or options, before any training.
     """
     started = time.monotonic()
-    with open_run(with_image_size(config), RESULTS) as (config, run):
+    with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
             return read_results(config.data, run)
+        config = with_image_size(config)
         check_paths(config.data)
         start = start_of(config, run)
-        check_backbone(start.encoder)
+        check_backbone(start.encoder, config.train.layer_decay)
         connect(config.scale)
         check_shared(run)
         with ResourceSummary() as usage:

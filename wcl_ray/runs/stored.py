@@ -81,26 +81,34 @@ class Stored:
 
     def compare(self, config: Config) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
         """Stored values to keep, as the configuration has today's default, and conflicts: options
-        that must agree but do not, dotted name → (stored, requested)."""
-        changed = differences(self.options, config.to_dict())
+        that must agree but do not, dotted name → (stored, requested). An image size that is left
+        to the weights is that of the run, whose source may be gone."""
+        requested = config.to_dict()
+        if not config.data.image_size:
+            requested["data"]["image_size"] = self.options["data"]["image_size"]
+        changed = differences(self.options, requested)
         default = flat(type(config)().to_dict())
         kept = {k: old for k, (old, new) in changed.items() if self.older and new == default[k]}
         return kept, {k: pair for k, pair in changed.items() if k not in kept}
 
     def apply(self, config: C, kept: dict[str, Any]) -> C:
-        """The configuration with the stored values that are kept; prints them."""
+        """The configuration with the stored image size, if it has none, and the stored values that
+        are kept; prints the latter."""
         self.warn_ignored()
-        if not kept:
+        if not kept and config.data.image_size:
             return config
         options = config.to_dict()
+        if not config.data.image_size:
+            options["data"]["image_size"] = self.options["data"]["image_size"]
         for name, value in kept.items():
             *sections, last = name.split(".")
             tree = options
             for section in sections:
                 tree = tree[section]
             tree[last] = value
-        text = ", ".join(f"{option_name(name)} {kept[name]!r}" for name in kept)
-        say("resume", f"started by version {self.version}, whose values are kept: {text}")
+        if kept:
+            text = ", ".join(f"{option_name(name)} {kept[name]!r}" for name in kept)
+            say("resume", f"started by version {self.version}, whose values are kept: {text}")
         return self._build(options, type(config))
 
     def _build(self, options: dict[str, Any], cls: type[C]) -> C:

@@ -8,10 +8,12 @@ from typing import Any, Literal
 from ray.data import Dataset
 
 from wcl_ray.config import Config, DataConfig, ScaleConfig
+from wcl_ray.data.images import SIDES, TEST
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, resources
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.folder import ENCODER, PROJECTOR
+from wcl_ray.runs.moved import table_sides
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.storage import Folder
 
@@ -23,11 +25,13 @@ class Trained:
     Attributes:
         config: options of the run.
         weights: content of ``encoder.safetensors``.
+        table_sides: see :func:`wcl_ray.runs.moved.table_sides`.
     """
 
     folder: Folder
     config: Config
     weights: bytes = field(repr=False)
+    table_sides: tuple[str, ...] = SIDES
 
     @staticmethod
     def open(run: str, endpoint: str | None = None) -> Trained:
@@ -40,7 +44,8 @@ class Trained:
         stored = read_stored(folder)
         if not folder.exists(ENCODER):
             raise UserError(f"{run} has no {ENCODER} yet: finish it with pretrain.py … --resume")
-        return Trained(folder, stored.config(Config), folder.read(ENCODER))
+        sides = table_sides(stored.images)
+        return Trained(folder, stored.config(Config), folder.read(ENCODER), sides)
 
     def projector(self) -> bytes:
         """Content of ``projector.safetensors``.
@@ -62,6 +67,14 @@ class Trained:
             unset = dict.fromkeys(names)
             data = replace(data, **unset, format="auto")  # type: ignore[arg-type]
         return replace(data, **changed)
+
+    def find_tables(self, overrides: dict[str, Any]) -> tuple[str, ...]:
+        """Sides at whose top a metadata table is looked for: those where the run had one, and those
+        with other images than the run's."""
+        if overrides.get("path") is not None:
+            return SIDES
+        other_test = overrides.get("eval_path") is not None
+        return (*self.table_sides, TEST) if other_test else self.table_sides
 
     def embed(
         self,

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from wcl_ray.clusters.metadata import attribute_bits, columns_of
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import ID
-from wcl_ray.data.stream import positions_of
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import feature_tensor
 from wcl_ray.evaluate.knn import TEMPERATURE

@@ -24,10 +24,17 @@ from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity, check_batch
-from wcl_ray.runs.clusters import similarity_columns
+from wcl_ray.runs.clusters import check_types, similarity_columns
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.initial import start_of, with_image_size
-from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries, sorted_ids
+from wcl_ray.runs.initial import Start, start_of, with_image_size
+from wcl_ray.runs.moved import (
+    TRAIN,
+    check_moves,
+    find_tables,
+    id_summary,
+    side_summaries,
+    sorted_ids,
+)
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
@@ -67,24 +74,25 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
         UserError: wrong input or options, before any trial; or every trial failed.
         KeyboardInterrupt: Ctrl-C; the search can be continued.
     """
-    with open_run(with_image_size(config), BEST) as (config, folder):
+    with open_run(config, BEST) as (config, folder):
         given = given_dimensions(config.search)
         if folder.exists(BEST):
             outcome = Record(folder, config, _granularity(config, given)).outcome()
             put(f"{folder.uri} is finished")
             show(folder, outcome, look_up(folder, config, _granularity(config, given)))
             return outcome
+        config = with_image_size(config)
         check_paths(config.data)
+        start = start_of(config, folder)
+        check_backbone(start.encoder, config.train.layer_decay)
         for d in default_dimensions(given):  # settings that cannot be trained are an error now
             for point in d.points(2):
-                _check(config, d, point, folder)
-        check_backbone(start_of(config, folder).encoder)
+                _check(config, d, point, start)
         connect(config.scale)
         check_shared(folder)
         with ResourceSummary() as usage:
-            outcome = _search(
-                config, folder, given, usage, functools.partial(_write, page=page, assets=assets)
-            )
+            write = functools.partial(_write, page=page, assets=assets)
+            outcome = _search(config, folder, start, given, usage, write)
     put()
     restarts = sum(trial.restarts for trial in outcome.trials)
     trials = [folder / "trials", folder / f"{CONFIRM}/trials"]
@@ -97,12 +105,15 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
 def _search(
     config: SearchConfig,
     folder: Folder,
+    start: Start,
     given: dict[str, Dimension],
     usage: ResourceSummary,
     write: Callable[[Folder, Outcome], None],
 ) -> Outcome:
     """Run the search on the connected cluster."""
-    images = open_images(config.data, config.storage, config.seed, config.validation)
+    images = open_images(
+        config.data, config.storage, config.seed, config.validation, find_tables(folder)
+    )
     say("images", images.train.describe())
     if images.label is not None:
         for text in left_out(check_labels(images)):
@@ -116,6 +127,8 @@ def _search(
         warn(f"trials are compared by metadata, {CAVEAT}")
     if config.uses_metadata:
         similarity_columns(config, images)
+    if not {"clusters.kind", "clusters.columns"} & given.keys():
+        check_types(config, images)
     for d in given.values():
         _check_columns(config, images, d)
     with usage.stage("clusters"):
@@ -134,8 +147,9 @@ def _search(
     if folder.exists("config.json"):
         check_moves(folder, config.data, images, stored_count(folder))
     with usage.stage("stream"):
-        setup = _prepare(config, images, granularities, folder, tuple(dimensions))
+        setup = _prepare(config, images, granularities, folder, start, tuple(dimensions))
     claim(folder, config, {TRAIN: id_summary(ray.get(setup.ids))} | side_summaries(images))
+    start.keep(folder)
     if not folder.exists(FILE):
         folder.write(FILE, granularities.base.to_parquet())
     space = [asdict(d) for d in dimensions]
@@ -186,6 +200,7 @@ def _prepare(
     images: Images,
     granularities: Granularities,
     folder: Folder,
+    start: Start,
     dimensions: tuple[Dimension, ...],
 ) -> Setup:
     """Keep the images, and put what all trials need into the object store."""
@@ -243,6 +258,7 @@ def _prepare(
         columns=granularities.columns,
         quality={value: q.to_dict() for value, q in granularities.quality.items()},
         ids=ray.put(train_ids),
+        start=ray.put(start),
         metadata=attributes,
         resources=plan_resources(config, streamed=kept is None),
         shared=Shared(),
@@ -264,15 +280,16 @@ def _same_space(stored: list[dict[str, Any]], space: list[dict[str, Any]]) -> bo
     )
 
 
-def _check(config: SearchConfig, dimension: Dimension, point: Any, folder: Folder) -> None:
+def _check(config: SearchConfig, dimension: Dimension, point: Any, start: Start) -> None:
     try:
         trial = config.of_trial({dimension.key: dimension.decode(point)})
     except ValueError as error:  # it conflicts with other options
         raise UserError(f"search.{dimension.key}: {error}") from None
     workers = (trial.scale.range() or (1, 1))[1]
     check_batch(trial.train.batch_size, workers, "search.train.batch-size")
-    if dimension.key.startswith("model."):
-        check_backbone(start_of(trial, folder).encoder)
+    if dimension.key.startswith("model.") or dimension.key == "train.layer-decay":
+        start = start.adapt(trial) or start_of(trial, None)
+        check_backbone(start.encoder, trial.train.layer_decay)
 
 
 def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:

@@ -16,15 +16,17 @@ from ray import tune
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.similarity import MetadataBits
 from wcl_ray.config import ClustersConfig, Config, field_name
+from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
-from wcl_ray.data.stream import Stream, plan_stream, positions_of
+from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_error
 from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import build_clusters, build_similarity, check_levels, qualities
 from wcl_ray.runs.folder import ENCODER, claim
-from wcl_ray.runs.initial import start_of
+from wcl_ray.runs.initial import Start, start_of
+from wcl_ray.runs.moved import table_summaries
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.shared import Shared
@@ -55,6 +57,7 @@ class Setup:
         labels: reference to int32 (N,), their labels, or None.
         columns: searched granularity → its columns of ``base``.
         ids: reference to int64 (N,), sorted ids of the training images.
+        start: reference to how the trials begin, unless their options want other weights.
         metadata: references to ids and attributes that neighbours are compared by, or None.
         quality: searched granularity → quality of its clusters.
         shared: cache of results that several trials need.
@@ -72,6 +75,7 @@ class Setup:
     columns: dict[Any, tuple[int, ...]]
     quality: dict[Any, dict[str, Any]]
     ids: Any
+    start: Any
     metadata: tuple[Any, Any] | None
     resources: TrialResources
     shared: Shared
@@ -129,7 +133,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
     connect(config.scale)
-    claim(folder, config)
+    claim(folder, config, table_summaries(setup.images))
     started = time.monotonic()
     reporter = _Reporter(setup, folder)
     reporter.replay()
@@ -138,7 +142,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         check_levels(config.loss, base)
     stream = _stream(config, setup, base)
     metadata = _similarity(config, setup, base)
-    start = start_of(config, folder).with_method(config, base, metadata)
+    start = _start(config, setup, folder).with_method(config, base, metadata)
     evaluator = Evaluator(
         start.encoder,
         setup.images,
@@ -177,6 +181,16 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         folder.write(FINAL, json.dumps(figures, indent=2).encode())
     reporter.report(config.train.epochs, json.loads(folder.read(FINAL)))
     say("trial", f"{name} took {time.monotonic() - started:.0f} s")
+
+
+def _start(config: Config, setup: Setup, folder: Folder) -> Start:
+    """How a trial begins; weights of its own are kept in its folder."""
+    common: Start | None = ray.get(setup.start).adapt(config)
+    if common is not None:
+        return common
+    start = start_of(config, folder)
+    start.keep(folder)
+    return start
 
 
 class _Reporter:

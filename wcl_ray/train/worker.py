@@ -32,7 +32,7 @@ from wcl_ray.errors import StorageError, UserError, find_user_error
 from wcl_ray.limits import object_store_full
 from wcl_ray.model.encoder import EncoderSpec, load_backbone
 from wcl_ray.model.gather import gather, synchronised
-from wcl_ray.model.layers import frozen_norms
+from wcl_ray.model.layers import set_training
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.storage import NOT_SEEN, Folder
@@ -227,9 +227,7 @@ class Worker:
         left = self.reader.steps * self.batch
         self.progress = Progress(self.config.train.epochs, epoch, done, left)
         self.learner.progress = self.progress
-        self.learner.model.train()
-        for norm in frozen_norms(self.learner.model):
-            norm.eval()
+        set_training(self.learner.model)
         while True:
             asked = time.monotonic()
             batch = next(batches, None)

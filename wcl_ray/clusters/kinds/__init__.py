@@ -29,6 +29,7 @@ class Kind:
         granularity: name of the option of :class:`wcl_ray.config.ClustersConfig` that holds one
             number per granularity, and that a search varies; None: there is one granularity.
         default: values of that option if none are given.
+        uses_types: whether clusters depend on the types of columns (``clusters.types``).
         columns: metadata columns that are read.
         values: values of the granularity option.
         chosen, skipped, notes, summaries: see :class:`wcl_ray.clusters.metadata.Clustering`.
@@ -37,6 +38,7 @@ class Kind:
     needs: Needs = "columns"
     granularity: str | None = None
     default: tuple[int, ...] = ()
+    uses_types = False
 
     def __init__(
         self, config: ClustersConfig, label: str | None, available: tuple[str, ...]

@@ -31,6 +31,7 @@ class Attributes(Kind):
     """
 
     granularity = "top_k"
+    uses_types = True
     singleton_if_none_true = False
 
     def usable(self, types: dict[str, ColumnType]) -> dict[str, ColumnType]:

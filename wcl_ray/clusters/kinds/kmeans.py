@@ -21,6 +21,7 @@ class KMeansClusters(Kind):
 
     needs: Needs = "features"
     granularity = "k"
+    uses_types = True  # with clusters.features metadata
 
     def __init__(
         self, config: ClustersConfig, label: str | None, available: tuple[str, ...]

@@ -16,11 +16,19 @@ from wcl_ray.errors import UserError
 from wcl_ray.registry import FORMATS
 
 
-def open_source(data: DataConfig, path: str | None = None) -> Source:
+def open_source(
+    data: DataConfig,
+    path: str | None = None,
+    training: Source | None = None,
+    find_table: bool = True,
+) -> Source:
     """Open the image source of a configuration.
 
     Args:
         path: opened instead of ``data.path``.
+        training: the training images, if those at ``path`` are their test images.
+        find_table: whether a table at the top of an image folder is joined without ``data.table``
+            or ``data.key``.
 
     Raises:
         UserError: no such path, no images, files of several formats, or a missing column.
@@ -36,9 +44,9 @@ def open_source(data: DataConfig, path: str | None = None) -> Source:
         text = f"data.id {data.id!r}: {kind} data without metadata has no id column{hint}"
         raise UserError(text)
     if data.table:
-        source = join_table(source, data)
-    else:
-        source, table = join_own_table(source, data)
+        source = join_table(source, data, training)
+    elif find_table or data.key:
+        source, table = join_own_table(source, data, training)
         files = replace(files, paths=tuple(path for path in files.paths if path != table))
     named = isinstance(source, FolderSource) and source.image_column == NAME
     listed = source.table["__path"].to_pylist() if named else None  # type: ignore[attr-defined]

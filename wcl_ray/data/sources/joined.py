@@ -28,10 +28,10 @@ from wcl_ray.data.sources.match import KEYS, Match, match_table
 from wcl_ray.data.sources.parquet import ParquetSource, layout_of
 from wcl_ray.data.sources.table_files import open_table, plain_table
 from wcl_ray.data.sources.tables import NAME
-from wcl_ray.errors import UserError
+from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.storage import filesystem, resolve_input
 
-FOUND = ("csv", "tsv", "jsonl", "ndjson")  # suffixes of tables that are found by themselves
+FOUND = ("csv", "tsv", "jsonl", "ndjson")  # suffixes of tables that are looked for
 TRIED = 5  # tables at the top of an image folder that are tried, at most
 
 
@@ -105,25 +105,54 @@ def _match_images(
     return match, (ids, rows)
 
 
-def join_table(source: Source, data: DataConfig) -> Source:
-    """Join the table of ``data.table``.
+def join_table(source: Source, data: DataConfig, training: Source | None) -> Source:
+    """Join the table of ``data.table``. Test images only need it for their label: otherwise they
+    stay as they are, and the table may be of the training images only.
+
+    Args:
+        training: see :func:`wcl_ray.data.sources.open_source`.
 
     Raises:
         UserError: the table cannot be read, or does not belong to the images.
     """
     assert data.table is not None
+    if training is not None and not _has_label(training, data):
+        return source
     fs, path = filesystem(resolve_input(data.table), data.endpoint)
     where = f"data.table {data.table}"
     table = _read_table(fs, path, where, data)
-    return _joined(source, table, data.key, where)
+    try:
+        return _joined(source, table, data.key, where, training)
+    except Exception as error:
+        problem = find_user_error(error)
+        if training is None or problem is None:
+            raise
+        raise UserError(
+            f"test images have no data.label {data.label!r}, which is a column of --data.table: "
+            f"{problem}"
+        ) from error
 
 
-def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None]:
+def _has_label(source: Source, data: DataConfig) -> bool:
+    """Whether the label of a source is a column of the joined table."""
+    return source.match is not None and data.label in source.match.columns
+
+
+def join_own_table(
+    source: Source, data: DataConfig, training: Source | None
+) -> tuple[Source, str | None]:
     """Join the table at the top of an image folder that has a row for at least half of the images,
     if it is the only one.
 
+    Args:
+        training: see :func:`wcl_ray.data.sources.open_source`.
+
     Returns:
         The source, and the path of the table.
+
+    Raises:
+        UserError: no table fits although ``data.key`` names its column. Test images may lack one
+            if their label does not come from it.
     """
     files = source.files
     if not isinstance(source, FolderSource) or source.image_column == NAME:
@@ -133,8 +162,8 @@ def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None
     for path in paths if len(paths) <= TRIED else ():
         try:
             table = _read_table(files.fs, path, path, data)
-            joined = _joined(source, table, data.key, path)
-            if joined.match is not None and 2 * joined.match.matched < joined.match.images:
+            joined = _joined(source, table, data.key, path, training)
+            if joined.match is not None and joined.match.sparse:
                 numbers = f"{joined.match.matched:,} of {joined.match.images:,} images"
                 raise UserError(f"{path}: it has rows for {numbers} only; see --data.table")
             fitting[path] = joined
@@ -142,7 +171,8 @@ def join_own_table(source: Source, data: DataConfig) -> tuple[Source, str | None
             reasons.append(f"{error}")
     if len(fitting) == 1:
         return next((joined, path) for path, joined in fitting.items())
-    if data.key and not fitting:
+    needed = data.key and (training is None or _has_label(training, data))
+    if needed and not fitting:
         problem = reasons[0] if reasons else "there is no metadata table beside the images"
         raise UserError(f"data.key {data.key!r}: {problem}; see --data.table")
     if fitting:
@@ -163,7 +193,9 @@ def _read_table(fs: pafs.FileSystem, path: str, where: str, data: DataConfig) ->
     return plain_table(dataset, where, columns)
 
 
-def _joined(source: Source, table: pa.Table, key: str | None, where: str) -> Source:
+def _joined(
+    source: Source, table: pa.Table, key: str | None, where: str, training: Source | None
+) -> Source:
     """A source with the columns of a table, which replace those of the same names."""
     usual = (source.id_column, *KEYS) if source.id_column else KEYS
     place = source.uri
@@ -180,10 +212,11 @@ def _joined(source: Source, table: pa.Table, key: str | None, where: str) -> Sou
         match = ray.get(found[0])
     unused = {match.column, source.id_column}
     added = [name for name in table.column_names if name not in unused]
+    match = replace(match, columns=tuple(added))
     both = [name for name in source.columns if name in added]
     notes = source.notes
     if both:
-        notes += (f"the values of {', '.join(map(repr, both))} are those of {where}",)
+        notes += (f"{where} replaces the values of {', '.join(map(repr, both))}",)
     columns = (*(name for name in source.columns if name not in added), *added)
     if not isinstance(source, FolderSource):
         return JoinedSource(
@@ -200,9 +233,11 @@ def _joined(source: Source, table: pa.Table, key: str | None, where: str) -> Sou
             table=ref,
         )
     joined = source.table
-    if LABEL in joined.column_names and len(pc.unique(joined[LABEL])) == 1:  # images/ is no class
-        joined = joined.drop_columns([LABEL])
-        columns = tuple(name for name in columns if name != LABEL or LABEL in added)
+    if LABEL in joined.column_names and source.image_column != NAME:  # made of folders
+        single = len(pc.unique(joined[LABEL])) == 1  # images/ is no class
+        if single if training is None else LABEL not in training.columns:
+            joined = joined.drop_columns([LABEL])
+            columns = tuple(name for name in columns if name != LABEL or LABEL in added)
     new = _rows_of(images[ID].to_numpy(), rows, table.select(added))
     for name in added:
         if name in joined.column_names and name not in RESERVED:

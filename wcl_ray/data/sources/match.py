@@ -17,7 +17,8 @@ from wcl_ray.data.sources.listing import IMAGE_SUFFIXES
 from wcl_ray.data.values import decoded, value_names
 from wcl_ray.errors import UserError
 
-# columns that hold the names of images, most usual first; others are tried if none of them fits
+# columns that hold the names of images, most usual first; other columns of text are tried if none
+# of them fits. Numbers elsewhere are not taken for names: counts and ranks also match 0.png, 1.png
 KEYS = (
     "id", "file_name", "filename", "file", "path", "filepath", "file_path", "image", "image_id",
     "image_name", "image_path", "img", "key", "name",
@@ -37,6 +38,7 @@ class Match:
         column: of the table, with the names of the images.
         images, rows: numbers of both; ``matched`` of them belong together.
         ids: hash of the sorted ids of the images that have a row.
+        columns: that the table adds to the images.
     """
 
     table: str
@@ -45,6 +47,12 @@ class Match:
     rows: int
     matched: int
     ids: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def sparse(self) -> bool:
+        """Whether fewer than half of the images have a row."""
+        return 2 * self.matched < self.images
 
     def describe(self) -> str:
         """One line with the numbers, for the user."""
@@ -70,7 +78,7 @@ def match_table(
         rows: the metadata table.
         column: of the table, with the names of the images. None: the one that agrees with them in
             most characters, of the columns with ``usual`` names if more than half of the images or
-            rows fit, else of all.
+            rows fit, else also of the columns of text that name at least half of the images.
         table, source: paths, for messages.
 
     Returns:
@@ -89,13 +97,17 @@ def match_table(
         names = pc.coalesce(keys, names.cast(pa.string()))
     problems: list[str] = []
     fits: dict[str, tuple[int, np.ndarray]] = {}
+    accidental: dict[str, int] = {}  # columns of few names → their number
     preferred, others = _candidates(rows, column, usual, table)
     for columns in (preferred, others):
         for name in columns:
             what = f"column {name!r}"
             found, agreed, problem = find_rows(names, _keys(rows[name], f"{table}: {what}"))
             problems += [f"{what}: {problem}"] if problem else []
-            if agreed:
+            count = int((found >= 0).sum())
+            if name in others and 2 * count < len(ids):
+                accidental |= {name: count} if count else {}
+            elif agreed:
                 fits[name] = agreed, found
         matched = max((int((found >= 0).sum()) for _, found in fits.values()), default=0)
         if 2 * matched > min(len(ids), rows.num_rows):
@@ -112,6 +124,13 @@ def match_table(
         return Match(table, best, *counts, array_digest(ids[found >= 0])), ids, found
     if problems:
         raise UserError(f"{table}: {problems[0]}")
+    if accidental:
+        name = max(accidental, key=lambda name: accidental[name])
+        numbers = f"{accidental[name]:,} of {len(ids):,} images"
+        raise UserError(
+            f"{table}: column {name!r} names {numbers} only; if it holds the images' names, give "
+            f"--data.key {name}"
+        )
     tried = [*preferred, *others, *rows.column_names][0]
     raise UserError(
         f"{table}: no row belongs to an image of {source}: column {tried!r} holds "
@@ -123,7 +142,7 @@ def match_table(
 def _candidates(
     rows: pa.Table, column: str | None, usual: tuple[str, ...], table: str
 ) -> tuple[list[str], list[str]]:
-    """Columns that may hold the names: those to prefer, and all others."""
+    """Columns that may hold the names: those to prefer, and the others of text."""
     if column is None:
         named = {name.lower().replace(" ", "_"): name for name in reversed(rows.column_names)}
         named |= {name: name for name in rows.column_names}
@@ -133,7 +152,8 @@ def _candidates(
         single = {n for n, k in kinds.items() if n in texts or pat.is_floating(k)}
         preferred = [named[name] for name in usual if named.get(name) in single]
         preferred = list(dict.fromkeys(preferred))
-        return preferred, [name for name in texts if name not in preferred]
+        others = [n for n in texts if n not in preferred and not _numeric(decoded(rows[n]))]
+        return preferred, others
     if column not in rows.column_names:
         near = difflib.get_close_matches(column, rows.column_names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -147,6 +167,13 @@ def _candidates(
 def _keys(column: pa.ChunkedArray, what: str) -> pa.Array:
     values = decoded(column)
     return values.cast(pa.int64()) if _small(values.type) else value_names(column, what)
+
+
+def _numeric(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds integers, perhaps as texts; 007 is a name."""
+    if pat.is_integer(column.type):
+        return True
+    return bool(pc.all(pc.match_substring_regex(column, r"^\s*-?(0|[1-9]\d*)\s*$")).as_py())
 
 
 def _small(kind: pa.DataType) -> bool:
@@ -164,7 +191,7 @@ def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, int, str | N
 
     Names and keys are compared with all their folders, then with ever fewer, each time with and
     without the suffix of an image. The first is taken that gives more than half as many rows to
-    images as the best one: a file of the same name in another folder is hardly the same image.
+    images as the best one: the same file name in another folder is probably another image.
 
     Args:
         names: (N,) int64 or string, distinct. keys: (M,) int64 or string; null is no key.

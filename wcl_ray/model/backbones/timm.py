@@ -1,4 +1,4 @@
-"""timm's models, as timm:NAME."""
+"""timm's models, as timm:NAME or timm:NAME.TAG; the tag names weights that timm publishes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def build(
     """A model, randomly initialised, or in its own size with the weights that timm publishes.
 
     Raises:
-        UserError: an unknown name (suggests the nearest names), timm is not installed, or there are
-            no weights.
+        UserError: an unknown name (suggests the nearest names), timm is not installed, there are
+            no weights, or the network has no stochastic depth.
     """
     try:
         import timm
     except ImportError:
         raise UserError('timm is not installed: pip install "wcl_ray[timm]"') from None
-    if name not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+    known = timm.list_pretrained() if "." in name else timm.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise UserError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}")
     if pretrained:
         if not timm.is_model_pretrained(name):
@@ -35,4 +36,10 @@ def build(
     try:
         return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]
     except TypeError:  # fully convolutional models take any size
+        pass
+    try:
         return timm.create_model(name, **options)  # type: ignore[no-any-return]
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise UserError(f"model.drop-path: timm's {name} has no stochastic depth") from None
