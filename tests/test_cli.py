@@ -116,6 +116,29 @@ def test_lists_with_commas() -> None:
         (["--scale.workers", "two"], ["scale.workers is N, MIN:MAX or auto"]),
         (["--loss.estimator", "simclr"], ["loss.estimator", "simclr", "paper", "supcon"]),
         (["--loss.temperature", "0"], ["loss.temperature", "above 0"]),
+        (["--method", "simcrl"], ["method 'simcrl' is none of", "did you mean simclr?"]),
+        (
+            ["--method", "simclr", "--clusters.kind", "attributes"],
+            ["method simclr has clusters of kind instance, but clusters.kind is attributes"],
+        ),
+        (
+            ["--method", "cmc", "--clusters.from", "clusters.csv"],
+            ["method cmc has clusters of kind instance, but clusters.kind is table"],
+        ),
+        (["--method", "supcon"], ["method supcon needs --data.label"]),
+        (["--method", "cross-entropy"], ["method cross-entropy needs --data.label"]),
+        (
+            ["--method", "pcl", "--clusters.features", "metadata"],
+            ["method pcl clusters the encoder's features, not metadata"],
+        ),
+        (
+            ["--method", "swav", "--loss.dual"],
+            ["loss.dual has no effect on method swav; it is for cl-infonce"],
+        ),
+        (
+            ["--method", "cmc", "--loss.positives", "graded"],
+            ["loss.positives has no effect on method cmc"],
+        ),
         (
             ["--loss.positives", "graded", "--loss.estimator", "paper"],
             ["loss.positives graded needs --loss.estimator supcon"],
@@ -139,6 +162,26 @@ def test_errors(argv: list[str], words: list[str], capsys: pytest.CaptureFixture
     message = fails(argv, capsys)
     for word in words:
         assert word in message
+
+
+def test_kind_of_clusters_of_a_method(tmp_path: Path) -> None:
+    """It is set, may be given, and is stored."""
+    label = ["--data.label", "x"]
+    for method, kind in (
+        ("cl-infonce", "attributes"),
+        ("simclr", "instance"),
+        ("supcon", "label"),
+        ("pcl", "kmeans"),
+    ):
+        config: Config = parse(["--method", method, *label])
+        assert config.clusters.kind == kind
+        assert parse(["--method", method, "--clusters.kind", kind, *label]) == config
+        assert from_dict(config.to_dict()) == config
+        file = tmp_path / f"{method}.yaml"
+        file.write_text(to_yaml(config))
+        assert parse(["--config", str(file)]) == config
+        search = parse(["--method", method, *label], cls=SearchConfig)
+        assert search.of_trial({"loss.temperature": 0.1}).method == method
 
 
 def test_unknown_yaml_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ import yaml
 from wcl_ray import stopping
 from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
-from wcl_ray.registry import REGISTRIES, load_plugins
+from wcl_ray.registry import METHODS, REGISTRIES, load_plugins
 from wcl_ray.renamed import renamed, renamed_tree
 from wcl_ray.terminal import escape_unencodable, warn
 from wcl_ray.texts import Empty, load_texts
@@ -57,6 +57,7 @@ def parse(
         for registry in REGISTRIES.values():
             for name in _values(words, registry.option) if registry.closed else ():
                 registry.check(name)
+        _check_kind(words)
         words = _split_lists(implied(words) + words, cls)
         return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
     except ValueError as error:
@@ -299,6 +300,18 @@ def _check_flags(words: list[str], cls: type) -> None:
         key = word[2:].split("=")[0].replace("_", "-")
         if key not in known and key not in switches:
             raise ValueError(f"unknown option --{key}{_nearest(key, known, '--')}")
+
+
+def _check_kind(words: list[str]) -> None:
+    """Raise a ValueError if the given kind of clusters is not that of the given method. The
+    configuration cannot tell the default from a kind that is given."""
+    for name, kind in zip(_values(words, "method"), _values(words, "clusters.kind"), strict=False):
+        wanted = METHODS.get(name).kind if name != "cl-infonce" else None
+        if wanted not in (None, kind):
+            raise ValueError(
+                f"method {name} has clusters of kind {wanted}, but clusters.kind is {kind}; leave "
+                "it out"
+            )
 
 
 def _values(words: list[str], option: str) -> list[str]:

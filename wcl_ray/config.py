@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, TRACKERS, load_plugins
+from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, METHODS, TRACKERS, load_plugins
 
 # options of k-means, which apply to clusters of features only
 SMALL = 32  # side of the training images, without other weights
@@ -542,13 +542,14 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    method: Annotated[str, METHODS.option_help("How the encoder is trained.")] = "cl-infonce"
     storage: str = "runs"
     """Folder or URI (s3://…) that holds the run folders."""
     name: str | None = None
     """Name of the run folder. Default: built from the data, the kind of clusters and the time."""
     plugins: tuple[str, ...] = ()
-    """Modules or .py files that add kinds of clusters, losses, backbones, formats or trackers (see
-    docs/extending.md)."""
+    """Modules or .py files that add kinds of clusters, losses, methods, backbones, formats or
+    trackers (see docs/extending.md)."""
     seed: int = 0
     """Random seed."""
     compare: bool = False
@@ -568,6 +569,9 @@ class Config:
         if not self.data.image_size and self.model.weights == "none":
             object.__setattr__(self, "data", replace(self.data, image_size=SMALL))
         require(not self.start_or_resume or bool(self.name), "start-or-resume needs a --name")
+        METHODS.check(self.method)
+        if self.method != "cl-infonce":
+            self._take_method()
         if self.clusters.kind == "kmeans":
             self._check_kmeans_levels()
         require(
@@ -589,6 +593,40 @@ class Config:
                 f"train.rounds {self.train.rounds}: clusters of kind {self.clusters.kind} do not "
                 "change between rounds; only k-means of features does",
             )
+
+    def _take_method(self) -> None:
+        """Set the kind of clusters of a method, and refuse options that it has no use for."""
+        method, clusters = METHODS.get(self.method), self.clusters
+        if method.kind:
+            require(
+                clusters.kind in ("attributes", method.kind),
+                f"method {self.method} has clusters of kind {method.kind}, but clusters.kind is "
+                f"{clusters.kind}; leave it out",
+            )
+            object.__setattr__(self, "clusters", replace(clusters, kind=method.kind))
+        if method.kind == "kmeans":
+            require(
+                self.clusters.from_features,
+                f"method {self.method} clusters the encoder's features, not metadata; leave out "
+                "clusters.features",
+            )
+        require(
+            method.needs != "label" or self.data.label is not None,
+            f"method {self.method} needs --data.label",
+        )
+        for item in dataclasses.fields(LossConfig):
+            require(
+                item.name == "temperature" or getattr(self.loss, item.name) == item.default,
+                f"loss.{option_name(item)} has no effect on method {self.method}; it is for "
+                "cl-infonce",
+            )
+
+    @property
+    def uses_metadata(self) -> bool:
+        """Whether training reads the attributes of the images, besides their clusters."""
+        if self.method == "cl-infonce":
+            return self.loss.positives == "graded"
+        return bool(METHODS.get(self.method).needs == "metadata")
 
     def _check_kmeans_levels(self) -> None:
         """Raise a ValueError if the loss has other levels than the clusters will have."""

@@ -1,6 +1,7 @@
 """Registries of the interchangeable parts of a run, one for each folder of parts.
 
-A module ``NAME.py`` of the folder that contains ``@REGISTRY.add("NAME")`` is a part. It is imported
+A module ``NAME.py`` of the folder that contains ``@REGISTRY.add("NAME")`` is a part (its file has
+underscores for dashes). It is imported
 on first use, so that ``--help`` imports none. User modules (``--plugins``) add parts with the same
 decorator; :func:`publish` sends these to all processes of the Ray job.
 """
@@ -52,9 +53,9 @@ class Registry:
         """Name → first paragraph of the module's docstring, for the parts of this package."""
         parts = {}
         for path in sorted((ROOT / self.folder).glob("*.py")):
-            text = path.read_text(encoding="utf-8")
-            if f'.add("{path.stem}")' in text:
-                parts[path.stem] = _summary(text.split('"""')[1])
+            text, name = path.read_text(encoding="utf-8"), path.stem.replace("_", "-")
+            if f'.add("{name}")' in text:
+                parts[name] = _summary(text.split('"""')[1])
         return parts
 
     def add(self, name: str) -> Callable[[T], T]:
@@ -122,7 +123,7 @@ class Registry:
         return tyro.conf.arg(metavar=metavar, help="\n".join([text, *lines]))
 
     def _module(self, name: str) -> str:
-        return ".".join([__package__, *self.folder.split("/"), name])
+        return ".".join([__package__, *self.folder.split("/"), name.replace("-", "_")])
 
 
 FORMATS = Registry("data.format", "data/sources", others=("auto",))
@@ -130,7 +131,8 @@ KINDS = Registry("clusters.kind", "clusters/kinds")
 LOSSES = Registry("loss.estimator", "model/losses")
 BACKBONES = Registry("model.backbone", "model/backbones", closed=False)
 TRACKERS = Registry("train.trackers", "train/trackers")
-REGISTRIES = {r.option: r for r in (FORMATS, KINDS, LOSSES, BACKBONES, TRACKERS)}
+METHODS = Registry("method", "model/methods")
+REGISTRIES = {r.option: r for r in (FORMATS, KINDS, LOSSES, BACKBONES, TRACKERS, METHODS)}
 
 
 def _registry(option: str) -> Registry:

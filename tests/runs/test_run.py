@@ -374,6 +374,14 @@ def test_nobody_at_the_address(address: str) -> None:
             },
             ["graded: no column gives an attribute", "always: all its values are the same"],
         ),
+        (
+            {"method": "attributes", "clusters.columns": ("always",)},
+            ["method attributes: no column gives an attribute"],
+        ),
+        (
+            {"method": "cmc", "clusters.columns": (), "data.path": "bare"},
+            ["method cmc needs metadata columns, but there are none"],
+        ),
         ({"scale.cpus_per_worker": 64.0}, ["more than the 2 CPUs"]),
         ({"data.path": "/no/where"}, ["no such file or folder"]),
         ({"data.eval_path": "/no/where"}, ["no such file or folder"]),
@@ -386,7 +394,11 @@ def test_wrong_input_is_found_before_training(
     for file in (tmp_path / "data").glob("*.parquet"):
         table = pq.read_table(file)
         pq.write_table(table.append_column("always", pa.array(["x"] * len(table))), file)
+    bare = pq.read_table(tmp_path / "data").select(["id", "image", "species"])
+    (tmp_path / "bare").mkdir()
+    pq.write_table(bare, tmp_path / "bare/part.parquet")
     for key, value in changes.items():
+        value = str(tmp_path / "bare") if value == "bare" else value
         section, _, name = key.rpartition(".")
         if section:
             part = replace(getattr(config, section), **{name: value})

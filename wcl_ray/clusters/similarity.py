@@ -58,6 +58,11 @@ class MetadataBits:
         np.savez_compressed(sink, bits=self.bits, weights=self.weights)
         return sink.getvalue()
 
+    @property
+    def count(self) -> int:
+        """Attributes, without the bits that fill the last byte."""
+        return int((self.weights > 0).sum())
+
     @staticmethod
     def from_npz(content: bytes) -> MetadataBits:
         """The inverse of :meth:`to_npz`."""
@@ -82,7 +87,7 @@ class Similarity:
 
     def describe(self) -> str:
         """One line, such as ``12 attributes of colour, tags (left out: day, an identifier)``."""
-        count = int((self.metadata.weights > 0).sum())
+        count = self.metadata.count
         reasons = "; ".join(f"{name}, {reason}" for name, reason in self.skipped.items())
         bare = int((~self.metadata.bits.any(1)).sum())
         text = f"{count} attributes of {', '.join(self.used)}"
@@ -97,6 +102,7 @@ def metadata_bits(
     ids: np.ndarray,
     types: Mapping[str, str] = NO_TYPES,
     label: str | None = None,
+    needed_by: str = "loss.positives graded",
 ) -> Similarity:
     """The attributes of images, in two passes over the metadata.
 
@@ -108,6 +114,7 @@ def metadata_bits(
         ids: int64 (N,), increasing, of the images in order.
         types: column → type, instead of the detected one.
         label: name of the label column, for the leak check.
+        needed_by: named in the error.
 
     Raises:
         UserError: no column gives a usable attribute, a type does not fit the values, or a column
@@ -118,7 +125,7 @@ def metadata_bits(
     usable, skipped = attributes(counts, QUANTILES, MIN_SHARE, named, detected)
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise UserError(f"loss.positives graded: no column gives an attribute ({reasons})")
+        raise UserError(f"{needed_by}: no column gives an attribute ({reasons})")
     of_column: dict[str, list[Attribute]] = {}
     for attribute in usable:
         of_column.setdefault(attribute.column, []).append(attribute)

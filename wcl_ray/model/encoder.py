@@ -16,7 +16,8 @@ from wcl_ray.config import ModelConfig
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
 from wcl_ray.model.layers import freeze
-from wcl_ray.registry import BACKBONES
+from wcl_ray.model.methods import Method, Preset
+from wcl_ray.registry import BACKBONES, METHODS
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each colour channel
 IMAGENET: Statistics = (MEAN, STD)
@@ -29,7 +30,10 @@ class Encoder(nn.Module):
         backbone: (B, 3, s, s) → (B, feature_dim).
         projectors: the cluster head, and with ``dual`` the instance head.
         feature_dim: width of the backbone's features, which are used after training.
+        method: modules of the method, which are trained but not exported; None for Cl-InfoNCE.
     """
+
+    method: Method | None
 
     def __init__(
         self, backbone: nn.Module, feature_dim: int, model: ModelConfig, heads: int
@@ -37,6 +41,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
+        self.method = None
         self.projectors = nn.ModuleList(
             build_projector(feature_dim, model.projector, model.projector_norm)
             for _ in range(heads)
@@ -46,10 +51,17 @@ class Encoder(nn.Module):
         """Backbone features (B, feature_dim) of normalised images (B, 3, s, s)."""
         return self.backbone(x)  # type: ignore[no-any-return]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Embeddings (B, D) of each head; not normalised."""
+    def forward(
+        self, x: torch.Tensor, attributes: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Embeddings (B, D) of each head, not normalised; with attributes, what the method makes of
+        them (see :meth:`wcl_ray.model.methods.Method.forward`)."""
         features = self.features(x)
-        return tuple(projector(features) for projector in self.projectors)
+        heads = tuple(projector(features) for projector in self.projectors)
+        if self.method is None or attributes is None:
+            return heads
+        outputs: tuple[torch.Tensor, ...] = self.method(features, heads, attributes)
+        return outputs
 
 
 def build_projector(width: int, widths: tuple[int, ...], norm: bool) -> nn.Sequential:
@@ -108,16 +120,25 @@ class EncoderSpec:
         image_size: side of the training images, in pixels.
         dual: add a second projector, for plain InfoNCE.
         statistics: the normalisation for which the backbone's weights were trained.
+        method: how it is trained. sizes: see :class:`wcl_ray.model.methods.Method`.
     """
 
     model: ModelConfig
     image_size: int
     dual: bool = False
     statistics: Statistics = IMAGENET
+    method: str = "cl-infonce"
+    sizes: tuple[int, ...] = ()
 
     def build(self) -> Encoder:
         """A randomly initialised encoder, see :func:`build_encoder`."""
-        return build_encoder(self.model, self.image_size, self.dual, self.statistics)
+        encoder = build_encoder(self.model, self.image_size, self.dual, self.statistics)
+        method = METHODS.get(self.method)
+        if not issubclass(method, Preset):
+            encoder.method = method(encoder.feature_dim, self.model, self.sizes)
+            if not method.projects:
+                encoder.projectors = nn.ModuleList()
+        return encoder
 
     def export(self, encoder: Encoder) -> bytes:
         """Content of ``encoder.safetensors``, see :func:`save_export`."""

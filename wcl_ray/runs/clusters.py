@@ -32,7 +32,7 @@ from wcl_ray.terminal import put, say, warn
 def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assignment:
     """Cluster the metadata, or read the clusters in the run folder; claims a new run's name.
 
-    With graded positives their metadata are written as well.
+    With graded positives or a method of metadata these are written as well.
 
     Raises:
         UserError: see :func:`build_clusters`; fewer images than a batch or than clusters; the run
@@ -154,7 +154,7 @@ def similarity_columns(config: Config, images: Images) -> list[str]:
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
     if not columns:
-        raise UserError("loss.positives graded needs metadata columns, but there are none")
+        raise UserError(f"{_needed_by(config)} needs metadata columns, but there are none")
     if images.label in columns:
         raise UserError(
             f"clusters.columns holds the label {images.label!r}, which would give away the answer "
@@ -163,22 +163,31 @@ def similarity_columns(config: Config, images: Images) -> list[str]:
     return columns
 
 
+def _needed_by(config: Config) -> str:
+    """The option that asks for the attributes of the images, for errors."""
+    graded = config.loss.positives == "graded"
+    return "loss.positives graded" if graded else f"method {config.method}"
+
+
 def build_similarity(config: Config, images: Images, assignment: Assignment) -> MetadataBits | None:
-    """The metadata that weigh positives; None unless ``loss.positives`` is graded.
+    """The metadata that weigh positives or that the method needs; None if neither does.
 
     Raises:
         UserError: there are no usable metadata, or the label is among them or equivalent to a
             column.
     """
-    if config.loss.positives != "graded":
+    if not config.uses_metadata:
         return None
     columns, label = similarity_columns(config, images), images.label
     named = () if config.clusters.kind == "table" else config.clusters.columns
     types = config.clusters.column_types
     images.train.check_columns(tuple(types), "clusters.types")
     rows = images.metadata([*columns, *([label] if label else [])])
-    similarity = metadata_bits(rows, columns, named, assignment.ids, types, label)
-    say("positives", f"graded by {similarity.describe()}")
+    similarity = metadata_bits(
+        rows, columns, named, assignment.ids, types, label, _needed_by(config)
+    )
+    graded = "graded by " if config.loss.positives == "graded" else ""
+    say("positives" if graded else "metadata", f"{graded}{similarity.describe()}")
     if KINDS.get(config.clusters.kind).needs != "columns":  # else they have been shown
         for note in similarity.notes:
             warn(note)

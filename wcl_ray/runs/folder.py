@@ -137,7 +137,8 @@ def _fresh_name(config: Config) -> str:
     words = [w for w in source if w and not set(w) & set("*?")] or ["data"]  # no glob
     text = re.sub(r"[^\w-]+", "-", words[-1].split(".")[0]).strip("-")
     word = text.encode()[:100].decode(errors="ignore") or "data"
-    return f"{word}-{config.clusters.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    kind = config.clusters.kind if config.method == "cl-infonce" else config.method
+    return f"{word}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _refuse_conflicts(conflicts: dict[str, tuple[Any, Any]], name: str) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.features import choose_k
+from wcl_ray.clusters.similarity import MetadataBits
 from wcl_ray.config import Config
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import (
@@ -23,6 +26,7 @@ from wcl_ray.model.weights import (
     published_weights,
     start_encoder,
 )
+from wcl_ray.registry import METHODS
 from wcl_ray.runs.folder import ENCODER
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
@@ -50,6 +54,30 @@ class Start:
         if self.weights is not None:
             load_backbone(encoder.backbone, self.weights)
         return encoder
+
+    def with_method(
+        self, config: Config, clusters: Assignment, metadata: MetadataBits | None
+    ) -> Start:
+        """The same with the modules of the method, whose sizes the data give.
+
+        Args:
+            clusters: of the training images, before any round.
+            metadata: their attributes, if the method needs them.
+
+        Raises:
+            UserError: more prototypes than images.
+        """
+        sizes: tuple[int, ...] = ()
+        method = METHODS.get(config.method)
+        if method.needs == "label":
+            sizes = (int(clusters.clusters[:, 0].max()) + 1,)
+        elif method.needs == "metadata" and metadata is not None:
+            sizes = (metadata.count,)
+        elif method.needs == "prototypes":
+            sizes = choose_k(config.clusters, len(clusters.ids))
+            if not config.clusters.from_features and not config.clusters.k:
+                sizes = (min(sizes[0], config.train.batch_size),)
+        return replace(self, encoder=replace(self.encoder, method=config.method, sizes=sizes))
 
     def adapt(self, config: Config) -> Start | None:
         """The same weights with other options of training; None if these want other weights."""

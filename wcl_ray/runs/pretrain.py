@@ -92,7 +92,10 @@ def plan_arms(
 ) -> Iterator[Arm]:
     """The run's own arm and, with ``compare``, SimCLR on the same images and batches."""
     data_tasks = stream.mode == "streaming" or bool(config.evaluate.every)
-    kind, graded = config.clusters.kind, config.loss.positives == "graded"
+    metadata = MetadataBits.from_npz(run.read(SIMILARITY)) if config.uses_metadata else None
+    start = start.with_method(config, clusters, metadata)
+    title = config.clusters.kind if config.method == "cl-infonce" else config.method
+    title = "SimCLR" if title in ("instance", "simclr") else title
     arm = Arm(
         config=config,
         run=run,
@@ -108,18 +111,21 @@ def plan_arms(
             seed=config.seed,
         ),
         start=start,
-        title="SimCLR" if kind == "instance" else kind,
+        title=title,
         scale=plan_scale(config.scale, config.train.batch_size, data_tasks),
-        similarity=MetadataBits.from_npz(run.read(SIMILARITY)) if graded else None,
+        similarity=metadata,
     )
     yield arm
-    if config.compare and kind != "instance":
+    if config.compare and title != "SimCLR":
         instance = replace(config.clusters, kind="instance", from_=None, missing="singleton")
         loss = replace(config.loss, positives="cluster", negatives="all", level_weights=())
         train = replace(config.train, rounds=0)
-        config = replace(config, clusters=instance, loss=loss, train=train)
+        config = replace(config, method="cl-infonce", clusters=instance, loss=loss, train=train)
         base, run = clusters.as_singletons(), run / BASELINE
-        yield replace(arm, config=config, run=run, base=base, similarity=None, title="SimCLR")
+        start = start.with_method(config, base, None)
+        evaluator = replace(arm.evaluator, encoder=start.encoder)
+        arm = replace(arm, config=config, run=run, base=base, similarity=None, title="SimCLR")
+        yield replace(arm, start=start, evaluator=evaluator)
 
 
 def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:

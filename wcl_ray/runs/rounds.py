@@ -50,7 +50,7 @@ class Arm:
         evaluator: measures its encoders.
         start: how its encoder begins.
         title: shown to the user.
-        similarity: metadata for graded positives; None: positives are those of the cluster.
+        similarity: metadata for graded positives or the method; None: training uses none.
         on_evaluation: called in a thread with the row of every evaluation during training.
         shared: objects shared with the other trials of a search.
         known_labels: int32 (N,), labels of the images in ``base`` if they have been read already.
@@ -191,7 +191,8 @@ def export_encoder(arm: Arm, last: RoundResult, seconds: float) -> None:
     spec, run = arm.start.encoder, arm.run
     encoder = trained_encoder(spec, last.checkpoint)
     run.write(TRAINED, json.dumps({"seconds": round(seconds, 1)}).encode())
-    run.write(PROJECTOR, save_projector(encoder, arm.config.loss.feature_head))
+    if len(encoder.projectors):
+        run.write(PROJECTOR, save_projector(encoder, arm.config.loss.feature_head))
     run.write(ENCODER, spec.export(encoder))  # last: the stage is done
 
 

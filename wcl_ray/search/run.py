@@ -125,7 +125,7 @@ def _search(
         )
     if config.objective == "metadata":
         warn(f"trials are compared by metadata, {CAVEAT}")
-    if config.loss.positives == "graded":
+    if config.uses_metadata:
         similarity_columns(config, images)
     if not {"clusters.kind", "clusters.columns"} & given.keys():
         check_types(config, images)

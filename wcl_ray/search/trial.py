@@ -141,7 +141,8 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     if not config.clusters.from_features:
         check_levels(config.loss, base)
     stream = _stream(config, setup, base)
-    start = _start(config, setup, folder)
+    metadata = _similarity(config, setup, base)
+    start = _start(config, setup, folder).with_method(config, base, metadata)
     evaluator = Evaluator(
         start.encoder,
         setup.images,
@@ -164,7 +165,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         start,
         name,
         setup.resources.scale,
-        similarity=_similarity(config, setup, base),
+        similarity=metadata,
         on_evaluation=reporter.during,
         shared=setup.shared,
         known_labels=_labels(setup, base.ids),
@@ -255,8 +256,8 @@ def _clusters_key(clusters: ClustersConfig, granularity: str | None) -> Clusters
 
 
 def _similarity(config: Config, setup: Setup, base: Assignment) -> MetadataBits | None:
-    """The metadata that weigh positives, built once for all trials with the same columns."""
-    if config.loss.positives != "graded":
+    """The metadata that training reads, built once for all trials with the same columns."""
+    if not config.uses_metadata:
         return None
     everything: Assignment = ray.get(setup.base)
     clusters = config.clusters

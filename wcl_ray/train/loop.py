@@ -18,6 +18,7 @@ from wcl_ray.data.augment import Augment
 from wcl_ray.data.reader import Batch
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
+from wcl_ray.model.methods import LocalBatch, Method
 from wcl_ray.model.optim import clip_gradients, learning_rate
 from wcl_ray.model.similarity import unpack_bits, weighted_jaccard
 from wcl_ray.registry import LOSSES
@@ -40,6 +41,7 @@ class Learner:
         bf16: autocast to bfloat16.
         attribute_weights: float (A,), of the metadata attributes for graded positives; None: the
             positives are those of the cluster.
+        method: the model's modules for another method than Cl-InfoNCE, and its loss.
         state: epoch and step, which seed the views and the masks of dropout.
         progress: progress of the training, which the learning rate depends on.
     """
@@ -55,6 +57,7 @@ class Learner:
     rank: int = 0
     bf16: bool = False
     attribute_weights: torch.Tensor | None = None
+    method: Method | None = None
     state: TrainState = field(default_factory=TrainState)
     progress: Progress = field(default_factory=lambda: Progress(1, 0, 0, 0))
 
@@ -73,19 +76,28 @@ class Learner:
         views_2bchw = self.augment.two_views(images_bchw, aspect_b, ids_b, self.state.epoch)
         views_2bchw = views_2bchw.to(memory_format=torch.channels_last)
 
+        attributes = batch.attributes.to(self.device, non_blocking=True)
+        inputs = []  # float32 (b, A), without the bits that fill the last byte
+        if self.method is not None:
+            inputs = [unpack_bits(attributes)[:, : sum(self.method.sizes)]]
         # (2b, D) from each head: Cl-InfoNCE's and, with loss.dual, InfoNCE's
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            heads_2bd = self.model(views_2bchw)
+            heads_2bd = self.model(views_2bchw, *inputs)
 
         similarity_bB = None
         if self.attribute_weights is not None:
-            packed = batch.attributes.to(self.device, non_blocking=True)
-            anchors, candidates = unpack_bits(packed), unpack_bits(gather(packed))
+            anchors, candidates = unpack_bits(attributes), unpack_bits(gather(attributes))
             similarity_bB = weighted_jaccard(anchors, candidates, self.attribute_weights)
 
-        result = batch_loss(
-            heads_2bd, rows_bg, self.rank, self.loss, self.cl_infonce, similarity_bB
-        )
+        if self.method is None:
+            result = batch_loss(
+                heads_2bd, rows_bg, self.rank, self.loss, self.cl_infonce, similarity_bB
+            )
+        else:
+            valid_b, offset = rows_bg[:, -1] > 0, self.rank * len(rows_bg)
+            rows = rows_bg[:, :-1], valid_b, inputs[0]
+            local = LocalBatch(*rows, offset, self.loss.temperature)
+            result = self.method.loss(heads_2bd, local)
 
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()

@@ -59,7 +59,7 @@ class Task:
         run: folder of the run, which every worker must be able to read.
         start: last checkpoint of the previous round, from which this one continues.
         similarity: reference to the :class:`wcl_ray.clusters.similarity.MetadataBits` of each
-            position for graded positives, or None.
+            position for graded positives and methods that need metadata, or None.
         weights: reference to the export that a new encoder takes its backbone from, or None.
     """
 
@@ -112,7 +112,7 @@ class Worker:
         self.batch = batch - batch % self.world
         self.clusters = ray.get(task.clusters)
         metadata = None if task.similarity is None else ray.get(task.similarity)
-        if metadata is not None:
+        if metadata is not None and self.config.loss.positives == "graded":
             weights = torch.from_numpy(metadata.weights)
             self.learner.attribute_weights = weights.to(self.device)
         self.reader = Reader(
@@ -166,6 +166,8 @@ class Worker:
                 self.state = store.load(folder, encoder, optimizer, identity)
         elif self.task.weights is not None:
             load_backbone(encoder.backbone, ray.get(self.task.weights))
+        if encoder.method is not None and ray.train.get_checkpoint() is None:
+            encoder.method.begin_round(ray.get(self.task.clusters))
         compiled = config.train.compile
         model: torch.nn.Module = torch.compile(encoder) if compiled else encoder  # type: ignore[assignment]
         if self.world > 1:
@@ -183,6 +185,7 @@ class Worker:
             seed=config.seed,
             device=self.device,
             rank=self.rank,
+            method=encoder.method,
             bf16=precision == "bf16" or (precision == "auto" and supported),
             state=self.state,
         )
