@@ -132,8 +132,8 @@ def test_lists_with_commas() -> None:
             ["method pcl clusters the encoder's features, not metadata"],
         ),
         (
-            ["--method", "swav", "--loss.dual"],
-            ["loss.dual has no effect on method swav; it is for cl-infonce"],
+            ["--method", "swav", "--loss.instance-weight", "1"],
+            ["loss.instance-weight has no effect on method swav; it is for cl-infonce"],
         ),
         (
             ["--method", "cmc", "--loss.positives", "graded"],

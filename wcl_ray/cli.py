@@ -21,7 +21,7 @@ from wcl_ray import stopping
 from wcl_ray.config import Config, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.registry import METHODS, REGISTRIES, load_plugins
-from wcl_ray.renamed import renamed, renamed_tree
+from wcl_ray.renamed import REMOVED, renamed, renamed_tree
 from wcl_ray.terminal import escape_unencodable, warn
 from wcl_ray.texts import Empty, load_texts
 
@@ -350,6 +350,8 @@ def _split_lists(words: list[str], cls: type) -> list[str]:
 
 
 def _nearest(key: str, known: dict[str, str], dashes: str = "") -> str:
+    if key in REMOVED:
+        return f"; use {dashes}{REMOVED[key]}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:  # perhaps the right name in the wrong section
         last = key.split(".")[-1]

@@ -26,6 +26,7 @@ KMEANS = (
 )  # fmt: skip
 
 
+INSTANCE_WEIGHT = 5.0  # of k-means rounds (docs/results.md)
 COLUMN_TYPES = ("number", "category", "boolean", "date", "tags", "place", "text")
 
 
@@ -170,9 +171,9 @@ class ClustersConfig:
     """Number of k-means clusters. Several numbers: several granularities, trained on together.
     Default: one for every 50 images."""
     features: Literal["projector", "backbone", "metadata"] = "projector"
-    """Input of k-means: the projector's output (with --loss.dual that of the InfoNCE head), the
-    backbone's features, or the metadata columns (TF-IDF of words and tags, standardised numbers;
-    clustered once, before training)."""
+    """Input of k-means: the projector's output (of SimCLR's, if there is one), the backbone's
+    features, or the metadata columns (TF-IDF of words and tags, standardised numbers; clustered
+    once, before training)."""
     nested: bool = False
     """With several k, cluster the images at the largest k, and its centroids at the others, so that
     every fine cluster lies inside one coarse cluster."""
@@ -278,10 +279,9 @@ class LossConfig:
     temperature: float = 0.2
     """τ, by which cosine similarities are divided."""
     estimator: Annotated[str, LOSSES.option_help("The cluster loss.")] = "supcon"
-    dual: bool = False
-    """Add a second projector with plain InfoNCE to the cluster loss."""
-    dual_weight: float = 1.0
-    """Weight of the InfoNCE head with --loss.dual."""
+    instance_weight: float | None = None
+    """Weight of SimCLR's loss, on a second projector, beside the cluster loss of weight 1; 0: none.
+    Default: 5 for k-means rounds, else 0."""
     positives: Literal["cluster", "graded"] = "cluster"
     """cluster: the images of the anchor's cluster. graded: all images of the batch, weighted by how
     much metadata they share with the anchor (--clusters.columns); clusters then only choose which
@@ -312,12 +312,7 @@ class LossConfig:
             "loss.level-weights are not negative, and not all 0",
         )
         require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
-        require(self.dual_weight >= 0, "loss.dual-weight is negative")
-
-    @property
-    def feature_head(self) -> int:
-        """Index of the projector whose output is clustered and exported: InfoNCE's if dual."""
-        return 1 if self.dual else 0
+        require((self.instance_weight or 0) >= 0, "loss.instance-weight is negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,8 +396,9 @@ class TrainConfig:
     rounds: int = 0
     """Rounds of clustering and training if clusters depend on features; the epochs are divided
     between them. 0: five, but no more than epochs."""
-    warmup_rounds: int = 1
-    """First rounds, which train on single images until the features are worth clustering."""
+    warmup_rounds: int | None = None
+    """First rounds, which train on single images until the features are worth clustering. Default:
+    two of five."""
     lr: float = 0.001
     """Peak learning rate (not scaled by the batch size)."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -445,7 +441,7 @@ class TrainConfig:
         require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
         require(self.epochs >= 1, "train.epochs starts at 1")
         require(self.rounds >= 0, "train.rounds is negative")
-        require(self.warmup_rounds >= 0, "train.warmup-rounds is negative")
+        require((self.warmup_rounds or 0) >= 0, "train.warmup-rounds is negative")
         require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
         require(self.weight_decay >= 0, "train.weight-decay is negative")
         require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
@@ -579,7 +575,7 @@ class Config:
             "loss.negatives siblings needs --clusters.missing singleton: k-means of the images "
             "without metadata has no levels",
         )
-        rounds, epochs, warmup = self.rounds, self.train.epochs, self.train.warmup_rounds
+        rounds, epochs, warmup = self.rounds, self.train.epochs, self.warmup_rounds
         if self.clusters.from_features:
             require(rounds <= epochs, f"train.rounds {rounds} is more than train.epochs {epochs}")
             require(
@@ -648,6 +644,26 @@ class Config:
         if not self.clusters.from_features:
             return 1
         return self.train.rounds or min(5, self.train.epochs)
+
+    @property
+    def warmup_rounds(self) -> int:
+        """First rounds without clusters, the default resolved."""
+        given = self.train.warmup_rounds
+        return max(1, self.rounds * 2 // 5) if given is None else given
+
+    @property
+    def instance_weight(self) -> float:
+        """Weight of SimCLR's loss on a second projector, the default resolved; 0: no projector."""
+        if self.loss.instance_weight is not None:
+            return self.loss.instance_weight
+        rounds = self.method == "cl-infonce" and self.clusters.kind == "kmeans"
+        return INSTANCE_WEIGHT if rounds and self.clusters.from_features else 0.0
+
+    @property
+    def feature_head(self) -> int:
+        """Index of the projector whose output is clustered and exported: SimCLR's if there are
+        two."""
+        return 1 if self.instance_weight else 0
 
     def to_dict(self) -> dict[str, Any]:
         """The options as a nested dict of JSON types (tuples as lists)."""

@@ -9,7 +9,9 @@ OPTIONS = {
     "augment.solarise": "augment.solarize",
     "clusters.group": "clusters.samples_per_cluster",
     "data.group": "data.split_by",
+    "loss.dual_weight": "loss.instance_weight",
 }
+REMOVED = {"loss.dual": "loss.instance-weight 1"}  # option → what to give instead
 VALUES = {
     ("clusters.missing", "alone"): "singleton",
     ("data.keep", "anew"): "streaming",
@@ -36,6 +38,11 @@ def renamed(option: str, value: Any) -> tuple[str, Any]:
 
 def renamed_tree(tree: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration, nested by sections, under today's names."""
+    loss = tree.get("loss")
+    if isinstance(loss, dict) and "dual" in loss:  # the weight counted only with loss.dual
+        weight = loss.get("dual_weight", 1.0) if loss["dual"] else 0.0
+        loss = {key: value for key, value in loss.items() if key not in ("dual", "dual_weight")}
+        tree = tree | {"loss": loss | {"instance_weight": weight}}
     return {
         section: {
             name.removeprefix(f"{section}."): current

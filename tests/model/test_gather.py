@@ -26,9 +26,9 @@ BROKEN = [1, 2, 10]  # not as many on each of two or three workers
 SETTINGS: dict[str, tuple[LossConfig, bool, list[int]]] = {  # loss, batch norm, broken images
     "supcon": (LossConfig(), False, []),
     "paper": (LossConfig(estimator="paper"), False, []),
-    "dual": (LossConfig(dual=True), False, []),
+    "dual": (LossConfig(instance_weight=0.5), False, []),
     "broken": (LossConfig(), False, BROKEN),
-    "broken, paper, dual": (LossConfig(estimator="paper", dual=True), False, BROKEN),
+    "broken, paper, dual": (LossConfig(estimator="paper", instance_weight=0.5), False, BROKEN),
     "batch norm": (LossConfig(), True, []),
 }
 

@@ -19,11 +19,20 @@ from pictures import columns, png, write_parquet
 from runs import check_exactly_once, descendants, job, steps_of
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, ScaleConfig, TrainConfig
+from wcl_ray.config import (
+    ClustersConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    ScaleConfig,
+    TrainConfig,
+)
 from wcl_ray.data.augment import centre
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import load_exported, load_projector
+from wcl_ray.renamed import renamed_tree
 from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.pretrain import pretrain
@@ -301,6 +310,29 @@ def test_kmeans_of_metadata_makes_one_round(config: Config, tmp_path: Path) -> N
     assert len(set(patterns)) == 6  # as many as clusters, so each is one
     assert len(set(zip(patterns, table.clusters[:, 1].tolist(), strict=True))) == 6
     assert [p.name for p in (tmp_path / "runs/one/rounds").iterdir()] == ["000"]
+
+
+def test_defaults_of_rounds(config: Config) -> None:
+    """SimCLR's loss outweighs that of the clusters, but only in rounds."""
+    assert (config.instance_weight, config.feature_head) == (5, 1)
+    for epochs, warmup in ((2, 1), (3, 1), (5, 2), (100, 2)):
+        rounds = replace(config, train=TrainConfig(epochs=epochs))
+        assert rounds.warmup_rounds == warmup
+    for other in (
+        ClustersConfig(),
+        ClustersConfig(missing="kmeans"),
+        ClustersConfig(kind="kmeans", features="metadata"),
+    ):
+        plain = replace(config, clusters=other, train=TrainConfig())
+        assert (plain.instance_weight, plain.feature_head) == (0, 0)
+    assert replace(config, loss=LossConfig(instance_weight=0.0)).feature_head == 0
+
+
+@pytest.mark.parametrize(("dual", "weight"), [(True, 2.0), (False, 0.0)])
+def test_the_second_projector_of_a_stored_run(dual: bool, weight: float) -> None:
+    tree = {"loss": {"temperature": 0.1, "dual": dual, "dual_weight": 2.0}, "seed": 3}
+    wanted = {"loss": {"temperature": 0.1, "instance_weight": weight}, "seed": 3}
+    assert renamed_tree(tree) == wanted
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -109,7 +109,7 @@ def test_run_folder_and_what_follows(
 @pytest.mark.parametrize(
     ("keep", "loss"),
     [
-        ("raw", LossConfig(dual=True, estimator="paper")),
+        ("raw", LossConfig(instance_weight=1.0, estimator="paper")),
         ("streaming", LossConfig(positives="graded")),
     ],
 )

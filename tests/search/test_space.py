@@ -40,7 +40,7 @@ def test_ranges_and_lists() -> None:
     assert [top.decode(i) for i in range(3)] == [(5,), (5, 20), (20,)]
     assert top.encode((20,)) == 2
     assert parse_space("train.optimizer", "sgd,adamw").values == ("sgd", "adamw")
-    assert parse_space("loss.dual", "yes,no").values == (True, False)
+    assert parse_space("model.projector-norm", "yes,no").values == (True, False)
     assert parse_space("loss.temperature", "choice:0.2,0.1").values == (0.1, 0.2)
     assert parse_space("model.backbone", "timm:vit_tiny_patch16_224,small").values[0] == (
         "timm:vit_tiny_patch16_224"
@@ -66,7 +66,7 @@ def test_ranges_and_lists() -> None:
         ("train.optimizer=adam", "'adam' is not one of adamw, sgd, lars"),
         ("clusters.top-k=a", "'a' is not an integer"),
         ("clusters.top-k=0,1", "top-k starts at 1"),
-        ("loss.dual=maybe", "'maybe' is not true or false"),
+        ("model.projector-norm=maybe", "'maybe' is not true or false"),
         ("loss.temp=1", "there is no such option; did you mean loss.temperature"),
         ("train.epochs=5", "sets the length of trials"),
         ("data.path=x", "is the same for all trials"),

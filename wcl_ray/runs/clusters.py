@@ -39,7 +39,7 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
             is another's, or has other images.
     """
     images, folder = checked.images, run / "rounds/000"
-    if config.clusters.from_features and not config.train.warmup_rounds:
+    if config.clusters.from_features and not config.warmup_rounds:
         folder = run / "metadata"  # the first round has clusters of its own
     if folder.exists(CLUSTERED):
         assignment = Assignment.from_parquet(folder.read(CLUSTERED))

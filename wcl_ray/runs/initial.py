@@ -116,7 +116,7 @@ def with_image_size(config: C) -> C:
 
 def spec_of(config: Config) -> EncoderSpec:
     """What the encoder of a configuration is built from, with random weights."""
-    return EncoderSpec(config.model, config.data.image_size, config.loss.dual)
+    return EncoderSpec(config.model, config.data.image_size, bool(config.instance_weight))
 
 
 def start_of(config: Config, run: Folder | None) -> Start:

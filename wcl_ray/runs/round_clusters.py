@@ -133,8 +133,8 @@ def round_clusters(
 
 def _features_key(config: Config, ids: np.ndarray) -> str:
     """Cache key of the features of random weights: all that trials may differ in."""
-    head = config.loss.feature_head if config.clusters.features == "projector" else None
-    options = (config.seed, config.model, config.loss.dual, config.clusters.features, head)
+    head = config.feature_head if config.clusters.features == "projector" else None
+    options = (config.seed, config.model, config.feature_head, config.clusters.features, head)
     return f"{options} {array_digest(ids)}"
 
 
@@ -166,7 +166,7 @@ def _features(
     weights = start.encoder.export(encoder)
     projector = None
     if config.clusters.features == "projector":
-        projector = save_projector(encoder, config.loss.feature_head)
+        projector = save_projector(encoder, config.feature_head)
     rows = stream.images()
     if not selected.all():
         selected_ids = ray.put(ids[selected])

@@ -87,7 +87,7 @@ class Arm:
 
     def clustered(self, r: int) -> bool:
         """Whether round r clusters features; other rounds train on ``base``."""
-        return self.config.clusters.from_features and r >= self.config.train.warmup_rounds
+        return self.config.clusters.from_features and r >= self.config.warmup_rounds
 
 
 def train_rounds(arm: Arm) -> Assignment:
@@ -192,7 +192,7 @@ def export_encoder(arm: Arm, last: RoundResult, seconds: float) -> None:
     encoder = trained_encoder(spec, last.checkpoint)
     run.write(TRAINED, json.dumps({"seconds": round(seconds, 1)}).encode())
     if len(encoder.projectors):
-        run.write(PROJECTOR, save_projector(encoder, arm.config.loss.feature_head))
+        run.write(PROJECTOR, save_projector(encoder, arm.config.feature_head))
     run.write(ENCODER, spec.export(encoder))  # last: the stage is done
 
 

@@ -118,7 +118,7 @@ class SearchConfig(Config):
         least = max(1, self.epochs // 4)
         trial = self.of_trial({})
         if trial.clusters.from_features:
-            warmup = trial.train.epochs * trial.train.warmup_rounds // trial.rounds
+            warmup = trial.train.epochs * trial.warmup_rounds // trial.rounds
             least = max(least, warmup + 1)
         return min(least, self.epochs)
 
@@ -144,7 +144,9 @@ class SearchConfig(Config):
         train = replace(config.train, epochs=epochs, audit=False)
         if config.clusters.from_features:
             rounds = min(train.rounds, epochs)
-            warmup = max(0, min(train.warmup_rounds, (rounds or min(5, epochs)) - 1))
+            warmup = train.warmup_rounds
+            if warmup is not None:
+                warmup = max(0, min(warmup, (rounds or min(5, epochs)) - 1))
             train = replace(train, rounds=rounds, warmup_rounds=warmup)
         every = self.evaluate.every or max(1, epochs // 4)
         return replace(config, train=train, evaluate=replace(config.evaluate, every=every))

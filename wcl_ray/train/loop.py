@@ -80,7 +80,7 @@ class Learner:
         inputs = []  # float32 (b, A), without the bits that fill the last byte
         if self.method is not None:
             inputs = [unpack_bits(attributes)[:, : sum(self.method.sizes)]]
-        # (2b, D) from each head: Cl-InfoNCE's and, with loss.dual, InfoNCE's
+        # (2b, D) from each head: Cl-InfoNCE's and, with an instance weight, SimCLR's
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             heads_2bd = self.model(views_2bchw, *inputs)
 
@@ -141,10 +141,10 @@ def batch_loss(
     if clusters.shape[1] > 1:  # not in the warm-up rounds, in which all images are singletons
         levels |= {"siblings": loss.negatives == "siblings", "level_weights": loss.level_weights}
     result = head_loss(heads_2bd[0], clusters, **levels)
-    if not loss.dual:
+    if not loss.instance_weight:
         return result
     instance = head_loss(heads_2bd[1], torch.full_like(clusters[:, :1], -1))
-    return result._replace(loss=result.loss + loss.dual_weight * instance.loss)
+    return result._replace(loss=result.loss + loss.instance_weight * instance.loss)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

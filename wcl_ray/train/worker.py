@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,7 +181,7 @@ class Worker:
             augment=Augment(config.augment, config.data.image_size, config.seed, compiled),
             cl_infonce=torch.compile(cl_infonce) if compiled else cl_infonce,
             train=config.train,
-            loss=config.loss,
+            loss=replace(config.loss, instance_weight=config.instance_weight),
             seed=config.seed,
             device=self.device,
             rank=self.rank,
