@@ -84,7 +84,7 @@ def check_types(config: Config, images: Images | None = None) -> None:
     if images is None:
         return
     images.train.check_columns(tuple(clusters.column_types), "clusters.types")
-    named = () if clusters.kind == "table" else clusters.columns
+    named = _named_metadata(clusters, images)
     for name in clusters.column_types:
         if name == images.label or (named and name not in named):
             why = "is the label" if name == images.label else "is not among clusters.columns"
@@ -143,14 +143,22 @@ def _warn_siblings(config: Config, table: Assignment) -> None:
             )
 
 
+def _named_metadata(clusters: ClustersConfig, images: Images) -> tuple[str, ...]:
+    """The metadata columns in ``clusters.columns``, which with ``clusters.from`` may name columns
+    of that table as well."""
+    if clusters.kind != "table":
+        return clusters.columns
+    columns = [name for name in images.train.columns if name != images.label]
+    return tuple(name for name in clusters.columns if name in columns)
+
+
 def similarity_columns(config: Config, images: Images) -> list[str]:
     """The metadata columns that weigh positives.
 
     Raises:
         UserError: there are none, or the label is among them.
     """
-    # with clusters.from these are columns of that table
-    named = () if config.clusters.kind == "table" else config.clusters.columns
+    named = _named_metadata(config.clusters, images)
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
     if not columns:
@@ -179,7 +187,7 @@ def build_similarity(config: Config, images: Images, assignment: Assignment) -> 
     if not config.uses_metadata:
         return None
     columns, label = similarity_columns(config, images), images.label
-    named = () if config.clusters.kind == "table" else config.clusters.columns
+    named = _named_metadata(config.clusters, images)
     types = config.clusters.column_types
     images.train.check_columns(tuple(types), "clusters.types")
     rows = images.metadata([*columns, *([label] if label else [])])
@@ -238,7 +246,8 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
     if clusters.from_ is not None:
         uri = _table_of(clusters.from_, data.endpoint)
         id_column = source.id_column
-        table = open_table(uri, id_column, clusters.columns, data.endpoint, data.encoding)
+        others = _named_metadata(clusters, images) if config.uses_metadata else ()
+        table = open_table(uri, id_column, clusters.columns, data.endpoint, data.encoding, others)
         base = singletons(config, images)
         return replace(base, assignment=table.assign(base.assignment))
     source.check_columns(clusters.columns, "clusters.columns")
