@@ -77,20 +77,29 @@ def check_types(config: Config, images: Images | None = None) -> None:
     clusters = config.clusters
     if not clusters.types:
         return
-    if not clusters.uses_types and config.loss.positives != "graded":
-        what = "clusters.from" if clusters.kind == "table" else f"clusters.kind {clusters.kind}"
+    no_effect = "clusters.types has no effect on"
+    kind, loss_reads_types = f"clusters.kind {clusters.kind}", config.uses_metadata
+    if not clusters.uses_types and not loss_reads_types:
+        what = "clusters.from" if clusters.kind == "table" else kind
         only = " without clusters.features metadata" if clusters.kind == "kmeans" else ""
-        raise UserError(f"clusters.types has no effect on {what}{only}; leave it out")
+        raise UserError(f"{no_effect} {what}{only}; leave it out")
+    only_type = KINDS.get(clusters.kind).only_type
+    for name, type_name in clusters.column_types.items():
+        if only_type not in (None, type_name) and not loss_reads_types:
+            raise UserError(
+                f"{no_effect} column {name!r} of type {type_name}: {kind} uses columns of type "
+                f"{only_type} alone; leave it out"
+            )
     if images is None:
         return
     images.train.check_columns(tuple(clusters.column_types), "clusters.types")
     named = _named_metadata(clusters, images)
     for name in clusters.column_types:
-        if name == images.label or (named and name not in named):
+        if name == images.label or name not in (named or images.available):
             why = "is the label" if name == images.label else "is not among clusters.columns"
-            raise UserError(
-                f"clusters.types has no effect on column {name!r}, which {why}; leave it out"
-            )
+            if not named and name == images.group:
+                why = "is that of data.split-by, and not named in clusters.columns"
+            raise UserError(f"{no_effect} column {name!r}, which {why}; leave it out")
 
 
 def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: int) -> None:
