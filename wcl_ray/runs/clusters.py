@@ -143,7 +143,7 @@ def _warn_siblings(config: Config, table: Assignment) -> None:
         return
     group = config.clusters.samples_per_cluster
     for level in range(1, len(table.names)):
-        share = without_siblings(table.clusters[:, level - 1], config.train.batch_size, group)
+        share = without_siblings(table.clusters, level, config.train.batch_size, group)
         if share > 0.25:
             warn(
                 f"loss.negatives siblings: in a batch {share:.0%} of the anchors meet no other "
