@@ -41,17 +41,17 @@ def main() -> None:
     def body() -> None:
         from wcl_ray.runs.pretrain import pretrain
 
-        found: dict[str, list[dict[str, Any]]] = {}
-        stories = []
+        runs: dict[str, list[dict[str, Any]]] = {}
+        histories = []
         for seed in config.seeds:
             name = f"{config.name}-{seed}"
-            there = (Folder(config.storage) / name).exists("config.json")
-            own = {k: getattr(config, k) for k in Config.__dataclass_fields__}
-            one = replace(Config(**own), seed=seed, name=name, resume=there)
-            for title, figures in pretrain(one)["variants"].items():
-                found.setdefault(title, []).append(figures)
-            stories.append(_rounds(Folder(one.storage) / name))
-        _report(found, stories)
+            started = (Folder(config.storage) / name).exists("config.json")
+            options = {key: getattr(config, key) for key in Config.__dataclass_fields__}
+            run = replace(Config(**options), seed=seed, name=name, resume=started)
+            for title, figures in pretrain(run)["variants"].items():
+                runs.setdefault(title, []).append(figures)
+            histories.append(_rounds(Folder(run.storage) / name))
+        _report(runs, histories)
 
     run_job(body)
 
@@ -62,25 +62,31 @@ def _rounds(run: Folder) -> list[dict[str, float]]:
     return [row for row in rows if "round" in row]
 
 
-def _report(found: dict[str, list[dict[str, Any]]], stories: list[list[dict[str, float]]]) -> None:
+def _report(runs: dict[str, list[dict[str, Any]]], histories: list[list[dict[str, float]]]) -> None:
+    """Print both tables and the JSON line.
+
+    Args:
+        runs: title → the evaluation of each seed.
+        histories: of each seed, the rows of its rounds.
+    """
     head = ["clusters", "seeds", "kNN", "± ", "probe", "± ", "train s"]
     body = []
-    for title, runs in found.items():
-        knn, probe, seconds = ([r[k] for r in runs] for k in ("knn", "probe", "train_seconds"))
+    for title, seeds in runs.items():
+        knn, probe, seconds = ([r[k] for r in seeds] for k in ("knn", "probe", "train_seconds"))
         cells = [f"{np.mean(knn):.1%}", f"{np.std(knn):.1%}"]
         cells += [f"{np.mean(probe):.1%}", f"{np.std(probe):.1%}", f"{np.mean(seconds):.0f}"]
-        body.append([title, str(len(runs)), *cells])
+        body.append([title, str(len(seeds)), *cells])
     print(table(head, body), "\n")
-    keys = [k for k in stories[0][-1] if k.endswith(("_nmi_label", "_nmi_previous"))]
+    keys = [k for k in histories[0][-1] if k.endswith(("_nmi_label", "_nmi_previous"))]
     keys += ["rank_me", "cluster_seconds"]
     lines = []
-    for at in range(len(stories[0])):
-        rows = [story[at] for story in stories]
-        cells = [f"{np.mean([r[k] for r in rows]):.3f}" if k in rows[0] else "-" for k in keys]
+    for r in range(len(histories[0])):
+        rows = [history[r] for history in histories]
+        cells = [f"{np.mean([row[k] for row in rows]):.3f}" if k in rows[0] else "-" for k in keys]
         lines.append([str(int(rows[0]["round"]) + 1), *cells])
     print(table(["round", *keys], lines), "\n")
-    ours, theirs = (np.mean([r["knn"] for r in found[t]]) for t in ("kmeans", "SimCLR"))
-    probe, other = (np.mean([r["probe"] for r in found[t]]) for t in ("kmeans", "SimCLR"))
+    ours, theirs = (np.mean([r["knn"] for r in runs[t]]) for t in ("kmeans", "SimCLR"))
+    probe, other = (np.mean([r["probe"] for r in runs[t]]) for t in ("kmeans", "SimCLR"))
     figures = {"knn": ours, "simclr_knn": theirs, "probe": probe, "simclr_probe": other}
     figures["knn_ratio"] = ours / theirs
     print(json.dumps({name: round(float(value), 4) for name, value in figures.items()}))
