@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from wcl_ray.cli import _read_yaml, keys, open_sections, parse
+from wcl_ray.cli import TEXT, _read_yaml, keys, open_sections, parse
 from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
 from wcl_ray.registry import REGISTRIES
 from wcl_ray.runs.stored import read_stored
@@ -230,13 +231,15 @@ def job_class(script: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def words_of(key: str, kind: str, text: str) -> list[str] | None:
-    """The command line for a value; None where there is none."""
+    """The words for a value, as of the command line but for texts that look like flags; None where
+    there are none."""
     head, dot, last = key.rpartition(".")
     if kind == "bool":
         flags = {"true": f"--{key}", "yes": f"--{key}"}
         flags |= dict.fromkeys(("no", "Off"), f"--{head}{dot}no-{last}")
         return [flags[text]] if text in flags else None
-    return [f"--{key}", text] if kind.startswith("tuple") else [f"--{key}={text}"]
+    mark = TEXT if kind.startswith("tuple[str") and text.startswith("-") else ""
+    return [f"--{key}", mark + text] if kind.startswith("tuple") else [f"--{key}={text}"]
 
 
 def in_yaml(values: dict[str, str], kinds: dict[str, str]) -> str:
@@ -287,6 +290,22 @@ def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> Non
         base = [f"--{key}=x" for key in needed if key not in free]
         config = parse([*base, "--config", str(file)], cls=cls)
         assert config == parse([*base, *flags], cls=cls)
+
+
+def test_texts_in_yaml_that_look_like_flags_or_no_value(tmp_path: Path) -> None:
+    def read(text: str) -> Config:
+        (tmp_path / "a.yaml").write_text(text)
+        return parse(["--config", str(tmp_path / "a.yaml")])
+
+    assert read("clusters: {columns: [--a, b, -c]}").clusters.columns == ("--a", "b", "-c")
+    assert read("clusters: {columns: --a}").clusters.columns == ("--a",)
+    assert read("data: {label: --a}").data.label == "--a"
+    assert read("data: {label: 'None'}").data.label == "None"
+    assert read("data: {label: None}").data.label is None
+    assert read("clusters: {columns: [None, 'None']}").clusters.columns == ("None", "None")
+    config = replace(Config(), data=DataConfig(path="x", label="None"))
+    stored = {"version": "1", "config": dataclasses.asdict(config)}
+    assert read(json.dumps(stored)).data.label == "None"  # of a run folder
 
 
 def test_no_value_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

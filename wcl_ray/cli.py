@@ -27,6 +27,7 @@ from wcl_ray.texts import Empty, load_texts
 
 T = TypeVar("T")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TEXT = "\x1a"  # in front of a text of a file that would be taken for a flag, or for no value
 RUN_KEYS = ("name", "resume", "start_or_resume")  # stored options that hold for that run only
 
 
@@ -59,9 +60,22 @@ def parse(
                 registry.check(name)
         _check_kind(words)
         words = _split_lists(implied(words) + words, cls)
-        return tyro.cli(cls, args=words, prog=prog, description=_description(cls))
+        options = tyro.cli(cls, args=words, prog=prog, description=_description(cls))
+        return _unmarked(options) if any(TEXT in word for word in words) else options
     except ValueError as error:
         fail(str(error))
+
+
+def _unmarked(value: Any) -> Any:
+    """Options without the mark TEXT."""
+    if isinstance(value, str):
+        return value.removeprefix(TEXT)
+    if isinstance(value, tuple):
+        return tuple(map(_unmarked, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [item.name for item in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{n: _unmarked(getattr(value, n)) for n in names})
+    return value
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -220,8 +234,9 @@ def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
     if key not in types and not is_open:
         raise ValueError(f"{name}: unknown key {key!r}{_nearest(key, types)}")
     kind = types.get(key, "")
+    is_texts = kind.startswith("tuple[str")
     if isinstance(value, list):
-        texts = [str(item) for item in value]
+        texts = [_marked(str(item)) if is_texts else str(item) for item in value]
         return [f"--{key}", ",".join(texts)] if is_open else [f"--{key}", *texts]
     if isinstance(value, Empty):
         if "None" in kind:
@@ -235,8 +250,14 @@ def _flag(key: str, value: Any, cls: type, name: str) -> list[str]:
             raise ValueError(f"{name}: {key} is true or false, not {value!r}")
         return [f"--{key}"] if on else [f"--{head + '.' if head else ''}no-{last}"]
     if kind.startswith("tuple"):  # a single value of an option that takes several
-        return [f"--{key}", value]
+        return [f"--{key}", _marked(value) if is_texts else value]
+    if value == "None" and kind.startswith("str"):
+        value = TEXT + value
     return [f"--{key}={value}"]
+
+
+def _marked(text: str) -> str:
+    return TEXT + text if text.startswith("-") else text
 
 
 def keys(cls: type, prefix: str = "") -> dict[str, str]:

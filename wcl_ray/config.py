@@ -151,8 +151,9 @@ class ClustersConfig:
     granularity, as jobs/cluster.py --out writes it. Empty values and -1: no cluster."""
     columns: tuple[str, ...] = ()
     """Metadata columns to use; for a hierarchy from coarse to fine, or one column of paths (texts
-    or lists). With --clusters.from: cluster columns of that table. Default: every column but id,
-    image, label, row numbers and identifiers."""
+    or lists). With --clusters.from: cluster columns of that table and, for --loss.positives graded,
+    metadata columns of the images to weigh them by; a name that both have is used for both.
+    Default: every column but id, image, label, row numbers and identifiers."""
     types: tuple[str, ...] = ()
     """Types of metadata columns, as COLUMN=TYPE: number, category, boolean, date, tags, place or
     text. Default: as detected; the table of columns says how."""

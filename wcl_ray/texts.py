@@ -9,7 +9,8 @@ import yaml
 
 
 class Empty(str):
-    """The text of a plain ``null``, ``~`` or nothing: no value, for options that may be None."""
+    """The text of a plain ``null``, ``None``, ``~`` or nothing: no value, for options that may be
+    None."""
 
 
 class _Text(yaml.SafeLoader):
@@ -30,14 +31,16 @@ class _Text(yaml.SafeLoader):
 
 def _scalar(loader: Any, node: Any) -> str:
     text = loader.construct_scalar(node)
-    return Empty(text) if node.tag.endswith(":null") else str(text)
+    plain_none = node.style is None and text == "None"  # Python's null, unless it is quoted
+    return Empty(text) if plain_none or node.tag.endswith(":null") else str(text)
 
 
 _Text.yaml_implicit_resolvers = {
     letter: [(tag, test) for tag, test in tests if tag.endswith((":null", ":merge"))]
     for letter, tests in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _tag in ("bool", "int", "float", "timestamp", "null", "merge"):  # as explicit tags: !!int
+# all but the first as explicit tags: !!int
+for _tag in ("str", "bool", "int", "float", "timestamp", "null", "merge"):
     _Text.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
 
 

@@ -17,11 +17,18 @@ import wcl_ray.runs.pretrain
 from wcl_ray.cli import parse
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.metadata import Clustering
-from wcl_ray.config import ClustersConfig, Config, DataConfig, ModelConfig, TrainConfig
+from wcl_ray.config import (
+    ClustersConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import UserError
 from wcl_ray.runs.cluster import cluster
-from wcl_ray.runs.clusters import build_clusters
+from wcl_ray.runs.clusters import build_clusters, build_similarity, check_types
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions
@@ -185,6 +192,36 @@ def test_a_table_that_is_of_no_use_is_one_clear_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words) as caught:
             build(config_of(tmp_path, tmp_path / name, **clusters))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_columns_that_weigh_positives_beside_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of ``clusters.columns`` the table has some, the images have the others."""
+    rows = pa.table({"id": NAMES, "coarse": COARSE, "fine": FINE, "marks": FINE})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    for columns, levels, used in (
+        (("fine", "colour"), ("fine",), {"colour"}),
+        (("colour",), ("coarse", "fine", "marks"), {"colour"}),
+        (("marks", "colour"), ("marks",), {"marks", "colour"}),  # both have marks
+        (("fine",), ("fine",), {"species", "colour", "size", "marks"}),
+    ):
+        config = config_of(tmp_path, tmp_path / "a.parquet", columns=columns)
+        config = replace(config, loss=LossConfig(positives="graded"))
+        images = open_images(config.data, config.storage, config.seed)
+        assignment = build_clusters(config, images, show=False)[0].assignment
+        assert assignment.names == levels
+        capsys.readouterr()
+        build_similarity(config, images, assignment)
+        line = capsys.readouterr().out.partition("attributes of ")[2].strip()
+        assert set(line.partition(" (")[0].split(", ")) == used
+    clusters = replace(config.clusters, columns=("colour",))
+    with pytest.raises(UserError, match="'colour' is not a cluster column"):
+        build(replace(config, clusters=clusters, loss=LossConfig()))  # nothing is weighed
+    clusters = replace(config.clusters, columns=("colour",), types=("size=category",))
+    with pytest.raises(UserError, match=r"'size', which is not among clusters\.columns"):
+        check_types(replace(config, clusters=clusters), images)
 
 
 def test_options_that_contradict_a_table(capsys: pytest.CaptureFixture[str]) -> None:

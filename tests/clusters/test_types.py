@@ -187,11 +187,20 @@ def test_the_values_that_are_no_dates_are_named() -> None:
     times = [f"{d}T{i % 24:02d}:{i % 60:02d}" for i, d in enumerate(DAYS)]
     times[500:517] = ["2021-02-30"] + 16 * ["?"]
     told = typed({"day": times})[2]["day"]
-    assert told == (
-        f"left out: 17 of 600 values are not dates, the first is '2021-02-30'; {remedy}"
-    )
+    assert told == f"left out: 17 of 600 values are not dates, such as '2021-02-30'; {remedy}"
     few = typed({"day": [*times[480:517], *CAPTIONS]})[2]["day"]
     assert "dates" not in few
+
+
+def test_the_value_that_is_named_does_not_depend_on_the_order_of_blocks() -> None:
+    tables = [pa.table({"day": pa.array([text, "2021-07-03"])}) for text in ("later", "sooner")]
+    for first, second in (tables, tables[::-1]):
+        counts = [
+            count_table(t, ["day"], None, views_to_count(t.schema, ["day"], {"day": "date"}))
+            for t in (first, second)
+        ]
+        with pytest.raises(UserError, match="the value 'later' of column 'day' is not a date"):
+            detect(counts[0] + counts[1], 4, {"day": "date"})
 
 
 def test_words_of_texts_are_attributes() -> None:
@@ -325,7 +334,7 @@ def test_places_of_numbers_written_as_texts() -> None:
         ([2021, 2022, 2023], "date", "2021"),
         (["a", "b", "c"], "tags", "'a'"),
         ([1.0, 2.0, 3.0], "text", "1.0"),
-        ([[1.0, 2.0], [1.0], [91.0, 2.0]], "place", "[1.0]"),
+        ([[1.0, 2.0], [1.0], [9.0, 2.0]], "place", "[1.0]"),
         ([[1.0, 2.0], [91.0, 2.0], [1.0, 2.0]], "place", "(91.0, 2.0)"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from pictures import png, write_parquet
@@ -31,6 +32,8 @@ from wcl_ray.data.images import open_images
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source, check_paths
 from wcl_ray.data.sources.match import find_rows
+from wcl_ray.data.sources.table_files import open_table as open_rows
+from wcl_ray.data.sources.table_files import plain_table
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.embed import embed_run
@@ -398,6 +401,25 @@ def test_a_constant_label_of_the_users_own_is_kept(tmp_path: Path) -> None:
     source = open_source(DataConfig(path=f"{tmp_path}/a", table=f"{tmp_path}/t.csv"))
     assert values(source, "label") == {"1.png": "cat", "2.png": "cat"}
     assert values(source, "legs") == {"1.png": 1, "2.png": 2}
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_parts_of_a_table_whose_columns_differ_in_type(tmp_path: Path, order: str) -> None:
+    """A column is empty in one part, and integer in one and decimal in the other."""
+    (tmp_path / "t").mkdir()
+    parts = [
+        pa.table({"id": [1, 2], "day": pa.nulls(2), "n": pa.array([1, 2], pa.int32())}),
+        pa.table({"id": [3], "day": ["2021-07-03"], "n": [2.5], "other": ["x"]}),
+    ]
+    for name, part in zip(order, parts, strict=True):
+        pq.write_table(part, tmp_path / f"t/{name}.parquet")
+    table = plain_table(open_rows(pafs.LocalFileSystem(), f"{tmp_path}/t", "t", None), "t")
+    rows = {row.pop("id"): row for row in table.to_pylist()}
+    assert rows == {
+        1: {"day": None, "n": 1.0, "other": None},
+        2: {"day": None, "n": 2.0, "other": None},
+        3: {"day": "2021-07-03", "n": 2.5, "other": "x"},
+    }
 
 
 def test_images_named_by_a_column_file_name_of_parquet(tmp_path: Path) -> None:

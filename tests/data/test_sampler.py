@@ -20,6 +20,7 @@ from wcl_ray.data.sampler import (
     meeting,
     set_bits,
     unset_positions,
+    without_siblings,
 )
 
 clusterings = st.lists(st.integers(-1, 6), min_size=0, max_size=80).map(
@@ -53,6 +54,35 @@ def test_every_row_once_and_no_needless_loner(c: np.ndarray, group: int, seed: i
 def test_epoch_order_is_a_permutation(c: np.ndarray, group: int, batch: int, seed: int) -> None:
     order = epoch_order(c, group, batch, np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(len(c)))
+
+
+@given(clusterings, st.integers(1, 4), st.integers(4, 16), st.integers(0, 3))
+def test_siblings_do_not_change_that_every_row_comes_once(
+    c: np.ndarray, group: int, batch: int, seed: int
+) -> None:
+    levels = np.stack([c, np.where(c < 0, -1, c // 3)], 1)
+    orders = [epoch_order(levels, group, batch, np.random.default_rng(seed)) for _ in range(2)]
+    assert sorted(orders[0].tolist()) == list(range(len(c)))
+    assert np.array_equal(*orders)
+
+
+def test_siblings_meet_in_a_batch() -> None:
+    rng = np.random.default_rng(0)
+    fine = rng.integers(0, 2000, 8000)
+    levels = np.stack([fine // 5, fine], 1).astype(np.int32)  # 400 coarse clusters of 5
+    alone = []
+    for columns in ([1, 0], 1):  # with the level above, and without
+        rows = levels[epoch_order(levels[:, columns], 2, 64, np.random.default_rng(0))]
+        batches = rows.reshape(-1, 64, 2)
+        lonely = [
+            not ((batch[:, 0] == coarse) & (batch[:, 1] != cluster)).any()
+            for batch in batches
+            for coarse, cluster in batch
+        ]
+        alone.append(np.mean(lonely))
+        assert meeting(batches[:, :, 1])[1] < 0.05
+    assert alone[0] < 0.05 < 0.8 < alone[1]
+    assert without_siblings(levels, 1, 64, 2) == alone[0]
 
 
 def test_single_images_keep_groups_whole() -> None:

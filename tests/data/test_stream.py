@@ -115,6 +115,7 @@ def test_order_is_a_function_of_seed_and_epoch(data: DataConfig, keep: str) -> N
     assert order(0) == order(0)
     assert order(0) != order(1)
     assert order(0) != order(0, seed=1)
+    assert order(0) == order(0, siblings=True)  # of a single level there are none
     parts = [reader(s, clusters, rank, 3).order(0, None) for rank in range(3)]
     assert list(np.concatenate(parts, axis=1).flatten()) == order(0)  # whatever the workers
 
@@ -137,15 +138,16 @@ def fake(
 @given(
     n=st.integers(1, 120), blocks=st.integers(1, 6), shared=st.booleans(), seed=st.integers(0, 99),
     worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)), group=st.integers(1, 3),
-    local=st.integers(1, 4), stop=st.integers(0, 30),
+    local=st.integers(1, 4), stop=st.integers(0, 30), siblings=st.booleans(),
 )  # fmt: skip
 def test_exactly_once_over_a_restart_with_other_workers(
     n: int, blocks: int, shared: bool, seed: int, worlds: tuple[int, int], group: int, local: int,
-    stop: int,
+    stop: int, siblings: bool,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     s = fake(rng, n, blocks, shared)
-    clusters = rng.integers(-1, 9, (n, 1)).astype(np.int32)
+    fine = rng.integers(-1, 9, n).astype(np.int32)
+    clusters = np.stack([fine // 3, fine], 1) if siblings else fine[:, None]
     consumed = sampler.empty_bits(n)
     seen: list[int] = []
     for world, steps in zip(worlds, (stop, None), strict=True):
@@ -154,7 +156,7 @@ def test_exactly_once_over_a_restart_with_other_workers(
         parts = [
             Reader(
                 s, clusters, rank=r, world=world, batch_size=batch, seed=seed, group=group,
-                window=10, places=places,
+                window=10, places=places, siblings=siblings,
             )
             for r in range(world)
         ]  # fmt: skip

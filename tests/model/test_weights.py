@@ -103,6 +103,31 @@ def test_another_architecture_names_the_nearest() -> None:
         start_encoder(spec("resnet50", 224), weights, 0)
 
 
+def test_only_families_of_like_names_are_built_for_the_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = []
+
+    def build(name: str, size: int) -> nn.Module:
+        built.append(name)
+        return build_backbone(name, size)
+
+    monkeypatch.setattr(wcl_ray.model.weights, "build_backbone", build)
+    state = {f"module.{k}": v for k, v in build_backbone("densenet169", 224).state_dict().items()}
+    assert nearest_architecture(state, "resnet18") == "densenet169"
+    assert "efficientnet_b0" not in built  # all weights fit: nothing else is tried
+    built.clear()
+    del state["module.classifier.bias"]
+    assert nearest_architecture(state, "resnet18") == "densenet169"
+    assert "densenet201" in built
+    assert sum(name.startswith("efficientnet") for name in built) == 1
+
+
+def test_networks_that_compute_their_sizes_are_among_the_nearest() -> None:
+    state = build_backbone("regnet_y_400mf", 224).state_dict()
+    assert nearest_architecture(state, "resnet18") == "regnet_y_400mf"
+
+
 def test_a_small_stem_does_not_take_published_weights() -> None:
     weights = Weights("w.pth", resnet().state_dict())
     words = (

@@ -40,7 +40,8 @@ class ColumnCounts:
         spread: range, step and repetition of the values of a number column.
         pairs: (value, label) → number of rows, for the leak check; None if there are too many.
         spaced: number of rows with a text that has white space between letters: several words.
-        unfit: the first value that could not be read in the form of a view; its kind is then other.
+        unfit: a value that could not be read in the form of a view, not always the first one, since
+            blocks come in any order; its kind is then other.
         unfit_rows: number of rows with such a value.
     """
 
@@ -59,7 +60,8 @@ class ColumnCounts:
 
     def __add__(self, other: ColumnCounts) -> ColumnCounts:
         if self.unfit is not None or other.unfit is not None:
-            unfit = other.unfit if self.unfit is None else self.unfit
+            named = [value for value in (self.unfit, other.unfit) if value is not None]
+            unfit = min(named, key=repr)  # the same in any order of blocks
             rows, nulls = self.rows + other.rows, self.nulls + other.nulls
             unfit_rows = self.unfit_rows + other.unfit_rows
             return ColumnCounts(

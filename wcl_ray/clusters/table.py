@@ -104,6 +104,7 @@ def open_table(
     columns: tuple[str, ...] = (),
     endpoint: str | None = None,
     encoding: str | None = None,
+    others: tuple[str, ...] = (),
 ) -> ClusterTable:
     """Read only the id and cluster columns of a table.
 
@@ -111,6 +112,7 @@ def open_table(
         uri: Parquet file, folder of Parquet files, CSV file, or JSON lines.
         id_column: name of the id column in the data, if any.
         columns: the granularities; by default all columns that do not name the images.
+        others: those of ``columns`` that need not be in the table.
 
     Raises:
         UserError: the table does not exist, cannot be read, or has no id or cluster column.
@@ -128,6 +130,7 @@ def open_table(
         raise UserError(
             f"clusters.from {uri} has no id column called {' or '.join(map(repr, keys))}; {listed}"
         )
+    columns = tuple(name for name in columns if name in names or name not in others)
     for name in columns:
         if name not in names or name in (key, *OURS):
             similar = difflib.get_close_matches(name, names, n=1)

@@ -219,7 +219,7 @@ def why_no_date(name: str, counts: Mapping[Any, ColumnCounts]) -> str | None:
     known = column.total - sum(column.values.get(word, 0) for word in MISSING_WORDS)
     if dates.unfit_rows > known / 2:
         return None
-    many = "are not dates, the first is" if dates.unfit_rows > 1 else "is not a date:"
+    many = "are not dates, such as" if dates.unfit_rows > 1 else "is not a date:"
     values = f"{dates.unfit_rows:,} of {known:,} values {many} {_shown(dates.unfit)}"
     return f"{values}; correct the dates, or leave them empty"
 

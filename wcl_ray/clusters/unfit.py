@@ -19,7 +19,7 @@ class Unfit(ValueError):
     """A value that cannot be read in this form.
 
     Attributes:
-        value: the first such value. count: number of rows with such a value.
+        value: the first such value of the block. count: number of rows with such a value.
     """
 
     def __init__(self, value: Any, count: int = 1) -> None:

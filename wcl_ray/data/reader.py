@@ -68,6 +68,7 @@ class Reader:
         clusters: int32 (N, G), of each position.
         batch_size: B, global; a multiple of world.
         group: m, consecutive images of one cluster.
+        siblings: put several clusters of the level below into a batch for each of the level above.
         threads: decoding threads.
         pin: pin batches in memory for the copy to a GPU.
         window: images among which a batch is composed if blocks are streamed or dealt (if dealt, at
@@ -91,6 +92,7 @@ class Reader:
         batch_size: int,
         seed: int,
         group: int,
+        siblings: bool = False,
         threads: int = 1,
         pin: bool = False,
         window: int | None = None,
@@ -107,7 +109,7 @@ class Reader:
         self.window = window or window_of(self.local)
         self.augment = augment
         self.attributes = attributes
-        self.column, _ = sampler.composing_column(clusters)
+        self.columns = sampler.composing_columns(clusters, siblings)
         self.ids: np.ndarray = ray.get(stream.ids)
         self.steps = self.dropped = 0
         self._threads = threads
@@ -209,8 +211,8 @@ class Reader:
         return np.searchsorted(self.stream.offsets, rows, side="right") - 1
 
     def _composing(self, positions: np.ndarray) -> np.ndarray:
-        """Clusters of positions, in the granularity that batches are composed by."""
-        return self.clusters[positions, self.column]
+        """Clusters of positions, as :func:`wcl_ray.data.sampler.compose` takes them."""
+        return self.clusters[positions][:, self.columns]
 
     def _parallel(self, jobs: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
         """Make batches in the threads of the pool, one thread per batch, in order."""

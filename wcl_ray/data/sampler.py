@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+SIBLINGS = 4  # groups of one parent that follow each other
+
 
 def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.ndarray:
     """A random order with consecutive groups of images of one cluster.
@@ -17,7 +19,8 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
     a rest of one image joins another group of its cluster, so that only singletons are alone.
 
     Args:
-        clusters: int (n,); -1 = singleton.
+        clusters: int (n,); -1 = singleton. Or (n, 2), with the cluster of the level above: groups
+            of one such parent follow each other, SIBLINGS at a time.
         group: m; 1 gives a plain random order.
 
     Returns:
@@ -31,14 +34,18 @@ def compose(clusters: np.ndarray, group: int, rng: np.random.Generator) -> np.nd
     shuffled = rng.permutation(n)
     if group == 1 or n == 0:
         return shuffled
-    order, starts, rank, size = _by_cluster(clusters, shuffled)
+    finest = clusters if clusters.ndim == 1 else clusters[:, 0]
+    order, starts, rank, size = _by_cluster(finest, shuffled)
     number = rank // group
     rest_of_one = (size % group == 1) & (size > group)
     number -= (rest_of_one & (rank == size - 1)).astype(number.dtype)
     first = np.ones(n, dtype=bool)
     first[1:] = (starts[1:] != starts[:-1]) | (number[1:] != number[:-1])
     group_of = np.cumsum(first) - 1
-    group_rank = rng.permutation(int(group_of[-1]) + 1)
+    if clusters.ndim == 1:
+        group_rank = rng.permutation(int(group_of[-1]) + 1)
+    else:
+        group_rank = np.argsort(compose(clusters[order[first], 1], SIBLINGS, rng))
     return order[np.argsort(group_rank[group_of], kind="stable")]
 
 
@@ -67,7 +74,7 @@ def epoch_order(
     """:func:`compose`, without groups split between batches if possible.
 
     Args:
-        clusters: int (n,); -1 = singleton.
+        clusters: int (n,) or (n, 2), see :func:`compose`.
         batch: B; consecutive slices of this length are the global batches.
 
     Returns:
@@ -76,7 +83,8 @@ def epoch_order(
     order = compose(clusters, group, rng)
     if group == 1:
         return order
-    return order[_keep_whole(clusters[order], batch)]
+    finest = clusters if clusters.ndim == 1 else clusters[:, 0]
+    return order[_keep_whole(finest[order], batch)]
 
 
 def _keep_whole(key: np.ndarray, batch: int) -> np.ndarray:
@@ -163,20 +171,38 @@ def isolated_share(clusters: np.ndarray, window: int) -> float:
     return float((sizes * outside ** (sizes - 1)).sum() / sizes.sum()) if len(sizes) else 0.0
 
 
-def without_siblings(parents: np.ndarray, batch: int, group: int) -> float:
-    """Share of the images with a parent cluster whose batch holds no other group of that parent.
+def composing_columns(clusters: np.ndarray, siblings: bool) -> int | list[int]:
+    """The column or columns of int32 (N, G) that :func:`compose` takes; ``siblings``: images are
+    contrasted with those of the same cluster at the level above."""
+    column, _ = composing_column(clusters)
+    return [column, column - 1] if siblings and column else column
+
+
+def without_siblings(clusters: np.ndarray, level: int, batch: int, group: int) -> float:
+    """Share of the images with a cluster at the level above whose batch holds no image of another
+    cluster of the level inside that one, in an epoch of batches.
 
     Args:
-        parents: int (N,), clusters of the level above; -1 = none. batch: B. group: m.
+        clusters: int32 (N, G); -1 = none. level: from 1. batch: B. group: m.
 
-    >>> without_siblings(np.arange(100) % 2, batch=4, group=2)
-    0.5
+    >>> fine = np.arange(96) // 12
+    >>> without_siblings(np.stack([fine // 4, fine], 1), 1, batch=96, group=2)
+    0.0
     """
-    sizes = np.bincount(parents[parents >= 0])
-    if not len(sizes):
-        return 0.0
-    missed = (1 - sizes / len(parents)) ** max(0, batch // group - 1)
-    return float((sizes * missed).sum() / sizes.sum())
+    composing = clusters[:, composing_columns(clusters, siblings=True)]
+    rows = clusters[epoch_order(composing, group, batch, np.random.default_rng(0))]
+    step = np.arange(len(rows)) // batch
+    fine, coarse = rows[:, level], rows[:, level - 1]
+    in_parent, in_cluster = (_sizes_in_batch(step, column) for column in (coarse, fine))
+    alone = in_parent == np.where(fine < 0, 1, in_cluster)
+    return float(alone[coarse >= 0].mean()) if (coarse >= 0).any() else 0.0
+
+
+def _sizes_in_batch(step: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """int64 (n,): rows of the same step with the same cluster (-1 counts as one)."""
+    key = step * (column.max() + 2) + column + 1
+    _, inverse = np.unique(key, return_inverse=True)
+    return np.bincount(inverse)[inverse]
 
 
 def meeting(batches: np.ndarray) -> tuple[float, float]:

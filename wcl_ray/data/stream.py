@@ -157,7 +157,7 @@ def check_faults(
         first = "\n  ".join(f"{f['key']}: {f['reason']}" for f in faults[:5])
         raise UserError(
             f"{len(faults)} of {total} {noun} cannot be read, more than data.max-bad "
-            f"{max_share:.1%} allows; the first are\n  {first}\nrepair or remove them, or raise "
+            f"{max_share:.1%} allows, such as\n  {first}\nrepair or remove them, or raise "
             "--data.max-bad"
         )
 

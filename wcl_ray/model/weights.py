@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from wcl_ray.config import SMALL
 from wcl_ray.data.augment import MEAN, STD
@@ -320,8 +322,21 @@ def listed(names: Collection[str]) -> str:
     return ", ".join(list(names)[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Parameters get no memory, while a network can compute its sizes (as RegNets do)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def nearest_architecture(state: State, name: str) -> str | None:
     """The network of torchvision, or a near name of timm, that most weights of a file fit.
+
+    Of each family one network is built first; the others only if at least half of its names, apart
+    from their numbers, are those of the file.
 
     Args:
         name: the network that they do not fit; near names of timm are tried.
@@ -331,30 +346,57 @@ def nearest_architecture(state: State, name: str) -> str | None:
     """
     states = [state, renamed_weights(state)]
     best, highest = None, 0.9
-    for candidate in _candidates(name):
-        try:
-            with torch.device("meta"):
-                wanted = build_backbone(candidate, 224).state_dict()
-        except (NotImplementedError, UserError):  # it needs values, or images of another size
+    for first, *others in _families(name):
+        wanted = _shapes_of(first)
+        if wanted is None or max(_common_patterns(names, wanted) for names in states) < 0.5:
             continue
-        named = [_without_prefix(names, wanted)[0] for names in states]
-        fitting = max(
-            sum(names[key].shape == wanted[key].shape for key in names.keys() & wanted.keys())
-            for names in named
-        )
-        share = fitting / max(len(wanted), len(state))
-        if share > highest:
-            best, highest = candidate, share
+        for candidate in (first, *others):
+            wanted = wanted if candidate == first else _shapes_of(candidate)
+            share = 0.0 if wanted is None else max(_share(names, wanted) for names in states)
+            if share == 1:
+                return candidate
+            if share > highest:
+                best, highest = candidate, share
     return best
 
 
-def _candidates(name: str) -> list[str]:
+def _shapes_of(name: str) -> State | None:
+    """The weights of a network, without values; None if it takes no images of this size."""
+    try:
+        with _WithoutValues():
+            return build_backbone(name, 224).state_dict()
+    except (RuntimeError, UserError):  # the first: it needs values
+        return None
+
+
+def _common_patterns(state: State, wanted: State) -> float:
+    """Share of the names without their numbers that both have, of those of either."""
+    ours, theirs = (
+        {re.sub(r"\d+", "#", name) for name in names}
+        for names in (_without_prefix(state, wanted)[0], wanted)
+    )
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def _share(state: State, wanted: State) -> float:
+    """Share of the weights whose names and shapes agree."""
+    named = _without_prefix(state, wanted)[0]
+    fitting = sum(named[key].shape == wanted[key].shape for key in named.keys() & wanted.keys())
+    return fitting / max(len(wanted), len(state))
+
+
+def _families(name: str) -> list[list[str]]:
+    """The networks of torchvision and near names of timm, by the module that defines them."""
     import torchvision.models
 
-    known = torchvision.models.list_models(module=torchvision.models)
+    families: dict[str, list[str]] = {}
+    for model in torchvision.models.list_models(module=torchvision.models):
+        module = torchvision.models.get_model_builder(model).__module__
+        families.setdefault(module, []).append(model)
     try:
         import timm
     except ImportError:
-        return known
-    near = difflib.get_close_matches(name.rpartition(":")[2], timm.list_models(), 20, 0.3)
-    return [*known, *(f"timm:{model}" for model in near)]
+        return list(families.values())
+    for model in difflib.get_close_matches(name.rpartition(":")[2], timm.list_models(), 20, 0.3):
+        families.setdefault(timm.model_entrypoint(model).__module__, []).append(f"timm:{model}")
+    return list(families.values())

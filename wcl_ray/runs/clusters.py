@@ -77,20 +77,29 @@ def check_types(config: Config, images: Images | None = None) -> None:
     clusters = config.clusters
     if not clusters.types:
         return
-    if not clusters.uses_types and config.loss.positives != "graded":
-        what = "clusters.from" if clusters.kind == "table" else f"clusters.kind {clusters.kind}"
+    no_effect = "clusters.types has no effect on"
+    kind, loss_reads_types = f"clusters.kind {clusters.kind}", config.uses_metadata
+    if not clusters.uses_types and not loss_reads_types:
+        what = "clusters.from" if clusters.kind == "table" else kind
         only = " without clusters.features metadata" if clusters.kind == "kmeans" else ""
-        raise UserError(f"clusters.types has no effect on {what}{only}; leave it out")
+        raise UserError(f"{no_effect} {what}{only}; leave it out")
+    only_type = KINDS.get(clusters.kind).only_type
+    for name, type_name in clusters.column_types.items():
+        if only_type not in (None, type_name) and not loss_reads_types:
+            raise UserError(
+                f"{no_effect} column {name!r} of type {type_name}: {kind} uses columns of type "
+                f"{only_type} alone; leave it out"
+            )
     if images is None:
         return
     images.train.check_columns(tuple(clusters.column_types), "clusters.types")
-    named = () if clusters.kind == "table" else clusters.columns
+    named = _named_metadata(clusters, images)
     for name in clusters.column_types:
-        if name == images.label or (named and name not in named):
+        if name == images.label or name not in (named or images.available):
             why = "is the label" if name == images.label else "is not among clusters.columns"
-            raise UserError(
-                f"clusters.types has no effect on column {name!r}, which {why}; leave it out"
-            )
+            if not named and name == images.group:
+                why = "is that of data.split-by, and not named in clusters.columns"
+            raise UserError(f"{no_effect} column {name!r}, which {why}; leave it out")
 
 
 def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: int) -> None:
@@ -134,7 +143,7 @@ def _warn_siblings(config: Config, table: Assignment) -> None:
         return
     group = config.clusters.samples_per_cluster
     for level in range(1, len(table.names)):
-        share = without_siblings(table.clusters[:, level - 1], config.train.batch_size, group)
+        share = without_siblings(table.clusters, level, config.train.batch_size, group)
         if share > 0.25:
             warn(
                 f"loss.negatives siblings: in a batch {share:.0%} of the anchors meet no other "
@@ -143,14 +152,22 @@ def _warn_siblings(config: Config, table: Assignment) -> None:
             )
 
 
+def _named_metadata(clusters: ClustersConfig, images: Images) -> tuple[str, ...]:
+    """The metadata columns in ``clusters.columns``, which with ``clusters.from`` may name columns
+    of that table as well."""
+    if clusters.kind != "table":
+        return clusters.columns
+    columns = [name for name in images.train.columns if name != images.label]
+    return tuple(name for name in clusters.columns if name in columns)
+
+
 def similarity_columns(config: Config, images: Images) -> list[str]:
     """The metadata columns that weigh positives.
 
     Raises:
         UserError: there are none, or the label is among them.
     """
-    # with clusters.from these are columns of that table
-    named = () if config.clusters.kind == "table" else config.clusters.columns
+    named = _named_metadata(config.clusters, images)
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
     if not columns:
@@ -179,7 +196,7 @@ def build_similarity(config: Config, images: Images, assignment: Assignment) -> 
     if not config.uses_metadata:
         return None
     columns, label = similarity_columns(config, images), images.label
-    named = () if config.clusters.kind == "table" else config.clusters.columns
+    named = _named_metadata(config.clusters, images)
     types = config.clusters.column_types
     images.train.check_columns(tuple(types), "clusters.types")
     rows = images.metadata([*columns, *([label] if label else [])])
@@ -238,7 +255,8 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
     if clusters.from_ is not None:
         uri = _table_of(clusters.from_, data.endpoint)
         id_column = source.id_column
-        table = open_table(uri, id_column, clusters.columns, data.endpoint, data.encoding)
+        others = _named_metadata(clusters, images) if config.uses_metadata else ()
+        table = open_table(uri, id_column, clusters.columns, data.endpoint, data.encoding, others)
         base = singletons(config, images)
         return replace(base, assignment=table.assign(base.assignment))
     source.check_columns(clusters.columns, "clusters.columns")

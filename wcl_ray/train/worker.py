@@ -123,6 +123,7 @@ class Worker:
             batch_size=self.batch,
             seed=self.config.seed,
             group=self.config.clusters.samples_per_cluster,
+            siblings=self.config.loss.negatives == "siblings",
             threads=max(1, cpus),
             pin=self.device.type == "cuda",
             places=self._places(),

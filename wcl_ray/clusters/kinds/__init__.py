@@ -29,7 +29,9 @@ class Kind:
         granularity: name of the option of :class:`wcl_ray.config.ClustersConfig` that holds one
             number per granularity, and that a search varies; None: there is one granularity.
         default: values of that option if none are given.
-        uses_types: whether clusters depend on the types of columns (``clusters.types``).
+        uses_types: whether clusters depend on the types of columns (``clusters.types``); a kind
+            that calls :func:`wcl_ray.clusters.metadata.count_types` sets it.
+        only_type: the type of the columns that are used; None: any.
         columns: metadata columns that are read.
         values: values of the granularity option.
         chosen, skipped, notes, summaries: see :class:`wcl_ray.clusters.metadata.Clustering`.
@@ -39,6 +41,7 @@ class Kind:
     granularity: str | None = None
     default: tuple[int, ...] = ()
     uses_types = False
+    only_type: str | None = None
 
     def __init__(
         self, config: ClustersConfig, label: str | None, available: tuple[str, ...]

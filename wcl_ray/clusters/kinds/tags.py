@@ -13,6 +13,7 @@ class Tags(Attributes):
     """Attributes of list columns only; an image without any chosen tag is a singleton."""
 
     singleton_if_none_true = True
+    only_type = "tags"
 
     def usable(self, types: dict[str, ColumnType]) -> dict[str, ColumnType]:
         lists = {name: kind for name, kind in types.items() if kind.name == "tags"}

@@ -6,7 +6,13 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from wcl_ray.data.sources.tables import bare_type, decode_text, read_csv, read_json_lines
+from wcl_ray.data.sources.tables import (
+    bare_type,
+    common_type,
+    decode_text,
+    read_csv,
+    read_json_lines,
+)
 from wcl_ray.data.values import check_names
 from wcl_ray.errors import reading
 
@@ -22,7 +28,8 @@ def open_table(
     as_text: frozenset[str] = frozenset(),
 ) -> pads.Dataset:
     """Open a table: CSV or JSON lines by the file's name (also ``.gz``), else Parquet: a file, or a
-    folder of files. Only Parquet is not read before its columns are.
+    folder of files, in whose parts a column may be absent or empty. Only Parquet is not read before
+    its columns are.
 
     Args:
         path: in the file system. where: names the table in error messages.
@@ -35,7 +42,15 @@ def open_table(
     kind = path.lower().removesuffix(".gz").rpartition(".")[2]
     if kind not in (*CSV, *JSON_LINES):
         with reading(where, "cannot be read (tables are CSV, TSV, JSON lines or Parquet)"):
-            return pads.dataset(path, filesystem=fs, format="parquet")
+            parts = pads.dataset(path, filesystem=fs, format="parquet")
+            schemas = [part.physical_schema for part in parts.get_fragments()]
+            if all(schema == parts.schema for schema in schemas):
+                return parts
+            types: dict[str, pa.DataType] = {}
+            for field in (field for schema in schemas for field in schema):
+                first = types.setdefault(field.name, field.type)
+                types[field.name] = common_type([first, field.type]) or first
+            return pads.dataset(path, pa.schema(types), "parquet", fs)
     with reading(where):
         with fs.open_input_stream(path) as stream:  # decompresses by the name
             text = decode_text(stream.read(), encoding, where)
