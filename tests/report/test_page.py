@@ -143,6 +143,10 @@ CASES: dict[str, Outcome] = {
     "holes": search([trial(0, values={TAU: 0.1}), trial(1), trial(2, values={"train.lr": 0.1})]),
     "levels": search([trial(n, values={TAU: 0.1 + 0.01 * n, "clusters.level": (n % 4 + 1,)})
                       for n in range(9)], granularity="clusters.level"),
+    "confirmed": search([trial(n) for n in range(6)], confirmed=search([
+        trial(n, score=s, epoch=20, status="finished", default=n % 2 == 0, id=f"full{n}",
+              values={TAU: 0.1 + n % 2 / 7, TOP_K: (5, 20), "train.lr": 0.00123, "seed": n // 2})
+        for n, s in enumerate([0.6, 0.7, 0.61, math.nan])])),
     "others": search([trial(n, values={TAU: 0.05 + n / 50, TOP_K: (n + 2,), "train.lr": 10.0**-n,
                                        "loss.lr": n, "model.backbone": f"net<{n % 3}>",
                                        "train.amp": n % 2 == 0}) for n in range(9)]),
@@ -189,15 +193,16 @@ def test_the_answer_is_right() -> None:
     trials += [trial(9, score=0.9, epoch=4, status="stopped")]
     trials[3] = replace(trials[3], default=True)
     text = html.unescape(re.sub("<[^>]*>", "", page(search(trials))))
-    assert "Best: temperature 0.03, top-k 2 with kNN 70.0% ± 1.2%" in text
-    assert "on 1,500 validation images after 8 epochs; the default configuration" in text
-    assert "has 60.0%." in text
+    assert "Best trial: temperature 0.03, top-k 2 with kNN 70.0% ± 1.2%" in text
+    assert "on 1,500 validation images after 8 epochs." in text
+    assert "Temperature 0.03, top-k 2 is better than the defaults: knn 70.0% against 60.0%" in text
     assert "best of 4 measured scores is optimistic; 2 other trials lie within one" in text
     near = [*trials[:3], replace(trials[3], score=0.69)]
-    assert "has 69.0%, and a gap of less than two standard errors" in page(search(near))
+    words = "defaults are within noise of the best (temperature 0.03, top-k 2): knn 70.0% against"
+    assert f"{words} 69.0%, noise 2.4" in page(search(near))
     early = [*trials[:3], replace(trials[3], epoch=2, status="stopped")]
-    assert "after only 2 epochs, which cannot be compared" in page(search(early))
-    assert "that is the default configuration" in page(search([replace(trials[0], default=True)]))
+    assert "the defaults have no score after as many epochs" in page(search(early))
+    assert "The defaults are the best: knn" in page(search([replace(trials[0], default=True)]))
 
 
 def test_the_table_ranks_whole_trials_first() -> None:
@@ -229,6 +234,20 @@ def test_places_and_marks_are_those_of_the_trials() -> None:
         stopped = named(plot, "stopped early")
         assert stopped["marker"]["symbol"] == "circle-open"
         assert sorted(stopped["customdata"]) == [2, 5, 8, 11, 14, 17]
+
+
+def test_settings_at_full_length_are_drawn_with_their_means() -> None:
+    plot = figure(page(CASES["confirmed"]), "At full length")
+    default, other = (
+        "<br>".join(["temperature 0.1", "top-k 5+20", "train.lr 0.00123", "default"]),
+        "0.24",
+    )
+    assert [other in name for name in named(plot, "one seed")["x"]] == [True, False, False]
+    assert named(plot, "one seed")["y"] == [0.7, 0.6, 0.61]
+    mean = named(plot, "mean ± spread")
+    assert mean["x"][1] == default
+    assert mean["y"] == pytest.approx([0.7, 0.605])
+    assert mean["error_y"]["array"] == pytest.approx([0, 0.00707], abs=1e-5)
 
 
 def test_options_are_rated() -> None:
@@ -296,7 +315,7 @@ def browse(folder: Path, file: Path, *flags: str) -> str:
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
     [("sample", 400, 1), ("sample", 1200, 0), ("none", 400, 1), ("one", 400, 1),
-     ("failed", 1200, 1), ("others", 400, 0), ("mixed", 400, 1)],
+     ("failed", 1200, 1), ("others", 400, 0), ("mixed", 400, 1), ("confirmed", 400, 0)],
 )  # fmt: skip
 def test_in_a_browser(tmp_path: Path, name: str, width: int, scheme: int) -> None:
     outcome = CASES.get(name) or sample()

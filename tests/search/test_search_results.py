@@ -26,7 +26,7 @@ from wcl_ray.data.images import open_images
 from wcl_ray.errors import StorageError, UserError
 from wcl_ray.search import neighbours
 from wcl_ray.search import trial as trial_module
-from wcl_ray.search.confirm import describe, to_confirm
+from wcl_ray.search.confirm import to_confirm
 from wcl_ray.search.neighbours import attribute_gap, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome, Trial
@@ -34,6 +34,7 @@ from wcl_ray.search.record import Record
 from wcl_ray.search.results import (
     best_yaml,
     correlations,
+    describe,
     ranked,
     results_table,
     spearman,
@@ -99,7 +100,8 @@ def test_best_yaml_is_a_configuration(tmp_path: Path) -> None:
     config = SearchConfig(data=DataConfig(path="x", label="race"), name="it")
     text = best_yaml(config, outcome())
     assert text is not None
-    assert "knn 55.0% ± 4.9 of 100 validation images" in text
+    assert "knn 55.0%; the defaults were not tried" in text
+    assert "on 100 validation images (standard error 4.9) after 8 epochs" in text
     (tmp_path / "best.yaml").write_text(text)
     assert parse(["--config", str(tmp_path / "best.yaml")]) == config.best(
         {"loss.temperature": 0.3, "clusters.top-k": (20,)}
@@ -336,25 +338,21 @@ def test_what_is_trained_at_full_length() -> None:
         parse_space("loss.temperature", "loguniform:0.03:0.5"),
         parse_space("clusters.top-k", "5,20,5+20"),
     )
-    twenty = space[1].encode((20,))
-    points = to_confirm(config, space, outcome())
-    assert [point["loss.temperature"] for point in points] == [0.3, 0.1, 0.2]  # to compare with
-    assert all(point["clusters.top-k"] == twenty for point in points)
-    own = points[2]
-    few = to_confirm(replace(config, confirm=1), space, outcome())
-    assert few == [points[0], own]
+    default = {"loss.temperature": 0.2, "clusters.top-k": (20,)}
+    best, second = outcome().trials[3].values, outcome().trials[0].values
+    assert to_confirm(config, space, outcome()) == [best, second, default]  # to compare with
+    assert to_confirm(replace(config, confirm=1), space, outcome()) == [best, default]
+    outside = (parse_space("loss.temperature", "0.1,0.3"), space[1])
+    assert to_confirm(config, outside, outcome()) == [best, second, default]
     # a setting that was tried twice is trained once, and the default is not trained again
     trial = outcome().trials[0]
-    default = {"loss.temperature": 0.2, "clusters.top-k": (20,)}
-    twice = replace(
-        outcome(),
-        trials=(
-            trial,
-            replace(trial, number=1, score=0.4),
-            replace(trial, number=2, score=0.3, values=default),
-        ),
+    trials = (
+        trial,
+        replace(trial, number=1, score=0.4),
+        replace(trial, number=2, score=0.3, values=default),
     )
-    assert to_confirm(config, space, twice) == [points[1], own]
+    assert to_confirm(config, space, replace(outcome(), trials=trials)) == [second, default]
+    assert to_confirm(config, space, replace(outcome(), trials=trials[2:])) == []
     assert to_confirm(replace(config, confirm=0), space, outcome()) == []
     assert to_confirm(replace(config, trial_epochs=20), space, outcome()) == []
     none = replace(outcome(), trials=outcome().trials[2:3])
@@ -365,15 +363,18 @@ def test_the_best_of_full_runs_is_named() -> None:
     config = SearchConfig(data=DataConfig(path="x"), train=TrainConfig(epochs=20), trial_epochs=8)
     values = {"loss.temperature": 0.2, "clusters.top-k": (20,)}
     trial = Trial(0, "e", "finished", values, 20, 0.6, {"knn": 0.6}, default=True)
-    worse = replace(trial, number=1, id="f", score=0.5, values={**values, "loss.temperature": 0.3})
+    worse = replace(trial, number=1, id="f", score=0.5, default=False)
+    worse = replace(worse, values={**values, "loss.temperature": 0.3})
     full = replace(outcome(), name="confirm", epochs=20, trials=(worse, trial))
-    text = best_yaml(config, outcome(), full)
+    text = best_yaml(config, replace(outcome(), confirmed=full))
     assert text is not None
     assert "temperature: 0.2" in text
-    assert "Best of 2 settings chosen from 4 trials of search it: knn 60.0%" in text
+    assert "The defaults are the best: knn 60.0%" in text
+    assert "From 2 full runs of settings chosen from 4 trials of search it" in text
     assert "after 20 epochs" in text
     broken = replace(full, trials=(replace(trial, score=None, status="failed"),))
-    assert "temperature: 0.3" in str(best_yaml(config, outcome(), broken))  # of the trials
+    text = best_yaml(config, replace(outcome(), confirmed=broken))
+    assert "temperature: 0.3" in str(text)  # of the trials
     assert describe(full).startswith("temperature 0.2, top-k 20 (the default): 60.0%; ")
 
 

@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 from wcl_ray.search.outcome import TEMPERATURE, Outcome, Trial
 from wcl_ray.search.results import PERCENT, ranked, score_text
 from wcl_ray.search.space import show
+from wcl_ray.search.verdict import settings_of
 
 NAMES = {"knn": "kNN", "probe": "linear probe", "metadata": "metadata agreement"}
 NAMES |= {"rank_me": "RankMe"}
@@ -370,6 +371,31 @@ def against(view: View, key: str) -> tuple[str, go.Figure, str] | None:
     shorter = len(view.comparable) < len(scored)
     caption = "Trials with fewer epochs cannot be compared." if shorter else ""
     return f"{view.metric} by {view.name(key)}", fig, caption
+
+
+def full_length(view: View) -> tuple[str, go.Figure, str] | None:
+    """Scores of the settings that were trained at full length, with their means."""
+    if view.outcome.confirmed is None:
+        return None
+    settings = settings_of(view.outcome.confirmed)
+    if not settings:
+        return None
+    texts = [
+        [*(f"{view.name(key)} {show(v)}" for key, v in s.values.items()), *["default"] * s.default]
+        for s in settings
+    ]
+    names = ["<br>".join(label(line[:24]) for line in lines) for lines in texts]
+    runs = [(x, score) for x, s in zip(names, settings, strict=True) for score in s.scores]
+    bars = {"array": [s.spread or 0.0 for s in settings], "color": "var(--accent)"}
+    dots = {"color": MUTED, "size": 8, "symbol": "circle-open"}
+    traces = [
+        go.Scatter(x=[x for x, _ in runs], y=[y for _, y in runs], mode="markers",
+                   name="one seed", marker=dots),
+        go.Scatter(x=names, y=[s.mean for s in settings], mode="markers", name="mean ± spread",
+                   error_y=bars, marker={"color": "var(--accent)", "size": 11}),
+    ]  # fmt: skip
+    fig = figure(traces, {"type": "category"}, view.score_axis)
+    return "At full length", fig, "The spread is the standard deviation over the seeds."
 
 
 def importances(view: View) -> tuple[str, go.Figure, str] | None:

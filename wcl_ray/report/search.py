@@ -12,8 +12,10 @@ import plotly.graph_objects as go
 
 from wcl_ray.report import figures
 from wcl_ray.report.figures import NAMES, STATUS, View, count, finite, number, plain
-from wcl_ray.search.outcome import Outcome, Trial
+from wcl_ray.search.outcome import SEED, Outcome, Trial
+from wcl_ray.search.results import verdict_text
 from wcl_ray.search.space import show
+from wcl_ray.search.verdict import decide
 from wcl_ray.terminal import clock
 
 STYLE = """
@@ -80,7 +82,7 @@ def page(outcome: Outcome) -> str:
     """Render a search as an HTML5 document, which loads ``SCRIPT`` from its own folder."""
     view = View(finite(outcome))
     panels = [figures.response(view), figures.plane(view), figures.curves(view)]
-    panels += [figures.importances(view)]
+    panels += [figures.importances(view), figures.full_length(view)]
     panels += [figures.against(view, key) for key in view.keys if key not in (view.surface or ())]
     drawings = "".join(_figure(*panel) for panel in panels if panel is not None)
     title = f"Search {escape(outcome.name)}"
@@ -126,15 +128,21 @@ def _summary(view: View) -> str:
 
 def _answer(view: View) -> str:
     o, best, error = view.outcome, view.best, view.outcome.standard_error()
-    if best is None or best.score is None:
+    verdict = decide(o.compared)
+    if best is None or best.score is None or verdict is None:
         reason = "No trial has a score, so there is no best." if o.trials else "No trial was run."
         return f"<p>{reason}</p>"
+    text = escape(verdict_text(o.compared, verdict))
+    length = "" if o.compared is o else f" after all {count(o.compared.epochs, 'epoch')}"
+    answer = f"<p><strong>{text[0].upper()}{text[1:]}</strong>{length}.</p>"
+    if SEED in view.keys:
+        return answer
     score = view.text(best.score) + (f" ± {error:.1%}" if error is not None else "")
     images = f" on {count(o.validation, 'validation image')}" if o.validation else ""
     setting = _setting(view, best) or "the only setting"
-    first = f"Best: <strong>{setting}</strong> with {escape(view.metric)} <strong>{score}"
+    first = f"Best trial: <strong>{setting}</strong> with {escape(view.metric)} <strong>{score}"
     first += f"</strong>{' (standard error)' if error is not None else ''}{images} after "
-    first += f"{count(best.epoch, 'epoch')}{_against_default(view, best, error)}."
+    first += f"{count(best.epoch, 'epoch')}."
     notes = [f"The best of {count(len(view.comparable), 'measured score')} is optimistic"]
     if len(view.comparable) == 1:
         notes = ["Only one trial got this far, so there is nothing to compare it with"]
@@ -147,7 +155,7 @@ def _answer(view: View) -> str:
             f"{near or 'no'} other {verb} within one standard error of it, which covers the choice"
             " of the validation images, not that of the seed"
         )
-    return f"<p>{first}</p><p>{'; '.join(notes)}.</p>"
+    return f"{answer}<p>{first}</p><p>{'; '.join(notes)}.</p>"
 
 
 def _setting(view: View, trial: Trial) -> str:
@@ -156,24 +164,6 @@ def _setting(view: View, trial: Trial) -> str:
         f'<span class="{"whole" if len(text) < 30 else "long"}">{escape(text)}</span>'
         for text in view.settings(trial)
     )
-
-
-def _against_default(view: View, best: Trial, error: float | None) -> str:
-    default = next((t for t in view.trials if t.default), None)
-    if default is None:
-        return ""
-    if default is best:
-        return "; that is the default configuration"
-    setting = _setting(view, default)
-    if default.score is None or default.status == "failed":
-        return f"; the default configuration ({setting}) has no score"
-    text = f"; the default configuration ({setting}) has {view.text(default.score)}"
-    if default not in view.comparable:
-        return f"{text} after only {count(default.epoch, 'epoch')}, which cannot be compared"
-    gap = abs((best.score or 0.0) - default.score)
-    if error is not None and gap <= 2 * error:
-        text += ", and a gap of less than two standard errors may be chance"
-    return text
 
 
 def _table(view: View) -> str:

@@ -55,6 +55,9 @@ class SearchConfig(Config):
     confirm: int = 2
     """Number of the best settings that are trained at full length (train.epochs), together with the
     default one, and compared on the validation images before one is chosen; 0: none."""
+    confirm_seeds: int = 3
+    """Number of seeds with which each of them is trained at full length: seed, seed + 1, and so on.
+    Their scores are averaged, and their spread tells a better setting from noise."""
     prune: bool = True
     """Leave out granularities whose clusters cannot help: nearly all images are singletons, a batch
     holds no positives, there is one cluster, or the clusters are the same as another's."""
@@ -75,6 +78,7 @@ class SearchConfig(Config):
         require(self.concurrent >= 0, "concurrent is negative")
         require(self.retries >= 0, "retries is negative")
         require(self.confirm >= 0, "confirm is negative")
+        require(self.confirm_seeds >= 1, "confirm-seeds starts at 1")
         needs_label = self.metric in ("knn", "probe")
         require(
             not needs_label or self.data.label is not None,
@@ -153,8 +157,10 @@ class SearchConfig(Config):
 
 
 def with_value(config: Config, key: str, value: Any) -> Config:
-    """The configuration with one option changed: ``clusters.top-k``."""
+    """The configuration with one option changed: ``clusters.top-k``, ``seed``."""
     section, _, name = key.partition(".")
+    if not name:
+        return replace(config, **{section: value})
     options = replace(getattr(config, section), **{field_name(name): value})
     return replace(config, **{section: options})  # type: ignore[arg-type]
 

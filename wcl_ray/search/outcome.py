@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
-TEMPERATURE = "loss.temperature"
+TEMPERATURE, SEED = "loss.temperature", "seed"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Outcome:
         correlations: label-free metric → Spearman's rank correlation with ``metric`` over the
             trials, signs turned so that larger is better; empty without labels or with too few
             trials.
+        confirmed: the runs at full length, which have a ``seed`` among their values; None if there
+            are none.
     """
 
     name: str
@@ -76,19 +78,32 @@ class Outcome:
     seconds: float = 0.0
     details: dict[str, str] = field(default_factory=dict)
     correlations: dict[str, float] = field(default_factory=dict)
+    confirmed: Outcome | None = None
 
-    def best(self) -> Trial | None:
-        """The trial with the best score among those with the most epochs: scores after different
-        numbers of epochs cannot be compared."""
+    @property
+    def sign(self) -> int:
+        """1 if the metric is maximised, -1 if it is minimised."""
+        return 1 if self.mode == "max" else -1
+
+    def longest(self) -> list[Trial]:
+        """The trials with a score and the most epochs: scores after different numbers of epochs
+        cannot be compared."""
         scored = [
             t
             for t in self.trials
             if t.score is not None and math.isfinite(t.score) and t.status != "failed"
         ]
         most = max((t.epoch for t in scored), default=0)
-        sign = 1 if self.mode == "max" else -1
-        longest = [t for t in scored if t.epoch == most]
-        return max(longest, key=lambda t: sign * (t.score or 0.0), default=None)
+        return [t for t in scored if t.epoch == most]
+
+    @property
+    def compared(self) -> Outcome:
+        """The runs that decide: those at full length, if any has a score."""
+        return self.confirmed if self.confirmed and self.confirmed.longest() else self
+
+    def best(self) -> Trial | None:
+        """The trial with the best score among :meth:`longest`."""
+        return max(self.longest(), key=lambda t: self.sign * (t.score or 0.0), default=None)
 
     def standard_error(self) -> float | None:
         """Binomial standard error of the best score on the validation images, None if the metric

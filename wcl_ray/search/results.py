@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.outcome import Outcome, Trial
 from wcl_ray.search.space import show
+from wcl_ray.search.verdict import Setting, Verdict, decide, settings_of
 from wcl_ray.terminal import clock, table
 
 QUALITY = (
@@ -41,6 +42,73 @@ def score_text(metric: str, score: float | None) -> str:
     if score is None:
         return "-"
     return f"{score:.1%}" if metric in PERCENT else f"{score:.3f}"
+
+
+def spread_text(metric: str, spread: float) -> str:
+    """A difference of scores as text, without a unit."""
+    return f"{100 * spread:.1f}" if metric in PERCENT else f"{spread:.3f}"
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """The values of a setting as text."""
+    texts = (f"{key.rpartition('.')[2]} {show(v) or 'auto'}" for key, v in values.items())
+    return ", ".join(texts) or "the only setting"
+
+
+def mean_text(metric: str, setting: Setting) -> str:
+    """Mean score of a setting as text, with its standard deviation over the seeds."""
+    text = score_text(metric, setting.mean)
+    if setting.spread is not None:
+        text += f" ± {spread_text(metric, setting.spread)}"
+    count = len(setting.scores)
+    of = f" of {setting.runs}" * (count < setting.runs)
+    return text + f" ({count}{of} seeds)" * (setting.runs > 1)
+
+
+def describe(outcome: Outcome) -> str:
+    """The settings and their scores on one line, the best first."""
+    return "; ".join(
+        f"{values_text(s.values)}{' (the default)' * s.default}: {mean_text(outcome.metric, s)}"
+        for s in settings_of(outcome)
+    )
+
+
+def verdict_text(outcome: Outcome, verdict: Verdict) -> str:
+    """The verdict in words, with the scores compared."""
+    default, metric = verdict.default, outcome.metric
+    shown = verdict.best if verdict.named is default else verdict.named
+    text, score = values_text(shown.values), f"{metric} {mean_text(metric, shown)}"
+    if default is None:
+        tried = any(trial.default for trial in outcome.trials)
+        reason = "have no score after as many epochs" if tried else "were not tried"
+        return f"{text} is the best: {score}; the defaults {reason}"
+    if shown is default:
+        return f"the defaults are the best: {score}"
+    noise = verdict.noise
+    noise_text = "unknown with one seed" if noise is None else spread_text(metric, noise)
+    scores = f"{score} against {mean_text(metric, default)}, noise {noise_text}"
+    if verdict.named is default:
+        return f"the defaults are within noise of the best ({text}): {scores}"
+    return f"{text} is better than the defaults: {scores}"
+
+
+def settings_table(outcome: Outcome) -> str:
+    """The settings at full length as a text table, the best first."""
+    settings, metric = settings_of(outcome), outcome.metric
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
+    head = [*(key.rpartition(".")[2] for key in keys), metric, "spread", "by seed", ""]
+    body = [
+        [
+            *(show(s.values[key]) or "auto" if key in s.values else "-" for key in keys),
+            score_text(metric, s.mean),
+            "-" if s.spread is None else spread_text(metric, s.spread),
+            " ".join(score_text(metric, score) for score in s.scores)
+            + " failed" * (s.runs - len(s.scores)),
+            "default" * s.default,
+        ]
+        for s in settings
+    ]
+    return table(head, body)
 
 
 def results_table(outcome: Outcome) -> str:
@@ -130,32 +198,30 @@ def _column(values: Sequence[Any]) -> pa.Array:
     return pa.array(single)
 
 
-def best_yaml(
-    config: SearchConfig, outcome: Outcome, confirmed: Outcome | None = None
-) -> str | None:
-    """YAML of the best setting for ``jobs/pretrain.py --config``; None if no trial has a score.
-
-    Args:
-        confirmed: outcome of the settings trained at full length; if given, the best of these.
-    """
+def best_yaml(config: SearchConfig, outcome: Outcome) -> str | None:
+    """YAML of the setting that the search names, for ``jobs/pretrain.py --config``; None if no
+    trial has a score."""
     source = f"{len(outcome.trials)} trials of search {outcome.name}"
-    if confirmed is not None and confirmed.best() is not None:
-        source = f"{len(confirmed.trials)} settings chosen from {source}"
-        outcome = confirmed
-    best = outcome.best()
-    if best is None:
+    if outcome.confirmed is not None and outcome.confirmed.longest():
+        source = f"{len(outcome.confirmed.trials)} full runs of settings chosen from {source}"
+    outcome = outcome.compared
+    verdict, best = decide(outcome), outcome.best()
+    if verdict is None or best is None:
         return None
+    images = f" on {outcome.validation:,} validation images" if outcome.validation else ""
     error = outcome.standard_error()
-    score = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
-    images = f" of {outcome.validation:,} validation images" if outcome.validation else ""
+    images += f" (standard error {100 * error:.1f})" if error else ""
+    text = verdict_text(outcome, verdict)
     comment = (
-        f"Best of {source}: {outcome.metric} {score}{images} after {best.epoch} epochs.\n"
+        f"{text[0].upper()}{text[1:]}.\n"
+        f"From {source}{images} after {best.epoch} epochs.\n"
         "The best of several measured scores is optimistic; the test images have not been read.\n"
         "python jobs/pretrain.py --config best.yaml"
     )
     # options that pretrain.py implies for its demo data must not replace these
     implied = () if config.data.path else ("clusters.top-k", "train.epochs", "compare")
-    return to_yaml(config.best(best.values), comment, (*best.values, *implied))
+    values = verdict.named.values
+    return to_yaml(config.best(values), comment, (*values, *implied))
 
 
 def correlations(

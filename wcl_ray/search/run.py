@@ -39,14 +39,22 @@ from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_backbone, check_labels
 from wcl_ray.runs.shared import Shared
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
-from wcl_ray.search.confirm import CHOSEN, CONFIRM, describe, look_up, run_confirm
+from wcl_ray.search.confirm import CHOSEN, CONFIRM, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, can_judge, read_attributes
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.outcome import Outcome
 from wcl_ray.search.record import Record, stored_count
 from wcl_ray.search.resources import plan_resources
-from wcl_ray.search.results import best_yaml, results_table, score_text, to_parquet
+from wcl_ray.search.results import (
+    best_yaml,
+    describe,
+    results_table,
+    score_text,
+    settings_table,
+    to_parquet,
+    verdict_text,
+)
 from wcl_ray.search.space import (
     Dimension,
     default_dimensions,
@@ -56,10 +64,12 @@ from wcl_ray.search.space import (
 )
 from wcl_ray.search.trial import Setup
 from wcl_ray.search.tuner import run_trials
+from wcl_ray.search.verdict import decide
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 
 SPACE, BEST, RESULTS, PAGE = "space.json", "best.yaml", "results.parquet", "report.html"
+VERDICT = "verdict"  # among the details of a search; older versions have none
 Page = Callable[[Outcome], str]  # HTML of the report
 
 
@@ -77,9 +87,11 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
     with open_run(config, BEST) as (config, folder):
         given = given_dimensions(config.search)
         if folder.exists(BEST):
-            outcome = Record(folder, config, _granularity(config, given)).outcome()
+            granularity = _granularity(config, given)
+            outcome = Record(folder, config, granularity).outcome()
+            outcome = replace(outcome, confirmed=look_up(folder, config, granularity))
             put(f"{folder.uri} is finished")
-            show(folder, outcome, look_up(folder, config, _granularity(config, given)))
+            show(folder, outcome)
             return outcome
         config = with_image_size(config)
         check_paths(config.data)
@@ -98,7 +110,7 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
     trials = [folder / "trials", folder / f"{CONFIRM}/trials"]
     usage.report(worker_figures([runs / name for runs in trials for name in runs.names()]))
     say("trials", f"{len(outcome.trials)}, restarted {restarts} time(s)")
-    show(folder, outcome, look_up(folder, config, outcome.granularity))
+    show(folder, outcome)
     return outcome
 
 
@@ -181,15 +193,19 @@ def _search(
             raise KeyboardInterrupt
     if confirmed is not None:
         record.details["at full length"] = describe(confirmed)
-        record.write()
-        outcome = record.outcome()
+    outcome = replace(outcome, confirmed=confirmed)
+    verdict = decide(outcome.compared)
+    assert verdict is not None
+    record.details[VERDICT] = verdict_text(outcome.compared, verdict)
+    record.write()
+    outcome = replace(record.outcome(), confirmed=confirmed)
     write(folder, outcome)
     for parent, finished in ((folder, outcome), (folder / CONFIRM, confirmed)):
         for trial in finished.trials if finished else ():  # remove checkpoints, keep encoders
             rounds = parent / f"trials/{trial.id}/rounds"
             for name in rounds.names():
                 (rounds / f"{name}/train").remove()
-    best = best_yaml(config, outcome, confirmed)
+    best = best_yaml(config, outcome)
     assert best is not None
     folder.write(BEST, best.encode())
     return outcome
@@ -345,24 +361,26 @@ def _write(folder: Folder, outcome: Outcome, page: Page, assets: Mapping[str, by
     folder.write(PAGE, page(outcome).encode())
 
 
-def show(folder: Folder, outcome: Outcome, confirmed: Outcome | None = None) -> None:
-    """Print the trials, those at full length, and the paths of the results."""
+def show(folder: Folder, outcome: Outcome) -> None:
+    """Print the trials, the settings at full length, the verdict, and the paths of the results."""
     put(f"\n{results_table(outcome)}\n")
     for key, rho in outcome.correlations.items():
         say("ranking", f"{key} against {outcome.metric}: rank correlation {rho:+.2f}")
     if outcome.metric == "metadata" or "metadata" in outcome.correlations:
         say("metadata", CAVEAT)
-    topic = "trial"
-    if confirmed is not None and confirmed.best() is not None:
+    compared, topic = outcome.compared, "trial"
+    if compared is not outcome:
         topic = "full"
-        put(f"\nat full length\n{results_table(confirmed)}\n")
-        outcome = replace(confirmed, seconds=outcome.seconds)
-    best = outcome.best()
+        put(f"\nat full length\n{settings_table(compared)}\n")
+    best = compared.best()
     if best is None:
         warn("no trial was evaluated")
         return
-    error = outcome.standard_error()
-    text = score_text(outcome.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
-    say("best", f"{topic} {best.number}: {outcome.metric} {text}")
+    if compared is outcome or VERDICT not in outcome.details:
+        error = compared.standard_error()
+        text = score_text(compared.metric, best.score) + (f" ± {100 * error:.1f}" if error else "")
+        say("best", f"{topic} {best.number}: {compared.metric} {text}")
+    if VERDICT in outcome.details:
+        say(VERDICT, outcome.details[VERDICT])
     say("search", f"{folder.uri} ({outcome.seconds:.0f} s), see {folder.uri}/{PAGE}")
     say("next", f"python jobs/pretrain.py --config {folder.uri}/{BEST}")

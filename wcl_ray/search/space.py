@@ -198,7 +198,7 @@ def encode(dimensions: Sequence[Dimension], config: Config) -> dict[str, Any] | 
 def get(config: Config, key: str) -> Any:
     """An option by its dotted key."""
     section, _, name = key.partition(".")
-    return getattr(getattr(config, section), field_name(name))
+    return getattr(getattr(config, section), field_name(name)) if name else getattr(config, section)
 
 
 def _check_key(key: str) -> None:

@@ -132,16 +132,18 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
     except ValueError as error:  # limits that depend on several options
         raise UserError(str(error)) from None
     config = replace(config, storage=f"{setup.folder.uri}/trials", name=name)
+    # training alone has the seed of the trial: splits, clusters and images to measure stay the same
+    same = replace(config, seed=setup.config.seed)
     connect(config.scale)
-    claim(folder, config, table_summaries(setup.images))
+    claim(folder, same, table_summaries(setup.images))
     started = time.monotonic()
     reporter = _Reporter(setup, folder)
     reporter.replay()
-    base, measures = _clusters(config, values, setup)
+    base, measures = _clusters(same, values, setup)
     if not config.clusters.from_features:
         check_levels(config.loss, base)
     stream = _stream(config, setup, base)
-    metadata = _similarity(config, setup, base)
+    metadata = _similarity(same, setup, base)
     start = _start(config, setup, folder).with_method(config, base, metadata)
     evaluator = Evaluator(
         start.encoder,
@@ -149,7 +151,7 @@ def _train(values: dict[str, Any], setup: Setup, name: str, folder: Folder) -> N
         setup.counts,
         config.evaluate,
         config.data.stored_size,
-        config.seed,
+        same.seed,
         kept=setup.kept,
         cpus=setup.resources.spare,
         probe=setup.config.objective == "probe",

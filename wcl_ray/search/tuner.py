@@ -19,10 +19,11 @@ from ray.tune.search.optuna import OptunaSearch
 from wcl_ray.errors import UserError, causes
 from wcl_ray.evaluate.validate import LOGGED
 from wcl_ray.search.options import SearchConfig
+from wcl_ray.search.outcome import SEED
 from wcl_ray.search.record import Record
 from wcl_ray.search.resources import DRIVER
-from wcl_ray.search.results import score_text
-from wcl_ray.search.space import Dimension, decode, encode, grid, show
+from wcl_ray.search.results import score_text, values_text
+from wcl_ray.search.space import Dimension, decode, encode, grid
 from wcl_ray.search.trial import (
     FAILURE,
     QUALITY,
@@ -65,7 +66,8 @@ def run_trials(
         points, count = _first_points(config, setup.dimensions)
     else:
         count = len(points)
-    default = encode(setup.dimensions, config.plain())
+    searched = tuple(d for d in setup.dimensions if d.key != SEED)
+    default = encode(searched, config.plain())
     callbacks = _CALLBACKS[:] = [ProgressCallback(setup, record, publish, default, topic)]
     trainable = tune.with_resources(tune.with_parameters(run_trial, setup=setup), {"CPU": DRIVER})
     state = folder / NAME
@@ -197,8 +199,8 @@ class ProgressCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self._begin(trial)
-        text = ", ".join(f"{key.rpartition('.')[2]} {show(v)}" for key, v in row["values"].items())
-        self._say(trial, "resumes" if row["restarts"] else text + " (the default)" * row["default"])
+        text = values_text(row["values"]) + " (the default)" * row["default"]
+        self._say(trial, "resumes" if row["restarts"] else text)
 
     def _ensure_row(self, trial: Any) -> None:
         """Add the row of a trial whose process died before Tune reported its start."""
@@ -208,7 +210,8 @@ class ProgressCallback(tune.Callback):
     def _begin(self, trial: Any) -> dict[str, Any]:
         points = {d.key: trial.config[d.key] for d in self._setup.dimensions}
         values = decode(self._setup.dimensions, points)
-        return self._record.start(trial.trial_id, values, points == self._default)
+        default = self._default is not None and self._default.items() <= points.items()
+        return self._record.start(trial.trial_id, values, default)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
