@@ -73,8 +73,9 @@ def test_stored_options_of_an_older_version(runs: Path, capsys: pytest.CaptureFi
     change(runs / "run", other_version)
     command = parse([*own_options(), "--name", "run", "--resume"])
     config, _ = settle(command)
-    held = replace(command.train, lr=0.002, sync_bn=False)
-    assert config == replace(command, train=held)
+    held = replace(command.train, lr=0.002, sync_bn=False, warmup_rounds=1)
+    loss = replace(command.loss, instance_weight=0.0)  # of dual and dual_weight
+    assert config == replace(command, train=held, loss=loss)
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "train.gone, attic" in line]) == 1
     assert [line for line in lines if "version 0.1.0" in line and "train.lr 0.002" in line]
