@@ -1,10 +1,11 @@
-"""A search against the full grid, and what it found against the defaults.
+"""A search against the full grid, and the setting it names against the defaults.
 
     python benchmarks/search.py --data DIR/train --test DIR/test --label race --group unit
 
 Three parts, each by the jobs that people run: the grid (no early stopping) and the search (TPE with
-successive halving) with trials of the same length; then the found setting and the defaults, trained
-in full with several seeds, each measured once on the test images.
+successive halving) with trials of the same length; then the named setting and the defaults, trained
+in full with several seeds, each measured once on the test images. If the search names the defaults,
+only these are trained.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def job(name: str, *words: str) -> None:
 
 
 def trials(folder: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads((folder / "trials.json").read_text())["trials"]
-    return found
+    rows: dict[str, dict[str, Any]] = json.loads((folder / "trials.json").read_text())["trials"]
+    return rows
 
 
 def whole(folder: Path, metric: str, epochs: int) -> list[tuple[float, float, dict[str, Any]]]:
@@ -40,8 +41,8 @@ def whole(folder: Path, metric: str, epochs: int) -> list[tuple[float, float, di
     return sorted(rows, key=lambda row: row[0])
 
 
-def reached(rows: list[tuple[float, float, dict[str, Any]]], score: float) -> float | None:
-    return next((at for at, own, _ in rows if own >= score - 1e-9), None)
+def time_to(rows: list[tuple[float, float, dict[str, Any]]], score: float) -> float | None:
+    return next((seconds for seconds, reached, _ in rows if reached >= score - 1e-9), None)
 
 
 def main() -> None:
@@ -65,8 +66,9 @@ def main() -> None:
     common = [*data, "--train.epochs", str(given.epochs), "--storage", str(storage)]
     short = [*common, "--trial-epochs", str(given.trial_epochs)]
     if "grid" in only:
+        whole_trials = ["--scheduler", "none", "--confirm", "0"]
         cells = ["--trials", str(given.grid), "--search.clusters.top-k", given.grid_top_k]
-        job("tune", *short, *cells, "--name", "grid", "--sampler", "grid", "--scheduler", "none")
+        job("tune", *short, *cells, "--name", "grid", "--sampler", "grid", *whole_trials)
     if "search" in only:
         job("tune", *short, "--trials", str(given.trials), "--name", "search")
     if (storage / "grid").exists() and (storage / "search").exists():
@@ -81,30 +83,34 @@ def compare(storage: Path, epochs: int) -> None:
     grid, search = (whole(storage / name, metric, epochs) for name in ("grid", "search"))
     total = grid[-1][0]
     best = max(score for _, score, _ in grid)
-    found = max(score for _, score, _ in search)
+    highest = max(score for _, score, _ in search)
     print(f"\ngrid    {len(grid)} cells, {total:.0f} s, best {best:.1%}")
     print(f"search  {len(search)} whole trials of {len(trials(storage / 'search'))}, ", end="")
     print(
         f"{max(max(r['at'].values()) for r in trials(storage / 'search').values()):.0f} s, ", end=""
     )
-    print(f"best {found:.1%}")
+    print(f"best {highest:.1%}")
     for share in (1.0, 0.99, 0.97):
-        ours, theirs = reached(search, share * best), reached(grid, share * best)
+        ours, theirs = time_to(search, share * best), time_to(grid, share * best)
         text = "never" if ours is None else f"{ours:.0f} s, {ours / total:.2f} of the whole grid"
         print(f"to {share:.0%} of the best cell: search {text}; grid in its order {theirs:.0f} s")
 
 
 def full(storage: Path, common: list[str], seeds: int) -> None:
-    """The found setting and the defaults in full, on the test images."""
-    best = str(storage / "search/best.yaml")
+    """The named setting and the defaults in full, on the test images."""
+    verdict = json.loads((storage / "search/trials.json").read_text())["facts"]["verdict"]
+    print(f"\nsearch: {verdict}")
+    settings = {"defaults": common}
+    if not verdict.startswith("the defaults"):
+        settings["named"] = ["--config", str(storage / "search/best.yaml")]
     figures: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
-        for title, words in (("defaults", common), ("found", ["--config", best])):
+        for title, words in settings.items():
             name = f"{title}-{seed}"
-            own = [*words, "--storage", str(storage), "--seed", str(seed), "--name", name]
+            options = [*words, "--storage", str(storage), "--seed", str(seed), "--name", name]
             if (storage / name).exists():
-                own.append("--resume")
-            job("pretrain", *own)
+                options.append("--resume")
+            job("pretrain", *options)
             results = json.loads((storage / name / "results.json").read_text())["variants"]
             figures.setdefault(title, []).append(next(iter(results.values())))
     print()
