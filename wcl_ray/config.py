@@ -19,13 +19,11 @@ import tyro
 
 from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, METHODS, TRACKERS, load_plugins
 
-# options of k-means, which apply to clusters of features only
 SMALL = 32  # side of the training images, without other weights
+# options of k-means, which apply to clusters of features only
 KMEANS = (
     "k", "features", "nested", "min_size", "iterations", "spherical", "kernel",
 )  # fmt: skip
-
-
 INSTANCE_WEIGHT = 5.0  # of k-means rounds (docs/results.md)
 COLUMN_TYPES = ("number", "category", "boolean", "date", "tags", "place", "text")
 

@@ -328,6 +328,20 @@ def test_defaults_of_rounds(config: Config) -> None:
     assert replace(config, loss=LossConfig(instance_weight=0.0)).feature_head == 0
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_simclr_beside_rounds_has_one_projector(config: Config, tmp_path: Path) -> None:
+    """Two workers refuse to train a projector that has no loss."""
+    train = TrainConfig(batch_size=24, epochs=2)
+    scale = ScaleConfig(workers="2", cpus_per_worker=0.5)
+    results = pretrain(replace(config, train=train, scale=scale, compare=True))
+    assert set(results["variants"]) == {"kmeans", "SimCLR"}
+    for rounds, heads in (("rounds/001", {"0", "1"}), ("baseline/rounds/000", {"0"})):
+        states = sorted((tmp_path / "runs/one" / rounds).glob("train/checkpoint_*/state.pt"))
+        state = torch.load(states[-1], weights_only=True)["model"]
+        assert {key.split(".")[1] for key in state if key.startswith("projectors.")} == heads
+
+
 @pytest.mark.parametrize(("dual", "weight"), [(True, 2.0), (False, 0.0)])
 def test_the_second_projector_of_a_stored_run(dual: bool, weight: float) -> None:
     tree = {"loss": {"temperature": 0.1, "dual": dual, "dual_weight": 2.0}, "seed": 3}

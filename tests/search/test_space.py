@@ -45,6 +45,8 @@ def test_ranges_and_lists() -> None:
     assert parse_space("model.backbone", "timm:vit_tiny_patch16_224,small").values[0] == (
         "timm:vit_tiny_patch16_224"
     )
+    assert parse_space("loss.instance-weight", "0,1,5").values == (0.0, 1.0, 5.0)
+    assert parse_space("loss.instance-weight", "loguniform:0.1:10").kind == "float"
     assert show((5, 20)) == "5+20"
     assert show(0.123456) == "0.1235"
 
@@ -67,6 +69,8 @@ def test_ranges_and_lists() -> None:
         ("clusters.top-k=a", "'a' is not an integer"),
         ("clusters.top-k=0,1", "top-k starts at 1"),
         ("model.projector-norm=maybe", "'maybe' is not true or false"),
+        ("loss.instance-weight=a", "'a' is not a number"),
+        ("loss.instance-weight=-1,1", "loss.instance-weight is negative"),
         ("loss.temp=1", "there is no such option; did you mean loss.temperature"),
         ("train.epochs=5", "sets the length of trials"),
         ("data.path=x", "is the same for all trials"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wcl_ray.cli import parse
@@ -46,6 +47,21 @@ def verdict(outcome: Outcome) -> Verdict:
     result = decide(outcome)
     assert result is not None
     return result
+
+
+@pytest.mark.parametrize(
+    ("better", "validation", "share"),
+    [(0.0, 10_000, 0.10), (0.0, 1_000, 0.06), (2.0, 10_000, 0.83), (2.0, 1_000, 0.82)],
+)
+def test_how_often_a_setting_is_named(better: float, validation: int, share: float) -> None:
+    """docs/search.md: two finalists, three seeds, a standard deviation of 1.3 points."""
+    rng, spread, named = np.random.default_rng(0), 0.013, 0
+    for _ in range(2_000):
+        scores = rng.normal(0.6, spread, (3, 3))
+        scores[:2] += better * spread
+        outcome = runs(dict(zip((BETTER, WORSE, DEFAULT), scores.tolist(), strict=True)))
+        named += not verdict(replace(outcome, validation=validation)).named.default
+    assert named / 2_000 == pytest.approx(share, abs=0.02)
 
 
 def test_a_setting_is_named_only_beyond_two_standard_errors() -> None:

@@ -58,7 +58,7 @@ class Start:
     def with_method(
         self, config: Config, clusters: Assignment, metadata: MetadataBits | None
     ) -> Start:
-        """The same with the modules of the method, whose sizes the data give.
+        """The same with the projectors and modules of the method, whose sizes the data give.
 
         Args:
             clusters: of the training images, before any round.
@@ -77,7 +77,9 @@ class Start:
             sizes = choose_k(config.clusters, len(clusters.ids))
             if not config.clusters.from_features and not config.clusters.k:
                 sizes = (min(sizes[0], config.train.batch_size),)
-        return replace(self, encoder=replace(self.encoder, method=config.method, sizes=sizes))
+        dual = bool(config.instance_weight)
+        encoder = replace(self.encoder, dual=dual, method=config.method, sizes=sizes)
+        return replace(self, encoder=encoder)
 
     def adapt(self, config: Config) -> Start | None:
         """The same weights with other options of training; None if these want other weights."""

@@ -134,7 +134,7 @@ def round_clusters(
 def _features_key(config: Config, ids: np.ndarray) -> str:
     """Cache key of the features of random weights: all that trials may differ in."""
     head = config.feature_head if config.clusters.features == "projector" else None
-    options = (config.seed, config.model, config.feature_head, config.clusters.features, head)
+    options = (config.seed, config.model, config.clusters.features, head)
     return f"{options} {array_digest(ids)}"
 
 

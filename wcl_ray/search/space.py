@@ -216,7 +216,10 @@ def _check_key(key: str) -> None:
 def _type(key: str) -> Any:
     section, _, name = key.partition(".")
     fields = {f.name: f for f in dataclasses.fields(Config)}
-    return typing.get_type_hints(fields[section].default_factory)[field_name(name)]
+    hint = typing.get_type_hints(fields[section].default_factory)[field_name(name)]
+    if type(None) in typing.get_args(hint):  # float | None
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
 
 
 def _takes_several(key: str) -> bool:
