@@ -4,10 +4,10 @@
         --data.label label --train.epochs 20 --name sprites [--seeds 0 1 2] [--methods cmc simclr]
 
 Takes the options of jobs/pretrain.py; --clusters and --loss are those of cl-infonce, of which the
-others keep the temperature, --clusters.columns and --clusters.k. Every method is trained for every
-seed, and measured by kNN and a linear probe on the test images. The last line is a JSON object with
-the means and standard deviations. Finished runs in --storage are not trained again, and a stopped
-one continues.
+others keep the temperature, --clusters.columns and --clusters.k. "graded" is cl-infonce with graded
+positives. Every method is trained for every seed, and measured by kNN and a linear probe on the
+test images. The last line is a JSON object with the means and standard deviations. Finished runs in
+--storage are not trained again, and a stopped one continues.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from wcl_ray.registry import METHODS
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import table
 
+GRADED = "graded"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodsBenchmark(Config):
@@ -30,14 +32,15 @@ class MethodsBenchmark(Config):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each method is trained with each."""
-    methods: tuple[str, ...] = tuple(METHODS.shipped)
+    methods: tuple[str, ...] = (*METHODS.shipped, GRADED)
     """Methods to compare."""
 
     def __post_init__(self) -> None:
         super(MethodsBenchmark, self).__post_init__()
         require(self.data.label is not None, "methods are compared by kNN; give --data.label")
         for name in self.methods:
-            METHODS.check(name)
+            if name != GRADED:
+                METHODS.check(name)
 
     def of(self, method: str, seed: int) -> Config:
         """The options of one training."""
@@ -46,9 +49,11 @@ class MethodsBenchmark(Config):
         started = Folder(config.storage, config.data.endpoint).exists(f"{name}/config.json")
         config = replace(config, seed=seed, name=name, resume=started)
         config = replace(config, start_or_resume=False, compare=False)  # SimCLR is one of them
-        kind = METHODS.get(method).kind
+        if method == GRADED:
+            return replace(config, loss=replace(config.loss, positives="graded"))
         if method == "cl-infonce":
             return config
+        kind = METHODS.get(method).kind
         clusters = replace(
             config.clusters,
             kind=kind or config.clusters.kind,
@@ -76,11 +81,11 @@ def main() -> None:
     def body() -> None:
         from wcl_ray.runs.pretrain import pretrain
 
-        planned = [config.of(m, seed) for seed in config.seeds for m in config.methods]
+        planned = {(seed, m): config.of(m, seed) for seed in config.seeds for m in config.methods}
         figures: dict[str, list[dict[str, float]]] = {method: [] for method in config.methods}
-        for run in planned:
+        for (_, method), run in planned.items():
             (measured,) = pretrain(run)["variants"].values()
-            figures[run.method].append(measured)
+            figures[method].append(measured)
         report(figures)
 
     run_job(body)

@@ -282,9 +282,8 @@ class LossConfig:
     """Weight of SimCLR's loss, on a second projector, beside the cluster loss of weight 1; 0: none.
     Default: 5 for k-means rounds, else 0."""
     positives: Literal["cluster", "graded"] = "cluster"
-    """cluster: the images of the anchor's cluster. graded: all images of the batch, weighted by how
-    much metadata they share with the anchor (--clusters.columns); clusters then only choose which
-    images meet in a batch."""
+    """cluster: the images of the anchor's cluster. graded: other images of the batch, too, weighted
+    by how much metadata they share with the anchor (--clusters.columns)."""
     negatives: Literal["all", "siblings"] = "all"
     """With several levels, from coarse to fine: contrast an image at each level with all others, or
     with its siblings only, the images of the same cluster at the level above."""

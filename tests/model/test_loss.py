@@ -227,18 +227,20 @@ def weighted_reference(
 
 def test_graded_positives_match_the_reference() -> None:
     z1, z2 = embeddings(6)
-    weight = torch.rand(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    weight[2] = 0  # shares nothing: its other view is its only positive
-    c = torch.full((6, 1), -1)
+    similarity = torch.rand(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    similarity[2] = 0  # shares nothing: its other view is its only positive
+    c = torch.tensor([0, 0, -1, 1, 2, 1])[:, None]
+    weight = torch.maximum(similarity**2, ((c == c.T) & (c >= 0)).double())
     expected = weighted_reference(z1, z2, weight.tolist(), [[True] * 6] * 6, 0.2)
-    result = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, similarity=weight)
+    result = cl_infonce(z1, z2, z1, z2, c, c, 0, 0.2, similarity=similarity)
     assert float(result.loss) == pytest.approx(sum(expected) / 6, rel=1e-9)
     others = weight.masked_fill(torch.eye(6, dtype=torch.bool), 0).sum(1)
     assert float(result.positives) == pytest.approx(float(others.mean()))
     assert float(result.without_positive) == pytest.approx(1 / 6)
     halves = [
         cl_infonce(
-            z1[o : o + 3], z2[o : o + 3], z1, z2, c[:3], c, o, 0.2, similarity=weight[o : o + 3]
+            *(z1[o : o + 3], z2[o : o + 3], z1, z2, c[o : o + 3], c, o, 0.2),
+            similarity=similarity[o : o + 3],
         ).loss
         for o in (0, 3)
     ]

@@ -68,8 +68,8 @@ def cl_infonce(
         temperature: τ > 0, dividing cosine similarities.
         estimator: one of :data:`wcl_ray.registry.LOSSES`, or its name.
         all_valid: bool (B,), true for at least one image; None: all are valid.
-        similarity: float (b, B) in [0, 1], the weight of each image as a positive, in place of the
-            clusters.
+        similarity: float (b, B) in [0, 1] to each image, for graded positives: its weight as a
+            positive is 1 in the anchor's cluster, else the square of the similarity.
         siblings: contrast each granularity but the first with images of the same cluster of the
             granularity before it only, or of the last one before it in which the anchor has one.
         level_weights: G weights of the granularities, of any sum; empty: equal ones.
@@ -90,7 +90,8 @@ def cl_infonce(
         positives = _same_cluster(clusters, all_clusters) & ~itself
         candidates = _same_parent(clusters, positives) if siblings else None
         if similarity is not None:
-            positives = similarity.masked_fill(itself | ~all_valid, 0.0)[None].to(z1.dtype)
+            grades = similarity.to(z1.dtype).square().masked_fill(itself | ~all_valid, 0.0)
+            positives = torch.maximum(positives.to(z1.dtype), grades)
         views = z1, z2, all_z1, all_z2
         batch = GlobalBatch(
             *views, all_clusters, positives, candidates, all_valid, offset, temperature

@@ -40,7 +40,7 @@ class Learner:
         rank: rank of this worker.
         bf16: autocast to bfloat16.
         attribute_weights: float (A,), of the metadata attributes for graded positives; None: the
-            positives are those of the cluster.
+            positives are the images of the cluster alone.
         method: the model's modules for another method than Cl-InfoNCE, and its loss.
         state: epoch and step, which seed the views and the masks of dropout.
         progress: progress of the training, which the learning rate depends on.
@@ -124,7 +124,8 @@ def batch_loss(
         heads_2bd: (2b, D) embeddings of each head; the first b are view 1.
         rows_bg: int64 (b, G + 1): the clusters of each image, and whether it is valid.
         cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
-        similarity_bB: float (b, B), weights of graded positives; None: those of the cluster.
+        similarity_bB: float (b, B) in [0, 1], of the metadata, for graded positives; None: an image
+            is a positive by its cluster alone.
     """
     all_rows = gather(rows_bg)  # (B, G + 1), in order of rank
     clusters, valid = all_rows[:, :-1], all_rows[:, -1] > 0
