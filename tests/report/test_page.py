@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from wcl_ray.report.figures import number
 from wcl_ray.report.search import SCRIPT, page
+from wcl_ray.report.view import number
 from wcl_ray.search.outcome import Outcome, Trial
 
 TAU, TOP_K = "loss.temperature", "clusters.top-k"

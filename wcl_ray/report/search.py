@@ -11,7 +11,7 @@ from collections.abc import Callable
 import plotly.graph_objects as go
 
 from wcl_ray.report import figures
-from wcl_ray.report.figures import NAMES, STATUS, View, count, finite, number, plain
+from wcl_ray.report.view import NAMES, STATUS, View, count, finite, number, plain
 from wcl_ray.search.outcome import SEED, Outcome, Trial
 from wcl_ray.search.results import verdict_text
 from wcl_ray.search.space import show
