@@ -18,7 +18,7 @@ log₂(N/12) bits: N images, each a cluster of its own.
 Takes the options of jobs/pretrain.py except those of other clusters or data; ``--data.demo-images``
 and ``--train.epochs`` set the budget. Each seed has its own beetles, groups and parts. With the
 default options it trains nine encoders for each of three seeds, 15 epochs of 3,000 images each:
-27 times about 75 s on two cores, about 40 minutes with the evaluations. Finished runs in --storage
+27 times about 80 s on two cores, about 45 minutes with the evaluations. Finished runs in --storage
 are not trained again, and a stopped one continues, so the same command draws the picture again. The
 last line is a JSON object with the means and standard deviations over the seeds.
 """
@@ -219,6 +219,7 @@ def report(figures: dict[Point, list[dict[str, float]]], images: int) -> dict[st
             mean, spread = float(np.mean(values)), float(np.std(values))
             row.append(f"{mean:.1%} ± {spread:.1%}")
             figure |= {key: round(mean, 4), f"{key}_std": round(spread, 4)}
+            figure[f"{key}_seeds"] = [round(value, 4) for value in values]
         row.append(f"{np.mean([run['train_seconds'] for run in runs]):.0f}")
         body.append(row)
         summary[point.name] = figure
@@ -228,7 +229,7 @@ def report(figures: dict[Point, list[dict[str, float]]], images: int) -> dict[st
 
 
 def draw(summary: dict[str, dict[str, Any]], picture: str) -> None:
-    """Draw accuracy over I(Z;T) and over H(Z|T) with error bars.
+    """Draw accuracy over I(Z;T) and over H(Z|T): a dot for each seed, a line through the means.
 
     Args:
         summary: as from :func:`report`.
@@ -247,10 +248,14 @@ def draw(summary: dict[str, dict[str, Any]], picture: str) -> None:
     for axis, key, name, fixed, same, value in axes:
         rows = sorted((r for r in summary.values() if r[same] == value), key=lambda r: r[key])
         for metric, title, colour in (("knn", "kNN", "C0"), ("probe", "linear probe", "C1")):
-            accuracy = [100 * row[metric] for row in rows]
-            spread = [100 * row[f"{metric}_std"] for row in rows]
-            x = [row[key] for row in rows]
-            axis.errorbar(x, accuracy, spread, label=title, color=colour, marker="o", capsize=3)
+            axis.plot(
+                [row[key] for row in rows],
+                [100 * row[metric] for row in rows],
+                label=title,
+                color=colour,
+            )
+            dots = [(row[key], 100 * value) for row in rows for value in row[f"{metric}_seeds"]]
+            axis.plot(*zip(*dots, strict=True), "o", color=colour, markersize=4, alpha=0.6)
             if axis is left:
                 axis.axhline(100 * simclr[metric], color=colour, linestyle=":", linewidth=1)
         axis.axhline(100 / whole, color="grey", linestyle="--", linewidth=1, label="chance")
@@ -264,7 +269,7 @@ def draw(summary: dict[str, dict[str, Any]], picture: str) -> None:
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for point in (Point(whole, 1), Point(whole, None)):
         if row := summary.get(point.name):
-            at = (row["h_z_t"], 100 * min(row["knn"], row["probe"]))
+            at = (row["h_z_t"], 100 * min(row["knn_seeds"] + row["probe_seeds"]))
             offset = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center"}
             right.annotate(point.title, at, **offset)
     # the same figures give the same file

@@ -63,7 +63,7 @@ def test_picture_depends_on_the_figures_only(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     summary = {
         p.name: dict(zip(("groups", "parts", "i_zt", "h_z_t"), (*p, *p.bits(3000)), strict=True))
-        | {"knn": 0.5, "knn_std": 0.01, "probe": 0.6, "probe_std": 0.02}
+        | {"knn": 0.5, "knn_seeds": [0.4, 0.6], "probe": 0.6, "probe_seeds": [0.5, 0.7]}
         for p in (Point(6, 4), Point(12, 4), Point(12, 1), Point(12, None))
     }
     files = [tmp_path / name for name in ("first.svg", "again.svg")]
