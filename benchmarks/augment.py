@@ -57,11 +57,11 @@ def main() -> None:
     }
     for side in sides.values():
         side()
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
         for name, side in sides.items():
-            found[name].append(speed(side))
-    medians = {name: statistics.median(values) for name, values in found.items()}
+            rates[name].append(speed(side))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in medians.items():
         print(f"{name:<12}{value:>12,.0f} images/s (two views each)")
     ratio = medians["batched"] / medians["torchvision"]

@@ -38,9 +38,9 @@ def peak(process: int | str = "self") -> float:
 def write(folder: str, rows: int) -> None:
     ids = np.random.default_rng(0).permutation(rows)
     for part in range(FILES):
-        own = ids[part::FILES]
-        text = [f"a photograph of number {n}" if n % 10 else f"a cat {n % 3}" for n in own]
-        table = pa.table({"__id": own, "label": own % 10, "text": text})
+        part_ids = ids[part::FILES]
+        text = [f"a photograph of number {n}" if n % 10 else f"a cat {n % 3}" for n in part_ids]
+        table = pa.table({"__id": part_ids, "label": part_ids % 10, "text": text})
         pq.write_table(table, f"{folder}/{part:02d}.parquet")
 
 
@@ -60,8 +60,8 @@ def pyarrow(folder: str) -> list[float]:
 
 def children(process: int) -> list[int]:
     """Processes that a process started."""
-    found = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(child) for file in found for child in file.read_text().split()]
+    children = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for file in children for child in file.read_text().split()]
 
 
 def workers() -> list[float]:
@@ -116,10 +116,10 @@ def main() -> None:
         for side in (pandas, pyarrow, attributes, words):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 start = time.monotonic()
-                found = pool.apply(side, (folder,))
+                peaks = pool.apply(side, (folder,))
                 took = time.monotonic() - start
             of = [
-                f"{name} {mb:,.0f} MB" for name, mb in zip(("driver", "task"), found, strict=False)
+                f"{name} {mb:,.0f} MB" for name, mb in zip(("driver", "task"), peaks, strict=False)
             ]
             print(f"{side.__name__:12}{', '.join(of)} ({took:.0f} s)", flush=True)
 

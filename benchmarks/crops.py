@@ -126,12 +126,12 @@ def features(encoder: Encoder, kind: Kind, files: list[bytes]) -> torch.Tensor:
 
 def speed(kind: Kind, files: list[bytes]) -> float:
     """Images per second of one thread, the better of two passes."""
-    ids, found = torch.arange(len(files)), []
+    ids, rates = torch.arange(len(files)), []
     for _ in range(2):
         started = time.perf_counter()
         kind.read(files, ids, 0)
-        found.append(len(files) / (time.perf_counter() - started))
-    return max(found)
+        rates.append(len(files) / (time.perf_counter() - started))
+    return max(rates)
 
 
 def main() -> None:
@@ -148,12 +148,12 @@ def main() -> None:
     some, _ = tiles(8, 0, 0)
     first = Image.fromarray(photographs()[0]).resize((533, 400))
     for size in dict.fromkeys((options.size, 224)):
-        for what, files in ((f"{SIDE} px tiles", some), ("533 × 400", [jpeg(first)] * 64)):
+        for title, files in ((f"{SIDE} px tiles", some), ("533 × 400", [jpeg(first)] * 64)):
             rates = {name: speed(Kind(w, size, 0), files) for w, name in names.items()}
-            print(f"{what} to {size} px, images/s:", *(f"{n} {r:,.0f}" for n, r in rates.items()))
-            result[f"images_per_second {what} {size}"] = {n: round(r) for n, r in rates.items()}
+            print(f"{title} to {size} px, images/s:", *(f"{n} {r:,.0f}" for n, r in rates.items()))
+            result[f"images_per_second {title} {size}"] = {n: round(r) for n, r in rates.items()}
     torch.set_num_threads(options.threads)
-    found: dict[str, list[float]] = {name: [] for name in names.values()}
+    accuracies: dict[str, list[float]] = {name: [] for name in names.values()}
     for seed in range(options.seeds):
         files, y = tiles(options.tiles, 0, seed)
         test, test_y = tiles(options.tiles // 2, 1, seed)
@@ -163,9 +163,11 @@ def main() -> None:
             encoder = train(kind, files, options.epochs, seed)
             seconds = time.perf_counter() - started
             x, test_x = (features(encoder, kind, part) for part in (files, test))
-            found[name].append(knn_accuracy(x, y, test_x, test_y, 20))
-            print(f"seed {seed} {name}: kNN {found[name][-1]:.1%}, {seconds:.0f} s", flush=True)
-    for name, values in found.items() if options.seeds else ():
+            accuracies[name].append(knn_accuracy(x, y, test_x, test_y, 20))
+            print(
+                f"seed {seed} {name}: kNN {accuracies[name][-1]:.1%}, {seconds:.0f} s", flush=True
+            )
+    for name, values in accuracies.items() if options.seeds else ():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{name}: kNN {statistics.mean(values):.1%} ± {spread:.1%}")
         result[f"knn_{name}"] = [round(value, 4) for value in values]

@@ -37,19 +37,19 @@ def features(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, tor
     fixed = torch.Generator().manual_seed(0)
     mix = torch.randn(width, d, generator=fixed) * torch.logspace(0, -1.5, width)[:, None]
     centres = 0.5 * torch.randn(classes, width, generator=fixed)
-    own = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, classes, (n,), generator=own)
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, classes, (n,), generator=generator)
     x = torch.empty(n, d)
     for rows in torch.arange(n).split(10_000):
-        noise = torch.randn(len(rows), width, generator=own)
+        noise = torch.randn(len(rows), width, generator=generator)
         x[rows] = torch.relu((centres[y[rows]] + noise) @ mix)
     return x, y
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
+    result = work()
+    return time.perf_counter() - started, result
 
 
 def knn(train: Any, test: Any, device: str) -> dict[str, Any]:
@@ -63,8 +63,8 @@ def knn(train: Any, test: Any, device: str) -> dict[str, Any]:
         flat.add(bank)
         return flat.search(asked, 20)[1]
 
-    other, found = timed(peer)
-    same = float((index.sort(1)[0].numpy() == np.sort(found[:500], 1)).mean())
+    other, neighbours = timed(peer)
+    same = float((index.sort(1)[0].numpy() == np.sort(neighbours[:500], 1)).mean())
     scale = ROWS / len(x) * QUERIES / len(queries)
     return {
         "seconds": seconds, "faiss": other, "ratio": seconds / other, "accuracy": accuracy,
@@ -91,7 +91,7 @@ def linear(train: Any, test: Any, device: str, strength: float, whole: bool) -> 
     model = LogisticRegression(C=1 / (strength * len(x)), tol=tolerance, max_iter=probe.CAP)
     other, _ = timed(lambda: model.fit(z.cpu().numpy(), y.numpy()))
     theirs = float((model.predict(asked.cpu().numpy()) == truth.numpy()).mean())
-    found = {
+    figures = {
         "seconds": seconds, "iterations": steps, "sklearn": other,
         "its iterations": int(model.n_iter_.max()), "ratio": seconds / other,
         "accuracy": accuracy, "its accuracy": theirs,
@@ -102,12 +102,12 @@ def linear(train: Any, test: Any, device: str, strength: float, whole: bool) -> 
         seconds, result = timed(
             lambda: probe.linear_probe(x, y, queries, truth, 0, classes, device)
         )
-        found |= {
+        figures |= {
             "whole": seconds, "whole's accuracy": result.accuracy, "strength": result.strength,
             "capped": result.capped,
             "whole at ImageNet's size, minutes": seconds * ROWS / len(x) / 60,
         }  # fmt: skip
-    return found
+    return figures
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def agree() -> dict[str, float]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     given = batch(64, 32)
     strong = AugmentConfig(blur=0.5, solarize=0.2)
-    found = []
+    outputs = []
     for device in (torch.device("cpu"), DEVICE):
         torch.manual_seed(0)
         encoder = build_encoder(ModelConfig(), 32).to(device)
@@ -91,9 +91,9 @@ def agree() -> dict[str, float]:
         loss = loss_of(encoder, views, clusters, bf16=False)
         torch.autograd.backward(loss)
         gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
-        found.append((views.cpu(), loss.detach().cpu(), gradient.cpu()))
+        outputs.append((views.cpu(), loss.detach().cpu(), gradient.cpu()))
     torch.backends.cudnn.allow_tf32 = True
-    (views, loss, gradient), (other, m, h) = found
+    (views, loss, gradient), (other, m, h) = outputs
     gap = {
         "views": float((views - other).abs().max()),
         "loss": float((loss - m).abs()),
@@ -117,12 +117,12 @@ def medians(sides: dict[str, Callable[[], object]], seconds: float) -> dict[str,
     for side in sides.values():
         for _ in range(3):
             side()
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found[next(iter(sides))]) < 5:
+    while time.perf_counter() < end or len(times[next(iter(sides))]) < 5:
         for name, side in sides.items():
-            found[name].append(once(side))
-    return {name: statistics.median(values) for name, values in found.items()}
+            times[name].append(once(side))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def step(name: str, pixels: int, size: int, compiled: bool, seconds: float) -> dict[str, object]:

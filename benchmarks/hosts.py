@@ -106,26 +106,26 @@ class Store:
             if row["IsLatest"]:
                 step, rest = row["Key"].split("-", 1)  # …/EPOCH/STEP-RANK-of-WORLD.bin
                 steps.setdefault(step, {}).setdefault(rest.split("-of-")[1], []).append(row)
-        found: dict[int, list[np.ndarray]] = {}
+        by_epoch: dict[int, list[np.ndarray]] = {}
         for step, worlds in steps.items():
             rows = max(worlds.values(), key=lambda rows: max(row["LastModified"] for row in rows))
             for row in rows:
                 ids = np.frombuffer(self.read(row["Key"]), "<i8").reshape(-1, 2)[:, 0]
-                found.setdefault(int(step.split("/")[-2]), []).append(ids)
-        return {epoch: np.concatenate(parts) for epoch, parts in found.items()}
+                by_epoch.setdefault(int(step.split("/")[-2]), []).append(ids)
+        return {epoch: np.concatenate(parts) for epoch, parts in by_epoch.items()}
 
 
-def story(given: argparse.Namespace, more: list[str], logs: Path) -> bool:
+def story(given: argparse.Namespace, job_words: list[str], logs: Path) -> bool:
     """The whole run; returns whether all checks hold."""
     began, good = time.monotonic(), True
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
 
-    def check(what: str, holds: bool) -> None:
+    def check(fact: str, holds: bool) -> None:
         nonlocal good
         good &= holds
-        print(f"{'ok' if holds else 'FAILED':>8}  {what}", flush=True)
+        print(f"{'ok' if holds else 'FAILED':>8}  {fact}", flush=True)
 
     bridge()
     store = Store(logs / "s3.log")
@@ -139,15 +139,15 @@ def story(given: argparse.Namespace, more: list[str], logs: Path) -> bool:
         f"--train.epochs {given.epochs} --train.checkpoint-steps 5 --scale.cpus-per-worker 1 "
         f"--scale.workers {given.workers} --scale.address {NET}.2:6379"
     )
-    job = hosts[0].run([*words.split(), *more], logs / "job.log")
+    job = hosts[0].run([*words.split(), *job_words], logs / "job.log")
 
-    def until(what: str, found: Callable[[], Any]) -> float:
+    def until(event: str, condition: Callable[[], Any]) -> float:
         def look() -> Any:
             if job.poll() is not None:
-                raise SystemExit(f"FAILED  the job ended with {job.returncode} before {what}")
-            return found()
+                raise SystemExit(f"FAILED  the job ended with {job.returncode} before {event}")
+            return condition()
 
-        return wait_for(what, look)
+        return wait_for(event, look)
 
     until("the first step", lambda: store.versions("audit/"))
     say("the first step")
@@ -195,13 +195,13 @@ def main() -> None:
     parser.add_argument("--workers", default="1:2", help="2: not elastic")
     parser.add_argument("--cut", type=int, default=3, choices=(2, 3), help="host that is cut off")
     parser.add_argument("--epochs", type=int, default=24)
-    given, more = parser.parse_known_args()
+    given, job_words = parser.parse_known_args()
     given.elastic = ":" in given.workers
     if not inside(ENVIRONMENT):
         return
     logs = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
     try:
-        good = story(given, more, logs)
+        good = story(given, job_words, logs)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:

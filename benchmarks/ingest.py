@@ -80,8 +80,8 @@ def main() -> None:
 
     def stream_of(keep: str) -> tuple[Stream, float]:
         started = time.perf_counter()
-        wanted = replace(data, keep=keep)  # type: ignore[arg-type]
-        return plan_stream(source.images(), ids, wanted), time.perf_counter() - started
+        kept = replace(data, keep=keep)  # type: ignore[arg-type]
+        return plan_stream(source.images(), ids, kept), time.perf_counter() - started
 
     def loader() -> Iterator[torch.Tensor]:
         return iter(DataLoader(files, batch_size=None, num_workers=options.workers, shuffle=True))
@@ -106,11 +106,11 @@ def main() -> None:
     chosen = stream_of("auto")[0].mode
     streams = {mode: stream_of(mode) for mode in ("raw", "encoded", "streaming")}
     sides = {"dataloader": loader} | {mode: reading(s) for mode, (s, _) in streams.items()}
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
         for name, side in sides.items():
-            found[name].append(timed(side))
-    speed = {name: statistics.median(values) for name, values in found.items()}
+            rates[name].append(timed(side))
+    speed = {name: statistics.median(values) for name, values in rates.items()}
     result: dict[str, Any] = {"images": len(ids), "auto": chosen}
     print(f"\n{'side':<12}{'images/s':>12}{'vs DataLoader':>15}{'to keep':>10}")
     for name, value in speed.items():

@@ -169,12 +169,12 @@ def iterations(repeats: int, count: int, scale: float) -> dict[str, float]:
         x = mixture(n, d, k)
         rng = np.random.default_rng(0)
         start = plus_plus(x[rng.choice(n, min(n, 20 * k), replace=False)], k, rng)
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(repeats):
             for name, side in sides.items():
-                found[name].append(side(x, start, count))
-        speed = {name: statistics.median(s for s, _ in rows) for name, rows in found.items()}
-        gap = found["1 actor"][0][1] / found["faiss"][0][1] - 1  # above 0: ours is worse
+                runs[name].append(side(x, start, count))
+        speed = {name: statistics.median(s for s, _ in rows) for name, rows in runs.items()}
+        gap = runs["1 actor"][0][1] / runs["faiss"][0][1] - 1  # above 0: ours is worse
         cells = [f"{s:.3f} ({s / speed['floor']:.2f})" for s in speed.values()] + [f"{gap:.1e}"]
         line = "".join(f"{cell:>16}" for cell in cells)
         print(f"{f'{n}, {d}, {k}':<18}{line}", flush=True)

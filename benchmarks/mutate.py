@@ -317,13 +317,13 @@ def mutate(
                 outcome = worker.take()
                 if outcome is None:
                     continue
-                what, rows, faults, text = outcome
-                found = counts[worker.kind]
-                found.update({"files": 1, what: 1, "rows": rows, "faults": faults})
-                if worker.kind in ("parquet", "tar") and what == "read" and rows < ROWS:
-                    found["fewer rows"] += 1
-                if what not in ("read", "user error"):
-                    bad.append(f"{worker.kind} seed {worker.seed}: {what}: {text}")
+                result, rows, faults, text = outcome
+                tally = counts[worker.kind]
+                tally.update({"files": 1, result: 1, "rows": rows, "faults": faults})
+                if worker.kind in ("parquet", "tar") and result == "read" and rows < ROWS:
+                    tally["fewer rows"] += 1
+                if result not in ("read", "user error"):
+                    bad.append(f"{worker.kind} seed {worker.seed}: {result}: {text}")
                 busy.remove(worker)
                 idle.append(worker)
     finally:
@@ -337,7 +337,7 @@ COLUMNS = ("files", "read", "rows", "faults", "fewer rows", "user error", "error
 
 def render(counts: dict[str, Counter[str]]) -> str:
     """Table of the counts."""
-    body = [[kind, *(f"{found[c]:,}" for c in COLUMNS)] for kind, found in counts.items()]
+    body = [[kind, *(f"{tally[c]:,}" for c in COLUMNS)] for kind, tally in counts.items()]
     whole = sum(counts.values(), Counter())
     return table(["format", *COLUMNS], [*body, ["all", *(f"{whole[c]:,}" for c in COLUMNS)]])
 

@@ -29,16 +29,16 @@ exec {python} -m ray.scripts.scripts start --block --disable-usage-stats --temp-
 """
 
 
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 200) -> float:
+def wait_for(event: str, condition: Callable[[], Any], seconds: float = 200) -> float:
     """Wait until something is true; returns the time.
 
     Raises:
         SystemExit: it was not true in time.
     """
     limit = time.monotonic() + seconds
-    while not found():
+    while not condition():
         if time.monotonic() > limit:
-            raise SystemExit(f"FAILED  {what}: nothing after {seconds:.0f} s")
+            raise SystemExit(f"FAILED  {event}: nothing after {seconds:.0f} s")
         time.sleep(0.2)
     return time.monotonic()
 
@@ -90,16 +90,16 @@ class Host:
 
     def trainers(self) -> list[str]:
         """Process ids of the training workers on the host."""
-        found = []
-        own = os.readlink(f"/proc/{self.first_process()}/ns/pid")
+        processes = []
+        namespace = os.readlink(f"/proc/{self.first_process()}/ns/pid")
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                here = os.readlink(process / "ns/pid") == own
+                here = os.readlink(process / "ns/pid") == namespace
                 if here and b"RayTrainWorker" in (process / "cmdline").read_bytes():
-                    found.append(process.name)
+                    processes.append(process.name)
             except OSError:  # it has just ended
                 continue
-        return found
+        return processes
 
 
 def bridge() -> None:

@@ -61,9 +61,9 @@ def measure(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _memory("VmRSS")
     started, cpu = time.perf_counter(), time.process_time()
-    found = call()
+    result = call()
     cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - started}
-    return cost | {"peak": max(0.0, _memory("VmHWM") - before)}, found
+    return cost | {"peak": max(0.0, _memory("VmHWM") - before)}, result
 
 
 def _memory(name: str) -> float:
@@ -80,19 +80,19 @@ def line(
     size: Callable[[Any], float] | None = None,
 ) -> Any:
     """Measure, print and keep one figure; returns the result. ``size``: bytes of the result."""
-    whole, found = measure(call)
+    whole, result = measure(call)
     row = {key: value / n for key, value in whole.items()}
     text = f"{name:<32}{n:>10,} {unit:<5}{whole['wall']:>8.2f} s wall {whole['cpu']:>8.2f} s CPU"
     text += f"{1e6 * row['cpu']:>11.3f} µs/{unit:<5}peak{row['peak']:>8,.0f} B/{unit:<5}"
     if size is not None:
-        row["bytes"] = size(found) / n
+        row["bytes"] = size(result) / n
         text += f"  holds {row['bytes']:,.1f} B/{unit}"
     if peer is not None:
         row["ratio"] = whole["cpu"] / max(measure(peer[1])[0]["cpu"], 1e-9)
         text += f"  {row['ratio']:.2f} × {peer[0]}"
     print(text, flush=True)
     FIGURES.setdefault(name, {})[str(n)] = row
-    return found
+    return result
 
 
 def table_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -123,9 +123,9 @@ def meeting(figures: Figures) -> str:
     head += ["window for one partner in clusters of 50", "its files"]
     rows = []
     for n in IMAGES:
-        found = [(WINDOW - 1) * (size - 1) / (n - 1) for size in (50, 1000, n / 1000)]
+        windows = [(WINDOW - 1) * (size - 1) / (n - 1) for size in (50, 1000, n / 1000)]
         need = (n - 1) / 49
-        row = [_n(n), *(f"{x:.2g}" for x in found), f"{_n(need)} images"]
+        row = [_n(n), *(f"{x:.2g}" for x in windows), f"{_n(need)} images"]
         rows.append([*row, _b(need * JPEG)])
     return _table(head, rows)
 
@@ -194,7 +194,7 @@ def kmeans(figures: Figures) -> str:
     add = cost(figures, "add partial sums of 1.04 MB") / 1.04e6
     ask = cost(figures, "sum of 2,304 B")
     ref, centroid = cost(figures, "find duplicates"), cost(figures, "update a centroid of 128")
-    own = cost(figures, "add a row to its cluster")
+    assign = cost(figures, "add a row to its cluster")
     rows = []
     for n, gpus in CASES:
         for k in (FEW_K, n // IMAGES_A_CLUSTER):
@@ -203,7 +203,7 @@ def kmeans(figures: Figures) -> str:
             inside = _s(flat / math.sqrt(k)) if float(n) * k * WIDTH > FLAT else "-"
             levels = math.ceil(math.log(gpus, FAN_IN))
             tree = gpus * ask + levels * FAN_IN * size * (1 / NODE_LINK + add)
-            row = [_n(n), _n(gpus), _n(k), _s(flat), inside, _s(n / gpus * own), _b(size)]
+            row = [_n(n), _n(gpus), _n(k), _s(flat), inside, _s(n / gpus * assign), _b(size)]
             row += [_s(tree), _s(k * centroid)]
             refs = gpus * min(gpus, PARTS)
             rows.append([*row, f"{_n(refs)}, {_s(refs * ref)}"])
