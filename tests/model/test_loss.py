@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wcl_ray.model import loss as loss_module
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.losses.paper import partners
 
@@ -245,6 +246,47 @@ def test_graded_positives_match_the_reference() -> None:
         for o in (0, 3)
     ]
     assert float(sum(halves) / 2) == pytest.approx(float(result.loss), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("case", "compiled"),
+    [
+        ("supcon", False),
+        ("paper", False),
+        ("graded", False),
+        ("siblings", False),
+        pytest.param("supcon", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_large_batch_in_parts_has_the_same_loss_and_gradients(
+    case: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z1, z2 = (z.requires_grad_() for z in embeddings(24))
+    fine = torch.randint(-1, 6, (24,), generator=torch.Generator().manual_seed(1))
+    clusters = torch.stack([fine.div(2, rounding_mode="floor"), fine], dim=1)
+    valid = torch.arange(24) != 5
+    similarity = torch.rand(24, 24, generator=torch.Generator().manual_seed(2)).double()
+    estimator = "paper" if case == "paper" else "supcon"
+    offset, local = 7, slice(7, 18)  # as of one worker of several
+
+    def evaluate(most_pairs: int) -> tuple[list[float], list[torch.Tensor]]:
+        monkeypatch.setattr(loss_module, "MOST_PAIRS", most_pairs)
+        function = torch.compile(cl_infonce, backend="aot_eager") if compiled else cl_infonce
+        result = function(
+            *(z1[local], z2[local], z1, z2, clusters[local], clusters, offset, 0.2),
+            *(estimator, valid),
+            similarity=similarity[local] if case == "graded" else None,
+            siblings=case == "siblings",
+            level_weights=(1.0, 3.0),
+        )
+        gradients = torch.autograd.grad(result.loss, (z1, z2))
+        return [float(x.detach()) for x in result], list(gradients)
+
+    values, gradients = evaluate(11 * 24)
+    parts, gradients_of_parts = evaluate(11 * 24 - 1)  # two anchors at a time, and one
+    assert parts == pytest.approx(values, rel=1e-12)
+    for whole_batch, in_parts in zip(gradients, gradients_of_parts, strict=True):
+        torch.testing.assert_close(in_parts, whole_batch, rtol=1e-10, atol=1e-12)
 
 
 def test_clusters_are_graded_positives_of_weight_1() -> None:

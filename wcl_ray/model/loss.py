@@ -3,7 +3,9 @@
 Source: Tsai et al., "Learning Weakly-supervised Contrastive Representations", ICLR 2022.
 Shapes: b local images, B images of the global batch, D dimensions, G granularities; W = B / b.
 
-Local anchors meet the candidates of the global batch, so memory and work are b × 2B, not (2B)².
+Local anchors meet the candidates of the global batch, so work is b × 2B, not (2B)². So is memory up
+to b × B = MOST_PAIRS; in larger batches it is linear in B, since logits are not kept for the
+backward pass.
 Clusters are integers; -1 is a singleton: an image that shares its cluster with no other. If all
 images are singletons, both estimators are InfoNCE / SimCLR; with labels as clusters, ``supcon`` is
 supervised contrastive learning (Khosla et al., 2020).
@@ -18,9 +20,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from wcl_ray.model.losses import Estimator, GlobalBatch
 from wcl_ray.registry import LOSSES
+
+MOST_PAIRS = 2**24  # of anchors and candidate images whose logits are kept for the backward pass
 
 
 class LossResult(NamedTuple):
@@ -85,31 +90,52 @@ def cl_infonce(
         z1, z2, all_z1, all_z2 = (_unit(z) for z in (z1, z2, all_z1, all_z2))
         clusters = clusters.masked_fill(~valid[:, None], -1)
         all_clusters = all_clusters.masked_fill(~all_valid[:, None], -1)
-        index = torch.arange(len(z1), device=z1.device) + offset
-        itself = index[:, None] == torch.arange(len(all_z1), device=z1.device)  # (b, B)
-        positives = _same_cluster(clusters, all_clusters) & ~itself
-        candidates = _same_parent(clusters, positives) if siblings else None
-        if similarity is not None:
-            grades = similarity.to(z1.dtype).square().masked_fill(itself | ~all_valid, 0.0)
-            positives = torch.maximum(positives.to(z1.dtype), grades)
-        views = z1, z2, all_z1, all_z2
-        batch = GlobalBatch(
-            *views, all_clusters, positives, candidates, all_valid, offset, temperature
-        )
-        levels = estimate(batch)
-        if levels.shape != (len(positives), len(z1)):
-            raise ValueError(
-                f"the estimator returned losses of shape {tuple(levels.shape)}, not (G, b) = "
-                f"{(len(positives), len(z1))}"
+
+        def anchors_loss(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+            """(G, n) losses of n local anchors, and (n,) sums of their positives."""
+            part = slice(start, stop)
+            index = torch.arange(start, stop, device=z1.device) + offset
+            itself = index[:, None] == torch.arange(len(all_z1), device=z1.device)  # (n, B)
+            positives = _same_cluster(clusters[part], all_clusters) & ~itself
+            candidates = _same_parent(clusters[part], positives) if siblings else None
+            if similarity is not None:
+                grades = similarity[part].to(z1.dtype).square()
+                grades = grades.masked_fill(itself | ~all_valid, 0.0)
+                positives = torch.maximum(positives.to(z1.dtype), grades)
+            views = z1[part], z2[part], all_z1, all_z2
+            first = offset + start
+            levels = estimate(
+                GlobalBatch(
+                    *views, all_clusters, positives, candidates, all_valid, first, temperature
+                )
             )
+            expected = len(positives), stop - start
+            if levels.shape != expected:
+                raise ValueError(
+                    f"the estimator returned losses of shape {tuple(levels.shape)}, not (G, b) = "
+                    f"{expected}"
+                )
+            return levels, positives[0].sum(1, dtype=z1.dtype)
+
+        n = len(z1)
+        if n * len(all_z1) <= MOST_PAIRS:
+            levels, positives = anchors_loss(0, n)
+        else:
+            # memory linear in B: logits are computed again in the backward pass
+            step = max(1, MOST_PAIRS // 4 // len(all_z1))
+            parts = [
+                checkpoint(anchors_loss, i, min(i + step, n), use_reentrant=False)
+                for i in range(0, n, step)
+            ]
+            levels = torch.cat([losses for losses, _ in parts], dim=1)
+            positives = torch.cat([sums for _, sums in parts])
         losses = levels.mean(0)
         if level_weights:
             if len(level_weights) != len(levels):
                 raise ValueError(f"{len(level_weights)} level weights for {len(levels)} levels")
             weights = torch.tensor(level_weights, dtype=levels.dtype, device=levels.device)
             losses = (weights[:, None] * levels).sum(0) / sum(level_weights)
-        positives = positives[0].sum(1, dtype=z1.dtype)
-        scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype)
+        scale = len(all_z1) / n / all_valid.sum(dtype=z1.dtype)
 
         def mean(rows: torch.Tensor) -> torch.Tensor:
             return torch.where(valid, rows, 0.0).sum() * scale

@@ -18,7 +18,7 @@ class GlobalBatch(NamedTuple):
         all_z1, all_z2: (B, D) the same of all workers, in order of rank.
         clusters: int (B, G); -1: a singleton, or invalid.
         positives: (G, b, B), whether another image is a positive of the anchor: bool, or float
-            weights in [0, 1] (then G is 1). Its own other view, not among them, always is one.
+            weights in [0, 1]. Its own other view, not among them, always is one.
         candidates: bool (G, b, B), the images that the anchor is contrasted with at each level;
             None: all.
         valid: bool (B,); invalid images may be neither positives nor candidates.
@@ -41,3 +41,15 @@ class GlobalBatch(NamedTuple):
 # (G, b) losses of the local images in nats at each granularity, means over both views; any finite
 # number for an invalid image
 Estimator = Callable[[GlobalBatch], torch.Tensor]
+
+
+def logits(anchors: torch.Tensor, candidates: torch.Tensor, batch: GlobalBatch) -> torch.Tensor:
+    """(b, B) cosine similarities over τ; the lowest finite number for invalid candidates, since the
+    product of -inf with a zero is NaN.
+
+    Args:
+        anchors: (b, D), of unit length. candidates: (B, D), of unit length.
+    """
+    least = torch.finfo(anchors.dtype).min
+    bias = torch.zeros_like(candidates[:, 0]).masked_fill(~batch.valid, least)
+    return torch.addmm(bias, anchors / batch.temperature, candidates.T)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from wcl_ray.model.losses import GlobalBatch
+from wcl_ray.model.losses import GlobalBatch, logits
 from wcl_ray.registry import LOSSES
 
 
@@ -16,19 +15,18 @@ def paper(batch: GlobalBatch) -> torch.Tensor:
     ``loss = mean_i [ logsumexp_j f(x_i,y_j) - f(x_i,y_i) ]``. Here x is the first view of an image
     and y the second view of its partner; the loss is averaged with that of the views swapped.
     """
-    z1, z2, all_z1, all_z2, all_clusters, _, _, all_valid, offset, temperature = batch
-    least = torch.finfo(z1.dtype).min
+    z1, z2, all_z1, all_z2 = batch[:4]
+    local = slice(batch.offset, batch.offset + len(z1))
     forward, backward = (
-        (anchors @ candidates.T / temperature).masked_fill(~all_valid, least)
+        logits(anchors, candidates, batch).logsumexp(1)
         for anchors, candidates in ((z1, all_z2), (z2, all_z1))
     )
-    local = slice(offset, offset + len(z1))
     losses = []
-    for column in all_clusters.T:
+    for column in batch.clusters.T:
         partner = partners(column)
         inverse = torch.argsort(partner)
-        one_way = F.cross_entropy(forward, partner[local], reduction="none")
-        other_way = F.cross_entropy(backward, inverse[local], reduction="none")
+        one_way = forward - (z1 * all_z2[partner[local]]).sum(1) / batch.temperature
+        other_way = backward - (z2 * all_z1[inverse[local]]).sum(1) / batch.temperature
         losses.append((one_way + other_way) / 2)
     return torch.stack(losses)
 

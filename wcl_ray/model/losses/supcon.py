@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wcl_ray.model.losses import GlobalBatch
+from wcl_ray.model.losses import GlobalBatch, logits
 from wcl_ray.registry import LOSSES
 
 
@@ -18,27 +18,38 @@ def supcon(batch: GlobalBatch) -> torch.Tensor:
     weights instead of clusters the mean is weighted, the own other view having weight 1, as in
     y-aware InfoNCE (Dufumier et al., MICCAI 2021).
     """
-    z1, z2, all_z1, all_z2, _, positives, candidates, all_valid, offset, temperature = batch
-    b, total = len(z1), len(all_z1)
-    rows = torch.arange(b, device=z1.device)
-    index = rows + offset
-    eye = index[:, None] == torch.arange(total, device=z1.device)  # (b, B)
-    masked = torch.cat([eye | ~all_valid, (~all_valid).expand(b, total)], dim=1)
+    z1, z2, all_z1, all_z2, _, positives, candidates, _, offset, temperature = batch
+    rows = torch.arange(len(z1), device=z1.device)
+    itself = rows, rows + offset
+    weights = positives.to(z1.dtype)  # (G, b, B)
+    pulled = weights @ (all_z1 + all_z2)  # (G, b, D): Σ of the weighted positives, both views
+    total_weight = 2 * weights.sum(2) + 1  # and the image's own other view
     both_views = []
-    for anchor, first, second in ((z1, all_z1, all_z2), (z2, all_z2, all_z1)):
+    for anchor, other, first, second in ((z1, z2, all_z1, all_z2), (z2, z1, all_z2, all_z1)):
         # first: the view of the anchor, which must not meet itself; second: the other view
-        logits = torch.cat([anchor @ first.T, anchor @ second.T], dim=1) / temperature
-        # not -inf, whose product with zeros in the mask is NaN
-        least = torch.finfo(logits.dtype).min
-        logits = logits.masked_fill(masked, least)
-        log_all = torch.logsumexp(logits, dim=1)
-        losses = []
-        for level, others in enumerate(positives):
-            if candidates is not None:
-                outside = ~(candidates[level] | eye).repeat(1, 2)
-                log_all = torch.logsumexp(logits.masked_fill(outside, least), dim=1)
-            positive = torch.cat([others, torch.maximum(others, eye.to(others.dtype))], dim=1)
-            total_weight = positive.sum(1, dtype=logits.dtype)
-            losses.append(log_all - (logits * positive).sum(1) / total_weight)
-        both_views.append(torch.stack(losses))
+        same_view = logits(anchor, first, batch)
+        same_view[itself] = torch.finfo(same_view.dtype).min
+        other_view = logits(anchor, second, batch)
+        if candidates is None:
+            log_all = torch.logaddexp(same_view.logsumexp(1), other_view.logsumexp(1))[None]
+        else:
+            log_all = torch.stack(
+                [_log_sum(same_view, other_view, level, itself) for level in candidates]
+            )
+        mean_positive = ((pulled + other) * anchor).sum(2) / temperature / total_weight
+        both_views.append(log_all - mean_positive)
     return torch.stack(both_views).mean(0)
+
+
+def _log_sum(
+    same_view: torch.Tensor,
+    other_view: torch.Tensor,
+    candidates: torch.Tensor,
+    itself: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """(b,) logsumexp over the candidates of a level and the image's own other view."""
+    outside = ~candidates
+    outside[itself] = False
+    least = torch.finfo(same_view.dtype).min
+    first, second = (x.masked_fill(outside, least).logsumexp(1) for x in (same_view, other_view))
+    return torch.logaddexp(first, second)
