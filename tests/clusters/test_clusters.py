@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from wcl_ray.clusters.counts import count_column
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata, columns_of
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.sources.base import ID, KEY
+from wcl_ray.data.sources.tables import read_csv
 from wcl_ray.data.values import plain
 from wcl_ray.errors import UserError, find_user_error
 
@@ -150,6 +152,22 @@ def test_tags() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("types", [(), ("marks=tags",)], ids=str)
+def test_tags_of_a_csv_file_make_the_same_clusters(types: tuple[str, ...]) -> None:
+    lists = rows().column("marks").to_pylist()
+    texts = ["; ".join(tags) if types else json.dumps(tags) for tags in lists]
+    cells = ['"' + text.replace('"', '""') + '"' for text in texts]
+    column = read_csv("\n".join(["marks", *cells]), "a.csv")["marks"]
+    table = rows().drop_columns(["marks"]).append_column("marks", column)
+    result = cluster(ClustersConfig(kind="tags", types=types), table)
+    known = cluster(ClustersConfig(kind="tags")).assignment
+    assert [a.name for a in result.chosen] == ["marks has ring", "marks has spot"]
+    assert np.array_equal(result.assignment.clusters, known.clusters)
+    with pytest.raises(UserError, match=r"--clusters\.types sex=tags"):
+        cluster(ClustersConfig(kind="tags", columns=("sex",)))
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_hierarchy_of_columns_and_of_paths() -> None:
     order, genus = (np.arange(N) % 2).astype(str), (np.arange(N) % 6).astype(str)
     family = [None if i % 10 == 0 else f"f{i % 6 % 4}" for i in range(N)]
@@ -218,7 +236,7 @@ def test_errors(config: ClustersConfig, changes: dict[str, Any], words: list[str
 def test_label_kind_needs_a_label() -> None:
     with pytest.raises(UserError, match=r"needs --data\.label"):
         columns_of(ClustersConfig(kind="label"), None, COLUMNS)
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match=r"there are none; --data\.table adds those of a file"):
         columns_of(ClustersConfig(), "label", ("label",))
 
 
