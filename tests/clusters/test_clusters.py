@@ -162,7 +162,10 @@ def test_tags_of_a_csv_file_make_the_same_clusters(types: tuple[str, ...]) -> No
     result = cluster(ClustersConfig(kind="tags", types=types), table)
     known = cluster(ClustersConfig(kind="tags")).assignment
     assert [a.name for a in result.chosen] == ["marks has ring", "marks has spot"]
-    assert np.array_equal(result.assignment.clusters, known.clusters)
+    # numbered in another order, as clusters of equal size may be
+    pairs = np.unique(np.hstack([result.assignment.clusters, known.clusters]), axis=0)
+    assert [-1, -1] in pairs.tolist()
+    assert len(pairs) == len(np.unique(known.clusters))
     with pytest.raises(UserError, match=r"--clusters\.types sex=tags"):
         cluster(ClustersConfig(kind="tags", columns=("sex",)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -52,6 +53,17 @@ def test_shared_tags_weigh_by_their_rarity() -> None:
     assert not found[6].any()
     np.testing.assert_array_equal(found, found.T)
     assert found[3, 4] > found[0, 3]  # a rare tag in common counts more than a common one
+
+
+def test_tags_in_texts_weigh_as_those_of_lists() -> None:
+    tags = [["a", "b"], ["a", "b"], ["a"], ["a", "c"], ["b", "c"], [], None, ["a"]]
+    known = bits_of({"tags": pa.array(tags)})
+    for separator in (None, "; "):
+        join = json.dumps if separator is None else separator.join
+        texts = [None if of_row is None else join(of_row) for of_row in tags]  # type: ignore[operator]
+        found = bits_of({"tags": texts}, parts=3, types={"tags": "tags"} if separator else {})
+        np.testing.assert_array_equal(found.bits, known.bits)
+        np.testing.assert_allclose(found.weights, known.weights)
 
 
 def test_numbers_are_the_more_similar_the_nearer_their_ranks() -> None:
