@@ -169,6 +169,16 @@ def test_errors(argv: list[str], words: list[str], capsys: pytest.CaptureFixture
         assert word in message
 
 
+def test_a_value_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for cls, words in ((Config, ["--loss.temperature", "0"]), (SearchConfig, ["--confirm", "-1"])):
+        with pytest.raises(SystemExit):
+            parse(words, cls)
+        option, value = words[0][2:], float(words[1])
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {option} is {value:g}")
+        assert error.count("\n") == 1
+
+
 def test_kind_of_clusters_of_a_method(tmp_path: Path) -> None:
     """It is set, may be given, and is stored."""
     label = ["--data.label", "x"]

@@ -12,6 +12,9 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -40,10 +43,27 @@ def field_name(option: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+class OptionError(Exception):
+    """An invalid option of a command line. No ValueError: tyro would draw a box around it."""
+
+
+_error: ContextVar[type[Exception]] = ContextVar("error", default=ValueError)
+
+
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """:func:`require` raises an :class:`OptionError` inside."""
+    token = _error.set(OptionError)
+    try:
+        yield
+    finally:
+        _error.reset(token)
+
+
 def require(ok: bool, message: str) -> None:
     """Raise a ValueError with the message unless ``ok``."""
     if not ok:
-        raise ValueError(message)
+        raise _error.get()(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
