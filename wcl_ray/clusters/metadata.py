@@ -255,8 +255,8 @@ def leaks(counts: Mapping[str, ColumnCounts], label: str | None) -> list[str]:
             others = " ".join(n for n in counts if n != name)
             raise UserError(
                 f"column {name!r} is equivalent to the label {label!r}: each of its "
-                f"{len(commonest)} values stands for one class, so the clusters would give the answer "
-                f"away; leave it out with --clusters.columns {others}"
+                f"{len(commonest)} values stands for one class, so the clusters would give "
+                f"the answer away; leave it out with --clusters.columns {others}"
             )
         if len(commonest) <= 0.5 * column.rows:
             notes.append(
