@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,18 @@ def test_a_column_that_determines_the_label_is_told() -> None:
     table = rows().append_column("unit", pa.array([f"u{i % 20}" for i in range(N)]))
     result = cluster(ClustersConfig(columns=("unit", "sex"), top_k=(5,)), table)
     assert any("'unit' determines the label" in note for note in result.notes)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_column_that_nearly_determines_the_label_is_told() -> None:
+    table = rows()
+    copied = table["label"].to_pylist()
+    copied[0] = next(value for value in copied if value != copied[0])
+    table = table.append_column("copy", pa.array(copied))
+    result = cluster(ClustersConfig(columns=("copy", "sex"), top_k=(2,)), table)
+    share = math.floor(1000 * (N - 1) / N) / 10
+    assert f"column 'copy' tells the label 'label' of {share}% of the images" in result.notes
+    assert not any("'sex'" in note for note in result.notes)
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=60))
