@@ -1,12 +1,14 @@
 """Tags in metadata columns: lists, or texts that hold them.
 
-A text is a JSON list of texts, such as ``["wild", "night"]``, or has parts between separators:
+A text is a list of texts as JSON or Python write it (pandas, for one), such as ``["wild", "night"]``
+or ``['wild', 'night']``, or has parts between separators:
 the first of SEPARATORS that occurs anywhere in the column. White space around a tag and empty tags
 are dropped; words such as NA are missing.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Collection
 from typing import Any
@@ -43,8 +45,8 @@ def read_tags(column: pa.ChunkedArray, form: str) -> pa.Array:
 
     def convert(text: str) -> list[str] | None:
         if form == "separators":
-            return [] if _is_json(text) else [s for s in SEPARATORS if s in text]
-        if form == "tags" or _is_json(text):
+            return [] if _is_list(text) else [s for s in SEPARATORS if s in text]
+        if form == "tags" or _is_list(text):
             return _members(text)
         return _trimmed(text.split(separator))
 
@@ -56,23 +58,26 @@ def split_form(occurring: Collection[Any]) -> str:
     return SPLIT_FORMS[next((s for s in SEPARATORS if s in occurring), SEPARATORS[0])]
 
 
-def _is_json(text: str) -> bool:
+def _is_list(text: str) -> bool:
     return text.lstrip().startswith("[")
 
 
 def _members(text: str) -> list[str] | None:
-    """The members of a JSON list of texts; None: it is none.
+    """The members of a list of texts; None: it is none.
 
-    >>> _members('["wild", " night ", ""]'), _members("[1]"), _members("wild")
-    (['wild', 'night'], None, None)
+    >>> _members('["wild", " night ", ""]'), _members("['a']"), _members("[1]"), _members("wild")
+    (['wild', 'night'], ['a'], None, None)
     """
-    if not _is_json(text):
+    if not _is_list(text):
         return None
     try:
         members = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    texts = all(isinstance(member, str) for member in members)
+        try:
+            members = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    texts = isinstance(members, list) and all(isinstance(member, str) for member in members)
     return _trimmed(members) if texts else None
 
 
