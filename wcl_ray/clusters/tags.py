@@ -1,9 +1,9 @@
 """Tags in metadata columns: lists, or texts that hold them.
 
-A text is a list of texts as JSON or Python write it (pandas, for one), such as ``["wild", "night"]``
-or ``['wild', 'night']``, or has parts between separators:
-the first of SEPARATORS that occurs anywhere in the column. White space around a tag and empty tags
-are dropped; words such as NA are missing.
+A text is a list of texts as JSON or Python (and so pandas) write it, such as ``["wild", "night"]``
+or ``['wild', 'night']``, or has parts between separators: the first of SEPARATORS that occurs
+anywhere in the column. White space around a tag and empty tags are dropped; words such as NA are
+missing.
 """
 
 from __future__ import annotations

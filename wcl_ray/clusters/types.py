@@ -5,7 +5,8 @@
 - **boolean**: booleans, or two values such as yes and no, 0 and 1.
 - **category**: other texts, and integers that number things.
 - **date**: dates, or texts that all are dates (see :mod:`wcl_ray.clusters.dates`).
-- **tags**: lists, or texts that all are lists of texts as JSON or Python write them (see :mod:`wcl_ray.clusters.tags`).
+- **tags**: lists, or texts that all are lists of texts as JSON or Python write them (see
+  :mod:`wcl_ray.clusters.tags`).
 - **place**: two number columns whose names say latitude and longitude, a struct of two such fields,
   or lists of two numbers under a name such as location.
 - **text**: texts of which at least half have several words and more than half (and 20) differ.
