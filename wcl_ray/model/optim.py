@@ -58,7 +58,7 @@ def undecayed(model: nn.Module) -> set[str]:
     normalisation), class tokens, position embeddings and layer scales; of timm's networks what
     they say themselves (``no_weight_decay``)."""
     backbone = getattr(model, "backbone", None)
-    own = getattr(backbone, "no_weight_decay", set)()
+    own: set[str] = set(getattr(backbone, "no_weight_decay", set)())
     return {f"backbone.{name}" for name in own} | {
         name
         for name, parameter in model.named_parameters()
