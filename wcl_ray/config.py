@@ -430,7 +430,8 @@ class TrainConfig:
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """adamw, sgd with Nesterov momentum, or lars (large batches)."""
     weight_decay: float = 1e-4
-    """Weight decay; biases and normalisation weights are exempt."""
+    """Weight decay; biases, normalisation weights, class tokens, position embeddings and layer
+    scales are exempt."""
     momentum: float = 0.9
     """Momentum of sgd and lars."""
     warmup: float = 0.1

@@ -7,7 +7,7 @@ import torch
 
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import build_encoder
+from wcl_ray.model.encoder import build_backbone, build_encoder
 from wcl_ray.model.layers import freeze, layer_numbers, set_training
 from wcl_ray.model.optim import build_optimizer
 
@@ -18,8 +18,9 @@ from wcl_ray.model.optim import build_optimizer
         ("small", 32, 5, "layer4.0.conv1.weight"),
         ("resnet18", 32, 5, "layer4.1.bn2.bias"),
         ("vit_b_16", 32, 13, "encoder.ln.bias"),
-        ("convnext_tiny", 64, 8, "classifier.0.bias"),
-        ("densenet121", 64, 8, "features.norm5.bias"),
+        ("convnext_tiny", 64, 5, "classifier.0.bias"),
+        ("swin_t", 64, 5, "norm.bias"),
+        ("densenet121", 64, 5, "features.norm5.bias"),
         ("regnet_y_400mf", 64, 5, "trunk_output.block4.block4-5.f.c.1.bias"),
         ("shufflenet_v2_x0_5", 64, 4, "conv5.1.bias"),
         ("googlenet", 64, 4, "inception5b.branch4.1.bn.bias"),
@@ -43,6 +44,25 @@ def test_layers_of_libraries(name: str, size: int, count: int, last: str) -> Non
     assert layers[last] == count - 1
     numbers = [layers[name] for name in names]
     assert set(numbers) == set(range(count))
+
+
+@pytest.mark.parametrize(
+    ("name", "timms"),
+    [
+        ("convnext_tiny", "convnext_tiny"),
+        ("swin_t", "swin_tiny_patch4_window7_224"),
+        ("densenet121", "densenet121"),
+    ],
+)
+def test_frozen_stages_are_the_same_in_both_libraries(name: str, timms: str) -> None:
+    pytest.importorskip("timm")
+    trained = []
+    for backbone in (name, f"timm:{timms}"):
+        with torch.device("meta"):
+            network = build_backbone(backbone, 224)
+        freeze(network, 3)
+        trained.append(sum(p.numel() for p in network.parameters() if p.requires_grad))
+    assert trained[0] == trained[1]
 
 
 def test_a_network_without_known_stages() -> None:

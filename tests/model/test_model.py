@@ -11,7 +11,7 @@ import torchvision
 
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.errors import UserError
-from wcl_ray.model.encoder import EncoderSpec, build_encoder, load_exported
+from wcl_ray.model.encoder import EncoderSpec, build_backbone, build_encoder, load_exported
 from wcl_ray.model.optim import LARS, build_optimizer, clip_gradients, learning_rate
 
 
@@ -146,6 +146,59 @@ def test_optimisers_spare_biases(name: str) -> None:
     model(torch.randn(5, 3)).square().sum().backward()
     optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "exempt"),
+    [
+        ("vit_b_16", {"class_token", "encoder.pos_embedding"}),
+        ("convnext_tiny", {"features.1.0.layer_scale", "features.7.2.layer_scale"}),
+        ("timm:vit_tiny_patch16_224", {"cls_token", "pos_embed"}),
+        (
+            "timm:swin_tiny_patch4_window7_224",
+            {"layers.0.blocks.1.attn.relative_position_bias_table"},
+        ),
+    ],
+)
+def test_tokens_positions_and_layer_scales_get_no_weight_decay(name: str, exempt: set[str]) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    model = torch.nn.Module()
+    with torch.device("meta"):
+        model.backbone = build_backbone(name, 224)
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    rates = {n: decay[id(p)] for n, p in model.backbone.named_parameters()}
+    assert {rates[n] for n in exempt} == {0.0}
+    kernel = next(n for n, p in model.backbone.named_parameters() if p.ndim == 4)
+    assert rates[kernel] == 0.1
+
+
+def test_an_optimiser_of_other_groups_comes_back() -> None:
+    """As version 0.2 kept it: only parameters of one dimension were spared."""
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.class_token = torch.nn.Parameter(torch.ones(1, 2))
+    model.linear = torch.nn.Linear(2, 3)
+    matrices = [model.class_token, model.linear.weight]
+    options = [(matrices, 0.1), ([model.linear.bias], 0.0)]
+    former = torch.optim.AdamW(
+        [{"params": params, "weight_decay": decay, "lr_scale": 1.0} for params, decay in options],
+        lr=0.5,
+    )
+    model.linear(model.class_token).square().sum().backward()
+    former.step()
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
+    optimizer.load_state_dict(former.state_dict())
+    for parameter in model.parameters():
+        assert torch.equal(
+            optimizer.state[parameter]["exp_avg"], former.state[parameter]["exp_avg"]
+        )
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert {g["lr"] for g in optimizer.param_groups} == {0.5}
+    other = torch.optim.AdamW(model.parameters())
+    with pytest.raises(UserError, match="other groups of weights"):
+        optimizer.load_state_dict(other.state_dict())
 
 
 def test_lars_by_hand() -> None:

@@ -86,15 +86,54 @@ def test_an_export_of_ours_keeps_its_normalisation() -> None:
     assert torch.allclose(features, bare((images - 0.5) / 0.5), atol=1e-5)
 
 
-def test_missing_weights_are_listed_and_stay_as_seeded() -> None:
+def test_a_norm_before_the_classifier_may_be_missing_and_stays_as_seeded() -> None:
+    state = build_backbone("convnext_tiny", 224).state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("classifier")}
+    _, export, fit = start_encoder(spec("convnext_tiny", 64), Weights("x", state), 7)
+    assert fit.missing == ("classifier.0.weight", "classifier.0.bias")
+    assert torch.equal(safetensors.torch.load(export)["classifier.0.weight"], torch.ones(768))
+
+
+def test_a_file_that_lacks_weights_of_a_block_is_refused() -> None:
     state = resnet().state_dict()
-    gone = [name for name in state if name.startswith("layer4.1.bn2") and "num" not in name]
-    for name in gone:
-        del state[name]
-    _, export, fit = start_encoder(spec("resnet18", 224), Weights("x", state), 7)
-    assert sorted(fit.missing) == sorted(gone)
-    again = safetensors.torch.load(start_encoder(spec("resnet18", 224), Weights("x", state), 7)[1])
-    assert all(torch.equal(again[k], v) for k, v in safetensors.torch.load(export).items())
+    del state["layer4.1.bn2.bias"], state["layer4.1.bn2.running_var"]
+    words = r"^2 of the network's 100 weights are not in it \(layer4\.1\.bn2\.bias, layer4"
+    with pytest.raises(UserError, match=words):
+        fit_state(state, spec("resnet18", 224).build().backbone)
+
+
+@pytest.mark.parametrize(
+    ("source", "backbone"),
+    [
+        ("resnet18", "resnet34"),
+        ("resnet34", "resnet18"),
+        ("resnet50", "resnet101"),
+        ("resnet101", "resnet50"),
+        ("convnext_small", "convnext_tiny"),
+        ("efficientnet_b1", "efficientnet_b0"),
+        ("swin_s", "swin_t"),
+        ("timm:seresnet50", "timm:resnet50"),
+    ],
+)
+def test_a_deeper_or_shallower_network_of_the_family_is_refused(source: str, backbone: str) -> None:
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
+    with torch.device("meta"):
+        state, network = (build_backbone(name, 224) for name in (source, backbone))
+        with pytest.raises(UserError, match=r"weights are (not in it|of blocks that the network)"):
+            fit_state({f"module.{k}": v for k, v in state.state_dict().items()}, network)
+
+
+def test_what_stands_beside_the_backbone_is_no_block() -> None:
+    backbone = spec("resnet18", 224).build().backbone
+    state = {f"encoder.{name}": value for name, value in resnet().state_dict().items()}
+    beside = ("projector.0.weight", "mask_token", "pooler.dense.weight", "decoder_blocks.0.weight")
+    state |= {f"encoder.{name}": torch.zeros(2) for name in beside}
+    state |= {f"ema.{name}": value for name, value in resnet().state_dict().items()}
+    fit = fit_state(state, backbone)
+    assert (fit.prefix, fit.missing) == ("ema.", ())
+    state = {name: value for name, value in state.items() if not name.startswith("ema.")}
+    assert set(fit_state(state, backbone).unexpected) == set(beside)
 
 
 def test_another_architecture_names_the_nearest() -> None:
@@ -140,13 +179,26 @@ def test_a_small_stem_does_not_take_published_weights() -> None:
         start_encoder(spec("resnet18", 224), Weights("w.pth", small), 0)
 
 
-def test_no_architecture_is_searched_for_if_only_shapes_differ(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(wcl_ray.model.weights, "nearest_architecture", refuse)
+def test_a_wider_network_of_the_same_names_is_named() -> None:
     wide = torchvision.models.wide_resnet50_2().state_dict()
-    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight has shape \(128.* differ\)$"):
+    words = r"layer1\.0\.conv1\.weight has shape \(128.*; use --model.backbone wide_resnet50_2$"
+    with pytest.raises(UserError, match=words):
         start_encoder(spec("resnet50", 224), Weights("w.pth", wide), 0)
+
+
+def test_a_forgotten_backbone_is_named() -> None:
+    momentum = {f"encoder_k.{name}": value for name, value in resnet().state_dict().items()}
+    state = {name.replace("_k.", "_q."): value for name, value in momentum.items()} | momentum
+    with pytest.raises(UserError, match=r"does not fit small .*; use --model.backbone resnet18$"):
+        start_encoder(spec("small", 32), Weights("r18.pth", state), 0)
+
+
+def test_a_narrower_transformer_is_named() -> None:
+    pytest.importorskip("timm")
+    tiny = build_backbone("timm:vit_tiny_patch16_224", 224).state_dict()
+    words = r"has shape .*; use --model.backbone timm:vit_tiny_patch16_224$"
+    with pytest.raises(UserError, match=words):
+        start_encoder(spec("timm:vit_small_patch16_224", 224), Weights("w.pth", tiny), 0)
 
 
 def state_with(first: str, second: str) -> dict[str, torch.Tensor]:
@@ -186,8 +238,8 @@ def test_of_student_and_teacher_the_teacher_is_taken() -> None:
 
 def test_loaded_weights_are_counted_without_batch_counters() -> None:
     state = {k: v for k, v in resnet().state_dict().items() if "num_batches" not in k}
-    del state["layer4.1.bn2.bias"]
-    assert fit_state(state, resnet()).loaded == 101  # all but it and the classifier
+    del state["fc.bias"]
+    assert fit_state(state, resnet()).loaded == 101  # all but it
 
 
 def test_something_else_is_no_architecture() -> None:
@@ -201,14 +253,14 @@ def test_something_else_is_no_architecture() -> None:
     ("content", "name", "words"),
     [
         (b"no weights", "x.pth", "is not a file of weights"),
-        (b"no weights", "x.safetensors", "is not a safetensors file"),
+        (b"no weights", "x.safetensors", r"is not .* file \(.*\); give .*\.safetensors .*\.pth"),
         (saved({"epoch": 3}), "x.pth", "holds no tensors"),
         (saved([1, 2]), "x.pth", "holds no tensors"),
         (saved({1: torch.ones(1)}), "x.pth", "holds no tensors"),
         (b"", "x.pth", "is not a file of weights"),
         (b"\x80\x02}q\x00h\x07.", "x.pth", "is not a file of weights"),
         (bytes(range(256)), "x.pth", "is not a file of weights"),
-        (b"junk\n", "x.pth", "is not a file of weights; save a state_dict"),
+        (b"junk\n", "x.pth", "is not a file of weights; give a .safetensors"),
         (b"", "x.safetensors", "is not a safetensors file"),
     ],
 )

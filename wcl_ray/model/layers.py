@@ -10,20 +10,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wcl_ray.errors import UserError
 
-# stages or blocks of torchvision's networks and of the small one
+# stages or blocks of torchvision's networks and of the small one; as in timm, the transition after
+# a dense block is part of it
 NUMBERED = re.compile(
-    r"^(layer|features\.(?:denseblock|transition)?|encoder\.layers\.encoder_layer_"
+    r"^(layer|features\.|encoder\.layers\.encoder_layer_"
     r"|trunk_output\.block|blocks\.|stage|inception|Mixed_"
-    r"|layers\.(?=(?:8|9|1[0-3])\.))(\d+)[a-z]?\."  # the stages of MNASNet
+    r"|layers\.(?=(?:8|9|1[0-3])\.))"  # the stages of MNASNet
+    r"(?:denseblock|transition)?(\d+)[a-z]?\."
 )
+# of torchvision: every even one of their features is the downsampling before a stage
+DOWNSAMPLED = ("ConvNeXt", "SwinTransformer")
 
 
 def layer_numbers(backbone: nn.Module) -> dict[str, int]:
     """Parameter → its layer: 0 is the stem (or patch embedding), then come the stages of a
     convolutional network or the blocks of a transformer.
 
-    What follows the last of them, such as a norm, counts as part of it. timm's networks say it
-    themselves (``group_matcher``).
+    Downsampling before a stage counts as part of the stage, and what follows the last stage, such
+    as a norm, as part of that one. timm's networks say it themselves (``group_matcher``).
 
     Raises:
         UserError: no stages are found in the network.
@@ -40,13 +44,15 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
             groups |= dict.fromkeys(tail, last - 1)
         return _check_stages(dict(groups))
     layers: dict[str, int] = {}
-    numbers: dict[tuple[str, str], int] = {}
-    current = 0
+    numbers: dict[tuple[str, int], int] = {}
+    current, paired = 0, type(backbone).__name__ in DOWNSAMPLED
     for name in names:
         match = NUMBERED.match(name)
         if match is not None:
-            stem = match[1] == "features." and match[2] == "0"
-            current = 0 if stem else numbers.setdefault(match.groups(), len(numbers) + 1)  # type: ignore[arg-type]
+            kind, number = match[1], int(match[2])
+            stage = number // 2 + 1 if paired else number
+            stem = kind == "features." and number == 0
+            current = 0 if stem else numbers.setdefault((kind, stage), len(numbers) + 1)
         layers[name] = current
     return _check_stages(layers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wcl_ray.config import TrainConfig
+from wcl_ray.errors import UserError
 from wcl_ray.model.layers import layer_numbers
 
 
@@ -47,8 +49,25 @@ def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
     return norm
 
 
+# weights of torchvision's networks that have two or three dimensions and yet no weight decay
+UNDECAYED = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters that get no weight decay: those of one dimension (biases,
+    normalisation), class tokens, position embeddings and layer scales; of timm's networks what
+    they say themselves (``no_weight_decay``)."""
+    backbone = getattr(model, "backbone", None)
+    own: set[str] = set(getattr(backbone, "no_weight_decay", set)())
+    return {f"backbone.{name}" for name in own} | {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim <= 1 or name.rpartition(".")[2] in UNDECAYED
+    }
+
+
 def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
-    """The optimiser for a model; biases and normalisation weights (1-d) get no weight decay.
+    """The optimiser for a model; what :func:`undecayed` names gets no weight decay.
 
     With ``layer_decay`` the groups have an ``lr_scale``: the last stage of the backbone learns
     with layer_decay times the rate of the projectors, the stage before it with layer_decay² times,
@@ -61,25 +80,66 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
     if train.layer_decay < 1:
         layers = {f"backbone.{k}": n for k, n in layer_numbers(model.backbone).items()}  # type: ignore[arg-type]
     top = max(layers.values(), default=0) + 1
+    exempt = undecayed(model)
     by_kind: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    formerly: dict[tuple[bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = parameter.ndim <= 1, top - layers.get(name, top)
-            by_kind.setdefault(kind, []).append(parameter)
+            depth = top - layers.get(name, top)
+            by_kind.setdefault((name in exempt, depth), []).append(parameter)
+            formerly.setdefault((parameter.ndim <= 1, depth), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
-            "params": parameters,
-            "weight_decay": 0.0 if one_dimensional else train.weight_decay,
-            "lr_scale": train.layer_decay**depth,
+            "params": by_kind[kind],
+            "weight_decay": 0.0 if kind[0] else train.weight_decay,
+            "lr_scale": train.layer_decay ** kind[1],
         }
-        for (one_dimensional, depth), parameters in sorted(by_kind.items(), key=lambda x: x[0])
+        for kind in sorted(by_kind)
     ]
+    optimizer = _optimizer(groups, train)
+    order = [formerly[kind] for kind in sorted(formerly)]
+    optimizer.register_load_state_dict_pre_hook(partial(_regroup, order))
+    return optimizer
+
+
+def _optimizer(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr)
     if train.optimizer == "sgd":
         nesterov = train.momentum > 0
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
     return LARS(groups, lr=train.lr, momentum=train.momentum)
+
+
+def _regroup(
+    formerly: list[list[nn.Parameter]], optimizer: Optimizer, state: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The state in today's groups; up to version 0.2 weight decay spared nothing but parameters of
+    one dimension, and the state goes by their order.
+
+    Raises:
+        UserError: the state has other groups still.
+    """
+    saved, groups = state["param_groups"], optimizer.param_groups
+    sizes = [len(group["params"]) for group in saved]
+    if sizes == [len(group["params"]) for group in groups]:
+        return None
+    if sizes != [len(parameters) for parameters in formerly]:
+        raise UserError(
+            "the optimiser in the checkpoint has other groups of weights: stages of this backbone "
+            "were counted in another way, or options were changed; use another --name"
+        )
+    numbers = [number for group in saved for number in group["params"]]
+    parameters = [id(parameter) for group in formerly for parameter in group]
+    number_of = dict(zip(parameters, numbers, strict=True))
+    kept = ("weight_decay", "lr_scale")
+    regrouped = [
+        saved[0]
+        | {key: group[key] for key in kept}
+        | {"params": [number_of[id(parameter)] for parameter in group["params"]]}
+        for group in groups
+    ]
+    return state | {"param_groups": regrouped}
 
 
 class LARS(Optimizer):

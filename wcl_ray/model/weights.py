@@ -36,6 +36,9 @@ NESTED = ("state_dict", "model_state_dict", "model", "teacher", "student", "net"
 # parts of prefixes; of two networks in a file, the one that its method evaluates is taken
 PREFERRED, SECOND = ("teacher",), ("student", "encoder_k", "momentum", "target")
 HEADS = ("head", "heads", "fc", "classifier")  # of the libraries; they are not used
+FINAL = (*HEADS, "norm", "fc_norm")  # what may follow the last block; a file may lack it
+COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")  # not trained
+FILES = "a .safetensors file, a state_dict that torch.save wrote (.pth, .pt), or a finished run"
 MOST_NAMED = 5  # names in a message
 EXPORTED = {"backbone", "image_size", "mean", "std"}  # metadata of an export
 
@@ -74,10 +77,6 @@ class Fit:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     prefix: str = ""
-
-
-class WrongShapes(UserError):
-    """The names in a file are those of the network, but some tensors have another shape."""
 
 
 def published_weights(name: str) -> Weights:
@@ -150,7 +149,7 @@ def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[Encod
         weights fit.
 
     Raises:
-        UserError: they do not fit, with the nearest architecture if names differ.
+        UserError: they do not fit, with the nearest architecture.
     """
     spec = replace(spec, statistics=weights.statistics)
     torch.manual_seed(seed)
@@ -158,11 +157,10 @@ def start_encoder(spec: EncoderSpec, weights: Weights, seed: int) -> tuple[Encod
     try:
         fit = fit_state(weights.state, encoder.backbone)
     except UserError as error:
-        name, hint = spec.model.backbone, ""
-        if not isinstance(error, WrongShapes):  # the search takes long
-            nearest = nearest_architecture(weights.state, name)
-            if nearest not in (None, architecture(name)):
-                hint = f"; use --model.backbone {nearest}"
+        name = spec.model.backbone
+        nearest = nearest_architecture(weights.state, name)
+        other = nearest not in (None, architecture(name))
+        hint = f"; use --model.backbone {nearest}" if other else ""
         raise UserError(
             f"model.weights {weights.source} does not fit {name} for images of {spec.image_size} "
             f"pixels: {error}{hint}"
@@ -188,7 +186,9 @@ def read_state(content: bytes, name: str) -> tuple[State, dict[str, str], str]:
         try:
             state = safetensors.torch.load(content)
         except SafetensorError as error:
-            raise UserError(f"model.weights {name} is not a safetensors file: {error}") from None
+            raise UserError(
+                f"model.weights {name} is not a safetensors file ({error}); give {FILES}"
+            ) from None
         return state, read_metadata(content), ""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # many keep their options
@@ -197,8 +197,7 @@ def read_state(content: bytes, name: str) -> tuple[State, dict[str, str], str]:
         why = " ".join(str(error).partition("\n")[0].split())[:150]
         why = f" ({why})" if " " in why else ""  # a key or an index says nothing
         raise UserError(
-            f"model.weights {name} is not a file of weights{why}; save a state_dict with "
-            "torch.save or as .safetensors"
+            f"model.weights {name} is not a file of weights{why}; give {FILES}"
         ) from None
     state, part = _tensors(loaded, name)
     return state, {}, part
@@ -227,9 +226,14 @@ def fit_state(state: State, backbone: nn.Module) -> Fit:
     Prefixes such as ``module.`` or ``backbone.`` are taken off, names of Hugging Face's
     transformers become those of timm or torchvision.
 
+    Every weight of the backbone must be in the source, except what follows its last block (a norm
+    or the layers of a classifier: :data:`FINAL`) and what the network computes (counters, indices).
+    The source may have more: a classifier, a projector, a pooler, a mask token, a second network,
+    a queue; but no block, that is, no name that begins as one of the backbone's up to a number
+    (``layer1.``, ``blocks.11.``, whatever the number).
+
     Raises:
-        WrongShapes: all names fit, but tensors have another shape.
-        UserError: fewer than half of the names fit, or a tensor has another shape.
+        UserError: weights are missing, blocks are left over, or a tensor has another shape.
     """
     wanted = backbone.state_dict()
     named, prefix = max(
@@ -237,12 +241,27 @@ def fit_state(state: State, backbone: nn.Module) -> Fit:
         key=lambda pair: len(pair[0].keys() & wanted.keys()),
     )
     named = _library_names(named, backbone)
-    counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    counted = [name for name in wanted if not name.endswith(COMPUTED)]
     missing = tuple(name for name in counted if name not in named)
-    if 2 * len(missing) > len(counted):
+    lacking = [name for name in missing if name.partition(".")[0] not in FINAL]
+    if 2 * len(lacking) > len(counted):
         raise UserError(
             f"only {len(counted) - len(missing)} of the network's {len(counted)} weights are in "
             f"it; it has {listed(state)}, the network {listed(wanted)}"
+        )
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} of the network's {len(counted)} weights are not in it "
+            f"({listed(lacking)})"
+        )
+    unexpected = tuple(
+        name for name in named if name not in wanted and name.partition(".")[0] not in HEADS
+    )
+    blocks = {_block(name) for name in counted}
+    excess = [n for n in unexpected if not n.endswith(COMPUTED) and _block(n) in blocks - {""}]
+    if excess:
+        raise UserError(
+            f"{len(excess)} of its weights are of blocks that the network lacks ({listed(excess)})"
         )
     wrong = [n for n in counted if n in named and named[n].shape != wanted[n].shape]
     if wrong:
@@ -253,12 +272,15 @@ def fit_state(state: State, backbone: nn.Module) -> Fit:
         )
         if wrong == ["conv1.weight"]:
             text += _stem_hint(named[first], backbone)
-        raise (UserError if missing else WrongShapes)(text)
-    unexpected = tuple(
-        name for name in named if name not in wanted and name.partition(".")[0] not in HEADS
-    )
+        raise UserError(text)
     chosen = {name: named[name].to(wanted[name].dtype) for name in wanted if name in named}
     return Fit(wanted | chosen, len(counted) - len(missing), missing, unexpected, prefix)
+
+
+def _block(name: str) -> str:
+    """The beginning of a name up to its first number, which becomes #; nothing if it has none."""
+    match = re.match(r"\D*(?=\d)", name)
+    return f"{match[0]}#" if match else ""
 
 
 def _stem_hint(stem: torch.Tensor, backbone: nn.Module) -> str:
@@ -335,18 +357,19 @@ class _WithoutValues(TorchFunctionMode):
 def nearest_architecture(state: State, name: str) -> str | None:
     """The network of torchvision, or a near name of timm, that most weights of a file fit.
 
-    Of each family one network is built first; the others only if at least half of its names, apart
-    from their numbers, are those of the file.
+    The given network comes first. Of each family one network is built; the others only if at least
+    half of its names, apart from their numbers, are those of the file.
 
     Args:
         name: the network that they do not fit; near names of timm are tried.
 
     Returns:
-        A value of ``model.backbone``, or None when fewer than 90 % fit each.
+        A value of ``model.backbone``, which is ``name`` itself if no other fits better; None when
+        fewer than 90 % fit each.
     """
     states = [state, renamed_weights(state)]
     best, highest = None, 0.9
-    for first, *others in _families(name):
+    for first, *others in [[architecture(name)], *_families(name)]:
         wanted = _shapes_of(first)
         if wanted is None or max(_common_patterns(names, wanted) for names in states) < 0.5:
             continue
@@ -380,9 +403,10 @@ def _common_patterns(state: State, wanted: State) -> float:
 
 def _share(state: State, wanted: State) -> float:
     """Share of the weights whose names and shapes agree."""
-    named = _without_prefix(state, wanted)[0]
+    named, prefix = _without_prefix(state, wanted)
     fitting = sum(named[key].shape == wanted[key].shape for key in named.keys() & wanted.keys())
-    return fitting / max(len(wanted), len(state))
+    beside = sum(name.startswith(prefix) for name in state)  # a second network does not count
+    return fitting / max(len(wanted), beside)
 
 
 def _families(name: str) -> list[list[str]]:
