@@ -409,6 +409,22 @@ def _share(state: State, wanted: State) -> float:
     return fitting / max(len(wanted), beside)
 
 
+def _near_names(name: str, names: list[str]) -> list[str]:
+    """Names that differ in one word, such as the size, then those of like letters.
+
+    >>> _near_names("vit_small_16", ["vit_tiny_16", "vit_tiny_32", "vit_small_32"])
+    ['vit_tiny_16', 'vit_small_32', 'vit_tiny_32']
+    """
+    words = name.split("_")
+    of_words = [
+        other
+        for other in names
+        if len(other.split("_")) == len(words)
+        and sum(a != b for a, b in zip(words, other.split("_"), strict=True)) == 1
+    ]
+    return list(dict.fromkeys([*of_words, *difflib.get_close_matches(name, names, 20, 0.3)]))
+
+
 def _families(name: str) -> list[list[str]]:
     """The networks of torchvision and near names of timm, by the module that defines them."""
     import torchvision.models
@@ -421,6 +437,6 @@ def _families(name: str) -> list[list[str]]:
         import timm
     except ImportError:
         return list(families.values())
-    for model in difflib.get_close_matches(name.rpartition(":")[2], timm.list_models(), 20, 0.3):
+    for model in _near_names(name.rpartition(":")[2], timm.list_models()):
         families.setdefault(timm.model_entrypoint(model).__module__, []).append(f"timm:{model}")
     return list(families.values())
