@@ -40,6 +40,7 @@ FINAL = (*HEADS, "norm", "fc_norm")  # what may follow the last block; a file ma
 COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")  # not trained
 FILES = "a .safetensors file, a state_dict that torch.save wrote (.pth, .pt), or a finished run"
 MOST_NAMED = 5  # names in a message
+SIZE = re.compile(r"(?<=_)x?(atto|femto|pico|nano|tiny|small|base|large|huge)(?=_|$)")  # of timm
 EXPORTED = {"backbone", "image_size", "mean", "std"}  # metadata of an export
 
 
@@ -421,6 +422,9 @@ def _families(name: str) -> list[list[str]]:
         import timm
     except ImportError:
         return list(families.values())
-    for model in difflib.get_close_matches(name.rpartition(":")[2], timm.list_models(), 20, 0.3):
+    wanted, known = architecture(name).rpartition(":")[2], timm.list_models()
+    sizes = [model for model in known if SIZE.sub("#", model) == SIZE.sub("#", wanted)]
+    near = difflib.get_close_matches(wanted, known, 20, 0.3)
+    for model in dict.fromkeys(sizes + near):
         families.setdefault(timm.model_entrypoint(model).__module__, []).append(f"timm:{model}")
     return list(families.values())
