@@ -4,15 +4,17 @@
         --data.label label --train.epochs 20 --name sprites [--seeds 0 1 2] [--methods cmc simclr]
 
 Takes the options of jobs/pretrain.py; --clusters and --loss are those of cl-infonce, of which the
-others keep the temperature, --clusters.columns and --clusters.k. "graded" is cl-infonce with graded
-positives. Every method is trained for every seed, and measured by kNN and a linear probe on the
-test images. The last line is a JSON object with the means and standard deviations. Finished runs in
---storage are not trained again, and a stopped one continues.
+others keep the temperature (the papers' own are 0.1 for SwAV and SupCon, 0.07 for CMC),
+--clusters.columns and --clusters.k. "graded" is cl-infonce with graded positives. Every method is
+trained for every seed, and measured by kNN and a linear probe on the test images. The last line is
+a JSON object with the means and standard deviations. Finished runs in --storage are not trained
+again, and a stopped one continues.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -20,7 +22,6 @@ import numpy as np
 from wcl_ray.cli import parse, run_job
 from wcl_ray.config import Config, LossConfig, require
 from wcl_ray.registry import METHODS
-from wcl_ray.storage import Folder
 from wcl_ray.terminal import table
 
 GRADED = "graded"
@@ -38,19 +39,26 @@ class MethodsBenchmark(Config):
     def __post_init__(self) -> None:
         super(MethodsBenchmark, self).__post_init__()
         require(self.data.label is not None, "methods are compared by kNN; give --data.label")
+        require(self.method == "cl-infonce", "all methods are trained; leave out --method")
         for name in self.methods:
             if name != GRADED:
                 METHODS.check(name)
+            self.of(name, self.seeds[0])  # wrong options are refused before the first training
 
     def of(self, method: str, seed: int) -> Config:
         """The options of one training."""
         config = Config(**{item.name: getattr(self, item.name) for item in fields(Config)})
-        name = f"{config.name}-{method}-{seed}"
-        started = Folder(config.storage, config.data.endpoint).exists(f"{name}/config.json")
-        config = replace(config, seed=seed, name=name, resume=started)
-        config = replace(config, start_or_resume=False, compare=False)  # SimCLR is one of them
+        config = replace(
+            config,
+            seed=seed,
+            name=f"{config.name}-{method}-{seed}",
+            start_or_resume=True,
+            resume=False,
+            compare=False,  # SimCLR is one of them
+        )
         if method == GRADED:
-            return replace(config, loss=replace(config.loss, positives="graded"))
+            loss = replace(config.loss, positives="graded", negatives="all", level_weights=())
+            return replace(config, loss=loss)
         if method == "cl-infonce":
             return config
         kind = METHODS.get(method).kind
@@ -103,7 +111,8 @@ def report(figures: dict[str, list[dict[str, float]]]) -> None:
         summary[method] = {"seeds": float(len(runs))}
         for key in ("knn", "probe"):
             values = [run[key] for run in runs]
-            mean, spread = float(np.mean(values)), float(np.std(values))
+            mean = float(np.mean(values))
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
             row.append(f"{mean:.1%} ± {spread:.1%}")
             summary[method] |= {key: round(mean, 4), f"{key}_std": round(spread, 4)}
         row.append(f"{np.mean([run['train_seconds'] for run in runs]):.0f}")

@@ -12,6 +12,7 @@ the means and the ratio of kNN to SimCLR's. Finished runs in --storage are not t
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,8 +74,11 @@ def _report(runs: dict[str, list[dict[str, Any]]], histories: list[list[dict[str
     body = []
     for title, seeds in runs.items():
         knn, probe, seconds = ([r[k] for r in seeds] for k in ("knn", "probe", "train_seconds"))
-        cells = [f"{np.mean(knn):.1%}", f"{np.std(knn):.1%}"]
-        cells += [f"{np.mean(probe):.1%}", f"{np.std(probe):.1%}", f"{np.mean(seconds):.0f}"]
+        cells = []
+        for values in (knn, probe):
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells += [f"{np.mean(values):.1%}", f"{spread:.1%}"]
+        cells.append(f"{np.mean(seconds):.0f}")
         body.append([title, str(len(seeds)), *cells])
     print(table(head, body), "\n")
     keys = [k for k in histories[0][-1] if k.endswith(("_nmi_label", "_nmi_previous"))]

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import statistics
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -216,7 +217,8 @@ def report(figures: dict[Point, list[dict[str, float]]], images: int) -> dict[st
         figure |= {"i_zt": round(bits[0], 4), "h_z_t": round(bits[1], 4)}
         for key in ("knn", "probe"):
             values = [run[key] for run in runs]
-            mean, spread = float(np.mean(values)), float(np.std(values))
+            mean = float(np.mean(values))
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
             row.append(f"{mean:.1%} ± {spread:.1%}")
             figure |= {key: round(mean, 4), f"{key}_std": round(spread, 4)}
             figure[f"{key}_seeds"] = [round(value, 4) for value in values]

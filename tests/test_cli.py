@@ -133,6 +133,10 @@ def test_lists_with_commas() -> None:
             ["method pcl clusters the encoder's features, not metadata"],
         ),
         (
+            ["--method", "swav", "--clusters.k", "2", "8"],
+            ["method swav has one set of prototypes, but clusters.k has 2 numbers"],
+        ),
+        (
             ["--method", "swav", "--loss.instance-weight", "1"],
             ["loss.instance-weight has no effect on method swav; it is for cl-infonce"],
         ),
@@ -145,8 +149,8 @@ def test_lists_with_commas() -> None:
             ["loss.positives graded needs --loss.estimator supcon"],
         ),
         (["--loss.positives", "graded", "--loss.level-weights", "1"], ["graded has no levels"]),
-        (["--loss.level-weights", "1", "-1"], ["loss.level-weights", "not negative"]),
-        (["--loss.level-weights", "0", "0"], ["loss.level-weights", "not all 0"]),
+        (["--loss.level-weights", "1", "-1"], ["loss.level-weights 1.0 -1.0 must not be negative"]),
+        (["--loss.level-weights", "0", "0"], ["loss.level-weights 0.0 0.0", "nor all 0"]),
         (
             ["--clusters.kind", "kmeans", "--clusters.k", "4", "--loss.level-weights", "1", "2"],
             ["loss.level-weights has 2 number(s), but clusters.k 1"],
@@ -163,6 +167,16 @@ def test_errors(argv: list[str], words: list[str], capsys: pytest.CaptureFixture
     message = fails(argv, capsys)
     for word in words:
         assert word in message
+
+
+def test_a_value_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for cls, words in ((Config, ["--loss.temperature", "0"]), (SearchConfig, ["--confirm", "-1"])):
+        with pytest.raises(SystemExit):
+            parse(words, cls)
+        option, value = words[0][2:], float(words[1])
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {option} is {value:g}")
+        assert error.count("\n") == 1
 
 
 def test_kind_of_clusters_of_a_method(tmp_path: Path) -> None:

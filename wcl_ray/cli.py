@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from wcl_ray import stopping
-from wcl_ray.config import Config, option_name
+from wcl_ray.config import Config, OptionError, option_errors, option_name
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.registry import METHODS, REGISTRIES, load_plugins
 from wcl_ray.renamed import REMOVED, renamed, renamed_tree
@@ -60,9 +60,10 @@ def parse(
                 registry.check(name)
         _check_kind(words)
         words = _split_lists(implied(words) + words, cls)
-        options = tyro.cli(cls, args=words, prog=prog, description=_description(cls))
+        with option_errors():
+            options = tyro.cli(cls, args=words, prog=prog, description=_description(cls))
         return _unmarked(options) if any(TEXT in word for word in words) else options
-    except ValueError as error:
+    except (ValueError, OptionError) as error:
         fail(str(error))
 
 

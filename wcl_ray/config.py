@@ -12,6 +12,9 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -40,10 +43,27 @@ def field_name(option: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+class OptionError(Exception):
+    """An invalid option of a command line. No ValueError: tyro would draw a box around it."""
+
+
+_error: ContextVar[type[Exception]] = ContextVar("error", default=ValueError)
+
+
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """:func:`require` raises an :class:`OptionError` inside."""
+    token = _error.set(OptionError)
+    try:
+        yield
+    finally:
+        _error.reset(token)
+
+
 def require(ok: bool, message: str) -> None:
     """Raise a ValueError with the message unless ``ok``."""
     if not ok:
-        raise ValueError(message)
+        raise _error.get()(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,10 +327,14 @@ class LossConfig:
         require(
             all(weight >= 0 for weight in self.level_weights)
             and (not self.level_weights or sum(self.level_weights) > 0),
-            "loss.level-weights are not negative, and not all 0",
+            f"loss.level-weights {' '.join(map(str, self.level_weights))} must not be negative, "
+            "nor all 0",
         )
         require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
-        require((self.instance_weight or 0) >= 0, "loss.instance-weight is negative")
+        require(
+            (self.instance_weight or 0) >= 0,
+            f"loss.instance-weight is {self.instance_weight}; it must not be negative",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,13 +360,17 @@ class ModelConfig:
     """Rate of stochastic depth. Default: that of the library."""
 
     def __post_init__(self) -> None:
-        require(self.freeze_stages >= 0, "model.freeze-stages must not be negative")
+        require(
+            self.freeze_stages >= 0,
+            f"model.freeze-stages is {self.freeze_stages}; it must not be negative",
+        )
         require(
             self.freeze_stages == 0 or self.weights != "none",
             "model.freeze-stages would freeze random weights; give --model.weights",
         )
         require(
-            self.drop_path is None or 0 <= self.drop_path < 1, "model.drop-path must be in [0, 1)"
+            self.drop_path is None or 0 <= self.drop_path < 1,
+            f"model.drop-path is {self.drop_path}; it must be at least 0 and below 1",
         )
         require(len(self.projector) >= 1, "model.projector needs at least one width")
         require(all(w >= 1 for w in self.projector), "model.projector widths must be positive")
@@ -439,16 +467,31 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
         require(self.epochs >= 1, "train.epochs starts at 1")
-        require(self.rounds >= 0, "train.rounds is negative")
-        require((self.warmup_rounds or 0) >= 0, "train.warmup-rounds is negative")
+        require(self.rounds >= 0, f"train.rounds is {self.rounds}; it must not be negative")
+        require(
+            (self.warmup_rounds or 0) >= 0,
+            f"train.warmup-rounds is {self.warmup_rounds}; it must not be negative",
+        )
         require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
-        require(self.weight_decay >= 0, "train.weight-decay is negative")
+        require(
+            self.weight_decay >= 0,
+            f"train.weight-decay is {self.weight_decay}; it must not be negative",
+        )
         require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
         require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
-        require(0 < self.layer_decay <= 1, "train.layer-decay must be in (0, 1]")
-        require(self.clip >= 0, "train.clip is negative")
-        require(self.checkpoint_steps >= 0, "train.checkpoint-steps is negative")
-        require(self.checkpoint_minutes >= 0, "train.checkpoint-minutes is negative")
+        require(
+            0 < self.layer_decay <= 1,
+            f"train.layer-decay is {self.layer_decay}; it must be above 0 and at most 1",
+        )
+        require(self.clip >= 0, f"train.clip is {self.clip}; it must not be negative")
+        require(
+            self.checkpoint_steps >= 0,
+            f"train.checkpoint-steps is {self.checkpoint_steps}; it must not be negative",
+        )
+        require(
+            self.checkpoint_minutes >= 0,
+            f"train.checkpoint-minutes is {self.checkpoint_minutes}; it must not be negative",
+        )
         require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
         for name in self.trackers:
             TRACKERS.check(name)
@@ -478,9 +521,18 @@ class ScaleConfig:
 
     def __post_init__(self) -> None:
         self.range()
-        require(self.cpus_per_worker >= 0, "scale.cpus-per-worker is negative")
-        require(self.resize_seconds > 0, "scale.resize-seconds must be above 0")
-        require(self.max_failures >= 0, "scale.max-failures is negative")
+        require(
+            self.cpus_per_worker >= 0,
+            f"scale.cpus-per-worker is {self.cpus_per_worker}; it must not be negative",
+        )
+        require(
+            self.resize_seconds > 0,
+            f"scale.resize-seconds is {self.resize_seconds}; it must be above 0",
+        )
+        require(
+            self.max_failures >= 0,
+            f"scale.max-failures is {self.max_failures}; it must not be negative",
+        )
 
     def range(self) -> tuple[int, int] | None:
         """(least, most) workers, or None for auto."""
@@ -507,7 +559,7 @@ class EvaluateConfig:
     """Largest number of images per split that the evaluation embeds (a hash sample)."""
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, "evaluate.every is negative")
+        require(self.every >= 0, f"evaluate.every is {self.every}; it must not be negative")
         require(self.neighbours >= 1, "evaluate.neighbours starts at 1")
         require(self.max_images >= 100, "evaluate.max-images is below 100, the minimum")
 
@@ -604,6 +656,12 @@ class Config:
                 self.clusters.from_features,
                 f"method {self.method} clusters the encoder's features, not metadata; leave out "
                 "clusters.features",
+            )
+        elif method.needs == "prototypes":
+            require(
+                len(clusters.k) <= 1,
+                f"method {self.method} has one set of prototypes, but clusters.k has "
+                f"{len(clusters.k)} numbers",
             )
         require(
             method.needs != "label" or self.data.label is not None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from wcl_ray.clusters.counts import count_column
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata, columns_of
 from wcl_ray.config import ClustersConfig
 from wcl_ray.data.sources.base import ID, KEY
+from wcl_ray.data.sources.tables import read_csv
 from wcl_ray.data.values import plain
 from wcl_ray.errors import UserError, find_user_error
 
@@ -150,6 +153,25 @@ def test_tags() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("types", [(), ("marks=tags",)], ids=str)
+def test_tags_of_a_csv_file_make_the_same_clusters(types: tuple[str, ...]) -> None:
+    lists = rows().column("marks").to_pylist()
+    texts = ["; ".join(tags) if types else json.dumps(tags) for tags in lists]
+    cells = ['"' + text.replace('"', '""') + '"' for text in texts]
+    column = read_csv("\n".join(["marks", *cells]), "a.csv")["marks"]
+    table = rows().drop_columns(["marks"]).append_column("marks", column)
+    result = cluster(ClustersConfig(kind="tags", types=types), table)
+    known = cluster(ClustersConfig(kind="tags")).assignment
+    assert [a.name for a in result.chosen] == ["marks has ring", "marks has spot"]
+    # numbered in another order, as clusters of equal size may be
+    pairs = np.unique(np.hstack([result.assignment.clusters, known.clusters]), axis=0)
+    assert [-1, -1] in pairs.tolist()
+    assert len(pairs) == len(np.unique(known.clusters))
+    with pytest.raises(UserError, match=r"--clusters\.types sex=tags"):
+        cluster(ClustersConfig(kind="tags", columns=("sex",)))
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_hierarchy_of_columns_and_of_paths() -> None:
     order, genus = (np.arange(N) % 2).astype(str), (np.arange(N) % 6).astype(str)
     family = [None if i % 10 == 0 else f"f{i % 6 % 4}" for i in range(N)]
@@ -218,7 +240,7 @@ def test_errors(config: ClustersConfig, changes: dict[str, Any], words: list[str
 def test_label_kind_needs_a_label() -> None:
     with pytest.raises(UserError, match=r"needs --data\.label"):
         columns_of(ClustersConfig(kind="label"), None, COLUMNS)
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match=r"there are none; --data\.table adds those of a file"):
         columns_of(ClustersConfig(), "label", ("label",))
 
 
@@ -227,6 +249,18 @@ def test_a_column_that_determines_the_label_is_told() -> None:
     table = rows().append_column("unit", pa.array([f"u{i % 20}" for i in range(N)]))
     result = cluster(ClustersConfig(columns=("unit", "sex"), top_k=(5,)), table)
     assert any("'unit' determines the label" in note for note in result.notes)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_column_that_nearly_determines_the_label_is_told() -> None:
+    table = rows()
+    copied = table["label"].to_pylist()
+    copied[0] = next(value for value in copied if value != copied[0])
+    table = table.append_column("copy", pa.array(copied))
+    result = cluster(ClustersConfig(columns=("copy", "sex"), top_k=(2,)), table)
+    share = math.floor(1000 * (N - 1) / N) / 10
+    assert f"column 'copy' tells the label 'label' of {share}% of the images" in result.notes
+    assert not any("'sex'" in note for note in result.notes)
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=60))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ import ray
 import torch
 
 from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
+from wcl_ray.clusters.types import NO_TYPES
 from wcl_ray.data.sources.base import ID
 from wcl_ray.errors import UserError
 from wcl_ray.model.similarity import unpack_bits, weighted_jaccard
@@ -21,13 +24,15 @@ from wcl_ray.model.similarity import unpack_bits, weighted_jaccard
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def bits_of(columns: dict[str, Any], *, parts: int = 1) -> MetadataBits:
+def bits_of(
+    columns: dict[str, Any], *, parts: int = 1, types: Mapping[str, str] = NO_TYPES
+) -> MetadataBits:
     names = list(columns)
     count = len(columns[names[0]])
     table = pa.table({ID: pa.array(range(count), pa.int64()), **columns})
     pieces = [table.slice(i, -(-count // parts)) for i in range(0, count, -(-count // parts))]
     rows = ray.data.from_arrow(pieces[::-1])
-    return metadata_bits(rows, names, (), np.arange(count)).metadata
+    return metadata_bits(rows, names, (), np.arange(count), types).metadata
 
 
 def similarity(metadata: MetadataBits) -> np.ndarray:
@@ -50,6 +55,17 @@ def test_shared_tags_weigh_by_their_rarity() -> None:
     assert found[3, 4] > found[0, 3]  # a rare tag in common counts more than a common one
 
 
+def test_tags_in_texts_weigh_as_those_of_lists() -> None:
+    tags = [["a", "b"], ["a", "b"], ["a"], ["a", "c"], ["b", "c"], [], None, ["a"]]
+    known = bits_of({"tags": pa.array(tags)})
+    for separator in (None, "; "):
+        join = json.dumps if separator is None else separator.join
+        texts = [None if of_row is None else join(of_row) for of_row in tags]  # type: ignore[operator]
+        found = bits_of({"tags": texts}, parts=3, types={"tags": "tags"} if separator else {})
+        np.testing.assert_array_equal(found.bits, known.bits)
+        np.testing.assert_allclose(found.weights, known.weights)
+
+
 def test_numbers_are_the_more_similar_the_nearer_their_ranks() -> None:
     values = np.random.default_rng(0).permutation(np.geomspace(1, 1e6, 400))
     found = similarity(bits_of({"price": pa.array(values)}, parts=3))
@@ -59,6 +75,33 @@ def test_numbers_are_the_more_similar_the_nearer_their_ranks() -> None:
     assert (np.diff(lowest) <= 1e-6).all()
     assert lowest[200] < 0.5
     assert lowest[-1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [[0.1] * 10, [0.55, *[0.05] * 9]], ids=["equal", "skewed"])
+@pytest.mark.parametrize("text", [False, True])
+def test_few_values_are_the_more_similar_the_nearer(share: list[float], text: bool) -> None:
+    counts = np.round(np.array(share) * 400).astype(int)
+    ratings = np.repeat(np.arange(1, 11), counts)
+    values = [*(str(n) if text else int(n) for n in ratings), None]
+    metadata = bits_of({"rating": values}, parts=3, types={"rating": "number"} if text else {})
+    first = np.searchsorted(ratings, range(1, 11))
+    found = similarity(replace(metadata, bits=metadata.bits[[*first, len(ratings)]]))
+    assert np.diag(found)[:10] == pytest.approx(1)
+    assert (np.diff(found[0, :10]) < 0).all()
+    assert found[0, 1] > 0.5
+    assert found[0, 9] == pytest.approx(0, abs=1e-6)
+    assert not found[10].any()  # without a rating
+    # together these weigh as much as the rating would as one value of a category
+    weights = unpack_bits(torch.from_numpy(metadata.bits)) @ torch.from_numpy(metadata.weights)
+    entropy = -sum(p * math.log(p) for p in share)
+    assert float(weights.mean()) == pytest.approx(entropy, rel=0.02)
+
+
+def test_codes_are_equal_or_different() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.permutation(np.repeat([3, 4, 5, 9], 25))
+    found = similarity(bits_of({"sender_id": codes}))
+    np.testing.assert_allclose(found, codes[:, None] == codes[None, :], atol=1e-6)
 
 
 def test_no_column_outweighs_the_others_by_its_number_of_thresholds() -> None:

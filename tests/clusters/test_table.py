@@ -173,7 +173,8 @@ def test_a_table_that_is_of_no_use_is_one_clear_line(tmp_path: Path) -> None:
             "a.parquet",
             rows(id=None, uid=NAMES),
             {},
-            "no id column called 'id'.*uid, fine|fine",
+            "no id column called 'id' or 'file_name'; its columns are: (uid, fine|fine, uid); "
+            "rename the one with the images' ids or file names to 'id'",
         ),
         ("a.parquet", rows(fine=None, key=NAMES), {}, "no cluster column beside 'id'"),
         ("a.parquet", rows(), {"columns": ("fin",)}, "did you mean 'fine'"),

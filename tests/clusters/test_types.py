@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import tracemalloc
 from collections.abc import Mapping
 from typing import Any
@@ -80,10 +81,14 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "wings": ([i % 2 == 0 for i in range(N)], "boolean"),
     "damp": ([("yes", "no", None)[i % 3] for i in range(N)], "boolean"),
     "marks": ([["spot", "ring"][: i % 3] for i in range(N)], "tags"),
+    "json": ([('["spot"]', '["a, b"]', None, " [] ")[i % 4] for i in range(N)], "tags"),
+    "some_json": ([('["spot"]', "[1, 2]", "ring")[i % 3] for i in range(N)], "category"),
     "day": (DAYS, "date"),
     "second": (pa.array([datetime.datetime(2021, 7, d.day) for d in DAYS]), "date"),
     "iso": ([d.isoformat() if d.day > 3 else None for d in DAYS], "date"),
     "zoned": ([f"{d}T{d.day % 24:02d}:30:00Z" for d in DAYS], "date"),
+    "dots": ([f"{d:%d.%m.%Y}" for d in DAYS], "date"),
+    "versions": ([f"1.{i % 9}.{i % 7}" for i in range(N)], "category"),
     "slashes": ([f"{d:%Y/%m/%d}" for d in DAYS], "date"),
     "exif": ([f"{d:%Y:%m:%d} 12:00:00" for d in DAYS], "date"),
     "once_wrong": ([*(d.isoformat() for d in DAYS[1:]), "2004-08-39"], "category"),
@@ -155,6 +160,18 @@ def test_seasons_and_times_of_day_are_those_of_the_clock() -> None:
     assert [same[v].to_pylist()[0] for v in view.values()] == [minutes[0], "Jun-Aug", "18-24 h"]
     days = read(pa.table({"taken": pa.array([datetime.date(1969, 12, 31)])}), view.values())
     assert days[view["minute"]].to_pylist() == [-1440]
+
+
+def test_between_dots_the_day_comes_first() -> None:
+    iso = [f"{d}T{d.day % 24:02d}:30" for d in DAYS]
+    dotted = [f"{d.day}.{d.month}.{d.year} {d.day % 24}:30" for d in DAYS]
+    assert typed({"day": dotted})[1:] == typed({"day": iso})[1:]
+    assert typed({"day": dotted}, day="date")[1:] == typed({"day": iso})[1:]
+
+
+def test_the_forms_of_dates_are_told() -> None:
+    with pytest.raises(UserError, match=r"'07/03/2021' .* is not a date; dates are read in the fo"):
+        typed({"day": ["07/03/2021"] * 9}, day="date")
 
 
 def test_dates_are_cut_at_quantiles_of_time() -> None:
@@ -267,6 +284,57 @@ def test_identifiers_that_recur_are_categories() -> None:
     assert told["site_id"] == "8 values as attributes"
 
 
+LISTS = [[["wild", "night"], ["wild"], [], ["Sea, deep", "night"], None][i % 5] for i in range(N)]
+# the same tags in the texts of a table
+TAG_TEXTS = {
+    "json": [None if tags is None else json.dumps(tags) for tags in LISTS],
+    "python": [None if tags is None else repr(tags) for tags in LISTS],
+    "semicolon": ["NA" if tags is None else f" {' ; '.join(tags)};" for tags in LISTS],
+    "bar": [None if tags is None else "|".join(tags) or "|" for tags in LISTS],
+}
+
+
+@pytest.mark.parametrize("name", TAG_TEXTS)
+def test_tags_of_texts_are_those_of_lists(name: str) -> None:
+    _, lists, told = typed({"it": LISTS})
+    for parts in (1, 4, N):
+        _, found, of_texts = typed({"it": TAG_TEXTS[name]}, parts, it="tags")
+        assert [(a.name, a.share) for a in found] == [(a.name, a.share) for a in lists]
+        assert of_texts == told == {"it": "3 tags"}
+    detected = typed({"it": TAG_TEXTS[name]})[0]["it"].name
+    assert detected == ("tags" if name in ("json", "python") else "category")
+
+
+def test_commas_separate_tags_where_nothing_else_does() -> None:
+    texts = [("a, b", "b", '["c; d"]')[i % 3] for i in range(N)]
+    for parts in (1, 4, N):
+        _, found, _ = typed({"it": texts}, parts, it="tags")
+        assert {a.value: a.share for a in found} == pytest.approx(
+            {"a": 1 / 3, "b": 2 / 3, "c; d": 1 / 3}
+        )
+
+
+def test_the_table_of_columns_counts_the_tags_of_texts() -> None:
+    columns = {"lists": LISTS, **TAG_TEXTS}
+    given = dict.fromkeys(TAG_TEXTS, "tags")
+    counts = count(pa.table(columns), given, 4)
+    rows = summarise(detect(counts, 4, given), counts, {}, {})
+    assert {(s.type, s.values, s.missing) for s in rows} == {("tags", 3, 0.2)}
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("name", TAG_TEXTS)
+def test_vectors_of_tags_in_texts_are_those_of_lists(name: str) -> None:
+    def result(values: list[Any], given: Mapping[str, str]) -> tuple[Any, str]:
+        rows: Any = Rows(pa.table({ID: np.arange(N), "it": values}))
+        features, line, _ = vectors(rows, ["it"], (), given=given)
+        return features["feature"].to_pylist(), line
+
+    features, line = result(LISTS, {})
+    assert line == "3 words and 0 numbers of it"
+    assert result(TAG_TEXTS[name], {"it": "tags"}) == (features, line)
+
+
 def test_types_of_the_option() -> None:
     assert type_names({"sender": SENDERS}, sender="number") == {"sender": "number"}
     assert typed({"sender": SENDERS}, sender="number")[2]["sender"] == "4 quantiles"
@@ -332,7 +400,10 @@ def test_places_of_numbers_written_as_texts() -> None:
         ([0, 1, 2], "boolean", "2"),
         (["2021-07-03", "2021-02-30", "x"], "date", "'2021-02-30'"),
         ([2021, 2022, 2023], "date", "2021"),
-        (["a", "b", "c"], "tags", "'a'"),
+        (["03.07.2021", "31.06.2021", "x"], "date", "'31.06.2021'"),
+        (["a", '["b"', "c"], "tags", """'["b"'"""),
+        (["a", '["b", 1]', "c"], "tags", """'["b", 1]'"""),
+        ([1, 2, 3], "tags", "1"),
         ([1.0, 2.0, 3.0], "text", "1.0"),
         ([[1.0, 2.0], [1.0], [9.0, 2.0]], "place", "[1.0]"),
         ([[1.0, 2.0], [91.0, 2.0], [1.0, 2.0]], "place", "(91.0, 2.0)"),

@@ -268,7 +268,8 @@ def test_numbers_are_names_only_in_columns_of_usual_names(
     data = DataConfig(path=f"{tmp_path}/a", table=str(path), label=label)
     text = failure(data)
     assert "no row belongs to an image" in text
-    assert "--data.key" in text
+    assert text.endswith("with --data.key")
+    assert "the values of --data.key have to be the images'" in failure(replace(data, key="person"))
     source = open_source(replace(data, key="rank"))
     assert values(source, "person") == {f"{n}.png": f"p{9 - n}" for n in range(10)}
     if suffix != "parquet":

@@ -380,7 +380,7 @@ def test_nobody_at_the_address(address: str) -> None:
         ),
         (
             {"method": "cmc", "clusters.columns": (), "data.path": "bare"},
-            ["method cmc needs metadata columns, but there are none"],
+            ["method cmc needs metadata columns, but there are none; --data.table adds those of a"],
         ),
         ({"scale.cpus_per_worker": 64.0}, ["more than the 2 CPUs"]),
         ({"data.path": "/no/where"}, ["no such file or folder"]),

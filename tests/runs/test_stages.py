@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import wcl_ray.runs.clusters
+import wcl_ray.runs.pretrain
 import wcl_ray.runs.rounds
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.columns import ColumnSummary
@@ -19,10 +20,17 @@ from wcl_ray.clusters.metadata import Clustering
 from wcl_ray.config import ClustersConfig, Config, LossConfig, TrainConfig
 from wcl_ray.errors import UserError
 from wcl_ray.runs.capacity import Scale
-from wcl_ray.runs.clusters import _summary, check_levels, cluster_images, qualities, report
+from wcl_ray.runs.clusters import (
+    _summary,
+    check_level_options,
+    check_levels,
+    cluster_images,
+    qualities,
+    report,
+)
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, claim
 from wcl_ray.runs.preflight import CheckedImages
-from wcl_ray.runs.pretrain import evaluate
+from wcl_ray.runs.pretrain import evaluate, pretrain
 from wcl_ray.runs.rounds import Arm, train_round, train_rounds
 from wcl_ray.storage import Folder
 
@@ -76,6 +84,53 @@ def test_levels_that_the_loss_needs(arm: Arm) -> None:
     ):
         with pytest.raises(UserError, match=words):
             check_levels(loss, table)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "loss", "words"),
+    [
+        ({"top_k": (10,)}, {}, "needs several levels, not attributes-10 alone"),
+        ({"kind": "tags"}, {}, "needs several levels, not tags-20 alone"),
+        ({"kind": "hierarchy", "columns": ("a", "b")}, {}, "needs several levels, not hierarchy a"),
+        ({"kind": "instance"}, {}, "needs several levels, not instance alone"),
+        (
+            {"top_k": (5, 9)},
+            {"negatives": "all", "level_weights": (1.0,)},
+            r"1 number\(s\) for the level\(s\) attributes-5, attributes-9",
+        ),
+        (
+            {"kind": "hierarchy", "columns": ("a", "b"), "types": ("a=date",), "level": (1, 2)},
+            {},
+            r"clusters\.types has no effect on clusters\.kind hierarchy",
+        ),
+    ],
+)
+def test_options_are_refused_before_ray_starts(
+    clusters: dict[str, Any],
+    loss: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wcl_ray.runs.pretrain, "connect", lambda _: pytest.fail("Ray starts"))
+    config = Config(
+        clusters=ClustersConfig(**clusters),
+        loss=LossConfig(**({"negatives": "siblings"} | loss)),
+        storage=str(tmp_path),
+    )
+    with pytest.raises(UserError, match=words):
+        pretrain(config)
+
+
+def test_levels_that_are_not_known_before_there_are_clusters() -> None:
+    for options in (
+        {"from_": "a.csv"},
+        {"kind": "hierarchy", "columns": ("path",), "level": (1, 2)},
+        {"kind": "kmeans", "k": (4, 9), "nested": True},
+    ):
+        clusters: Any = options
+        loss = LossConfig(negatives="siblings", level_weights=(1.0, 2.0))
+        check_level_options(Config(clusters=ClustersConfig(**clusters), loss=loss))
 
 
 def test_clusters_of_a_run_are_not_made_again(arm: Arm) -> None:

@@ -70,7 +70,7 @@ def test_ranges_and_lists() -> None:
         ("clusters.top-k=0,1", "top-k starts at 1"),
         ("model.projector-norm=maybe", "'maybe' is not true or false"),
         ("loss.instance-weight=a", "'a' is not a number"),
-        ("loss.instance-weight=-1,1", "loss.instance-weight is negative"),
+        ("loss.instance-weight=-1,1", "loss.instance-weight is -1.0; it must not be negative"),
         ("loss.temp=1", "there is no such option; did you mean loss.temperature"),
         ("train.epochs=5", "sets the length of trials"),
         ("data.path=x", "is the same for all trials"),

@@ -57,8 +57,11 @@ class Bag:
         if self.view.form == "cells":
             values = distinct_cells(values)
         names = _names(pa.array(list(values)), self.name).to_pylist()
-        words = [f"{self.name}={name}" for name in names]
-        return Counter(dict(zip(words, values.values(), strict=True)))
+        documents: Counter[str] = Counter()
+        for name, count in zip(names, values.values(), strict=True):
+            word = name if self.whole else name.lower()  # as in occurrences
+            documents[f"{self.name}={word}"] += count
+        return documents
 
 
 def _names(values: pa.Array, what: str) -> pa.Array:
@@ -85,7 +88,8 @@ def typed_bags(counts: Columns, types: Mapping[str, ColumnType]) -> list[Bag]:
             if kind.name == "category" and kind.reason is None:
                 bags.append(Bag(View((name,)), whole=True))
         elif kind.name not in ("number", "other"):
-            bags.append(Bag(kind.views[0] if kind.name == "boolean" else View((name,))))
+            as_view = kind.name in ("boolean", "tags")
+            bags.append(Bag(kind.views[0] if as_view else View((name,))))
     return bags
 
 

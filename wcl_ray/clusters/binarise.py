@@ -124,6 +124,7 @@ def attributes(
     min_share: float,
     named: Collection[str] = (),
     types: Mapping[str, ColumnType] | None = None,
+    ordered: bool = False,
 ) -> tuple[list[Attribute], dict[str, str]]:
     """All usable binary attributes by decreasing entropy (ties by column, test and value), and for
     each column left out the reason.
@@ -133,6 +134,8 @@ def attributes(
         named: columns to use even if they look like row numbers or identifiers (see
             :func:`identifier`), with one attribute per value if values are common enough.
         types: of the columns; None: as detected.
+        ordered: a number with few values has a threshold at each of them, not one attribute per
+            value, so that near ones share more than distant ones.
     """
     result: list[Attribute] = []
     skipped: dict[str, str] = {}
@@ -146,7 +149,7 @@ def attributes(
             skipped[name] = no_date or unusable or str(kind.reason)
             continue
         of_column: list[Attribute] = []
-        for tests in _choices(column, kind, counts, quantiles, name in named):
+        for tests in _choices(column, kind, counts, quantiles, name in named, ordered):
             of_column = [
                 attribute
                 for view, (test, value, count) in tests
@@ -222,8 +225,13 @@ def _choices(
     counts: Mapping[Any, ColumnCounts],
     quantiles: int,
     named: bool,
+    ordered: bool,
 ) -> Iterator[list[tuple[View, Test]]]:
     """Tests of a column, the preferred ones first."""
+    if ordered and kind.name == "number" and not kind.reason:
+        (view,) = kind.views
+        yield [(view, test) for test in _thresholds(counts[view.key].values, quantiles, every=True)]
+        return
     if kind.views[0].form:
         yield [(view, test) for view in kind.views for test in _view_tests(view, counts, quantiles)]
         return
@@ -267,7 +275,8 @@ def _value_tests(column: ColumnCounts) -> list[Test]:
     return [("is", value, count) for value, count in column.values.items()]
 
 
-def _thresholds(values: dict[Any, int], quantiles: int) -> list[Test]:
+def _thresholds(values: dict[Any, int], quantiles: int, every: bool = False) -> list[Test]:
+    """Thresholds at quantiles; with ``every``, at all values if they are few."""
     ordered = sorted(values)
     cumulative = np.cumsum([values[v] for v in ordered])
     total = int(cumulative[-1])
@@ -275,6 +284,8 @@ def _thresholds(values: dict[Any, int], quantiles: int) -> list[Test]:
         int(np.searchsorted(cumulative, total * i / (quantiles + 1)))
         for i in range(1, quantiles + 1)
     )
+    if every and len(ordered) <= quantiles + 1:
+        cuts = dict.fromkeys(range(len(ordered) - 1))
     return [("above", ordered[cut], total - int(cumulative[cut])) for cut in cuts]
 
 

@@ -44,6 +44,8 @@ def summarise(
     summaries = []
     for name, column_type in types.items():
         column = counts[name]
+        if column_type.name == "tags":  # of texts the tags are counted, not the texts
+            column = counts[column_type.views[0].key]
         outcome = f"left out: {skipped[name]}" if name in skipped else outcomes.get(name, "")
         if not column_type.views:
             outcome = f"together with {column_type.partner!r}"

@@ -3,8 +3,9 @@
 A date is
 
 - of an Arrow date or timestamp type, or
-- a text such as 2021-07-03, 2021-07-03T12:00:00Z, 2021/07/03 or 2021:07:03 12:00:00 (EXIF, whose
-  0000:00:00 00:00:00 is missing, and so are words such as NA).
+- a text such as 2021-07-03, 2021-07-03T12:00:00Z, 2021/07/03, 03.07.2021 (between dots the day
+  comes first) or 2021:07:03 12:00:00 (EXIF, whose 0000:00:00 00:00:00 is missing, and so are words
+  such as NA).
 
 The season and the quarter of the day are those of the clock that was written down, the minute is
 that of UTC.
@@ -26,7 +27,7 @@ DATE_FORMS = ("minute", "season", "daypart")
 _SEASONS = ("Dec-Feb", "Mar-May", "Jun-Aug", "Sep-Nov")
 _DAYPARTS = ("00-06 h", "06-12 h", "12-18 h", "18-24 h")
 _DATE = re.compile(
-    r"(\d{4})([-/:])(\d\d?)\2(\d\d?)"
+    r"(?:(\d{4})([-/:])(\d\d?)\2(\d\d?)|(\d\d?)\.(\d\d?)\.(\d{4}))"
     r"(?:[T ](\d\d?):(\d\d)(?::\d\d(?:[.,]\d*)?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?)?"
 )
 _NO_DATE = "0000:00:00"
@@ -77,11 +78,15 @@ def _moment(text: str) -> tuple[int | None, int | None, int | None] | None:
 
     >>> _moment("2021:07:03 12:00:30"), _moment("2021-07-03T00:30:00+02:00")
     ((27088560, 7, 12), (27087750, 7, 0))
+    >>> _moment("3.7.2021") == _moment("2021-07-03")
+    True
     """
     match = _DATE.fullmatch(text.strip())
     if match is None:
         return None
-    year, _, month, day, hour, minute, zone = match.groups()
+    year, _, month, day, *dotted, hour, minute, zone = match.groups()
+    if year is None:
+        day, month, year = dotted
     if text.strip().startswith(_NO_DATE):
         return None, None, None
     try:

@@ -6,6 +6,7 @@ the second turns every row into one key per granularity. Rows with equal keys fo
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 
 Keys = Callable[[pa.Table], list[pa.Array]]
+LEAK = 0.05  # share of the errors without a column that are left with one that tells the label
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ def recount(
 
 
 def leaks(counts: Mapping[str, ColumnCounts], label: str | None) -> list[str]:
-    """Warnings of columns that determine the label.
+    """Warnings of columns that determine the label, or that of nearly all images: guessing the
+    commonest class of each value makes a twentieth of the errors of guessing the commonest of all.
 
     Raises:
         UserError: a column is equivalent to the label.
@@ -234,18 +237,31 @@ def leaks(counts: Mapping[str, ColumnCounts], label: str | None) -> list[str]:
         pairs = column.pairs
         if not pairs or column.nulls > 0.5 * column.rows:
             continue
-        values, labels = map(set, zip(*pairs, strict=True))
-        if len(labels) < 2 or len(pairs) != len(values):
+        commonest: dict[Any, int] = {}
+        classes: Counter[Any] = Counter()
+        for (value, label_of), rows in pairs.items():
+            commonest[value] = max(commonest.get(value, 0), rows)
+            classes[label_of] += rows
+        total = classes.total()
+        errors, chance = total - sum(commonest.values()), total - max(classes.values())
+        if len(classes) < 2 or errors > LEAK * chance:
             continue
-        if len(values) == len(labels):
+        if errors:
+            if len(commonest) <= 0.5 * column.rows:
+                share = math.floor(1000 * (1 - errors / total)) / 10
+                notes.append(f"column {name!r} tells the label {label!r} of {share}% of the images")
+            continue
+        if len(commonest) == len(classes):
             others = " ".join(n for n in counts if n != name)
             raise UserError(
-                f"column {name!r} is equivalent to the label {label!r}: each of its {len(values)} "
-                "values stands for one class, so the clusters would give the answer away; leave it "
-                f"out with --clusters.columns {others}"
+                f"column {name!r} is equivalent to the label {label!r}: each of its "
+                f"{len(commonest)} values stands for one class, so the clusters would give "
+                f"the answer away; leave it out with --clusters.columns {others}"
             )
-        if len(values) <= 0.5 * column.rows:
-            notes.append(f"column {name!r} determines the label {label!r} ({len(values)} values)")
+        if len(commonest) <= 0.5 * column.rows:
+            notes.append(
+                f"column {name!r} determines the label {label!r} ({len(commonest)} values)"
+            )
     return notes
 
 

@@ -3,9 +3,10 @@
 Two images are as similar as the weighted Jaccard index of their attributes. An attribute weighs its
 self-information, -log of the share of the images that have it: a rare tag in common counts more
 than a common one. A number or date has "above" and "below" (after and before) attributes at many
-quantiles, so the nearer two of them are in rank, the more attributes the images share; together
-these weigh as much as the quantile bin would alone. The cells of a place lie in each other, and
-weigh as much as the smallest would alone. Of a column with two values images may share either.
+quantiles, or at each of a number's few values, so the nearer two of them are in rank, the more
+attributes the images share; together these weigh as much as the bin between two would alone. The
+cells of a place lie in each other, and weigh as much as the smallest would alone. Of a column with
+two values images may share either.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from wcl_ray.clusters.binarise import (
 from wcl_ray.clusters.counts import ColumnCounts
 from wcl_ray.clusters.metadata import count_types, leaks, pack_attributes
 from wcl_ray.clusters.types import NO_TYPES
+from wcl_ray.clusters.views import View
 from wcl_ray.data.ids import positions_of
 from wcl_ray.errors import UserError
 
@@ -122,7 +124,7 @@ def metadata_bits(
     """
     counts, detected = count_types(rows, columns, label, types, QUANTILES, MIN_SHARE)
     notes = [] if label is None else leaks({name: counts[name] for name in columns}, label)
-    usable, skipped = attributes(counts, QUANTILES, MIN_SHARE, named, detected)
+    usable, skipped = attributes(counts, QUANTILES, MIN_SHARE, named, detected, ordered=True)
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UserError(f"{needed_by}: no column gives an attribute ({reasons})")
@@ -151,11 +153,12 @@ def weigh(
     Args:
         counts: of the columns and views of the attributes.
     """
-    thresholds = Counter(a.column for a in usable if a.test in THRESHOLDS)
-    entropies: defaultdict[str, float] = defaultdict(float)
+    shares: defaultdict[View, list[float]] = defaultdict(list)
+    entropies: defaultdict[View, float] = defaultdict(float)
     for a in usable:
         if a.test in THRESHOLDS:
-            entropies[a.column] += a.entropy
+            shares[a.source].append(a.share)
+            entropies[a.source] += a.entropy
     alone = {source for source, n in Counter(a.source for a in usable).items() if n == 1}
     cells = {(a.column, a.value): a.share for a in usable if a.test == "within"}
     weighted = []
@@ -163,8 +166,9 @@ def weigh(
         column = counts[a.source.key]
         scale, opposite = 1.0, None
         if a.test in THRESHOLDS:
-            # the mean weight that an image has from the column: log2(T + 1) bits instead of Σ H(p)
-            scale = math.log2(thresholds[a.column] + 1) / entropies[a.column]
+            # the mean weight that an image has from the column: that of its bin instead of Σ H(p)
+            known = column.total / column.rows
+            scale = _bin_entropy(shares[a.source], known) / entropies[a.source]
             opposite = THRESHOLDS[a.test]
         elif a.source in alone and len(column.values) == 2 and not column.undercount:
             opposite = COMPLEMENTS.get(a.test)
@@ -178,3 +182,16 @@ def weigh(
             other = replace(a, test=opposite, share=share, entropy=binary_entropy(share))
             weighted.append((other, -scale * math.log(share)))
     return weighted
+
+
+def _bin_entropy(above: list[float], known: float) -> float:
+    """Entropy in bits of the bins between thresholds.
+
+    Args:
+        above: share of the images above each threshold.
+        known: share of the images with a value.
+    """
+    edges = np.array([known, *sorted(above, reverse=True), 0.0])
+    bins = -np.diff(edges) / known
+    bins = bins[bins > 0]
+    return float(-(bins * np.log2(bins)).sum())

@@ -127,8 +127,10 @@ def open_table(
     listed = f"its columns are: {', '.join(names) or '(none)'}"
     key = next((name for name in keys if name in names), None)
     if key is None:
+        given = "" if id_column else ", nor is there a --data.id to look for"
         raise UserError(
-            f"clusters.from {uri} has no id column called {' or '.join(map(repr, keys))}; {listed}"
+            f"clusters.from {uri} has no id column called {' or '.join(map(repr, keys))}{given}; "
+            f"{listed}; rename the one with the images' ids or file names to {keys[0]!r}"
         )
     columns = tuple(name for name in columns if name in names or name not in others)
     for name in columns:

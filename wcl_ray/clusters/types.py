@@ -5,7 +5,8 @@
 - **boolean**: booleans, or two values such as yes and no, 0 and 1.
 - **category**: other texts, and integers that number things.
 - **date**: dates, or texts that all are dates (see :mod:`wcl_ray.clusters.dates`).
-- **tags**: lists.
+- **tags**: lists, or texts that all are lists of texts as JSON or Python write them (see
+  :mod:`wcl_ray.clusters.tags`).
 - **place**: two number columns whose names say latitude and longitude, a struct of two such fields,
   or lists of two numbers under a name such as location.
 - **text**: texts of which at least half have several words and more than half (and 20) differ.
@@ -25,6 +26,7 @@ from wcl_ray.clusters.counts import ColumnCounts, Columns
 from wcl_ray.clusters.dates import DATE_FORMS, is_date
 from wcl_ray.clusters.identifier import identifier, is_id_name, is_index_name, unordered
 from wcl_ray.clusters.places import holds_places, place_pairs
+from wcl_ray.clusters.tags import TAG_FORMS, is_text, split_form
 from wcl_ray.clusters.unfit import MISSING_WORDS
 from wcl_ray.clusters.views import View, truth
 from wcl_ray.data.values import kind_of
@@ -36,8 +38,9 @@ _VALUES = {
     "number": "a number",
     "category": "a single value",
     "boolean": "true or false, yes or no, 1 or 0",
-    "date": "a date such as 2021-07-03 or 2021-07-03T12:00:00Z",
-    "tags": "a list",
+    "date": "a date; dates are read in the forms 2021-07-03, 2021/07/03, 2021:07:03 and 03.07.2021 "
+    "(day first), alone or with a time as in 2021-07-03T12:00:00Z or 2021-07-03 12:00",
+    "tags": 'a list such as ["wild", "night"]',
     "place": "a latitude within ±90 and a longitude within ±180 (two number columns, or a pair)",
     "text": "a text",
 }
@@ -75,6 +78,8 @@ def views_to_count(schema: pa.Schema, columns: list[str], given: Mapping[str, st
         forms: tuple[str, ...] = ()
         if name in given:
             forms = _FORMS.get(given[name], (given[name],)) if name not in places else ()
+            if given[name] == "tags" and is_text(kind):
+                forms = TAG_FORMS
         elif holds_places(name, kind):
             forms = ("cells",)
         elif is_date(kind):
@@ -82,8 +87,8 @@ def views_to_count(schema: pa.Schema, columns: list[str], given: Mapping[str, st
         else:
             if _is_number(kind):
                 numeric.append(name)
-            if kind_of(kind) == "string" and not pat.is_temporal(kind):
-                forms = (*DATE_FORMS, "words")
+            if is_text(kind):
+                forms = (*DATE_FORMS, "tags", "words")
         views += [View((name,), form) for form in forms]
     pairs = place_pairs(numeric)
     two = [name for name in places if name not in single]
@@ -136,6 +141,8 @@ def _given(
     name: str, type_name: str, forms: dict[str, View], counts: Mapping[Any, ColumnCounts]
 ) -> ColumnType:
     wanted = tuple(forms[form] for form in _FORMS.get(type_name, (type_name,)))
+    if "separators" in forms and counts[name].total:
+        wanted = (forms[split_form(counts[forms["separators"]].values)],)
     column = counts[wanted[0]]
     single = counts[name].kind in ("number", "string") and counts[name].total > 0
     if type_name == "place" and single and wanted[0].columns == (name,):
@@ -191,6 +198,8 @@ def _detect(
         dates = tuple(forms[form] for form in DATE_FORMS if form in forms)
         if dates and _usable(counts[dates[0]], "number"):
             return ColumnType("date", dates)
+        if "tags" in forms and _usable(counts[forms["tags"]], "list"):
+            return ColumnType("tags", (forms["tags"],))
         if "words" in forms and _is_text(column) and _usable(counts[forms["words"]], "list"):
             return ColumnType("text", (forms["words"],))
     two = len(column.values) == 2 and not column.undercount

@@ -1,5 +1,5 @@
 """What a metadata column is read as: a date as its minute, season and quarter of the day, a text as
-its words, latitude and longitude as cells.
+its words or tags, latitude and longitude as cells.
 
 A view has the form of :func:`wcl_ray.data.values.plain`, so that it is counted, and gives
 attributes, like any column.
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from wcl_ray.clusters.dates import DATE_FORMS, read_dates
 from wcl_ray.clusters.places import cells, coordinates
+from wcl_ray.clusters.tags import TAG_FORMS, read_tags
 from wcl_ray.clusters.unfit import Unfit, by_text, first_unfit, parse, parse_numbers
 from wcl_ray.data.values import kind_of, plain
 
@@ -26,8 +27,8 @@ _TRUTH |= dict.fromkeys(["false", "no", "n", "f", "off", "0"], False)
 
 @dataclass(frozen=True)
 class View:
-    """One or two columns in a form: "" (the plain column), number, boolean, category, tags, one of
-    DATE_FORMS, words or cells."""
+    """One or two columns in a form: "" (the plain column), number, boolean, category, one of
+    TAG_FORMS or DATE_FORMS, words or cells."""
 
     columns: tuple[str, ...]
     form: str = ""
@@ -73,6 +74,8 @@ def try_read(table: pa.Table, views: Iterable[View]) -> dict[View, pa.Array | Un
 def _read(columns: list[pa.ChunkedArray], form: str) -> pa.Array:
     if form == "cells":
         return cells(*coordinates(columns))
+    if form in TAG_FORMS:
+        return read_tags(columns[0], form)
     values = plain(columns[0])
     kind = kind_of(values.type)
     fits = {
@@ -80,7 +83,6 @@ def _read(columns: list[pa.ChunkedArray], form: str) -> pa.Array:
         "number": kind in ("number", "string"),
         "boolean": kind in ("boolean", "number", "string"),
         "category": kind in ("boolean", "number", "string"),
-        "tags": kind == "list",
         "words": kind == "string",
     }[form]
     if not fits:

@@ -115,20 +115,38 @@ def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: 
             warn(f"clusters.missing: {selected.sum()} images have no metadata, too few for k-means")
 
 
-def check_levels(loss: LossConfig, table: Assignment) -> None:
-    """Raise a UserError if the levels of the loss do not fit the granularities of the clusters."""
-    names, weights = table.names, loss.level_weights
+def check_level_options(config: Config) -> None:
+    """Raise a UserError if the levels of the loss do not fit the granularities that the options of
+    the clusters ask for; those of k-means are checked by :class:`Config`, and those of tables and
+    plugins once there are clusters."""
+    clusters = config.clusters
+    if clusters.kind in ("kmeans", "table") or clusters.kind not in KINDS.shipped:
+        return
+    kind = KINDS.get(clusters.kind)
+    values = getattr(clusters, kind.granularity) if kind.granularity else ()
+    names = tuple(f"{clusters.kind}-{value}" for value in values) or (clusters.kind,)
+    _check_level_names(config.loss, names)
+
+
+def _check_level_names(loss: LossConfig, names: tuple[str, ...]) -> None:
+    weights = loss.level_weights
     if weights and len(weights) != len(names):
         raise UserError(
             f"loss.level-weights has {len(weights)} number(s) for the level(s) {', '.join(names)}"
         )
-    if loss.negatives != "siblings":
-        return
-    if len(names) == 1:
+    if loss.negatives == "siblings" and len(names) == 1:
         raise UserError(
             f"loss.negatives siblings needs several levels, not {names[0]} alone; give them from "
             "coarse to fine, such as --clusters.level 1 2"
         )
+
+
+def check_levels(loss: LossConfig, table: Assignment) -> None:
+    """Raise a UserError if the levels of the loss do not fit the granularities of the clusters."""
+    names = table.names
+    _check_level_names(loss, names)
+    if loss.negatives != "siblings":
+        return
     for level in range(1, len(names)):
         if not table.is_nested(level):
             raise UserError(
@@ -171,7 +189,10 @@ def similarity_columns(config: Config, images: Images) -> list[str]:
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
     if not columns:
-        raise UserError(f"{_needed_by(config)} needs metadata columns, but there are none")
+        raise UserError(
+            f"{_needed_by(config)} needs metadata columns, but there are none; --data.table adds "
+            "those of a file"
+        )
     if images.label in columns:
         raise UserError(
             f"clusters.columns holds the label {images.label!r}, which would give away the answer "

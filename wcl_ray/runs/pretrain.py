@@ -26,7 +26,7 @@ from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
-from wcl_ray.runs.clusters import cluster_images
+from wcl_ray.runs.clusters import check_level_options, check_types, cluster_images
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, RESULTS, TRAINED, open_run
 from wcl_ray.runs.initial import Start, start_of, with_image_size
 from wcl_ray.runs.moved import moves
@@ -53,6 +53,8 @@ def pretrain(config: Config) -> dict[str, Any]:
         if run.exists(RESULTS):
             return read_results(config.data, run)
         config = with_image_size(config)
+        check_types(config)
+        check_level_options(config)
         check_paths(config.data)
         start = start_of(config, run)
         check_backbone(start.encoder, config.train.layer_decay)

@@ -75,9 +75,9 @@ class SearchConfig(Config):
             f"grace {self.grace} is more than the {self.epochs} epochs of a trial",
         )
         require(self.reduction >= 2, "reduction starts at 2")
-        require(self.concurrent >= 0, "concurrent is negative")
-        require(self.retries >= 0, "retries is negative")
-        require(self.confirm >= 0, "confirm is negative")
+        require(self.concurrent >= 0, f"concurrent is {self.concurrent}; it must not be negative")
+        require(self.retries >= 0, f"retries is {self.retries}; it must not be negative")
+        require(self.confirm >= 0, f"confirm is {self.confirm}; it must not be negative")
         require(self.confirm_seeds >= 1, "confirm-seeds starts at 1")
         needs_label = self.metric in ("knn", "probe")
         require(

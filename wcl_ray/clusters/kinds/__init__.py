@@ -73,8 +73,8 @@ class Kind:
         columns = list(config.columns) or [name for name in available if name != label]
         if not columns:
             raise UserError(
-                f"clusters.kind {config.kind} needs metadata columns, but there are none; use "
-                "--clusters.kind instance"
+                f"clusters.kind {config.kind} needs metadata columns, but there are none; "
+                "--data.table adds those of a file, --clusters.kind instance needs none"
             )
         return columns
 

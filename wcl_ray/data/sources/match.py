@@ -132,10 +132,15 @@ def match_table(
             f"--data.key {name}"
         )
     tried = [*preferred, *others, *rows.column_names][0]
+    remedy = "name the column with the images' ids or file names with --data.key"
+    if column is not None:
+        remedy = (
+            "the values of --data.key have to be the images' ids or file names, with or without "
+            "folders and suffix"
+        )
     raise UserError(
         f"{table}: no row belongs to an image of {source}: column {tried!r} holds "
-        f"{_examples(rows[tried])}, the images are {_examples(names.sort())}; name the column with "
-        "the images' ids or file names with --data.key"
+        f"{_examples(rows[tried])}, the images are {_examples(names.sort())}; {remedy}"
     )
 
 

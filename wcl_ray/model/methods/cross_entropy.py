@@ -1,7 +1,8 @@
 """A linear classifier of the classes of --data.label, trained with the backbone.
 
 Softmax cross-entropy, mean over both views. Faithful; without label smoothing or mixing of images.
-Images without a label are left out.
+Batches are composed of images of one class (``--clusters.samples-per-cluster``; 1: shuffled), and
+images without a label are left out.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ Equation 11, with the concentration of equation 12 (α = 10, cut at its 10th and
 scaled to the mean ``loss.temperature``, as in the authors' code); the k-means clusters are those of
 the rounds, with the granularities of ``--clusters.k``. Simplified: no momentum encoder (negatives
 are those of the batch), both views are anchors, all prototypes of a granularity are negatives (the
-paper draws some), and a prototype is the running mean of its cluster's embeddings in this round
-instead of the k-means centroid; a prototype without an image so far is left out.
+paper draws some), and a prototype is the running mean of its cluster's embeddings in this round,
+those of the batch included, instead of the k-means centroid; a prototype without an image so far is
+left out. Batches are composed of images of one cluster (``--clusters.samples-per-cluster``; 1:
+shuffled, as in the paper).
 """
 
 from __future__ import annotations

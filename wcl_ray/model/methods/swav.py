@@ -3,7 +3,8 @@
 Equations 1 to 5: Sinkhorn-Knopp splits the global batch evenly among the prototypes
 (``--clusters.k``), and each view predicts the assignment of the other. Simplified: two views of
 full size (no multi-crop), no queue of earlier images, and prototypes are trained from the first
-step. By default there is a prototype for every 50 images, but no more than images in a batch.
+step. By default there is a prototype for every 50 images, but no more than images in a batch. The
+paper's temperature is 0.1 (``--loss.temperature 0.1``); at 0.2 predictions cannot be sharp.
 """
 
 from __future__ import annotations
