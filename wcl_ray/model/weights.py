@@ -437,6 +437,6 @@ def _families(name: str) -> list[list[str]]:
         import timm
     except ImportError:
         return list(families.values())
-    for model in _near_names(name.rpartition(":")[2], timm.list_models()):
+    for model in _near_names(architecture(name).rpartition(":")[2], timm.list_models()):
         families.setdefault(timm.model_entrypoint(model).__module__, []).append(f"timm:{model}")
     return list(families.values())
