@@ -18,10 +18,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from memory import measure
 
 from wcl_ray.model import loss as loss_module
 from wcl_ray.terminal import table
@@ -51,12 +51,6 @@ def simclr(views: list[torch.Tensor]) -> Gradients:
     return first, second
 
 
-def memory(name: str) -> int:
-    """Bytes: VmRSS, or VmHWM, its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=65536, help="images of the large batch")
@@ -73,22 +67,23 @@ def main() -> None:
         fine = torch.randint(0, max(1, options.compare // options.clusters), (options.compare,))
         clusters = torch.stack([fine // 4, fine], dim=1)
 
-        def at_once(most_pairs: int) -> Gradients:
+        def gradients_with(most_pairs: int) -> Gradients:
             loss_module.MOST_PAIRS = most_pairs
             return cl_infonce(views, clusters, estimator)  # noqa: B023
 
         sides: dict[str, Callable[[], Gradients]] = {
-            "in parts": lambda: at_once(options.compare**2 - 1),
-            "at once": lambda: at_once(options.compare**2),
+            "in parts": lambda: gradients_with(options.compare**2 - 1),
+            "at once": lambda: gradients_with(options.compare**2),
             "simclr": lambda: simclr(views),  # noqa: B023
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         gradients = {}
-        for _ in range(options.repeats):
+        for repeat in range(options.repeats + 1):
             for name, side in sides.items():
                 started = time.perf_counter()
                 gradients[name] = side()
-                seconds[name].append(time.perf_counter() - started)
+                if repeat:  # the first one warms up
+                    seconds[name].append(time.perf_counter() - started)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         error = max(
             float((a - b).norm() / b.norm())
@@ -98,16 +93,13 @@ def main() -> None:
         loss_module.MOST_PAIRS = most
         views = embeddings(options.batch, options.dimensions)
         clusters = torch.randint(0, options.batch // options.clusters, (options.batch, 1))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, started = memory("VmRSS"), time.perf_counter()
-        cl_infonce(views, clusters, estimator)
-        took, peak = time.perf_counter() - started, memory("VmHWM") - before
+        cost, _ = measure(lambda: cl_infonce(views, clusters, estimator))  # noqa: B023
         ratios = [medians["in parts"] / medians[name] for name in ("at once", "simclr")]
         row = [estimator, *(f"{x:.2f} ×" for x in ratios), f"{error:.1e}"]
-        rows.append([*row, f"{peak / 1e6:,.0f} MB", f"{took:.0f} s"])
+        rows.append([*row, f"{cost['peak'] / 1e6:,.0f} MB", f"{cost['wall']:.0f} s"])
         summary[estimator] = {
             "parts_to_once": round(ratios[0], 3), "parts_to_simclr": round(ratios[1], 3),
-            "gradient_error": error, "peak_bytes": peak, "seconds": round(took, 1),
+            "gradient_error": error, "peak_bytes": cost["peak"], "seconds": round(cost["wall"], 1),
         }  # fmt: skip
     head = ["estimator", f"in parts / at once ({options.compare:,})", "in parts / SimCLR's"]
     print(table([*head, "gradients differ by", f"peak ({options.batch:,})", "time"], rows), "\n")

@@ -15,13 +15,11 @@ machine wall times mean little. The largest of ``--rows`` is the one to trust.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import io
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 import torchvision
+from memory import measure
 from PIL import Image
 from scale_paper import Figures, paper
 from scale_shards import blocks, coordinator, sums
@@ -52,23 +51,6 @@ from wcl_ray.train import checkpoint
 BATCH, WORLD, BLOCKS = 8192, 64, 10_000  # of an epoch's order
 FIGURES: Figures = {}  # name → n → seconds, and bytes of one row
 FILE = Path(__file__).with_suffix(".json")
-
-
-def measure(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Wall and CPU seconds of this process, growth of its memory at the peak, and the result."""
-    ctypes.CDLL(None).malloc_trim(0)  # give back what was freed before
-    pa.default_memory_pool().release_unused()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _memory("VmRSS")
-    started, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - started}
-    return cost | {"peak": max(0.0, _memory("VmHWM") - before)}, result
-
-
-def _memory(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def line(

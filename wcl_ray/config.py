@@ -66,6 +66,13 @@ def require(ok: bool, message: str) -> None:
         raise _error.get()(message)
 
 
+def not_negative(section: str, **values: float | None) -> None:
+    """Raise a ValueError that names the first of a section's options that is below 0."""
+    for name, value in values.items():
+        option = f"{section}.{option_name(name)}" if section else option_name(name)
+        require((value or 0) >= 0, f"{option} is {value}; it must not be negative")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Where the images and their metadata are."""
@@ -331,10 +338,7 @@ class LossConfig:
             "nor all 0",
         )
         require(self.temperature > 0, f"loss.temperature is {self.temperature}; it must be above 0")
-        require(
-            (self.instance_weight or 0) >= 0,
-            f"loss.instance-weight is {self.instance_weight}; it must not be negative",
-        )
+        not_negative("loss", instance_weight=self.instance_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,10 +364,7 @@ class ModelConfig:
     """Rate of stochastic depth. Default: that of the library."""
 
     def __post_init__(self) -> None:
-        require(
-            self.freeze_stages >= 0,
-            f"model.freeze-stages is {self.freeze_stages}; it must not be negative",
-        )
+        not_negative("model", freeze_stages=self.freeze_stages)
         require(
             self.freeze_stages == 0 or self.weights != "none",
             "model.freeze-stages would freeze random weights; give --model.weights",
@@ -467,30 +468,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.batch_size >= 2, "train.batch-size: a contrastive batch needs 2 images")
         require(self.epochs >= 1, "train.epochs starts at 1")
-        require(self.rounds >= 0, f"train.rounds is {self.rounds}; it must not be negative")
-        require(
-            (self.warmup_rounds or 0) >= 0,
-            f"train.warmup-rounds is {self.warmup_rounds}; it must not be negative",
+        not_negative(
+            "train",
+            rounds=self.rounds,
+            warmup_rounds=self.warmup_rounds,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            checkpoint_steps=self.checkpoint_steps,
+            checkpoint_minutes=self.checkpoint_minutes,
         )
         require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
-        require(
-            self.weight_decay >= 0,
-            f"train.weight-decay is {self.weight_decay}; it must not be negative",
-        )
         require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
         require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
         require(
             0 < self.layer_decay <= 1,
             f"train.layer-decay is {self.layer_decay}; it must be above 0 and at most 1",
-        )
-        require(self.clip >= 0, f"train.clip is {self.clip}; it must not be negative")
-        require(
-            self.checkpoint_steps >= 0,
-            f"train.checkpoint-steps is {self.checkpoint_steps}; it must not be negative",
-        )
-        require(
-            self.checkpoint_minutes >= 0,
-            f"train.checkpoint-minutes is {self.checkpoint_minutes}; it must not be negative",
         )
         require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
         for name in self.trackers:
@@ -521,17 +513,10 @@ class ScaleConfig:
 
     def __post_init__(self) -> None:
         self.range()
-        require(
-            self.cpus_per_worker >= 0,
-            f"scale.cpus-per-worker is {self.cpus_per_worker}; it must not be negative",
-        )
+        not_negative("scale", cpus_per_worker=self.cpus_per_worker, max_failures=self.max_failures)
         require(
             self.resize_seconds > 0,
             f"scale.resize-seconds is {self.resize_seconds}; it must be above 0",
-        )
-        require(
-            self.max_failures >= 0,
-            f"scale.max-failures is {self.max_failures}; it must not be negative",
         )
 
     def range(self) -> tuple[int, int] | None:
@@ -559,7 +544,7 @@ class EvaluateConfig:
     """Largest number of images per split that the evaluation embeds (a hash sample)."""
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, f"evaluate.every is {self.every}; it must not be negative")
+        not_negative("evaluate", every=self.every)
         require(self.neighbours >= 1, "evaluate.neighbours starts at 1")
         require(self.max_images >= 100, "evaluate.max-images is below 100, the minimum")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from wcl_ray.model import loss as loss_module
 from wcl_ray.model.loss import cl_infonce
@@ -269,6 +271,15 @@ def test_a_large_batch_in_parts_has_the_same_loss_and_gradients(
     estimator = "paper" if case == "paper" else "supcon"
     offset, local = 7, slice(7, 18)  # as of one worker of several
 
+    parts_taken = []
+
+    def counted(function: Any, start: int, stop: int, **options: Any) -> Any:
+        parts_taken.append(stop - start)
+        return checkpoint(function, start, stop, **options)
+
+    if not compiled:
+        monkeypatch.setattr(loss_module, "checkpoint", counted)
+
     def evaluate(most_pairs: int) -> tuple[list[float], list[torch.Tensor]]:
         monkeypatch.setattr(loss_module, "MOST_PAIRS", most_pairs)
         function = torch.compile(cl_infonce, backend="aot_eager") if compiled else cl_infonce
@@ -283,7 +294,9 @@ def test_a_large_batch_in_parts_has_the_same_loss_and_gradients(
         return [float(x.detach()) for x in result], list(gradients)
 
     values, gradients = evaluate(11 * 24)
-    parts, gradients_of_parts = evaluate(11 * 24 - 1)  # two anchors at a time, and one
+    assert not parts_taken
+    parts, gradients_of_parts = evaluate(11 * 24 - 1)
+    assert compiled or parts_taken == [2, 2, 2, 2, 2, 1]
     assert parts == pytest.approx(values, rel=1e-12)
     for whole_batch, in_parts in zip(gradients, gradients_of_parts, strict=True):
         torch.testing.assert_close(in_parts, whole_batch, rtol=1e-10, atol=1e-12)

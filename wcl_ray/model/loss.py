@@ -5,7 +5,7 @@ Shapes: b local images, B images of the global batch, D dimensions, G granularit
 
 Local anchors meet the candidates of the global batch, so work is b × 2B, not (2B)². So is memory up
 to b × B = MOST_PAIRS; in larger batches it is linear in B, since logits are not kept for the
-backward pass.
+backward pass, apart from the (b, B) similarities of graded positives.
 Clusters are integers; -1 is a singleton: an image that shares its cluster with no other. If all
 images are singletons, both estimators are InfoNCE / SimCLR; with labels as clusters, ``supcon`` is
 supervised contrastive learning (Khosla et al., 2020).

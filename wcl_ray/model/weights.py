@@ -410,7 +410,7 @@ def _share(state: State, wanted: State) -> float:
 
 
 def _near_names(name: str, names: list[str]) -> list[str]:
-    """Names that differ in one word, such as the size, then those of like letters.
+    """Names of several words that differ in one, such as the size, then those of like letters.
 
     >>> _near_names("vit_small_16", ["vit_tiny_16", "vit_tiny_32", "vit_small_32"])
     ['vit_tiny_16', 'vit_small_32', 'vit_tiny_32']
@@ -419,7 +419,7 @@ def _near_names(name: str, names: list[str]) -> list[str]:
     of_words = [
         other
         for other in names
-        if len(other.split("_")) == len(words)
+        if len(other.split("_")) == len(words) > 1
         and sum(a != b for a, b in zip(words, other.split("_"), strict=True)) == 1
     ]
     return list(dict.fromkeys([*of_words, *difflib.get_close_matches(name, names, 20, 0.3)]))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from wcl_ray.config import Config, field_name, option_name, require
+from wcl_ray.config import Config, field_name, not_negative, option_name, require
 from wcl_ray.registry import KINDS
 
 Metric = Literal["auto", "knn", "probe", "metadata", "rank_me", "uniformity", "alignment"]
@@ -75,9 +75,7 @@ class SearchConfig(Config):
             f"grace {self.grace} is more than the {self.epochs} epochs of a trial",
         )
         require(self.reduction >= 2, "reduction starts at 2")
-        require(self.concurrent >= 0, f"concurrent is {self.concurrent}; it must not be negative")
-        require(self.retries >= 0, f"retries is {self.retries}; it must not be negative")
-        require(self.confirm >= 0, f"confirm is {self.confirm}; it must not be negative")
+        not_negative("", concurrent=self.concurrent, retries=self.retries, confirm=self.confirm)
         require(self.confirm_seeds >= 1, "confirm-seeds starts at 1")
         needs_label = self.metric in ("knn", "probe")
         require(
