@@ -100,9 +100,11 @@ def test_gradient_does_not_depend_on_workers(
     result = loss_of(model, setting, 0, 1, without=SETTINGS[setting][2])
     result.loss.backward()
     expected = gradients(model)
-    assert expected.abs().max() > 1e-3  # the comparison is not of zeros
+    largest = float(expected.abs().max())
+    assert largest > 1e-3  # the comparison is not of zeros
     for found in of_workers:
-        torch.testing.assert_close(found[setting][0], expected, rtol=1e-5, atol=1e-7)
+        # sums in another order differ by the rounding of their largest terms
+        torch.testing.assert_close(found[setting][0], expected, rtol=1e-5, atol=5e-7 * largest)
     figures = torch.stack([found[setting][1] for found in of_workers]).mean(0)
     torch.testing.assert_close(figures, torch.stack([x.detach() for x in result]))
 
