@@ -22,7 +22,7 @@ from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
-from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.data.stream import Stream, plan_stream, positions_of_rows
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
 from wcl_ray.model.encoder import EncoderSpec, build_encoder
@@ -131,6 +131,7 @@ def fake(
     return Stream(
         mode="raw", reason="", size=8, rows=n, shared=shared, ids=ray.put(np.arange(n)),
         blocks=(None,) * blocks, location=ray.put(location), offsets=offsets,
+        positions=ray.put(positions_of_rows(location, n)),
     )  # fmt: skip
 
 

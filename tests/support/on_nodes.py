@@ -21,7 +21,7 @@ from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
-from wcl_ray.data.stream import Stream, _locate, plan_stream
+from wcl_ray.data.stream import Stream, _locate, plan_stream, positions_of_rows
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import evaluate_encoder
 from wcl_ray.kmeans.kmeans import KMeans
@@ -201,6 +201,7 @@ def dealt(keep: str) -> dict[str, Any]:
     size = SIDE if keep == "raw" else 16
     kept: dict[str, Any] = {"mode": keep, "reason": "", "size": size, "rows": len(ids)}
     kept |= {"ids": ray.put(ids), "location": ray.put(location), "offsets": offsets}
+    kept["positions"] = ray.put(positions_of_rows(location, int(offsets[-1])))
     stream = Stream(shared=False, blocks=tuple(refs), **kept)
     numbers, largest = number_homes(stream, nodes)
     before = store_stats().spilled_bytes_total

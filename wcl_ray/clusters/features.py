@@ -18,6 +18,7 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
 
 IMAGES_A_CLUSTER = 50  # of the default k
+MOST_CLUSTERS = 20_000  # of the default k: every worker adds to sums of all clusters
 MIN_WITHOUT_METADATA = 8  # fewer images stay singletons
 
 
@@ -41,12 +42,12 @@ class FeatureClusters:
 
 
 def choose_k(config: ClustersConfig, images: int) -> tuple[int, ...]:
-    """Numbers of clusters: the configured ones, else one for every 50 images.
+    """Numbers of clusters: the configured ones, else one for every 50 images, 20,000 at most.
 
     Raises:
         UserError: more clusters than images.
     """
-    ks = config.k or (max(2, images // IMAGES_A_CLUSTER),)
+    ks = config.k or (max(2, min(MOST_CLUSTERS, images // IMAGES_A_CLUSTER)),)
     if max(ks) > images:
         raise UserError(f"clusters.k {max(ks)} is more than the {images} rows to cluster")
     return ks

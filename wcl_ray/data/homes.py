@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import ray.experimental
 
 from wcl_ray.data.deal import Places
-from wcl_ray.data.stream import Stream
+
+if TYPE_CHECKING:
+    from wcl_ray.data.stream import Stream
 
 ROOM = 0.25  # of a node's object store for blocks that its workers fetch from other nodes
 

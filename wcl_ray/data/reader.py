@@ -119,6 +119,8 @@ class Reader:
         self.places = places or unknown_places(len(stream.blocks), world)
         if stream.mode != "streaming":
             self.location: np.ndarray = ray.get(stream.location)
+        if not stream.shared:
+            self.row_positions: np.ndarray = ray.get(stream.positions)
 
     def take_faults(self) -> list[tuple[str, str]]:
         """(key or id, reason) of images that failed to decode since the last call."""
@@ -146,9 +148,9 @@ class Reader:
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (modes raw and encoded)."""
-        remaining = self._remaining(consumed)
         if not self.stream.shared:
-            return self._dealt_order(remaining, epoch)
+            return self._dealt_order(epoch, consumed)
+        remaining = self._remaining(consumed)
         rng = np.random.default_rng([self.seed, epoch])
         order = remaining[
             sampler.epoch_order(self._composing(remaining), self.group, self.batch, rng)
@@ -162,20 +164,21 @@ class Reader:
         remaining = sampler.unset_positions(consumed, len(self.ids))
         if self.stream.mode != "streaming":
             remaining = remaining[self.location[remaining] >= 0]
-        # the same for dealt blocks: n // W images per worker are n // W // b = n // B batches
         self.steps = len(remaining) // self.batch
         return remaining
 
-    def _dealt_order(self, remaining: np.ndarray, epoch: int) -> np.ndarray:
-        """Blocks cut into equal shares; each worker composes within windows of its own blocks."""
-        block = self._block_of(self.location[remaining])
-        counts = np.bincount(block, minlength=len(self.stream.blocks))
+    def _dealt_order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
+        """Blocks cut into equal shares; each worker composes within windows of its own blocks, and
+        looks at no others."""
+        counts = self._rows_left(consumed)
         rng = np.random.default_rng([self.seed, epoch])
         pieces = deal(counts, self.places, rng)[self.rank]
-        self.dropped = len(remaining) - self.steps * self.batch
+        # n // W images per worker are n // W // b = n // B batches
+        self.steps = int(counts.sum()) // self.batch
+        self.dropped = int(counts.sum()) - self.steps * self.batch
         worker_rng = np.random.default_rng([self.seed, epoch, 1, self.rank])
         worker_rng.shuffle(pieces)  # type: ignore[arg-type]
-        positions = self._positions_of_pieces(remaining, block, pieces, epoch)
+        positions = self._positions_of_pieces(pieces, epoch, consumed)
         order = np.empty(self.steps * self.local, np.int64)
         begin = 0
         for end in windows(pieces, self.window, self.local, self.places.max_blocks):
@@ -187,20 +190,29 @@ class Reader:
             begin = end
         return order.reshape(self.steps, self.local)
 
+    def _rows_left(self, consumed: np.ndarray | None) -> np.ndarray:
+        """int64 (blocks,): rows of each block that are readable and not consumed."""
+        blocks = range(len(self.stream.blocks))
+        return np.array([len(self._left_in_block(n, consumed)) for n in blocks], np.int64)
+
+    def _left_in_block(self, number: int, consumed: np.ndarray | None) -> np.ndarray:
+        """int64: positions of a block that are readable and not consumed."""
+        assert self.stream.offsets is not None
+        start, stop = self.stream.offsets[number : number + 2]
+        positions = self.row_positions[start:stop]
+        positions = positions[positions >= 0]
+        if consumed is not None:
+            positions = positions[~sampler.has_bits(consumed, positions)]
+        return positions
+
     def _positions_of_pieces(
-        self, remaining: np.ndarray, block: np.ndarray, pieces: list[Piece], epoch: int
+        self, pieces: list[Piece], epoch: int, consumed: np.ndarray | None
     ) -> np.ndarray:
         """Positions of pieces in sequence. Each block is composed, so that a cut through it splits
         at most one group."""
-        wanted = np.zeros(len(self.stream.blocks), bool)
-        wanted[[number for number, _, _ in pieces]] = True
-        remaining, block = remaining[wanted[block]], block[wanted[block]]
-        by_block = np.argsort(block, kind="stable")
-        remaining, block = remaining[by_block], block[by_block]
-        parts = [remaining[:0]]
+        parts = [np.empty(0, np.int64)]
         for number, start, stop in pieces:
-            first, end = np.searchsorted(block, [number, number + 1])
-            inside = remaining[first:end]
+            inside = np.sort(self._left_in_block(number, consumed))
             rng = np.random.default_rng([self.seed, epoch, 2, number])  # the same on all workers
             order = sampler.compose(self._composing(inside), self.group, rng)
             parts.append(inside[order[start:stop]])

@@ -11,6 +11,7 @@ assignment. Images that are not in the assignment (held out) are dropped before 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
+from wcl_ray.data.homes import homes_of
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.errors import UserError
@@ -31,7 +33,8 @@ from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
 AT_ONCE = 512  # images decoded into one table
-BLOCK = 64e6  # bytes of a dealt block
+BLOCK = 64e6  # bytes of a dealt block, if there are fewer than
+MOST_BLOCKS = 20_000  # since every worker holds references to all
 REPLICATED = 0.25  # of the smallest node's store: less than this is read by all workers
 
 
@@ -49,6 +52,8 @@ class Stream:
         blocks: references to the kept blocks (pyarrow tables).
         location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
+        positions: the inverse of ``location`` if blocks are dealt: reference to int64 (rows,),
+            -1 = unreadable.
         source: mode streaming: the images, read again each epoch.
         faults: unreadable images, as {"key", "reason"}.
     """
@@ -62,6 +67,7 @@ class Stream:
     blocks: tuple[Any, ...] = ()
     location: Any = None
     offsets: np.ndarray | None = None
+    positions: Any = None
     source: Dataset | None = None
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
@@ -134,6 +140,7 @@ def plan_stream(
         blocks=tuple(blocks),
         location=ray.put(location),
         offsets=offsets,
+        positions=None if shared else ray.put(positions_of_rows(location, int(offsets[-1]))),
         faults=tuple(faults),
     )
 
@@ -253,7 +260,7 @@ def _spread(
     Returns:
         The rows, and how they were distributed, to show the user.
     """
-    count = max(4 * nodes, int(kept / BLOCK))
+    count = max(4 * nodes, min(MOST_BLOCKS, int(kept / BLOCK)))
     together = False
     if clusters is not None:
         window = min(max(sampler.window_of(0), len(clusters) // count), len(clusters) // nodes)
@@ -309,12 +316,25 @@ def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, 
     return described
 
 
+def _by_node(blocks: list[Any]) -> list[list[int]]:
+    """Numbers of the blocks, in lists of blocks on one node: a task that gets one of these lists
+    runs there, and no block moves."""
+    homes = homes_of(blocks).nodes
+    members: dict[str, list[int]] = {}
+    for number, ref in enumerate(blocks):
+        members.setdefault(homes.get(ref.hex(), ""), []).append(number)
+    return [part[i : i + 16] for part in members.values() for i in range(0, len(part), 16)]
+
+
 def _locate(
     blocks: list[Any], ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
     """Row of each position in the concatenated blocks, first row of each block, faults."""
-    tasks = [_describe.remote(*blocks[i : i + 16]) for i in range(0, len(blocks), 16)]
-    described = [block for result in ray.get(tasks) for block in result]
+    groups = _by_node(blocks)
+    tasks = [_describe.remote(*(blocks[number] for number in group)) for group in groups]
+    numbers = itertools.chain.from_iterable(groups)
+    by_number = dict(zip(numbers, itertools.chain.from_iterable(ray.get(tasks)), strict=True))
+    described = [by_number[number] for number in range(len(blocks))]
     offsets = np.cumsum([0] + [len(block_ids) for block_ids, _ in described])
     location = np.full(len(ids), -1, dtype=np.int64)
     faults: list[dict[str, str]] = []
@@ -327,3 +347,15 @@ def _locate(
         location[positions[good]] = start + np.flatnonzero(good)
     faults.sort(key=lambda fault: fault["key"])
     return location, offsets, faults
+
+
+def positions_of_rows(location: np.ndarray, rows: int) -> np.ndarray:
+    """int64 (rows,): the position of each row, -1 = none.
+
+    >>> positions_of_rows(np.array([2, -1, 0]), 4)
+    array([ 2, -1,  0, -1])
+    """
+    positions = np.full(rows, -1, np.int64)
+    kept = np.flatnonzero(location >= 0)
+    positions[location[kept]] = kept
+    return positions

@@ -24,11 +24,11 @@ from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import array_digest
 from wcl_ray.data.sources.base import FAULT, ID
-from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_tensor, resources
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
+from wcl_ray.evaluate.run import subset
 from wcl_ray.model.encoder import save_projector
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import qualities, show_quality
@@ -90,10 +90,12 @@ def round_clusters(
 
     def compute() -> tuple[FeatureClusters, dict[str, float]]:
         features = _features(config, stream, previous, base.ids, selected, start, scale, shared)
-        collapse = ray.get(_collapse.remote(features.to_arrow_refs(), config.seed))
         limits: dict[str, Any] = {}
         if scale.crowded:
             limits = {"actors": 1, "cpus": min(1.0, scale.cpus)}
+        cpus = limits.get("cpus", 1.0)
+        rows = subset(features, COLLAPSE_ROWS, features.count(), config.seed, cpus)
+        collapse = ray.get(_collapse.remote(rows.to_arrow_refs()))
         return cluster_features(
             features,
             base.ids,
@@ -186,16 +188,9 @@ def _features(
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
-def _collapse(refs: list[Any], seed: int) -> dict[str, float]:
-    """Metrics of dimensional collapse on a sample of features: RankMe, uniformity, deviation."""
-    total = sum(ray.get([_rows.remote(ref) for ref in refs]))
-    parts = []
-    for ref in refs:
-        table = ray.get(ref)
-        if table.num_rows:
-            good = table.filter(table[FAULT].is_null())
-            sampled = sample(good[ID].to_numpy(), COLLAPSE_ROWS, total, seed)
-            parts.append(good.filter(pa.array(sampled)))
+def _collapse(refs: list[Any]) -> dict[str, float]:
+    """Metrics of dimensional collapse of sampled features: RankMe, uniformity, deviation."""
+    parts = [table.filter(table[FAULT].is_null()) for table in ray.get(refs) if table.num_rows]
     rows = pa.concat_tables(parts).sort_by(ID) if parts else None
     if rows is None or rows.num_rows < 2:
         raise UserError("k-means: no readable image to cluster")
