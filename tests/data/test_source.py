@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,56 @@ def test_webdataset(tmp_path: Path) -> None:
     assert row[IMAGE] == png(22)
     assert (row["colour"], row["cls"], list(row["marks"])) == ("c1", 2, ["a"])
     assert {r[ID] for r in metadata(data, "cls")} == {r[ID] for r in rows.values()}
+
+
+@pytest.mark.parametrize("kind", ["ids", "row numbers", "paths", "folder", "shards", "joined"])
+def test_only_images_to_keep(tmp_path: Path, kind: str) -> None:
+    """Whatever the format, the same as if others were left out afterwards."""
+    names, options = ["species"], {}
+    if kind == "shards":
+        (tmp_path / "data").mkdir()
+        shard(tmp_path / "data/a.tar", range(30))
+        names = ["colour"]
+    elif kind in ("folder", "paths"):
+        for n in range(24):
+            (tmp_path / f"data/s{n % 3}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"data/s{n % 3}/{n}.png").write_bytes(png(n))
+        names = ["label"]
+    else:
+        write_parquet(tmp_path / "data")
+    if kind == "paths":
+        table = {"file": [f"s{n % 3}/{n}.png" for n in range(24)], "label": list("abc") * 8}
+        pq.write_table(pa.table(table), tmp_path / "data/all.parquet", row_group_size=5)
+        options = {"path": str(tmp_path / "data/all.parquet")}
+    if kind == "joined":
+        pq.write_table(pa.table({"id": range(96), "kind": ["x", "y"] * 48}), tmp_path / "t.parquet")
+        options, names = {"table": str(tmp_path / "t.parquet")}, ["kind", "species"]
+    data = DataConfig(**{"path": str(tmp_path / "data"), "id": None} | options)  # type: ignore[arg-type]
+    if kind in ("ids", "joined"):
+        data = replace(data, id="id")
+    source = open_source(data)
+    every = images(data, *names)
+    kept = sorted(
+        source.images(names, lambda ids: ids % 2 == 1).take_all(), key=lambda row: row[ID]
+    )
+    assert 0 < len(kept) < len(every)
+    assert kept == [row for row in every if row[ID] % 2]
+    assert source.images(names, lambda ids: ids == -1).count() == 0
+
+
+def test_row_groups_without_an_image_to_keep_are_not_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "data", 20, files=1)
+    file = tmp_path / "data/part-0.parquet"
+    column = pq.ParquetFile(file).metadata.row_group(0).column(1)
+    assert column.path_in_schema == "image"
+    content = bytearray(file.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    file.write_bytes(content)
+    source = open_source(DataConfig(path=path))
+    assert source.images((), lambda ids: ids >= 10).count() == 10
+    with pytest.raises(UserError, match=r"part-0\.parquet: rows 0 to 9"):
+        source.images().materialize()
 
 
 def test_webdataset_image_member(tmp_path: Path) -> None:

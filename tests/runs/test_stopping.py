@@ -51,21 +51,22 @@ def stop(process: subprocess.Popen[str], number: int) -> tuple[str, float]:
     return errors, time.monotonic() - sent
 
 
+INT, TERM = (signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "stopped", 143)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "word", "status"),
-    [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "stopped", 143)],
-)
-@pytest.mark.parametrize(
-    "body",
+    ("body", "number", "word", "status"),
     [
-        "    time.sleep(60)",
-        "    ctypes.CDLL(None).sleep(4); ctypes.CDLL(None).sleep(60)",  # as Ray's start waits in C
-        "    while True:\n        try: time.sleep(60)\n        except BaseException: pass",
-        "    threading.Thread(target=time.sleep, args=(60,)).start(); time.sleep(60)",
-        "    try: time.sleep(60)\n    except BaseException: raise ValueError('odd') from None",
+        ("    time.sleep(60)", *INT),
+        ("    time.sleep(60)", *TERM),
+        # as Ray's start waits in C
+        ("    ctypes.CDLL(None).sleep(4); ctypes.CDLL(None).sleep(60)", *INT),
+        ("    while True:\n        try: time.sleep(60)\n        except BaseException: pass", *TERM),
+        ("    threading.Thread(target=time.sleep, args=(60,)).start(); time.sleep(60)", *INT),
+        ("    try: time.sleep(60)\n    except BaseException: raise ValueError('odd')", *TERM),
     ],
-    ids=["python", "call in C", "swallowed", "thread", "other error"],
+    ids=["python int", "python term", "call in C", "swallowed", "thread", "other error"],
 )
 def test_a_signal_ends_a_job_whatever_it_does(
     body: str, number: int, word: str, status: int

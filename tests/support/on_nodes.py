@@ -203,7 +203,7 @@ def dealt(keep: str) -> dict[str, Any]:
     kept |= {"ids": ray.put(ids), "location": ray.put(location), "offsets": offsets}
     kept["positions"] = ray.put(positions_of_rows(location, int(offsets[-1])))
     stream = Stream(shared=False, blocks=tuple(refs), **kept)
-    numbers, largest = number_homes(stream, nodes)
+    numbers, largest = number_homes(stream.blocks, nodes)
     before = store_stats().spilled_bytes_total
     work = [
         read.options(scheduling_strategy=pinned[rank]).remote(stream, numbers, rank, largest)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
 import ray.experimental
 
 from wcl_ray.data.deal import Places
-
-if TYPE_CHECKING:
-    from wcl_ray.data.stream import Stream
 
 ROOM = 0.25  # of a node's object store for blocks that its workers fetch from other nodes
 
@@ -51,12 +48,12 @@ def _choose(copies: dict[str, list[str]]) -> dict[str, str]:
     return chosen
 
 
-def number_homes(stream: Stream, workers: Sequence[str]) -> tuple[np.ndarray, int]:
+def number_homes(blocks: Sequence[Any], workers: Sequence[str]) -> tuple[np.ndarray, int]:
     """int64 (blocks,): index in ``workers`` of each block's node, -1 = elsewhere; and the bytes of
     the largest block."""
-    homes = homes_of(stream.blocks)
+    homes = homes_of(blocks)
     index = {node: i for i, node in enumerate(workers)}
-    numbers = [index.get(homes.nodes.get(ref.hex(), ""), -1) for ref in stream.blocks]
+    numbers = [index.get(homes.nodes.get(ref.hex(), ""), -1) for ref in blocks]
     return np.array(numbers, np.int64), homes.largest
 
 

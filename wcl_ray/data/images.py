@@ -12,7 +12,7 @@ from ray.data import Dataset
 from wcl_ray.config import DataConfig
 from wcl_ray.data.demo import demo_data
 from wcl_ray.data.sources import open_source
-from wcl_ray.data.sources.base import ID, Source
+from wcl_ray.data.sources.base import ID, Keep, Source
 from wcl_ray.data.split import held_groups, held_out
 from wcl_ray.errors import UserError
 from wcl_ray.storage import Folder
@@ -20,6 +20,33 @@ from wcl_ray.terminal import say, warn
 
 SIDES = TRAIN, TEST = "train", "test"
 VALIDATION_SALT = 104_729  # so that the validation split does not repeat the test split
+
+
+@dataclass(frozen=True)
+class Side:
+    """The training or the other images of the last of two splits, see :class:`Images`."""
+
+    holdout: float
+    validation: float
+    seed: int
+    training: bool
+
+    def choose(self, ids: np.ndarray, groups: pa.ChunkedArray | None) -> np.ndarray:
+        """bool (N,): the images on this side; ``groups``: values that no split divides."""
+
+        def held(share: float, seed: int) -> np.ndarray:
+            if groups is None:
+                return held_out(ids, share, seed)
+            return held_groups(groups, ids, share, seed)
+
+        kept: np.ndarray = np.ones(len(ids), dtype=bool)
+        if self.holdout:
+            kept = held(self.holdout, self.seed)
+            if self.training or self.validation:
+                kept = ~kept
+        if self.validation:
+            kept &= held(self.validation, self.seed + VALIDATION_SALT) != self.training
+        return kept
 
 
 @dataclass(frozen=True)
@@ -56,20 +83,20 @@ class Images:
         """Metadata of the training or held-out images of ``train``, see :meth:`Source.metadata`."""
         return self._side(self.train.metadata(self._with_group(columns)), columns, training)
 
-    def train_images(self) -> Dataset:
-        """The training images with their label, see :meth:`Source.images`."""
-        columns = [self.label] if self.label else []
-        return self._side(self.train.images(self._with_group(columns)), columns, training=True)
+    def train_images(self, keep: Keep | None = None) -> Dataset:
+        """The training images with their label, or those of them to keep; see
+        :meth:`Source.images`."""
+        return self._images(True, keep)
 
-    def test_images(self) -> Dataset | None:
-        """Images that the encoder never sees; None if there is neither a label nor validation."""
-        columns = [self.label] if self.label else []
+    def test_images(self, keep: Keep | None = None) -> Dataset | None:
+        """Images that the encoder never sees, or those of them to keep; None if there is neither a
+        label nor validation."""
         if not self.validation:
             if self.label is None:
                 return None
             if self.test is not None:
-                return self.test.images(columns)
-        return self._side(self.train.images(self._with_group(columns)), columns, training=False)
+                return self.test.images([self.label], keep)
+        return self._images(False, keep)
 
     def test_metadata(self, columns: Sequence[str] = ()) -> Dataset:
         """Metadata of the test images, see :meth:`Source.metadata`."""
@@ -94,28 +121,31 @@ class Images:
         split = self.group if self.holdout or self.validation else None
         return list(dict.fromkeys([*columns, *([split] if split else [])]))
 
+    def _images(self, training: bool, keep: Keep | None) -> Dataset:
+        """Images of a side of the last split, with their label."""
+        columns = [self.label] if self.label else []
+        if self.group is not None:  # the side of an image depends on more than its id
+            rows = self.train.images(self._with_group(columns), keep)
+            return self._side(rows, columns, training)
+        if not (self.holdout or self.validation):
+            return self.train.images(columns, keep)
+        side = Side(self.holdout, self.validation, self.seed, training)
+
+        def keep_side(ids: np.ndarray) -> np.ndarray:
+            kept = side.choose(ids, None)
+            return kept if keep is None else kept & keep(ids)
+
+        return self.train.images(columns, keep_side)
+
     def _side(self, rows: Dataset, columns: Sequence[str], training: bool) -> Dataset:
         """One side of the last split; the group column is dropped unless it is in ``columns``."""
         if not (self.holdout or self.validation):
             return rows
-        group, seed = self.group, self.seed
-        holdout, validation = self.holdout, self.validation
-
-        def held(table: pa.Table, share: float, seed: int) -> np.ndarray:
-            ids = table[ID].to_numpy()
-            if group is None:
-                return held_out(ids, share, seed)
-            return held_groups(table[group], ids, share, seed)
+        group, side = self.group, Side(self.holdout, self.validation, self.seed, training)
 
         def keep(table: pa.Table) -> Iterator[pa.Table]:  # Ray Data reraises generators' errors
-            kept: np.ndarray = np.ones(table.num_rows, dtype=bool)
-            if holdout:
-                kept = held(table, holdout, seed)
-                if training or validation:
-                    kept = ~kept
-            if validation:
-                kept &= held(table, validation, seed + VALIDATION_SALT) != training
-            table = table.filter(pa.array(kept))
+            groups = None if group is None else table[group]
+            table = table.filter(pa.array(side.choose(table[ID].to_numpy(), groups)))
             yield table if group is None or group in columns else table.drop_columns([group])
 
         return rows.map_batches(keep, batch_format="pyarrow", batch_size=None)

@@ -6,6 +6,8 @@ were added.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 
@@ -54,8 +56,9 @@ def held_groups(
     return held_out(keys, share, seed)
 
 
-def sample(ids: np.ndarray, most: int, total: int, seed: int) -> np.ndarray:
-    """bool (N,): a hash sample of about ``most`` of ``total`` images; all if they are fewer."""
+def sample(most: int, total: int, seed: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A function of int64 ids (N,) that chooses about ``most`` of ``total`` images, bool (N,); None
+    if these are all."""
     if total <= most:
-        return np.ones(len(ids), dtype=bool)
-    return uniform(ids, seed + 7919) < most / total
+        return None
+    return lambda ids: uniform(ids, seed + 7919) < most / total

@@ -15,7 +15,6 @@ from ray.data import Dataset
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.sources.base import FAULT, ID, KEY
-from wcl_ray.data.split import sample
 from wcl_ray.data.values import value_names
 from wcl_ray.device import device_for
 from wcl_ray.errors import UserError
@@ -164,17 +163,6 @@ def _readable(blocks: list[pa.Table], test: bool) -> tuple[pa.Table, dict[str, A
     first = [f"{row[KEY] or row[ID]}: {row[FAULT]}" for row in bad.slice(0, MAX_NAMED).to_pylist()]
     table = others.drop_columns([FAULT, TEST]).take(pa.array(rows)).append_column("feature", column)
     return table, {"count": bad.num_rows, "first": first}
-
-
-def subset(rows: Dataset, most: int, total: int, seed: int, cpus: float = 1) -> Dataset:
-    """A hash sample of about ``most`` of ``total`` rows, drawn by tasks with ``cpus`` CPUs each."""
-    if total <= most:
-        return rows
-
-    def pick(table: pa.Table) -> pa.Table:
-        return table.filter(pa.array(sample(table[ID].to_numpy(), most, total, seed)))
-
-    return rows.map_batches(pick, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
 
 
 def results_table(variants: Mapping[str, dict[str, Any]]) -> str:

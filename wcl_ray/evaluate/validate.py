@@ -17,9 +17,11 @@ from ray.data import Dataset
 
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.images import Images
+from wcl_ray.data.sources.base import kept_rows
+from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import find_user_error
-from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder, subset
+from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.storage import Folder
 from wcl_ray.train.checkpoint import trained_encoder
@@ -54,11 +56,10 @@ class Evaluator:
     def measure(self, weights: bytes, gpu: bool) -> dict[str, Any]:
         """Figures of an exported encoder (see :func:`evaluate_encoder`)."""
         train, test = self._rows()
-        most, cpus = self.config.max_images, self.cpus or 1
         return evaluate_encoder(
             weights,
-            subset(train, most, self.counts[0], self.seed, cpus),
-            None if test is None else subset(test, most, self.counts[1], self.seed, cpus),
+            train,
+            test,
             label=self.images.label,
             store_size=self.store_size,
             config=self.config,
@@ -70,9 +71,13 @@ class Evaluator:
         )
 
     def _rows(self) -> tuple[Dataset, Dataset | None]:
+        """A sample of the training and the test images."""
+        samples = [sample(self.config.max_images, count, self.seed) for count in self.counts]
         if self.kept is None:
-            return self.images.train_images(), self.images.test_images()
-        return self.kept[0].images(), self.kept[1].images()
+            return self.images.train_images(samples[0]), self.images.test_images(samples[1])
+        kept = zip(self.kept, samples, strict=True)
+        train, test = (kept_rows(side.images(), chosen, self.cpus or 1) for side, chosen in kept)
+        return train, test
 
 
 def validation_config(

@@ -9,8 +9,9 @@ from typing import Any
 from wcl_ray.config import EvaluateConfig, ScaleConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
+from wcl_ray.data.split import sample
 from wcl_ray.evaluate.left_out import left_out
-from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
+from wcl_ray.evaluate.run import evaluate_encoder, results_table
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.preflight import check_labels
@@ -49,18 +50,19 @@ def evaluate_run(
             find_tables = trained.find_tables(overrides)
             images = open_images(data, config.storage, config.seed, find_tables=find_tables)
             say("images", images.train.describe())
-            rows, test = images.train_images(), images.test_images()
-            if test is None:
-                total = images.metadata().count()
+            if images.label is None:
+                counts = {"train_images": images.metadata().count(), "test_images": 0}
             else:  # unusable labels are an error before anything is embedded
-                labels = check_labels(images)
-                total = labels["train_images"]
-                test = subset(test, evaluate.max_images, labels["test_images"], config.seed)
+                counts = check_labels(images)
+            train, test = (
+                sample(evaluate.max_images, counts[side], config.seed)
+                for side in ("train_images", "test_images")
+            )
         with usage.stage("evaluate"):
             figures = evaluate_encoder(
                 trained.weights,
-                subset(rows, evaluate.max_images, total, config.seed),
-                test,
+                images.train_images(train),
+                images.test_images(test),
                 label=images.label,
                 store_size=config.data.stored_size,
                 config=evaluate,

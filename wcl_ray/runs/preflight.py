@@ -17,11 +17,11 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.split import sample
 from wcl_ray.data.stream import AT_ONCE, check_faults
 from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out
-from wcl_ray.evaluate.run import subset
 from wcl_ray.model.encoder import EncoderSpec, wrong_size
 from wcl_ray.model.layers import layer_numbers
 from wcl_ray.runs.folder import ENCODER
@@ -121,9 +121,8 @@ def check_readable(
     Raises:
         UserError: the share of unreadable ones is above ``max_bad``.
     """
-    rows = images.test_images()
+    rows = images.test_images(sample(TRIED, count, seed))
     assert rows is not None
-    rows = subset(rows, TRIED, count, seed)
     tried, faults = 0, list[dict[str, str]]()
     tests = rows.map_batches(_try, batch_format="pyarrow", batch_size=None)
     for row in tests.iter_rows():

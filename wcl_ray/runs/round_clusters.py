@@ -23,12 +23,12 @@ from wcl_ray.clusters.features import FeatureClusters, cluster_features, images_
 from wcl_ray.config import Config
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import array_digest
-from wcl_ray.data.sources.base import FAULT, ID
+from wcl_ray.data.sources.base import FAULT, ID, kept_rows
+from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, feature_tensor, resources
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
-from wcl_ray.evaluate.run import subset
 from wcl_ray.model.encoder import save_projector
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import qualities, show_quality
@@ -94,7 +94,7 @@ def round_clusters(
         if scale.crowded:
             limits = {"actors": 1, "cpus": min(1.0, scale.cpus)}
         cpus = limits.get("cpus", 1.0)
-        rows = subset(features, COLLAPSE_ROWS, features.count(), config.seed, cpus)
+        rows = kept_rows(features, sample(COLLAPSE_ROWS, features.count(), config.seed), cpus)
         collapse = ray.get(_collapse.remote(rows.to_arrow_refs()))
         return cluster_features(
             features,

@@ -142,7 +142,9 @@ class Worker:
         nodes, ranks = np.unique(node_ids.cpu().numpy(), axis=0, return_inverse=True)
         homes = torch.empty(len(self.task.stream.blocks) + 1, dtype=torch.int64, device=self.device)
         if self.rank == 0:
-            numbers, largest = number_homes(self.task.stream, [n.tobytes().hex() for n in nodes])
+            numbers, largest = number_homes(
+                self.task.stream.blocks, [n.tobytes().hex() for n in nodes]
+            )
             homes.copy_(torch.from_numpy(np.append(numbers, largest)))
         if self.world > 1:
             dist.broadcast(homes, 0)

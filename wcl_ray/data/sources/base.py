@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 from ray.data import DataContext, Dataset
@@ -30,6 +31,7 @@ DataContext.get_current().raise_original_map_exception = True
 # columns that a source adds to its rows; user columns with these names are ignored
 ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
 RESERVED = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
+Keep = Callable[[np.ndarray], np.ndarray]  # int64 ids (N,) → bool (N,)
 # Arguments of map_batches for tasks that read. With DEFAULT, Ray avoids nodes with GPUs while
 # others have free CPUs; with Ray Data's default, SPREAD, it does not, and a label selector would
 # never use the CPUs of GPU nodes. Ray Data plans to drop the argument in 2.64.
@@ -85,9 +87,13 @@ class Source(ABC):
         """Rows of ``__id`` int64, ``__key`` string (null for integer ids), and the columns."""
 
     @abstractmethod
-    def images(self, columns: Sequence[str] = ()) -> Dataset:
+    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
         """Rows of ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` (string, null if
-        the image could be read), and the columns."""
+        the image could be read), and the columns.
+
+        Args:
+            keep: which images to return. Files and row groups without any are not read.
+        """
 
     @abstractmethod
     def describe(self) -> str:
@@ -103,6 +109,17 @@ class Source(ABC):
                     f"{option} {name!r} is not a column of {self.uri}{hint}; the columns are: "
                     f"{', '.join(self.columns) or '(none)'}"
                 )
+
+
+def kept_rows(rows: Dataset, keep: Keep | None, cpus: float = 1) -> Dataset:
+    """The rows whose ids are to be kept, chosen by tasks with ``cpus`` CPUs each."""
+    if keep is None:
+        return rows
+
+    def select(table: pa.Table) -> pa.Table:
+        return table.filter(pa.array(keep(table[ID].to_numpy())))
+
+    return rows.map_batches(select, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
 
 
 def check_paths(data: DataConfig) -> None:

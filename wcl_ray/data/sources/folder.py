@@ -19,7 +19,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Keep, Source, id_column
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.leftover import folder_of, splits_of
 from wcl_ray.data.sources.listing import METADATA_FILES, NOT_UTF8, Files, is_image
@@ -93,15 +93,17 @@ class FolderSource(Source):
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return ray.data.from_arrow(self.parts(columns, images=False))
 
-    def images(self, columns: Sequence[str] = ()) -> Dataset:
+    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
         files = replace(self.files, paths=(), unnamed=())  # rows carry their paths
-        rows = ray.data.from_arrow(self.parts(columns, images=True))
+        rows = ray.data.from_arrow(self.parts(columns, images=True, keep=keep))
         return rows.map_batches(
             _read, batch_size=TASK_FILES, fn_kwargs={"files": files}, **READ_OPTIONS
         )
 
-    def parts(self, columns: Sequence[str], images: bool) -> list[pa.Table]:
-        """One table per task; ``images``: with paths and faults."""
+    def parts(
+        self, columns: Sequence[str], images: bool, keep: Keep | None = None
+    ) -> list[pa.Table]:
+        """One table per task, of the images to ``keep``; ``images``: with paths and faults."""
         table = self.table
         if self.id_column:
             ids, keys = ids_of(table[self.id_column], self.id_column, self.uri)
@@ -110,8 +112,10 @@ class FolderSource(Source):
             ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
         wanted = [*([PATH, FAULT] if images else []), *columns]
         rows = pa.table({ID: ids, KEY: keys} | {name: table[name] for name in wanted})
+        if keep is not None:
+            rows = rows.filter(pa.array(keep(rows[ID].to_numpy())))
         step = max(TASK_FILES, len(rows) // 1000)
-        return [rows.slice(start, step) for start in range(0, len(rows), step)]
+        return [rows.slice(start, step) for start in range(0, len(rows) or 1, step)]
 
 
 def _read(table: pa.Table, files: Files) -> Iterator[pa.Table]:

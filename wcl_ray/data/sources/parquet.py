@@ -15,7 +15,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Keep, Source, id_column
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
@@ -90,14 +90,14 @@ class ParquetSource(Source):
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
 
-    def images(self, columns: Sequence[str] = ()) -> Dataset:
-        return self._read(columns, images=True)
+    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
+        return self._read(columns, images=True, keep=keep)
 
-    def _read(self, columns: Sequence[str], images: bool) -> Dataset:
+    def _read(self, columns: Sequence[str], images: bool, keep: Keep | None = None) -> Dataset:
         pieces, types, size = self.pieces(columns)
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
-        kwargs = {"source": self, "types": types, "images": images}
+        kwargs = {"source": self, "types": types, "images": images, "keep": keep}
         return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
 
     def pieces(
@@ -235,7 +235,11 @@ def _types(
 
 
 def _read_piece(
-    pieces: pa.Table, source: ParquetSource, types: dict[str, pa.DataType], images: bool
+    pieces: pa.Table,
+    source: ParquetSource,
+    types: dict[str, pa.DataType],
+    images: bool,
+    keep: Keep | None = None,
 ) -> Iterator[pa.Table]:
     for piece in pieces.to_pylist():
         path = source.files.paths[piece["file"]]
@@ -256,7 +260,10 @@ def _read_piece(
         for group in groups:
             rows = file.metadata.row_group(group).num_rows
             if not wanted:  # only row numbers are needed
-                yield _finish(pa.table({"": pa.nulls(rows)}), source, types, path, number, False)
+                yield _finish(pa.table({"": pa.nulls(rows)}), source, types, path, number)
+                number += rows
+                continue
+            if keep is not None and not _any_kept(file, group, source, path, number, keep):
                 number += rows
                 continue
             step = _step(file, group, source) if images else 8 * ROWS
@@ -266,7 +273,7 @@ def _read_piece(
                 with reading(f"{path}: rows {number} to {end - 1}"):
                     table = pa.Table.from_batches([next(batches)])
                     table.validate(full=True)  # strings may not be UTF-8
-                yield _finish(table, source, types, path, number, images)
+                yield _finish(table, source, types, path, number, images, keep)
                 number += len(table)
 
 
@@ -279,20 +286,42 @@ def _step(file: pq.ParquetFile, group: int, source: ParquetSource) -> int:
     return int(min(ROWS, max(1, CHUNK // max(1, size))))
 
 
+def _ids(
+    table: pa.Table, source: ParquetSource, path: str, number: int
+) -> tuple[pa.Array, pa.Array]:
+    """Ids and keys of the rows of a file from ``number`` on."""
+    if source.id_column:
+        return ids_of(table[source.id_column], source.id_column, path, number)
+    name = source.files.relative(path)
+    names = [f"{name}#{row}" for row in range(number, number + len(table))]
+    return pa.array(hash_strings(names)), pa.array(names, pa.string())
+
+
+def _any_kept(
+    file: pq.ParquetFile, group: int, source: ParquetSource, path: str, number: int, keep: Keep
+) -> bool:
+    """Whether a row group, whose first row is ``number``, holds an image to keep."""
+    rows = pa.table({"": pa.nulls(file.metadata.row_group(group).num_rows)})
+    if source.id_column:
+        with reading(f"{path}: rows {number} to {number + len(rows) - 1}"):
+            rows = file.read_row_group(group, columns=[source.id_column])
+    ids, _ = _ids(rows, source, path, number)
+    return bool(keep(ids.to_numpy()).any())
+
+
 def _finish(
     table: pa.Table,
     source: ParquetSource,
     types: dict[str, pa.DataType],
     path: str,
     number: int,
-    images: bool,
+    images: bool = False,
+    keep: Keep | None = None,
 ) -> pa.Table:
-    if source.id_column:
-        ids, keys = ids_of(table[source.id_column], source.id_column, path, number)
-    else:
-        name = source.files.relative(path)
-        names = [f"{name}#{row}" for row in range(number, number + len(table))]
-        ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
+    ids, keys = _ids(table, source, path, number)
+    if keep is not None:
+        kept = pa.array(keep(ids.to_numpy()))
+        table, ids, keys = table.filter(kept), ids.filter(kept), keys.filter(kept)
     columns: dict[str, Any] = {ID: ids, KEY: keys}
     if images:
         columns[IMAGE], columns[FAULT] = _bytes_of(table[source.image_column], source, path)

@@ -18,7 +18,17 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.base import (
+    FAULT,
+    ID,
+    IMAGE,
+    KEY,
+    READ_OPTIONS,
+    Keep,
+    Source,
+    id_column,
+    kept_rows,
+)
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
 from wcl_ray.data.sources.tables import decode_text
 from wcl_ray.errors import UserError, reading
@@ -87,8 +97,8 @@ class WebDatasetSource(Source):
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
 
-    def images(self, columns: Sequence[str] = ()) -> Dataset:
-        return self._read(columns, images=True)
+    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
+        return kept_rows(self._read(columns, images=True), keep)
 
     def _read(self, columns: Sequence[str], images: bool) -> Dataset:
         shards = [{"shard": i} for i in range(len(self.files.paths))]
