@@ -41,7 +41,7 @@ from wcl_ray.data import sampler
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.ids import hash_strings, positions_of
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.stream import Stream
+from wcl_ray.data.stream import Stream, positions_of_rows
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.runs.nodes import quiet_ray
@@ -125,6 +125,7 @@ def epochs(n: int) -> None:
     cuts = np.linspace(0, n, BLOCKS + 1).astype(np.int64)
     kept: dict[str, Any] = {"mode": "raw", "reason": "", "size": 32, "rows": n, "offsets": cuts}
     kept |= {"ids": ray.put(ids), "location": ray.put(location), "blocks": (None,) * BLOCKS}
+    kept["positions"] = ray.put(positions_of_rows(location, n))
     shuffle = ("permutation", lambda: np.random.default_rng(0).permutation(n))
     alone = np.full((n, 1), -1, np.int32)
     for name, column, shared in (
