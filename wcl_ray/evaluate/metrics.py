@@ -37,8 +37,9 @@ def evaluate_features(
 
     Returns:
         rank_me, uniformity, alignment and feature_std of the training images; with labels also knn,
-        majority (accuracy of always guessing the commonest class), probe, probe_mean_class, probe_strength, probe_validation, probe_capped (fits stopped before
-        they converged), classes, and the figures of
+        majority (accuracy of always guessing the commonest class), probe, probe_mean_class,
+        probe_strength, probe_validation, probe_capped (fits stopped before they converged),
+        classes, and the figures of
         :func:`wcl_ray.evaluate.left_out.compare_labels`.
 
     Raises:

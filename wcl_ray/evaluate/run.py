@@ -93,7 +93,7 @@ def evaluate_encoder(
             threads,
             device,
             examples,
-        )  # fmt: skip
+        )
     )
     return figures | {"seconds": round(time.monotonic() - started, 1)}
 

@@ -220,7 +220,7 @@ def write_page(page: Callable[[Folder], str] | None, run: Folder) -> None:
 def read_results(
     data: DataConfig, run: Folder, page: Callable[[Folder], str] | None = None
 ) -> dict[str, Any]:
-    """Read the results of a finished run, and print them again; writes the page if it is missing."""
+    """Read the results of a finished run, and print them again; writes a missing page."""
     for name, (old, new) in moves(run, data).items():
         warn(f"{name.replace('_', '-')} was {old}; {new} is not used, as the run is finished")
     stored: dict[str, Any] = json.loads(run.read(RESULTS))
