@@ -1,0 +1,291 @@
+"""The plotly figures of runs, for one run or several side by side.
+
+Each returns None if there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from wcl_ray.evaluate.examples import Examples
+from wcl_ray.report.read import RunReport, Variant
+from wcl_ray.report.template import INK, MUTED, PAPER, figure, label, number
+
+COLOURS = [f"var(--c{letter})" for letter in "abcdefgh"]
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "x")
+DASHES = ("solid", "dash", "dot", "dashdot")
+MOST_POINTS = 400  # of a curve
+MOST_CLASSES = 16  # with a colour and symbol of their own
+ACCURACIES = {"knn": "kNN", "probe": "linear probe"}
+
+
+def variants_of(runs: Sequence[RunReport]) -> list[Variant]:
+    """All trainings of the runs."""
+    return [variant for run in runs for variant in run.variants]
+
+
+def accuracy(runs: Sequence[RunReport]) -> go.Figure | None:
+    """Bars of kNN and probe by training, with lines for guessing."""
+    variants = [v for v in variants_of(runs) if "knn" in v.figures]
+    if not variants:
+        return None
+    traces = []
+    names = [label(v.title[:40]) for v in reversed(variants)]
+    for i, (key, title) in enumerate(reversed(ACCURACIES.items())):
+        values = [number(v.figures.get(key)) for v in reversed(variants)]
+        texts = ["" if value is None else f"{value:.1%}" for value in values]
+        traces.append(
+            go.Bar(
+                y=names, x=values, name=title, orientation="h", text=texts,
+                textposition="inside", insidetextanchor="end", hoverinfo="skip",
+                textfont={"color": PAPER}, marker={"color": COLOURS[1 - i]},
+            )
+        )  # fmt: skip
+    x = {"tickformat": ".0%", "range": [0, 1.0], "title": {"text": "accuracy on test images"}}
+    height = 130 + 70 * len(variants)
+    fig = figure(traces, x, {"type": "category"}, height=height, barmode="group",
+                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0,
+                         "traceorder": "reversed"})  # fmt: skip
+    for value, name in guesses(variants):
+        fig.add_vline(x=value, line={"dash": "dot", "color": INK, "width": 1.5},
+                      annotation={"text": name, "font": {"color": MUTED, "size": 12},
+                                  "yanchor": "bottom", "y": 0, "yref": "paper",
+                                  "xanchor": "left", "textangle": -90})  # fmt: skip
+    return fig
+
+
+def guesses(variants: Sequence[Variant]) -> list[tuple[float, str]]:
+    """Accuracies without looking at the images, if they are the same for all trainings."""
+    found = []
+    for key, name, value_of in (
+        ("classes", "chance", lambda n: 1 / n),
+        ("majority", "commonest class", lambda share: share),
+    ):
+        values = {round(value_of(v.figures[key]), 4) for v in variants if v.figures.get(key)}
+        if len(values) == 1:
+            found.append((values.pop(), name))
+    # two lines that nearly coincide could not be read
+    return found[:1] if len(found) == 2 and abs(found[0][0] - found[1][0]) < 0.04 else found
+
+
+def curves(
+    runs: Sequence[RunReport],
+    keys: dict[str, str],
+    title: str,
+    form: str = "",
+    scale: str = "linear",
+) -> go.Figure | None:
+    """Metrics by epoch, one colour per training and one dash per metric.
+
+    Args:
+        keys: metric → its name.
+        form: of the ticks.
+    """
+    traces = []
+    variants = variants_of(runs)
+    for i, variant in enumerate(variants):
+        for dash, (key, name) in zip(DASHES, keys.items(), strict=False):
+            points = thinned(series(variant, key))
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            text = variant.title if len(keys) == 1 else f"{variant.title}: {name}"
+            traces.append(
+                go.Scatter(
+                    x=x, y=y, name=label(text[:50]),
+                    mode="lines" if len(points) > 2 else "lines+markers",
+                    line={"color": COLOURS[i % len(COLOURS)], "width": 2, "dash": dash},
+                    hovertemplate="epoch %{x:.2f}: %{y:.4g}",
+                )
+            )  # fmt: skip
+    if not traces:
+        return None
+    y_axis = {"title": {"text": title}, "type": scale} | ({"tickformat": form} if form else {})
+    if scale == "linear":
+        y_axis["rangemode"] = "tozero"
+    return figure(traces, {"title": {"text": "epoch"}, "rangemode": "tozero"}, y_axis,
+                  showlegend=True)  # fmt: skip
+
+
+def series(variant: Variant, key: str) -> list[tuple[float, float]]:
+    """The values of a metric by epoch, as a fraction."""
+    points = []
+    for row in variant.rows:
+        value = number(row.get(key))
+        if value is None or "round" in row:
+            continue
+        if "images" in row and variant.images:
+            points.append((row["images"] / variant.images, value))
+        elif "epoch" in row:
+            points.append((float(row["epoch"] + 1), value))
+    return points
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS of the points, evenly."""
+    index = np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).round().astype(int)
+    return [points[i] for i in index.tolist()]
+
+
+def plane(runs: Sequence[RunReport]) -> go.Figure | None:
+    """I(Z;T) over H(Z|T) of every granularity, with the bound H(T)."""
+    traces, bounds = [], set()
+    for i, run in enumerate(runs):
+        points = []
+        for round_, q in run.quality:
+            x, y = number(q.get("h_z_t")), number(q.get("i_zt"))
+            if x is None or y is None or q.get("clusters") == q.get("images"):
+                continue
+            name = str(q.get("name", ""))
+            if len({r for r, _ in run.quality}) > 1:
+                name += f", round {round_ + 1}"
+            points.append((x, y, name, q))
+            if (bound := number(q.get("h_t"))) is not None:
+                bounds.add(round(bound, 6))
+        if not points:
+            continue
+        colour = COLOURS[i % len(COLOURS)]
+        above = [number(q.get("i_zt_adjusted")) for *_, q in points]
+        traces.append(
+            go.Scatter(
+                x=[p[0] for p in points], y=[p[1] for p in points],
+                mode="markers+text" if len(points) <= 8 else "markers",
+                name=label(run.name[:40]), cliponaxis=False, textposition="bottom center",
+                text=[label(p[2][:30]) for p in points],
+                hovertext=[
+                    f"{label(n)}<br>K = {q.get('clusters'):,}<br>I(Z;T) {y:.2f} bits"
+                    + ("" if a is None else f", {a:.2f} above chance")
+                    + f"<br>H(Z|T) {x:.2f} bits"
+                    for (x, y, n, q), a in zip(points, above, strict=True)
+                ],
+                hoverinfo="text",
+                marker={"size": 12, "color": colour, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+            )
+        )  # fmt: skip
+    if not traces:
+        return None
+    right = 1.25 * max(max(t.x) for t in traces) or 1.0
+    top = 1.15 * max(*(max(t.y) for t in traces), *bounds, 0.1)
+    fig = figure(
+        traces,
+        {"title": {"text": "H(Z|T), bits: what else the clusters know"},
+         "range": [-0.12 * right, right]},
+        {"title": {"text": "I(Z;T), bits: what they know of the label"},
+         "range": [-0.1 * top, top]},
+        showlegend=len(traces) > 1,
+    )  # fmt: skip
+    for bound in sorted(bounds):
+        fig.add_hline(y=bound, line={"dash": "dash", "color": MUTED, "width": 1.5})
+    if bounds:
+        fig.add_annotation(x=1, xref="paper", y=max(bounds), text="H(T), entropy of the label",
+                           showarrow=False, xanchor="right", yanchor="bottom")  # fmt: skip
+    return fig
+
+
+def cluster_sizes(runs: Sequence[RunReport]) -> go.Figure | None:
+    """Sizes of the clusters by rank, on logarithmic axes."""
+    traces: list[Any] = []
+    for run in runs:
+        for name, sizes in run.sizes.items():
+            if not len(sizes):
+                continue
+            ranked = np.sort(sizes)[::-1]
+            index = np.unique(np.geomspace(1, len(ranked), MOST_POINTS).astype(int)) - 1
+            text = name if len(runs) == 1 else f"{run.name}: {name}"
+            traces.append(
+                go.Scatter(
+                    x=(index + 1).tolist(), y=ranked[index].tolist(), name=label(text[:50]),
+                    mode="lines+markers", marker={"size": 4},
+                    line={"color": COLOURS[len(traces) % len(COLOURS)], "width": 2, "shape": "hv"},
+                    hovertemplate="cluster %{x:,}: %{y:,} images",
+                )
+            )  # fmt: skip
+    if not traces:
+        return None
+    log = {"type": "log", "minor": {"showgrid": False}, "dtick": 1}
+    return figure(traces, {"title": {"text": "cluster, by size"}, **log},
+                  {"title": {"text": "images"}, **log}, showlegend=True)  # fmt: skip
+
+
+def has_umap() -> bool:
+    """Whether the extra ``umap`` is installed."""
+    return importlib.util.find_spec("umap") is not None
+
+
+def embedding_map(
+    examples: Examples, picture: Callable[[bytes], int], umap: bool = False
+) -> go.Figure | None:
+    """The images of the map in two dimensions, by their label.
+
+    Args:
+        picture: number of a thumbnail on the page.
+        umap: use UMAP, not PCA.
+    """
+    images = examples.images.filter(examples.images["feature"].is_valid())
+    if images.num_rows < 3:
+        return None
+    width = images["feature"].type.list_size
+    x = images["feature"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+    xy = flat_umap(x) if umap else flat(x)
+    numbers = [picture(jpeg) for jpeg in images["thumbnail"].to_pylist()]
+    names = [key or str(i) for key, i in zip(*(images[c].to_pylist() for c in ("key", "id")),
+                                             strict=True)]  # fmt: skip
+    labels = images["label"].to_pylist()
+    common = [n for n, _ in Counter(v for v in labels if v is not None).most_common(MOST_CLASSES)]
+    groups: dict[str, list[int]] = {name: [] for name in sorted(common)}
+    for row, value in enumerate(labels):
+        other = "" if value is None else "other labels"
+        groups.setdefault(value if value in groups else other, []).append(row)
+    traces = []
+    for i, (name, rows) in enumerate(groups.items()):
+        known = name in common
+        traces.append(
+            go.Scatter(
+                x=xy[rows, 0].round(4).tolist(), y=xy[rows, 1].round(4).tolist(),
+                mode="markers", name=label(name[:30]) or "images",
+                customdata=[numbers[row] for row in rows], hoverinfo="none",
+                text=[label(f"{labels[row]}: {names[row]}" if labels[row] else names[row])
+                      for row in rows],
+                marker={"size": 9, "opacity": 0.85, "line": {"width": 0.5, "color": PAPER},
+                        "color": COLOURS[i % len(COLOURS)] if known or len(groups) == 1 else MUTED,
+                        "symbol": SYMBOLS[(i // len(COLOURS) * 3 + i) % len(SYMBOLS)]},
+            )
+        )  # fmt: skip
+    axis = {"showticklabels": False, "showgrid": False, "ticks": ""}
+    method = "UMAP" if umap else "PCA"
+    return figure(
+        traces, axis | {"title": {"text": f"{method} 1"}},
+        axis | {"title": {"text": f"{method} 2"}, "scaleanchor": "x"},
+        showlegend=len(groups) > 1, hovermode="closest",
+    )  # fmt: skip
+
+
+def flat(x: np.ndarray) -> np.ndarray:
+    """The first two principal components of features of unit length: (n, F) → (n, 2)."""
+    x = _units(x)
+    x = x - x.mean(0)
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
+    xy = np.zeros((len(x), 2))
+    xy[:, : min(2, len(s))] = (u * s)[:, :2]
+    # the signs of components are arbitrary, but must not depend on the machine
+    signs = np.sign(xy[np.abs(xy).argmax(0), [0, 1]])
+    return xy * np.where(signs == 0, 1, signs)  # type: ignore[no-any-return]
+
+
+def flat_umap(x: np.ndarray) -> np.ndarray:
+    """UMAP of features by their cosine: (n, F) → (n, 2)."""
+    from umap import UMAP
+
+    reducer = UMAP(n_neighbors=min(15, len(x) - 1), metric="cosine", random_state=0, n_jobs=1)
+    return np.asarray(reducer.fit_transform(_units(x)), dtype=float)
+
+
+def _units(x: np.ndarray) -> np.ndarray:
+    x = x.astype(float)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # type: ignore[no-any-return]
