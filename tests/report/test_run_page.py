@@ -65,8 +65,8 @@ def folder(tmp_path: Path) -> Folder:
     clusters = Assignment.from_parquet(folder.read("rounds/000/assignment.parquet"))
     words = {clusters.names[0]: dict.fromkeys(range(6), f"marks has {EVIL}")}
     folder.write("examples.parquet", choose(clusters).with_words(words).to_parquet())
-    figures = {"knn": 0.9, "probe": 0.94, "classes": 4, "majority": 0.3, "rank_me": 9.0,
-               "test_images": 40, "train_images": 83, "clusters": 6, "train_seconds": 61}  # fmt: skip
+    figures = {"knn": 0.9, "probe": 0.94, "classes": 4, "majority": 0.3, "rank_me": 9.0}
+    figures |= {"test_images": 40, "train_images": 83, "clusters": 6, "train_seconds": 61.0}
     simclr = {**figures, "knn": 0.35, "probe": 0.6, "clusters": 0}
     variants = {"attributes": figures, "SimCLR": simclr}
     environment = {"versions": {"torch": "2"}, "platform": EVIL, "nodes": 1, "cpus": 2.0,

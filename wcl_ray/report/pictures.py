@@ -12,13 +12,13 @@ from wcl_ray.report.read import RunReport
 from wcl_ray.report.template import count, escape
 
 STYLE = """
-.sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:18px}
+.sheets{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:18px}
 .sheet{background:var(--panel);border-radius:6px;padding:12px 14px;margin:0}
 .sheet figcaption{color:var(--ink);margin-bottom:8px}
 .sheet .images{display:grid;grid-template-columns:repeat(6,1fr);gap:5px}
 .sheet figcaption span{color:var(--muted);display:block;font-size:.85rem}
-.pic{display:block;width:100%;aspect-ratio:1;border-radius:3px;background:var(--line)}
-.odd{outline:3px dashed var(--bad);outline-offset:-3px}
+.pic{display:block;width:100%;height:auto;aspect-ratio:1;border-radius:3px;background:var(--line)}
+.odd{outline:2px dashed var(--bad);outline-offset:-1px}
 .queries{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,500px),1fr));
 gap:14px 28px}
 .query{display:grid;grid-template-columns:1.25fr 10px repeat(6,1fr);gap:6px;align-items:end;
@@ -67,7 +67,7 @@ def contact_sheets(run: RunReport, heading: str) -> str:
 
 def _judged(examples: Examples) -> str:
     labelled = any(sheet.label is not None for sheet in examples.sheets)
-    return ", and of the purest and most mixed ones," if labelled else ""
+    return ", and of the purest and most mixed ones" if labelled else ""
 
 
 def _sheet(sheet: Sheet, rows: Sequence[dict[str, Any]]) -> str:
@@ -127,6 +127,7 @@ def _query(query: Query, rows: Sequence[dict[str, Any]]) -> str:
     for row, similarity in zip(query.neighbours, query.similarities, strict=True):
         near = rows[row]
         other = None not in (asked["label"], near["label"]) and asked["label"] != near["label"]
+        other = other and not query.mistake  # there, all are
         name = f"<br>{escape(near['label'])}" if near["label"] is not None else ""
         cells.append(
             f'<figure class="near">{picture(near, other)}'

@@ -49,14 +49,18 @@ def accuracy(runs: Sequence[RunReport]) -> go.Figure | None:
         )  # fmt: skip
     x = {"tickformat": ".0%", "range": [0, 1.0], "title": {"text": "accuracy on test images"}}
     height = 130 + 70 * len(variants)
-    fig = figure(traces, x, {"type": "category"}, height=height, barmode="group",
-                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0,
-                         "traceorder": "reversed"})  # fmt: skip
-    for value, name in guesses(variants):
+    y = {"type": "category", "ticklabelstandoff": 6}
+    fig = figure(traces, x, y, height=height, barmode="group",
+                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1,
+                         "xanchor": "right", "traceorder": "reversed"})  # fmt: skip
+    lines = guesses(variants)
+    if len(lines) == 2 and abs(lines[0][0] - lines[1][0]) < 0.2:  # the texts would overlap
+        lines = lines[:1]
+    for value, name in lines:
         fig.add_vline(x=value, line={"dash": "dot", "color": INK, "width": 1.5},
                       annotation={"text": name, "font": {"color": MUTED, "size": 12},
-                                  "yanchor": "bottom", "y": 0, "yref": "paper",
-                                  "xanchor": "left", "textangle": -90})  # fmt: skip
+                                  "yanchor": "bottom", "y": 1, "yref": "paper",
+                                  "xanchor": "left", "xshift": -4})  # fmt: skip
     return fig
 
 
@@ -70,8 +74,7 @@ def guesses(variants: Sequence[Variant]) -> list[tuple[float, str]]:
         values = {round(value_of(v.figures[key]), 4) for v in variants if v.figures.get(key)}
         if len(values) == 1:
             found.append((values.pop(), name))
-    # two lines that nearly coincide could not be read
-    return found[:1] if len(found) == 2 and abs(found[0][0] - found[1][0]) < 0.04 else found
+    return found
 
 
 def curves(
@@ -79,13 +82,14 @@ def curves(
     keys: dict[str, str],
     title: str,
     form: str = "",
-    scale: str = "linear",
+    least: float = 0.0,
 ) -> go.Figure | None:
     """Metrics by epoch, one colour per training and one dash per metric.
 
     Args:
         keys: metric → its name.
         form: of the ticks.
+        least: smallest value that the axis reaches up to.
     """
     traces = []
     variants = variants_of(runs)
@@ -106,9 +110,11 @@ def curves(
             )  # fmt: skip
     if not traces:
         return None
-    y_axis = {"title": {"text": title}, "type": scale} | ({"tickformat": form} if form else {})
-    if scale == "linear":
-        y_axis["rangemode"] = "tozero"
+    y_axis: dict[str, Any] = {"title": {"text": title}, "rangemode": "tozero"}
+    if form:
+        y_axis["tickformat"] = form
+    if max(max(t.y) for t in traces) < least:
+        y_axis["range"] = [0, least]
     return figure(traces, {"title": {"text": "epoch"}, "rangemode": "tozero"}, y_axis,
                   showlegend=True)  # fmt: skip
 

@@ -38,7 +38,9 @@ nav a{text-decoration:none;display:inline-block;padding:4px 0}nav a:hover{text-d
 main>section{scroll-margin-top:56px;margin-bottom:44px}
 main>section>h2{font-size:1.3rem;margin:0 0 10px;scroll-margin-top:56px}
 figure h2,h3{font-size:1.05rem;margin:0 0 6px}h3{margin-top:18px}
-.plot.map{height:460px;touch-action:pan-y}.plot.bars{height:auto}
+.grid.small{grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:30px 26px}
+.small .plot{height:300px}.grid:last-child{margin-bottom:0}figure+.scroll{margin-top:16px}
+.scroll+p{margin-top:8px}.plot.map{height:460px;touch-action:pan-y}.plot.bars{height:auto}
 details{margin:10px 0}details summary{color:var(--ink)}
 .versus td,.versus th{white-space:normal;overflow-wrap:anywhere}
 @media print{nav,.skip{display:none}}
@@ -188,14 +190,14 @@ def _training(runs: Sequence[RunReport]) -> str:
         ("Positives per anchor", plots.curves(runs, {"positives": "positives"}, "images"),
          "Other images of an anchor's cluster in its batch, on average."),
         ("Waiting for data",
-         plots.curves(runs, {"data_wait": "data wait"}, "share of the time", ".0%"),
+         plots.curves(runs, {"data_wait": "data wait"}, "share of the time", ".0%", 0.1),
          "Share of the training time that the workers waited for batches."),
-        ("Learning rate", plots.curves(runs, {"lr": "learning rate"}, "learning rate"), ""),
+        ("Learning rate", plots.curves(runs, {"lr": "learning rate"}, "learning rate", ".1~e"), ""),
         ("Speed", plots.curves(runs, {"images_per_second": "images"}, "images/s"),
          "Images per second of all workers."),
     ]  # fmt: skip
     found = "".join(panel(*parts) for parts in drawn if parts[1] is not None)
-    return f'<div class="grid">{found}</div>' if found else "<p>There are no metrics.</p>"
+    return f'<div class="grid small">{found}</div>' if found else "<p>There are no metrics.</p>"
 
 
 def _clusters(runs: Sequence[RunReport]) -> str:

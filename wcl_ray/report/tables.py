@@ -18,14 +18,12 @@ from wcl_ray.terminal import bytes_text, clock
 COLUMNS = {  # figure → heading, format, and what is meant
     "knn": ("kNN", ".1%", "nearest neighbours, accuracy on test images"),
     "probe": ("linear probe", ".1%", "accuracy on test images"),
-    "probe_mean_class": ("probe by class", ".1%", "mean of the accuracies of the classes"),
     "rank_me": ("RankMe", ".1f", "effective rank of the features, higher is better"),
     "alignment": ("alignment", ".2f", "distance of two views of an image, lower is better"),
     "uniformity": ("uniformity", ".2f", "how evenly the images are spread, lower is better"),
     "clusters": ("K", ",.0f", "clusters"),
     "positives": ("positives", ".1f", "other images of an anchor's cluster in its batch"),
     "anchors_without_positive": ("without any", ".0%", "anchors without a positive"),
-    "train_images": ("train images", ",.0f", "used by the evaluation"),
     "test_images": ("test images", ",.0f", "used by the evaluation"),
     "train_seconds": ("training", "clock", "h:mm:ss"),
 }
@@ -44,9 +42,9 @@ def _subject(run: RunReport, named: bool) -> str:
     images = count(run.own.images, "image") if run.own.images else "images"
     names = ", ".join(f"{name} ({len(s):,} clusters)" for name, s in run.sizes.items() if len(s))
     kind = names or clusters["kind"]
-    method = run.options.get("method", "cl-infonce")
+    method, epochs = run.options.get("method", "cl-infonce"), count(train["epochs"], "epoch")
     text = (
-        f"{model['backbone']} trained by {method} for {count(train['epochs'], 'epoch')} on "
+        f"Encoder {model['backbone']}, trained by {method} for {epochs} on "
         f"{images} of {source}{size}, in batches of {train['batch_size']:,}; clusters: {kind}"
     )
     when = time.strftime("%Y-%m-%d", time.gmtime(run.stored.created)) if run.stored.created else ""
