@@ -87,7 +87,7 @@ class Attributes(Kind):
             named = list(zip(self.chosen, masks, strict=True))[:k]
             patterns = [
                 ", ".join(attribute.name for attribute, mask in named if mask[row])
-                or f"none of the {len(named)} attributes"
+                or "none of the attributes"
                 for row in range(table.num_rows)
             ]
             missing = keys.is_null().to_numpy(zero_copy_only=False)
