@@ -36,8 +36,9 @@ def embedded(ids: np.ndarray, labels: bool = True, seed: int = 0) -> pa.Table:
     classes = np.arange(len(ids)) % 4
     seen = np.where(np.arange(len(ids)) % 7 == 3, (classes + 1) % 4, classes)
     features = np.eye(4, 16)[seen] + rng.normal(0, 0.05, (len(ids), 16))
-    colours = torch.tensor(rng.integers(0, 256, (len(ids), 3, 1, 1)), dtype=torch.uint8)
-    pictures = [encode_jpeg(c.expand(3, 80, 80).contiguous()).numpy().tobytes() for c in colours]
+    blots = torch.tensor(rng.integers(0, 256, (len(ids), 3, 20, 20)), dtype=torch.uint8)
+    large = torch.nn.functional.interpolate(blots.float(), (80, 80), mode="bicubic").clamp(0, 255)
+    pictures = [encode_jpeg(p, quality=80).numpy().tobytes() for p in large.to(torch.uint8)]
     flat_features = pa.array(features.astype(np.float32).reshape(-1))
     columns = {
         "__id": pa.array(ids),

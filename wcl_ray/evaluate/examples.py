@@ -250,12 +250,10 @@ def _sheets(bank: pa.Table, clusters: Assignment) -> list[Sheet]:
     """Contact sheets of each granularity, with the rows of the bank."""
     positions = positions_of(clusters.ids, bank["id"].to_numpy())
     labels = bank["label"].to_pylist()
-    granularities = range(len(clusters.names))
-    if len(granularities) > GRANULARITIES:
-        even = np.linspace(0, len(granularities) - 1, GRANULARITIES)
-        granularities = [int(g) for g in even.round()]  # type: ignore[assignment]
+    last = len(clusters.names) - 1
+    even = np.linspace(0, last, min(GRANULARITIES, last + 1)).round().astype(int)
     sheets = []
-    for g in granularities:
+    for g in even.tolist():
         column = clusters.clusters[:, g]
         of_bank = np.where(positions >= 0, column[positions], -1)
         sheets += sheets_of(clusters.names[g], clusters.sizes(g), of_bank, labels)

@@ -33,17 +33,19 @@ padding:6px;width:126px;pointer-events:none;z-index:4;box-shadow:0 4px 14px #000
 overflow-wrap:anywhere;max-height:4em;overflow:hidden}
 @media print{.tip{display:none}}
 """
+ROW = 6  # images of a row of a contact sheet
 NO_EXAMPLES = (
     "<p>The run folder has no examples.parquet, from which these pictures are made: the run was "
     "evaluated by an older version, or they could not be written.</p>"
 )
 
 
-def contact_sheets(run: RunReport, heading: str) -> str:
+def contact_sheets(run: RunReport, heading: str, few: bool = False) -> str:
     """The largest, smallest, purest and most mixed clusters of each granularity.
 
     Args:
         heading: element of the headings inside, such as ``h3``.
+        few: only the first granularity, and one row of images of each cluster.
     """
     examples = run.own.examples
     if examples is None:
@@ -57,10 +59,11 @@ def contact_sheets(run: RunReport, heading: str) -> str:
         "cluster.</p>"
     ]
     names = dict.fromkeys(sheet.granularity for sheet in examples.sheets)
-    for name in names:
+    most = ROW if few else None
+    for name in list(names)[: 1 if few else None]:
         if len(names) > 1:
             parts.append(f"<{heading}>{escape(name)}</{heading}>")
-        sheets = [_sheet(s, rows) for s in examples.sheets if s.granularity == name]
+        sheets = [_sheet(s, rows, most) for s in examples.sheets if s.granularity == name]
         parts.append(f'<div class="sheets">{"".join(sheets)}</div>')
     return "".join(parts)
 
@@ -70,39 +73,41 @@ def _judged(examples: Examples) -> str:
     return ", and of the purest and most mixed ones" if labelled else ""
 
 
-def _sheet(sheet: Sheet, rows: Sequence[dict[str, Any]]) -> str:
+def _sheet(sheet: Sheet, rows: Sequence[dict[str, Any]], most: int | None) -> str:
     title = ", ".join(sheet.reasons)
     words = escape(sheet.words or f"cluster {sheet.cluster} of {sheet.granularity}")
-    most = ""
+    of_label = ""
     if sheet.label is not None and sheet.share is not None:
-        most = f", {sheet.share:.0%} {escape(sheet.label)}"
+        of_label = f", {sheet.share:.0%} {escape(sheet.label)}"
     images = "".join(
         picture(rows[row], sheet.label is not None and rows[row]["label"] != sheet.label)
-        for row in sheet.rows
+        for row in sheet.rows[:most]
     )
     return (
         f'<figure class="sheet"><figcaption><strong>{title[0].upper()}{title[1:]}</strong>: '
-        f"{words}<span>{count(sheet.size, 'image')}{most}</span></figcaption>"
+        f"{words}<span>{count(sheet.size, 'image')}{of_label}</span></figcaption>"
         f'<div class="images">{images}</div></figure>'
     )
 
 
-def neighbours(run: RunReport, heading: str) -> str:
-    """Sample queries and the worst mistakes, each with the nearest training images."""
+def neighbours(run: RunReport, heading: str, few: bool = False) -> str:
+    """Sample queries and the worst mistakes, each with the nearest training images; ``few``: half
+    as many."""
     examples = run.own.examples
     if examples is None:
         return NO_EXAMPLES
     if not examples.queries:
         return "<p>There are too few images.</p>"
     rows = examples.images.drop_columns(["feature"]).to_pylist()
-    test = rows[examples.queries[0].row]["test"]
-    kind = "test" if test else "training"
+    sampled, mistakes = ([q for q in examples.queries if q.mistake == m] for m in (False, True))
+    if few:
+        sampled, mistakes = sampled[: len(sampled) // 2], mistakes[: len(mistakes) // 2]
+    kind = "test" if rows[examples.queries[0].row]["test"] else "training"
     parts = [
         f"<p>{kind.capitalize()} images and the training images with the most similar features, "
         f"among {examples.bank:,}. Below each neighbour is the cosine similarity.</p>",
-        _queries([q for q in examples.queries if not q.mistake], rows),
+        _queries(sampled, rows),
     ]
-    mistakes = [q for q in examples.queries if q.mistake]
     if mistakes:
         shown = f"; the {len(mistakes)} with the most similar ones" if len(mistakes) < (
             examples.mistakes or 0) else ""  # fmt: skip

@@ -225,15 +225,16 @@ def has_umap() -> bool:
 
 
 def embedding_map(
-    examples: Examples, picture: Callable[[bytes], int], umap: bool = False
+    examples: Examples, picture: Callable[[bytes], int], most: int, umap: bool = False
 ) -> go.Figure | None:
     """The images of the map in two dimensions, by their label.
 
     Args:
         picture: number of a thumbnail on the page.
+        most: number of images.
         umap: use UMAP, not PCA.
     """
-    images = examples.images.filter(examples.images["feature"].is_valid())
+    images = examples.images.filter(examples.images["feature"].is_valid()).slice(0, most)
     if images.num_rows < 3:
         return None
     width = images["feature"].type.list_size

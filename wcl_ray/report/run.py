@@ -22,8 +22,10 @@ from wcl_ray.runs.folder import PAGE
 from wcl_ray.storage import Folder, check_target, write_file
 from wcl_ray.terminal import say
 
-MOST_PICTURED = 4  # runs with sheets and neighbours on one page, which stays below 10 MB
+# on one page, which stays below 10 MB
+MOST_PICTURED = 4  # runs with sheets and neighbours
 MOST_MAPS = 8
+ON_MAPS = 600  # images of all maps
 
 STYLE = (
     PICTURE_STYLE
@@ -197,7 +199,8 @@ def _training(runs: Sequence[RunReport]) -> str:
          "Images per second of all workers."),
     ]  # fmt: skip
     found = "".join(panel(*parts) for parts in drawn if parts[1] is not None)
-    return f'<div class="grid small">{found}</div>' if found else "<p>There are no metrics.</p>"
+    small = " small" * (len(plots.variants_of(runs)) <= 2)  # else the legends need the room
+    return f'<div class="grid{small}">{found}</div>' if found else "<p>There are no metrics.</p>"
 
 
 def _clusters(runs: Sequence[RunReport]) -> str:
@@ -218,11 +221,12 @@ def _clusters(runs: Sequence[RunReport]) -> str:
     return f'{note}<div class="grid">{"".join(drawn)}</div>'
 
 
-def _per_run(runs: Sequence[RunReport], render: Callable[[RunReport, str], str]) -> str:
+def _per_run(runs: Sequence[RunReport], render: Callable[[RunReport, str, bool], str]) -> str:
     """A part for each of the first runs."""
     if len(runs) == 1:
-        return render(runs[0], "h3")
-    parts = [f"<h3>{escape(run.name)}</h3>{render(run, 'h4')}" for run in runs[:MOST_PICTURED]]
+        return render(runs[0], "h3", False)
+    shown = runs[:MOST_PICTURED]
+    parts = [f"<h3>{escape(run.name)}</h3>{render(run, 'h4', True)}" for run in shown]
     if len(runs) > MOST_PICTURED:
         parts.append(f"<p>The pages of the other {len(runs) - MOST_PICTURED} runs have theirs.</p>")
     return "".join(parts)
@@ -232,11 +236,12 @@ def _maps(runs: Sequence[RunReport], pictures: Pictures) -> str:
     drawn = []
     variants = plots.variants_of(runs)
     umap = plots.has_umap()
+    most = ON_MAPS // min(MOST_MAPS, len(variants))
     for variant in variants[:MOST_MAPS]:
         if variant.examples is None:
             continue
         for method in ("PCA", "UMAP") if umap else ("PCA",):
-            fig = plots.embedding_map(variant.examples, pictures, method == "UMAP")
+            fig = plots.embedding_map(variant.examples, pictures, most, method == "UMAP")
             if fig is not None:
                 drawn.append(panel(f"{variant.title}, {method}", fig, "", "map"))
     if not drawn:

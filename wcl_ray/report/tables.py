@@ -62,7 +62,8 @@ def answer(runs: Sequence[RunReport]) -> str:
         f"{name} {best.figures[key]:.1%}" for key, name in ACCURACIES.items() if key in best.figures
     ]
     text = f"<strong>{' and '.join(parts)}</strong> on {best.figures['test_images']:,} test images"
-    text = f"{escape(best.title)}: {text}"
+    title = f"The best kNN is that of {best.title}" if len(runs) > 1 else best.title
+    text = f"{escape(title)}: {text}"
     others = [v for v in variants if v is not best]
     compared = [
         f"{escape(v.title)} {v.figures['knn']:.1%}"
