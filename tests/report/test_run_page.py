@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Folder:
     results = {"variants": variants, "seconds": 99.0, "usage": {}, "environment": environment}
     folder.write("results.json", json.dumps(results).encode())
     rows: list[dict[str, Any]] = [
-        {"epoch": s // 9, "step": s, "images": 9 * s, "loss": 5 - s / 9, "positives": 4.2,
+        {"epoch": (s - 1) // 9, "share": (s - 1) % 9 / 9 + 1 / 9, "step": s, "loss": 5 - s / 9, "positives": 4.2,
          "lr": 1e-3, "images_per_second": 100.0, "data_wait": 0.01}
         for s in range(1, 19)
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_the_page_tells_the_result(folder: Folder) -> None:
         "linear probe": [0.6, 0.94],
     }
     loss = plot(text, "Loss")["data"][0]
-    assert (loss["x"][-1], loss["y"][-1]) == pytest.approx((18 * 9 / 83, 3.0))
+    assert (loss["x"][-1], loss["y"][-1]) == pytest.approx((2.0, 3.0))
     assert plot(text, "Accuracy during training")["data"][0]["y"] == [0.5]
     point = plot(text, "Information plane")["data"][0]
     assert (point["x"], point["y"]) == (

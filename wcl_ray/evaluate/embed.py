@@ -11,7 +11,6 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset
-from torchvision.io import encode_jpeg
 
 from wcl_ray.config import AugmentConfig
 from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
@@ -107,6 +106,8 @@ def centre_crops(
 def thumbnails(table: pa.Table, image_size: int, pool: ThreadPoolExecutor) -> pa.Array:
     """JPEGs of the centre crops, as an encoder of ``image_size`` pixels sees them, of the images of
     ``__pictured``; null for all others, and for those that cannot be read."""
+    from torchvision.io import encode_jpeg  # takes a second, and only the last evaluation needs it
+
     rows = np.flatnonzero(table[PICTURED].to_numpy())
     files = table[IMAGE].take(pa.array(rows)).to_pylist()
 

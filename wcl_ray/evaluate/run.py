@@ -152,7 +152,6 @@ def _marked(
 ) -> Dataset:
     """Add columns that mark test images and images to picture, and turn labels into strings, since
     the types of both sides may differ."""
-
     pictured = None if examples is None else examples.pictured(test)
 
     def mark(table: pa.Table) -> Iterator[pa.Table]:  # Ray keeps the errors of generators unchanged

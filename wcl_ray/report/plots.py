@@ -126,10 +126,8 @@ def series(variant: Variant, key: str) -> list[tuple[float, float]]:
         value = number(row.get(key))
         if value is None or "round" in row:
             continue
-        if "images" in row and variant.images:
-            points.append((row["images"] / variant.images, value))
-        elif "epoch" in row:
-            points.append((float(row["epoch"] + 1), value))
+        if "epoch" in row:  # rows of evaluations have no share: they follow whole epochs
+            points.append((row["epoch"] + row.get("share", 1.0), value))
     return points
 
 

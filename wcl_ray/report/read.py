@@ -30,14 +30,12 @@ class Variant:
         title: unique on the page.
         figures: of its evaluation; empty if there was none.
         rows: of ``metrics.jsonl``.
-        images: number of training images, the images of an epoch.
     """
 
     title: str
     figures: dict[str, Any]
     rows: Sequence[Row]
     examples: Examples | None
-    images: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class RunReport:
         quality: of each granularity, by round (see :class:`wcl_ray.clusters.quality.Quality`).
         sizes: granularity → decreasing sizes of its clusters, of the last round that has any.
         variants: the run's own training, then the baseline.
+        images: number of training images.
     """
 
     name: str
@@ -55,6 +54,7 @@ class RunReport:
     stored: Stored
     results: dict[str, Any]
     variants: tuple[Variant, ...]
+    images: int = 0
     quality: tuple[tuple[int, dict[str, Any]], ...] = ()
     sizes: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -120,7 +120,6 @@ def read_run(folder: Folder, taken: set[str] | None = None) -> RunReport:
                 figures=values,
                 rows=MetricsLog(part).rows,
                 examples=_read_examples(part),
-                images=images,
             )
         )
     return RunReport(
@@ -129,6 +128,7 @@ def read_run(folder: Folder, taken: set[str] | None = None) -> RunReport:
         stored=stored,
         results=results,
         variants=tuple(variants),
+        images=images,
         quality=tuple(quality),
         sizes=sizes,
     )

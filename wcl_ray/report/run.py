@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from plotly.offline import get_plotlyjs
 
 from wcl_ray.report import plots
+from wcl_ray.report.pictures import NO_EXAMPLES, contact_sheets, neighbours
 from wcl_ray.report.pictures import STYLE as PICTURE_STYLE
-from wcl_ray.report.pictures import contact_sheets, neighbours
 from wcl_ray.report.read import RunReport, read_run, read_runs
 from wcl_ray.report.tables import answer, configuration, figures_table, subject
 from wcl_ray.report.template import document, escape, panel
@@ -177,7 +177,7 @@ def _accuracy(runs: Sequence[RunReport]) -> str:
         text = "<p>There is no label (data.label), so no accuracy was measured.</p>"
     else:
         text = panel(
-            "kNN and linear probe", bars, "Dotted lines: guessing without looking.", "bars"
+            "kNN and linear probe", bars, "Dotted: guessing, without a look at the images.", "bars"
         )
     return text + figures_table(runs)
 
@@ -254,9 +254,3 @@ def _maps(runs: Sequence[RunReport], pictures: Pictures) -> str:
     )
     more = "" if umap else ' UMAP is drawn, too, after <code>pip install "wcl_ray[umap]"</code>.'
     return f'<p>{text}{more}</p><div class="grid">{"".join(drawn)}</div>'
-
-
-NO_EXAMPLES = (
-    "<p>The run has no examples.parquet: it was evaluated by an older version, or its images could "
-    "not be kept.</p>"
-)

@@ -39,7 +39,7 @@ def _subject(run: RunReport, named: bool) -> str:
     train, model = run.options["train"], run.options["model"]
     source = data["path"] or "the demo data (beetles)"
     size = f" at {data['image_size']} pixels" if data["image_size"] else ""
-    images = count(run.own.images, "image") if run.own.images else "images"
+    images = count(run.images, "image") if run.images else "images"
     names = ", ".join(f"{name} ({len(s):,} clusters)" for name, s in run.sizes.items() if len(s))
     kind = names or clusters["kind"]
     method, epochs = run.options.get("method", "cl-infonce"), count(train["epochs"], "epoch")

@@ -34,8 +34,7 @@ def name_clusters(
     if kind_of.needs not in ("columns", "label") or not examples.sheets:
         return examples
     kind = kind_of(clusters, images.label, images.available)
-    if kind.granularity:
-        # also of a hierarchy without clusters.level, whose depth only its columns tell
+    if kind.granularity and kind.names != tuple(names):  # the depth of a hierarchy, by default
         kind.values = tuple(int(name.rpartition("-")[2]) for name in names)
     if run.exists("rounds/000/clusters.json"):
         summary = json.loads(run.read("rounds/000/clusters.json"))

@@ -150,7 +150,7 @@ def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
     choice = ExampleChoice(replace(clusters, keys=None), arm.evaluator.counts, arm.config.seed)
     evaluator = replace(arm.evaluator, examples=choice)
     figures = evaluator.measure(run.read(ENCODER), arm.scale.gpu)
-    write_examples(figures.pop(EXAMPLES, None), arm, clusters)
+    write_examples(figures.pop(EXAMPLES), arm, clusters)
     for text in left_out(figures):
         warn(text)
     last = arm.config.train.epochs - 1
@@ -165,22 +165,20 @@ def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
     return figures
 
 
-def write_examples(examples: Examples | str | None, arm: Arm, clusters: Assignment) -> None:
-    """Write the images for the page, with the words of their clusters; a failure is a warning.
+def write_examples(examples: Examples | str, arm: Arm, clusters: Assignment) -> None:
+    """Write the images for the page, with the words of their clusters.
 
     Args:
         examples: a text: why there are none.
     """
+    if isinstance(examples, str):
+        warn(f"the page of the run will have no images: {examples}")
+        return
     try:
-        if isinstance(examples, Examples):
-            named = name_clusters(
-                examples, arm.config.clusters, clusters.names, arm.images, arm.run
-            )
-            arm.run.write(EXAMPLES_FILE, named.to_parquet())
-        elif examples is not None:
-            warn(f"no images for the page of the run: {examples}")
+        examples = name_clusters(examples, arm.config.clusters, clusters.names, arm.images, arm.run)
     except Exception as error:
-        warn(f"no images for the page of the run: {type(error).__name__}: {error}")
+        warn(f"the page of the run will not name clusters: {type(error).__name__}: {error}")
+    arm.run.write(EXAMPLES_FILE, examples.to_parquet())
 
 
 def write_results(
