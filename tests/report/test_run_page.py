@@ -75,8 +75,8 @@ def folder(tmp_path: Path) -> Folder:
     results = {"variants": variants, "seconds": 99.0, "usage": {}, "environment": environment}
     folder.write("results.json", json.dumps(results).encode())
     rows: list[dict[str, Any]] = [
-        {"epoch": (s - 1) // 9, "share": (s - 1) % 9 / 9 + 1 / 9, "step": s, "loss": 5 - s / 9, "positives": 4.2,
-         "lr": 1e-3, "images_per_second": 100.0, "data_wait": 0.01}
+        {"epoch": (s - 1) // 9, "share": (s - 1) % 9 / 9 + 1 / 9, "step": s, "loss": 5 - s / 9,
+         "positives": 4.2, "lr": 1e-3, "images_per_second": 100.0, "data_wait": 0.01}
         for s in range(1, 19)
     ]  # fmt: skip
     rows.append({"epoch": 0, "step": 9, "knn": 0.5})
@@ -195,6 +195,10 @@ def test_folders_without_a_finished_run(folder: Folder, tmp_path: Path) -> None:
         report_runs([str(tmp_path)], out)
     folder.write("results.json", b"{}")
     with pytest.raises(UserError, match=r"one/results.json is damaged"):
+        report_runs([folder.uri], out)
+    folder.write("results.json", b'{"variants": {"attributes": {}}}')
+    folder.write("examples.parquet", b"PAR1")
+    with pytest.raises(UserError, match=r"one/examples.parquet is damaged"):
         report_runs([folder.uri], out)
     with pytest.raises(UserError, match=r"--out .* is a folder"):
         report_runs([folder.uri], str(tmp_path))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from wcl_ray.clusters.assignment import FILE as ASSIGNMENT
-from wcl_ray.errors import UserError
+from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.errors import UserError, reading
 from wcl_ray.evaluate.examples import FILE as EXAMPLES
 from wcl_ray.evaluate.examples import Examples
 from wcl_ray.runs.folder import BASELINE, RESULTS
@@ -98,11 +97,9 @@ def read_run(folder: Folder, taken: set[str] | None = None) -> RunReport:
             f"{folder.uri} is not finished: it has no {RESULTS}; finish it with pretrain.py … "
             "--resume"
         )
-    try:
+    with reading(f"{folder.uri}/{RESULTS}", "is damaged"):
         results = json.loads(folder.read(RESULTS))
         figures = dict(results["variants"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.uri}/{RESULTS} is damaged ({error!r})") from None
     base = folder.uri.rstrip("/").rpartition("/")[2]
     name, number = base, 2
     while name in (taken or ()):
@@ -135,7 +132,10 @@ def read_run(folder: Folder, taken: set[str] | None = None) -> RunReport:
 
 
 def _read_examples(folder: Folder) -> Examples | None:
-    return Examples.from_parquet(folder.read(EXAMPLES)) if folder.exists(EXAMPLES) else None
+    if not folder.exists(EXAMPLES):
+        return None
+    with reading(f"{folder.uri}/{EXAMPLES}", "is damaged"):
+        return Examples.from_parquet(folder.read(EXAMPLES))
 
 
 def _read_clusters(
@@ -147,17 +147,13 @@ def _read_clusters(
     images = 0
     for number in (folder / "rounds").names():
         part = folder / f"rounds/{number}"
-        if part.exists("clusters.json"):
-            summary = json.loads(part.read("clusters.json"))
-            quality += [(int(number), q) for q in summary.get("quality", ())]
-        if part.exists(ASSIGNMENT):
-            table = pq.read_table(io.BytesIO(part.read(ASSIGNMENT)))
-            images = table.num_rows
-            found = {}
-            for name in table.column_names:
-                if name not in ("id", "key"):
-                    column = table[name].to_numpy()
-                    found[name] = np.bincount(column[column >= 0])
-            if any(len(counts) for counts in found.values()):
-                sizes = found
+        with reading(part.uri, "is damaged"):
+            if part.exists("clusters.json"):
+                summary = json.loads(part.read("clusters.json"))
+                quality += [(int(number), q) for q in summary.get("quality", ())]
+            if part.exists(ASSIGNMENT):
+                table = Assignment.from_parquet(part.read(ASSIGNMENT))
+                images = len(table.ids)
+                if (table.clusters >= 0).any():
+                    sizes = {name: table.sizes(g) for g, name in enumerate(table.names)}
     return quality, sizes, images
