@@ -19,9 +19,11 @@ from torchvision.io import encode_jpeg
 
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.choice import ExampleChoice, sheets_of
 from wcl_ray.evaluate.embed import THUMBNAIL
-from wcl_ray.evaluate.examples import ExampleChoice, Examples, sheets_of
-from wcl_ray.report.plots import flat, thinned
+from wcl_ray.evaluate.examples import Examples
+from wcl_ray.report.maps import flat
+from wcl_ray.report.plots import thinned
 from wcl_ray.report.read import read_run
 from wcl_ray.report.run import page, report_runs
 from wcl_ray.storage import Folder

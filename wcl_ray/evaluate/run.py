@@ -19,8 +19,9 @@ from wcl_ray.data.split import sample
 from wcl_ray.data.values import value_names
 from wcl_ray.device import device_for
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.choice import ExampleChoice
 from wcl_ray.evaluate.embed import PICTURED, TEST, embed, feature_tensor, resources
-from wcl_ray.evaluate.examples import EXAMPLES, ExampleChoice
+from wcl_ray.evaluate.examples import EXAMPLES
 from wcl_ray.evaluate.left_out import MAX_NAMED, check_label
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.kmeans.worker_group import free

@@ -19,7 +19,7 @@ from wcl_ray.config import EvaluateConfig
 from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import find_user_error
-from wcl_ray.evaluate.examples import ExampleChoice
+from wcl_ray.evaluate.choice import ExampleChoice
 from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder, subset
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.storage import Folder

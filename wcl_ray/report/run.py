@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from plotly.offline import get_plotlyjs
 
 from wcl_ray.report import plots
+from wcl_ray.report.maps import embedding_map, has_umap
 from wcl_ray.report.pictures import NO_EXAMPLES, contact_sheets, neighbours
 from wcl_ray.report.pictures import STYLE as PICTURE_STYLE
 from wcl_ray.report.read import RunReport, read_run, read_runs
@@ -235,13 +236,13 @@ def _per_run(runs: Sequence[RunReport], render: Callable[[RunReport, str, bool],
 def _maps(runs: Sequence[RunReport], pictures: Pictures) -> str:
     drawn = []
     variants = plots.variants_of(runs)
-    umap = plots.has_umap()
+    umap = has_umap()
     most = ON_MAPS // min(MOST_MAPS, len(variants))
     for variant in variants[:MOST_MAPS]:
         if variant.examples is None:
             continue
         for method in ("PCA", "UMAP") if umap else ("PCA",):
-            fig = plots.embedding_map(variant.examples, pictures, most, method == "UMAP")
+            fig = embedding_map(variant.examples, pictures, most, method == "UMAP")
             if fig is not None:
                 drawn.append(panel(f"{variant.title}, {method}", fig, "", "map"))
     if not drawn:

@@ -21,7 +21,8 @@ from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import Stream
-from wcl_ray.evaluate.examples import EXAMPLES, ExampleChoice, Examples
+from wcl_ray.evaluate.choice import ExampleChoice
+from wcl_ray.evaluate.examples import EXAMPLES, Examples
 from wcl_ray.evaluate.examples import FILE as EXAMPLES_FILE
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
