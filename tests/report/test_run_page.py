@@ -185,7 +185,11 @@ def test_any_finished_run_has_a_page(
     folder: Folder, change: Callable[[Folder], None], words: str
 ) -> None:
     change(folder)
-    assert words in text_of(folder)
+    text = text_of(folder)
+    assert words in text
+    if change is unlabelled:  # colours are clusters
+        names = [trace["name"] for trace in plot(text, "attributes, PCA")["data"]]
+        assert names == [f"cluster {k}" for k in range(6)]
 
 
 def test_folders_without_a_finished_run(folder: Folder, tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ class ExampleChoice:
             pa.array(features.reshape(-1)), images["feature"].type.list_size, mask=off_map
         )
         images = images.drop_columns(["feature"]).append_column("feature", column)
-        images = images.append_column("test", pa.array([t for t, _ in chosen], pa.bool_()))
+        test = np.array([t for t, _ in chosen], bool)
+        cluster = _clusters_of(images["id"].to_numpy(), self.clusters, 0)
+        images = images.append_column("test", pa.array(test))
+        images = images.append_column("cluster", pa.array(cluster, mask=test | (cluster < 0)))
         return Examples(
             images, tuple(sheets), tuple(queries), bank.num_rows, asked.num_rows, mistakes
         )
@@ -150,16 +153,20 @@ def _one_per_label(queries: Sequence[Query], labels: Sequence[str | None]) -> li
 
 def _sheets(bank: pa.Table, clusters: Assignment) -> list[Sheet]:
     """Contact sheets of each granularity, with the rows of the bank."""
-    positions = positions_of(clusters.ids, bank["id"].to_numpy())
-    labels = bank["label"].to_pylist()
+    ids, labels = bank["id"].to_numpy(), bank["label"].to_pylist()
     last = len(clusters.names) - 1
     even = np.linspace(0, last, min(GRANULARITIES, last + 1)).round().astype(int)
     sheets = []
     for g in even.tolist():
-        column = clusters.clusters[:, g]
-        of_bank = np.where(positions >= 0, column[positions], -1)
+        of_bank = _clusters_of(ids, clusters, g)
         sheets += sheets_of(clusters.names[g], clusters.sizes(g), of_bank, labels)
     return sheets
+
+
+def _clusters_of(ids: np.ndarray, clusters: Assignment, granularity: int) -> np.ndarray:
+    """int32 (n,): clusters of images, -1 for those that are not in the assignment."""
+    positions = positions_of(clusters.ids, ids)
+    return np.where(positions >= 0, clusters.clusters[positions, granularity], np.int32(-1))
 
 
 def sheets_of(
@@ -187,7 +194,7 @@ def sheets_of(
     judged = [k for k in share if counts[k].total() >= LABELLED]
     mixed = {k: entropy(np.array(list(counts[k].values()))) for k in judged}
     by_reason = {
-        "largest": shown[:PER_REASON],  # clusters are numbered by decreasing size
+        "largest": sorted(shown, key=lambda k: (-sizes[k], k))[:PER_REASON],
         "smallest": sorted(shown, key=lambda k: (sizes[k], k))[:PER_REASON],
         "purest": sorted(judged, key=lambda k: (-share[k], k))[:PER_REASON],
         "most mixed": sorted(judged, key=lambda k: (-mixed[k], k))[:PER_REASON],

@@ -61,8 +61,9 @@ class Examples:
     """The chosen images.
 
     Attributes:
-        images: ``id``, ``key``, ``test`` (bool), ``label`` (null if unknown), ``thumbnail`` (JPEG)
-            and, of the images of the map, ``feature``. Other attributes refer to its rows.
+        images: ``id``, ``key``, ``test`` (bool), ``label`` (null if unknown), ``thumbnail``
+            (JPEG), ``cluster`` (of the first granularity; null for test images and singletons) and,
+            of the images of the map, ``feature``. Other attributes refer to its rows.
         bank: number of training images that neighbours are searched among.
         asked: number of images that neighbours were searched for.
         mistakes: number of these whose neighbours all have another label; None without labels.

@@ -24,7 +24,7 @@ def has_umap() -> bool:
 def embedding_map(
     examples: Examples, picture: Callable[[bytes], int], most: int, umap: bool = False
 ) -> go.Figure | None:
-    """The images of the map in two dimensions, by their label.
+    """The images of the map in two dimensions, by their label or, if no image has one, cluster.
 
     Args:
         picture: number of a thumbnail on the page.
@@ -41,10 +41,13 @@ def embedding_map(
     names = [key or str(i) for key, i in zip(*(images[c].to_pylist() for c in ("key", "id")),
                                              strict=True)]  # fmt: skip
     labels = images["label"].to_pylist()
+    if not any(labels):
+        clusters = images["cluster"].to_pylist()
+        labels = [None if c is None else f"cluster {c}" for c in clusters]
     common = [n for n, _ in Counter(v for v in labels if v is not None).most_common(MOST_CLASSES)]
     groups: dict[str, list[int]] = {name: [] for name in sorted(common)}
     for row, value in enumerate(labels):
-        other = "" if value is None else "other labels"
+        other = "" if value is None else "others"
         groups.setdefault(value if value in groups else other, []).append(row)
     traces = []
     for i, (name, rows) in enumerate(groups.items()):
@@ -52,7 +55,7 @@ def embedding_map(
         traces.append(
             go.Scatter(
                 x=xy[rows, 0].round(4).tolist(), y=xy[rows, 1].round(4).tolist(),
-                mode="markers", name=label(name[:30]) or "images",
+                mode="markers", name=label(name[:30]) or ("none" if common else "images"),
                 customdata=[numbers[row] for row in rows], hoverinfo="none",
                 text=[label(f"{labels[row]}: {names[row]}" if labels[row] else names[row])
                       for row in rows],
