@@ -85,7 +85,7 @@ def test_clusters_are_named_by_what_their_images_share(
         if clusters.kind == "label":
             assert sheet.words == row["species"]
         elif clusters.kind == "hierarchy":
-            assert sheet.words == f"{row['colour']} › {row['size']}"
+            assert sheet.words == f"{row['colour']} › {row['size']:g}"
         elif sheet.granularity == "attributes-5" and f"colour is {row['colour']}" in sheet.words:
             assert all(mark in row["marks"] for mark in ("ring", "spot")
                        if f"has {mark}" in sheet.words)  # fmt: skip
