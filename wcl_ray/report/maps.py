@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,7 +18,11 @@ MOST_CLASSES = 16  # with a colour and symbol of their own
 
 def has_umap() -> bool:
     """Whether the extra ``umap`` is installed."""
-    return importlib.util.find_spec("umap") is not None
+    try:
+        version("umap-learn")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def embedding_map(
