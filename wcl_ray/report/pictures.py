@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wcl_ray.evaluate.embed import THUMBNAIL_SIZE
-from wcl_ray.evaluate.examples import Examples, Query, Sheet
+from wcl_ray.evaluate.examples import Query, Sheet
 from wcl_ray.report.read import RunReport
 from wcl_ray.report.template import count, escape
 
@@ -54,9 +54,7 @@ def contact_sheets(run: RunReport, heading: str, few: bool = False) -> str:
         return "<p>Every image is a cluster of its own, so there is nothing to show.</p>"
     rows = examples.images.drop_columns(["feature"]).to_pylist()
     parts = [
-        f"<p>Images of the largest and smallest clusters{_judged(examples)}, with what they have "
-        "in common. A dashed frame marks an image with another label than most of its "
-        "cluster.</p>"
+        f"<p>{_intro(examples.sheets)}</p>",
     ]
     names = dict.fromkeys(sheet.granularity for sheet in examples.sheets)
     most = ROW if few else None
@@ -68,9 +66,13 @@ def contact_sheets(run: RunReport, heading: str, few: bool = False) -> str:
     return "".join(parts)
 
 
-def _judged(examples: Examples) -> str:
-    labelled = any(sheet.label is not None for sheet in examples.sheets)
-    return ", and of the purest and most mixed ones" if labelled else ""
+def _intro(sheets: Sequence[Sheet]) -> str:
+    labelled = any(sheet.label is not None for sheet in sheets)
+    text = "Images of the largest and smallest clusters"
+    text += ", and of the purest and most mixed ones" * labelled
+    text += ", with what they have in common" * any(sheet.words for sheet in sheets)
+    frame = " A dashed frame marks an image with another label than most of its cluster."
+    return f"{text}.{frame * labelled}"
 
 
 def _sheet(sheet: Sheet, rows: Sequence[dict[str, Any]], most: int | None) -> str:

@@ -39,16 +39,17 @@ def accuracy(runs: Sequence[RunReport]) -> go.Figure | None:
         traces.append(
             go.Bar(
                 y=names, x=values, name=title, orientation="h", text=texts,
-                textposition="inside", insidetextanchor="end", hoverinfo="skip",
-                textfont={"color": PAPER}, marker={"color": COLOURS[1 - i]},
+                textposition=["inside" if (v or 0) > 0.2 else "outside" for v in values],
+                insidetextanchor="end", textangle=0, hoverinfo="skip",
+                insidetextfont={"color": PAPER}, marker={"color": COLOURS[1 - i]},
             )
         )  # fmt: skip
     x = {"tickformat": ".0%", "range": [0, 1.0], "title": {"text": "accuracy on test images"}}
     height = 130 + 70 * len(variants)
     y = {"type": "category", "ticklabelstandoff": 6}
-    fig = figure(traces, x, y, height=height, barmode="group",
-                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1,
-                         "xanchor": "right", "traceorder": "reversed"})  # fmt: skip
+    legend = {"orientation": "h", "y": 1 + 0.35 / len(variants), "yanchor": "bottom", "x": 1}
+    legend |= {"xanchor": "right", "traceorder": "reversed"}
+    fig = figure(traces, x, y, height=height, barmode="group", legend=legend)
     lines = guesses(variants)
     if len(lines) == 2 and abs(lines[0][0] - lines[1][0]) < 0.2:  # the texts would overlap
         lines = lines[:1]

@@ -45,7 +45,7 @@ figure h2,h3{font-size:1.05rem;margin:0 0 6px}h3{margin-top:18px}
 .small .plot{height:300px}.grid:last-child{margin-bottom:0}figure+.scroll{margin-top:16px}
 .scroll+p{margin-top:8px}.plot.map{height:460px;touch-action:pan-y}.plot.bars{height:auto}
 details{margin:10px 0}details summary{color:var(--ink)}
-.versus td,.versus th{white-space:normal;overflow-wrap:anywhere}
+.versus td{white-space:normal;overflow-wrap:anywhere;min-width:9rem}
 @media print{nav,.skip{display:none}}
 @media(max-width:600px){main{padding-top:18px}h1{font-size:1.35rem}.plot{height:340px}}
 """
