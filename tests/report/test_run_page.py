@@ -304,10 +304,17 @@ addEventListener("load", () => setTimeout(() => {
   const map = document.querySelector(".plot.map"); let tip = null;
   if (map) { map.focus(); map.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
     tip = { shown: !document.querySelector(".tip").hidden, focus: document.activeElement === map,
-      alt: document.querySelector(".tip img")?.alt } }
+      alt: document.querySelector(".tip img")?.alt };
+    const { xaxis, yaxis } = map._fullLayout, trace = map.data[1];
+    const box = map.getBoundingClientRect();
+    tip.expected = trace.text[2].replace("&amp;", "&");
+    map.querySelector(".nsewdrag").dispatchEvent(new MouseEvent("mousemove", { bubbles: true,
+      clientX: box.left + xaxis._offset + xaxis.d2p(trace.x[2]),
+      clientY: box.top + yaxis._offset + yaxis.d2p(trace.y[2]) })) }
   setTimeout(() => { parent.document.title = JSON.stringify({ errors, cut, tip,
     width: document.documentElement.scrollWidth, view: innerWidth,
     images: images.length, broken: images.filter(i => !i.naturalWidth).length,
+    hovered: document.querySelector(".tip img")?.alt,
     silent: images.filter(i => !i.alt).length, links: links.length, reached: reached.length,
     tips: [...document.querySelectorAll(".tip img")].filter(i => i.naturalWidth).length,
     dark: getComputedStyle(document.body).backgroundColor,
@@ -332,6 +339,7 @@ def test_in_a_browser(folder: Folder, tmp_path: Path, width: int, scheme: int) -
     assert found["tip"]["shown"]
     assert found["tip"]["focus"]
     assert ".jpg" in found["tip"]["alt"]
+    assert found["hovered"] == found["tip"]["expected"] != found["tip"]["alt"]
     assert found["tips"] == 1
     assert found["dark"] == ("rgb(255, 255, 255)" if scheme else "rgb(20, 24, 29)")
 
