@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from jobs.cluster import ClusterJob
 from jobs.embed import EmbedJob
 from jobs.evaluate import EvaluateJob
+from jobs.report import ReportJob
 from wcl_ray.config import Config
 from wcl_ray.search.options import SearchConfig
 
@@ -74,6 +75,7 @@ def main() -> None:
         (ClusterJob, "cluster"),
         (EmbedJob, "embed"),
         (EvaluateJob, "evaluate"),
+        (ReportJob, "report"),
     ):
         print(*section(cls, f"## jobs/{job}.py"), sep="\n")
         if job in ("tune", "cluster"):

@@ -21,9 +21,10 @@ def main() -> None:
     config: Config = parse(prog="pretrain.py", implied=demo_flags)
 
     def body() -> None:
-        from wcl_ray.runs.pretrain import pretrain  # imported here to keep --help fast
+        from wcl_ray.report.run import write_page  # imported here to keep --help fast
+        from wcl_ray.runs.pretrain import pretrain
 
-        pretrain(config)
+        pretrain(config, write_page)
 
     run_job(body)
 

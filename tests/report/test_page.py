@@ -6,8 +6,6 @@ import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import measured
 from plotly.offline import get_plotlyjs
 
 from wcl_ray.report.search import SCRIPT, page
@@ -276,7 +275,6 @@ def test_the_information_plane_shows_every_trial_and_the_bound() -> None:
     assert "did not exist before" in page(search([trial(n, quality={}) for n in range(3)]))
 
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MEASURE = """<script>
 const errors = [];
 addEventListener("error", e => errors.push(e.message || "a file is missing"), true);
@@ -299,18 +297,6 @@ addEventListener("load", () => setTimeout(() => {
 }, 1500))</script>"""
 
 
-def browse(folder: Path, file: Path, *flags: str) -> str:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser: {', '.join(BROWSERS)}")
-    profile = folder / f"profile{len(list(folder.iterdir()))}"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
-    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    command += ["--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}", *flags]
-    run = subprocess.run([*command, file.as_uri()], capture_output=True, timeout=120, check=True)
-    return run.stdout.decode()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
@@ -319,17 +305,8 @@ def browse(folder: Path, file: Path, *flags: str) -> str:
 )  # fmt: skip
 def test_in_a_browser(tmp_path: Path, name: str, width: int, scheme: int) -> None:
     outcome = CASES.get(name) or sample()
-    whole = page(outcome).replace("<head>", "<head>" + MEASURE)
-    # a window has a least width, a frame has none
-    frame = f'<!DOCTYPE html><body style="margin:0"><iframe srcdoc="{html.escape(whole)}" '
-    frame += f'style="border:0;width:{width}px;height:3600px"></iframe>'
     (tmp_path / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
-    file = tmp_path / "page.html"
-    file.write_text(frame, encoding="utf-8")
-    flags = ["--window-size=1200,3600", f"--blink-settings=preferredColorScheme={scheme}"]
-    flags.append("--virtual-time-budget=9000")
-    dom = browse(tmp_path, file, *flags, "--dump-dom")
-    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom, re.S)[1]))  # type: ignore[index]
+    found = measured(tmp_path, page(outcome), MEASURE, width, scheme)
     assert found["errors"] == []
     assert found["cut"] == []
     assert found["view"] == width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torchvision
 from pictures import png, write_parquet
+from PIL import Image
 from runs import N, check_exactly_once, descendants, job, steps_of
 from runs import config as config
 
@@ -30,13 +32,33 @@ from wcl_ray.config import (
     ScaleConfig,
 )
 from wcl_ray.errors import UserError
+from wcl_ray.evaluate.embed import THUMBNAIL_SIZE
+from wcl_ray.evaluate.examples import Examples
 from wcl_ray.model.encoder import load_exported
 from wcl_ray.model.optim import learning_rate
+from wcl_ray.report.run import write_page
 from wcl_ray.runs.batches import warn_apart
 from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.nodes import check_address
 from wcl_ray.runs.pretrain import pretrain
+from wcl_ray.storage import Folder
+
+
+def check_page(run: Path, results: dict[str, Any]) -> None:
+    """The page has the figures of the run, and pictures of its images."""
+    text = (run / "report.html").read_text()
+    for figures in results["variants"].values():
+        assert f"{figures['knn']:.1%}" in text
+    examples = Examples.from_parquet((run / "examples.parquet").read_bytes())
+    assert any(s.words and "colour is" in s.words for s in examples.sheets)
+    assert text.count("<img") >= sum(len(s.rows) for s in examples.sheets) > 12
+    sizes = pq.read_table(run / "rounds/000/assignment.parquet")["attributes-4"].value_counts()
+    assert max(s.size for s in examples.sheets) == max(v["counts"].as_py() for v in sizes)
+    species = [f"s{i % 4}" for i in examples.images["id"].to_pylist()]
+    assert examples.images["label"].to_pylist() == species
+    with Image.open(io.BytesIO(examples.images["thumbnail"][0].as_py())) as picture:
+        assert picture.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
 
 
 @pytest.mark.slow
@@ -55,10 +77,11 @@ def test_run_folder_and_what_follows(
             store_size=72,
         ),
     )
-    results = pretrain(config)
+    results = pretrain(config, write_page)
     printed = capsys.readouterr().out
     run = tmp_path / "runs/one"
     for name in (
+        "report.html", "examples.parquet", "baseline/examples.parquet",
         "config.json", "metrics.jsonl", "encoder.safetensors", "results.json", "evaluation.json",
         "rounds/000/assignment.parquet", "rounds/000/clusters.json", "baseline/metrics.jsonl",
         "baseline/encoder.safetensors",
@@ -93,6 +116,17 @@ def test_run_folder_and_what_follows(
     assert time.monotonic() - started < 3
     with pytest.raises(UserError, match="add --resume"):
         pretrain(config)
+    check_page(run, results)
+    (run / "report.html").unlink()
+
+    def full_disk(folder: Folder) -> str:
+        raise OSError("no space left")
+
+    capsys.readouterr()
+    assert pretrain(replace(config, resume=True), full_disk) == results  # the run is not lost
+    assert "the page of the run was not written (OSError: no space left); jobs/report.py --run" in (
+        capsys.readouterr().out
+    )
 
     own = evaluate_run(str(run), {}, EvaluateConfig(), ScaleConfig())
     assert own["knn"] == pytest.approx(results["variants"]["attributes"]["knn"], abs=0.02)

@@ -22,6 +22,9 @@ from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import load_exported, load_projector
 
 TEST = "__test"  # bool column: test images
+PICTURED = "__pictured"  # bool column: images that embed returns a thumbnail of
+THUMBNAIL = "__thumbnail"  # binary column: JPEG of the centre crop, null for other images
+THUMBNAIL_SIZE = 80  # pixels
 DISTANCE = "__distance"  # float32 column, see embed
 
 
@@ -57,7 +60,8 @@ def embed(
 
     Returns:
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
-        unreadable images), and the columns.
+        unreadable images), the columns and, if the rows have a column ``__pictured``,
+        ``__thumbnail``.
     """
     common: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus}
     settings = (store_size, columns, cpus, views, device_for(gpu))
@@ -97,6 +101,25 @@ def centre_crops(
 
     decoded = decode_crops(files, boxes, 1, image_size, pool)
     return normalise(decoded.images[:, 0].to(torch.float32) / 255), decoded.faults
+
+
+def thumbnails(table: pa.Table, image_size: int, pool: ThreadPoolExecutor) -> pa.Array:
+    """JPEGs of the centre crops, as an encoder of ``image_size`` pixels sees them, of the images of
+    ``__pictured``; null for all others, and for those that cannot be read."""
+    from torchvision.io import encode_jpeg  # takes a second, and only the last evaluation needs it
+
+    rows = np.flatnonzero(table[PICTURED].to_numpy())
+    files = table[IMAGE].take(pa.array(rows)).to_pylist()
+
+    def boxes(_: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
+        return centre_boxes(aspect, image_size)[:, None]
+
+    decoded = decode_crops(files, boxes, 1, THUMBNAIL_SIZE, pool)
+    jpegs: list[bytes | None] = [None] * len(table)
+    for i, row in enumerate(rows.tolist()):
+        if i not in decoded.faults:
+            jpegs[row] = encode_jpeg(decoded.images[i, 0], quality=80).numpy().tobytes()
+    return pa.array(jpegs, pa.binary())
 
 
 def resources(gpus: int) -> dict[str, Any]:
@@ -171,6 +194,8 @@ class _Embedder:
         columns["feature"] = _feature_column(features, bad)
         if self.views:
             columns[DISTANCE] = self._distances(table, images, aspect, bad, features)
+        if PICTURED in table.column_names:
+            columns[THUMBNAIL] = thumbnails(table, self.image_size, self.pool)
         return pa.table(columns)
 
     def _decode(self, table: pa.Table) -> Decoded:

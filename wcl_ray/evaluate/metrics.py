@@ -37,8 +37,9 @@ def evaluate_features(
 
     Returns:
         rank_me, uniformity, alignment and feature_std of the training images; with labels also knn,
-        probe, probe_mean_class, probe_strength, probe_validation, probe_capped (fits stopped before
-        they converged), classes, and the figures of
+        majority (accuracy of always guessing the commonest class), probe, probe_mean_class,
+        probe_strength, probe_validation, probe_capped (fits stopped before they converged),
+        classes, and the figures of
         :func:`wcl_ray.evaluate.left_out.compare_labels`.
 
     Raises:
@@ -67,6 +68,7 @@ def evaluate_features(
     test_x, test_y = _labelled(feature_tensor(test["feature"]), labels[1], names)
     figures |= {
         "knn": knn_accuracy(train_x, train_y, test_x, test_y, config.neighbours, device),
+        "majority": float((test_y == train_y.bincount().argmax()).float().mean()),
         "classes": len(names),
     }
     if not probe:

@@ -18,7 +18,9 @@ from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.data.values import value_names
 from wcl_ray.device import device_for
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import TEST, embed, feature_tensor, resources
+from wcl_ray.evaluate.choice import ExampleChoice
+from wcl_ray.evaluate.embed import PICTURED, TEST, embed, feature_tensor, resources
+from wcl_ray.evaluate.examples import EXAMPLES
 from wcl_ray.evaluate.left_out import MAX_NAMED, check_label
 from wcl_ray.evaluate.metrics import evaluate_features
 from wcl_ray.kmeans.worker_group import free
@@ -41,6 +43,7 @@ def evaluate_encoder(
     cpus: float | None = None,
     probe: bool = True,
     extra_metrics: ExtraMetrics | None = None,
+    examples: ExampleChoice | None = None,
 ) -> dict[str, Any]:
     """Embed the images and measure the encoder.
 
@@ -53,11 +56,12 @@ def evaluate_encoder(
         cpus: CPUs of each task; None: chosen for an otherwise idle cluster.
         probe: also fit the linear probe.
         extra_metrics: further figures from the embedded training and test images.
+        examples: choose images for the page of the run, too.
 
     Returns:
         Figures of :func:`wcl_ray.evaluate.metrics.evaluate_features`, counts (train_images and
         test_images that were used, faults, and by side ``unreadable``: their count and the first
-        of them) and seconds.
+        of them) and seconds; with ``examples`` also EXAMPLES: these, or why there are none.
 
     Raises:
         UserError: no readable image, or fewer than two classes.
@@ -65,9 +69,9 @@ def evaluate_encoder(
     started = time.monotonic()
     columns = (TEST, label) if label is not None else (TEST,)
     scale = resources(int(gpu)) if cpus is None else {"cpus": cpus, "gpu": gpu}
-    rows = _marked(train, False, label, cpus)
+    rows = _marked(train, False, label, cpus, examples)
     if test is not None:  # one pass: on a GPU each pass waits for an actor to start
-        rows = rows.union(_marked(test, True, label, cpus))
+        rows = rows.union(_marked(test, True, label, cpus, examples))
     features = embed(rows, weights, store_size=store_size, columns=columns, views=True, **scale)
     refs = features.to_arrow_refs()
     note("embedded", features)
@@ -79,7 +83,16 @@ def evaluate_encoder(
     threads, device = max(1, int(cpus)), device_for(gpu)
     figures: dict[str, Any] = ray.get(
         task.remote(
-            refs, test is not None, label, config, seed, probe, extra_metrics, threads, device
+            refs,
+            test is not None,
+            label,
+            config,
+            seed,
+            probe,
+            extra_metrics,
+            threads,
+            device,
+            examples,
         )
     )
     return figures | {"seconds": round(time.monotonic() - started, 1)}
@@ -101,6 +114,7 @@ def _measure(
     extra_metrics: ExtraMetrics | None,
     threads: int,
     device: str,
+    examples: ExampleChoice | None,
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     blocks = [block for block in ray.get(refs) if block.num_rows]
@@ -120,17 +134,32 @@ def _measure(
         "faults": sum(side["count"] for side in unreadable.values()),
         "unreadable": unreadable,
     }
-    return figures | counts
+    figures |= counts
+    if examples is not None:
+        try:
+            figures[EXAMPLES] = examples.choose(train, test, label, device)
+        except Exception as error:  # they are for the eye, and no reason to lose the figures
+            figures[EXAMPLES] = f"{type(error).__name__}: {error}"
+    return figures
 
 
-def _marked(rows: Dataset, test: bool, label: str | None, cpus: float | None) -> Dataset:
-    """Add a column that marks test images, and turn labels into strings, since the types of both
-    sides may differ."""
+def _marked(
+    rows: Dataset,
+    test: bool,
+    label: str | None,
+    cpus: float | None,
+    examples: ExampleChoice | None,
+) -> Dataset:
+    """Add columns that mark test images and images to picture, and turn labels into strings, since
+    the types of both sides may differ."""
+    pictured = None if examples is None else examples.pictured(test)
 
     def mark(table: pa.Table) -> Iterator[pa.Table]:  # Ray keeps the errors of generators unchanged
         if label is not None:
             labels = value_names(table[label], f"data.label {label!r}")
             table = table.set_column(table.column_names.index(label), label, labels)
+        if pictured is not None:
+            table = table.append_column(PICTURED, pa.array(pictured(table[ID].to_numpy())))
         yield table.append_column(TEST, pa.array(np.full(len(table), test)))
 
     return rows.map_batches(mark, batch_format="pyarrow", batch_size=None, num_cpus=cpus or 1)

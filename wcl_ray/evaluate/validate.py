@@ -21,6 +21,7 @@ from wcl_ray.data.sources.base import kept_rows
 from wcl_ray.data.split import sample
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import find_user_error
+from wcl_ray.evaluate.choice import ExampleChoice
 from wcl_ray.evaluate.run import ExtraMetrics, evaluate_encoder
 from wcl_ray.model.encoder import EncoderSpec
 from wcl_ray.storage import Folder
@@ -39,7 +40,7 @@ class Evaluator:
         counts: number of training and of test images, for sampling.
         store_size: side of kept images, in pixels.
         kept: training and test images with labels in the object store; None: read them again.
-        cpus, probe, extra_metrics: see :func:`evaluate_encoder`.
+        cpus, probe, extra_metrics, examples: see :func:`evaluate_encoder`.
     """
 
     encoder: EncoderSpec
@@ -52,6 +53,7 @@ class Evaluator:
     cpus: float | None = None
     probe: bool = True
     extra_metrics: ExtraMetrics | None = None
+    examples: ExampleChoice | None = None
 
     def measure(self, weights: bytes, gpu: bool) -> dict[str, Any]:
         """Figures of an exported encoder (see :func:`evaluate_encoder`)."""
@@ -68,6 +70,7 @@ class Evaluator:
             cpus=self.cpus,
             probe=self.probe,
             extra_metrics=self.extra_metrics,
+            examples=self.examples,
         )
 
     def _rows(self) -> tuple[Dataset, Dataset | None]:

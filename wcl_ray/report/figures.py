@@ -15,7 +15,8 @@ import numpy as np
 import optuna
 import plotly.graph_objects as go
 
-from wcl_ray.report.view import STATUS, View, label, number
+from wcl_ray.report.template import INK, MUTED, figure, label, number
+from wcl_ray.report.view import STATUS, View
 from wcl_ray.search.outcome import TEMPERATURE, Trial
 from wcl_ray.search.results import PERCENT
 from wcl_ray.search.space import show
@@ -25,23 +26,9 @@ SYMBOLS = {"finished": "circle", "stopped": "circle-open", "failed": "x"}
 SYMBOLS |= {"unfinished": "circle-open-dot"}
 GRID = np.linspace(0, 1, 30)  # of the response surface
 MIN_RATED = 10  # trials with all epochs that are needed to rate the options
-INK, MUTED, LINE, PAPER = "var(--ink)", "var(--muted)", "var(--line)", "var(--paper)"
 
 
 Point = tuple[Trial, Any, Any]  # a trial and its coordinates
-
-
-def figure(traces: Sequence[Any], x: dict[str, Any], y: dict[str, Any], **layout: Any) -> go.Figure:
-    """A figure in the colours of the page."""
-    axis = {"gridcolor": LINE, "zeroline": False, "automargin": True}
-    style: dict[str, Any] = {
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "dragmode": False,
-        "font": {"color": INK, "size": 13}, "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "hoverlabel": {"bgcolor": PAPER, "bordercolor": MUTED, "font": {"color": INK}},
-        "xaxis": axis | x, "yaxis": axis | y,
-    }  # fmt: skip
-    return go.Figure(list(traces), style | layout, skip_invalid=False)
 
 
 def colours(view: View) -> dict[str, Any]:

@@ -5,77 +5,18 @@ The page is written after every trial, the script of 4.8 MB only once. Neither n
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 
-import plotly.graph_objects as go
-
 from wcl_ray.report import figures
-from wcl_ray.report.view import NAMES, STATUS, View, count, finite, number, plain
+from wcl_ray.report.template import count, document, escape, number, panel
+from wcl_ray.report.view import NAMES, STATUS, View, finite
 from wcl_ray.search.outcome import SEED, Outcome, Trial
 from wcl_ray.search.results import verdict_text
 from wcl_ray.search.space import show
 from wcl_ray.search.verdict import decide
 from wcl_ray.terminal import clock
 
-STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#57606a;--line:#d5dae0;
---panel:#f5f7f9;--accent:#0b5cad;--bad:#b42318}
-@media (prefers-color-scheme:dark){:root{--paper:#14181d;--ink:#e8ecf1;--muted:#a7b0bb;
---line:#333b45;--panel:#1c2229;--accent:#74b6f5;--bad:#ff9384}}
-@media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--muted:#444;--line:#bbb;
---panel:#fff;--accent:#0b5cad;--bad:#b42318}*{print-color-adjust:exact}
-main{max-width:none!important;padding:0!important}.scroll{overflow:visible!important}
-table{font-size:7.5pt!important}summary{white-space:normal}figure,tr{break-inside:avoid}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif}
-main{max-width:1120px;margin:auto;padding:28px 16px 48px;overflow-wrap:anywhere}
-h1{font-size:1.6rem;line-height:1.2;margin:0 0 4px}h2{font-size:1.1rem;margin:0 0 8px}
-p{margin:0 0 8px;max-width:75ch}h1+p{max-width:none}
-.muted,figcaption{color:var(--muted);font-size:.875rem}
-a{color:inherit}.answer{background:var(--panel);border-left:4px solid var(--accent);
-border-radius:4px;padding:14px 18px;margin:18px 0 28px}.answer p:first-child{font-size:1.15rem}
-.answer p:last-child{margin:0}.answer .whole{white-space:nowrap}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));
-gap:36px 32px;margin-bottom:36px}figure{margin:0;min-width:0}
-section{margin-bottom:36px}.plot{height:400px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;line-height:1.35}
-th,td{padding:5px 8px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
-overflow-wrap:normal;white-space:nowrap;
-max-width:30rem;overflow:hidden;text-overflow:ellipsis}
-thead th{border-bottom:2px solid var(--muted);vertical-align:bottom}
-.number{text-align:right;font-variant-numeric:tabular-nums}
-tr:target,tr.top{background:var(--panel)}tr.top td{font-weight:600}
-tr:target td{border-bottom-color:var(--accent);border-top:2px solid var(--accent)}
-summary{cursor:pointer}pre{white-space:pre-wrap;overflow-wrap:anywhere;width:26rem;
-max-width:75vw;margin:4px 0;font-size:.8rem}summary{color:var(--bad)}
-dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:4px 18px;margin:0;
-font-size:.9rem}dt{color:var(--muted);max-width:14rem}dd{margin:0;min-width:0}
-.rho svg{width:160px;height:14px}
-"""
 SCRIPT = "plotly.min.js"  # beside the page
-DRAW = """
-const draw = () => { for (const div of document.querySelectorAll(".plot")) {
-  if (!window.Plotly) { div.style.height = "auto";
-    div.textContent = "The figures need plotly.min.js in the folder of this page."; continue }
-  const style = getComputedStyle(document.documentElement);
-  const known = JSON.parse(div.nextElementSibling.textContent
-    .replace(/var[(](--[a-z]+)[)]/g, (_, name) => style.getPropertyValue(name).trim()));
-  const shown = { responsive: true, displayModeBar: false };
-  Plotly.react(div, known.data, known.layout, shown).then(() => {
-    div.removeAllListeners("plotly_click");
-    div.on("plotly_click", event => {
-      const trial = event.points[0].customdata;
-      if (trial !== undefined) location.hash = "trial-" + trial }) }) } };
-draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-"""
-
-
-def escape(text: object) -> str:
-    """Text escaped for HTML and attributes, which can be written as UTF-8."""
-    return html.escape(plain(text), quote=True)
 
 
 def page(outcome: Outcome) -> str:
@@ -84,7 +25,7 @@ def page(outcome: Outcome) -> str:
     panels = [figures.response(view), figures.plane(view), figures.curves(view)]
     panels += [figures.importances(view), figures.full_length(view)]
     panels += [figures.against(view, key) for key in view.keys if key not in (view.surface or ())]
-    drawings = "".join(_figure(*panel) for panel in panels if panel is not None)
+    drawings = "".join(panel(*parts) for parts in panels if parts is not None)
     title = f"Search {escape(outcome.name)}"
     body = [
         f"<h1>{title}</h1>",
@@ -95,23 +36,8 @@ def page(outcome: Outcome) -> str:
         _correlations(view),
         _details(view),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main>\n"
-        f'<script src="{SCRIPT}"></script><script>{DRAW}</script></body></html>\n'
-    )
-
-
-def _figure(title: str, plot: go.Figure | None, caption: str) -> str:
-    body = ""
-    if plot is not None:
-        data = plot.to_json(engine="json").replace("<", "\\u003c")  # a name cannot end the element
-        body = f'<div class="plot" role="img" aria-label="{escape(title)}"></div>'
-        body += f'<script type="application/json">{data}</script>'
-    body += f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<figure><h2>{escape(title)}</h2>{body}</figure>"
+    script = f'<script src="{SCRIPT}"></script>'
+    return document(title, f"<main>\n{chr(10).join(filter(None, body))}\n</main>", [script])
 
 
 def _summary(view: View) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from wcl_ray.report.template import label, number, plain
 from wcl_ray.search.outcome import TEMPERATURE, Outcome, Trial
 from wcl_ray.search.results import PERCENT, ranked, score_text
 from wcl_ray.search.space import show
@@ -19,37 +16,6 @@ NAMES |= {"rank_me": "RankMe"}
 STATUS = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
 STATUS |= {"unfinished": "unfinished"}
 WIDE_SPAN = 20.0  # ratio of the largest to the smallest value above which an axis is logarithmic
-
-
-def plain(text: object) -> str:
-    """Text that can be written as UTF-8, without control characters."""
-    valid = str(text).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in valid)
-
-
-def label(text: object) -> str:
-    """Text escaped for a figure: plotly interprets tags, and knows few entities."""
-    return html.escape(plain(text), quote=False)
-
-
-def number(value: Any) -> float | None:
-    """A value as a finite number, None if it is not one. Several granularities become their
-    geometric mean."""
-    if isinstance(value, (tuple, list)):
-        numbers = [n for n in map(number, value) if n is not None]
-        if not numbers or len(numbers) < len(value):
-            return None
-        if len(numbers) == 1 or min(numbers) <= 0:
-            return sum(numbers) / len(numbers)
-        return math.exp(sum(math.log(n) for n in numbers) / len(numbers))
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def count(n: int, noun: str) -> str:
-    """A number with its noun, in the singular or plural."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def finite(outcome: Outcome) -> Outcome:

@@ -13,7 +13,9 @@ Layout::
         faults.jsonl                    skipped images, and why
         encoder.safetensors             the backbone, with torchvision's parameter names
         projector.safetensors           the projector whose output is clustered
+        examples.parquet                images to look at, chosen by the evaluation
         results.json                    the evaluation; the run is finished
+        report.html                     the page of the finished run
         baseline/                       the same files for SimCLR, with --compare
 """
 
@@ -39,6 +41,7 @@ from wcl_ray.storage import Folder
 CLUSTERED, ROUND_DONE = "assignment.parquet", "round.json"  # in the folder of a round
 ENCODER, PROJECTOR = "encoder.safetensors", "projector.safetensors"
 TRAINED, EVALUATION, RESULTS = "training.json", "evaluation.json", "results.json"
+PAGE = "report.html"
 BASELINE = "baseline"  # folder of SimCLR, with --compare
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import socket
 import uuid
 import warnings
+from importlib.metadata import version
 from typing import Any
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wcl_ray import stopping
+from wcl_ray import __version__, stopping
 from wcl_ray.config import ScaleConfig
 from wcl_ray.errors import UserError
 from wcl_ray.registry import publish
@@ -95,6 +98,28 @@ def describe(nodes: list[dict[str, Any]], dashboard: str | None) -> str:
     }
     text = f"{len(alive)} node(s), {counts['CPU']:g} CPUs, {counts['GPU']:g} GPUs"
     return f"{text}; dashboard http://{dashboard}" if dashboard else text
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the hardware of the cluster, for ``results.json``."""
+    resources = ray.cluster_resources()
+    return {
+        "versions": {
+            "wcl_ray": __version__,
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+        },
+        "platform": platform.platform(terse=True),
+        "nodes": sum(bool(node["Alive"]) for node in ray.nodes()),
+        "cpus": resources.get("CPU", 0.0),
+        "gpus": resources.get("GPU", 0.0),
+        "accelerators": sorted(
+            name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")
+        ),
+        "memory": int(resources.get("memory", 0)),
+    }
 
 
 def check_shared(folder: Folder) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +21,20 @@ from wcl_ray.config import Config, DataConfig
 from wcl_ray.data.images import Images
 from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.stream import Stream
+from wcl_ray.evaluate.choice import ExampleChoice
+from wcl_ray.evaluate.examples import EXAMPLES, Examples
+from wcl_ray.evaluate.examples import FILE as EXAMPLES_FILE
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
 from wcl_ray.runs.clusters import check_level_options, check_types, cluster_images
-from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, RESULTS, TRAINED, open_run
+from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, PAGE, RESULTS, TRAINED, open_run
 from wcl_ray.runs.initial import Start, start_of, with_image_size
 from wcl_ray.runs.moved import moves
-from wcl_ray.runs.nodes import check_shared, connect
+from wcl_ray.runs.nodes import check_shared, connect, environment
+from wcl_ray.runs.patterns import name_clusters
 from wcl_ray.runs.preflight import check_backbone, open_and_check
 from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
@@ -39,8 +43,11 @@ from wcl_ray.terminal import put, say, warn
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
-def pretrain(config: Config) -> dict[str, Any]:
+def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dict[str, Any]:
     """Start, continue or look up a pretraining run; prints its progress.
+
+    Args:
+        page: writes a page of the finished run to its folder, and returns its name.
 
     Returns:
         The content of ``results.json``.
@@ -51,7 +58,7 @@ def pretrain(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     with open_run(config, RESULTS) as (config, run):
         if run.exists(RESULTS):
-            return read_results(config.data, run)
+            return read_results(config.data, run, page)
         config = with_image_size(config)
         check_types(config)
         check_level_options(config)
@@ -81,7 +88,7 @@ def pretrain(config: Config) -> dict[str, Any]:
                     last_clusters = train_rounds(arm)
                 with usage.stage("evaluate"):
                     figures[arm.title] = evaluate(arm, last_clusters)
-        return write_results(figures, usage, started, run)
+        return write_results(figures, usage, started, run, page)
 
 
 def plan_arms(
@@ -141,7 +148,10 @@ def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
         return dict(json.loads(run.read(EVALUATION)))
     measures = "kNN and linear probe" if arm.images.label else "no label"
     say("evaluate", f"{arm.title}: {measures}")
-    figures = arm.evaluator.measure(run.read(ENCODER), arm.scale.gpu)
+    choice = ExampleChoice(replace(clusters, keys=None), arm.evaluator.counts, arm.config.seed)
+    evaluator = replace(arm.evaluator, examples=choice)
+    figures = evaluator.measure(run.read(ENCODER), arm.scale.gpu)
+    write_examples(figures.pop(EXAMPLES), arm, clusters)
     for text in left_out(figures):
         warn(text)
     last = arm.config.train.epochs - 1
@@ -156,24 +166,64 @@ def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
     return figures
 
 
+def write_examples(examples: Examples | str, arm: Arm, clusters: Assignment) -> None:
+    """Write the images for the page, with the words of their clusters.
+
+    Args:
+        examples: a text: why there are none.
+    """
+    if isinstance(examples, str):
+        warn(f"the page of the run will have no images: {examples}")
+        return
+    try:
+        examples = name_clusters(examples, arm.config.clusters, clusters.names, arm.images, arm.run)
+    except Exception as error:
+        warn(f"the page of the run will not name clusters: {type(error).__name__}: {error}")
+    arm.run.write(EXAMPLES_FILE, examples.to_parquet())
+
+
 def write_results(
-    figures: dict[str, dict[str, Any]], usage: ResourceSummary, started: float, run: Folder
+    figures: dict[str, dict[str, Any]],
+    usage: ResourceSummary,
+    started: float,
+    run: Folder,
+    page: Callable[[Folder], str] | None = None,
 ) -> dict[str, Any]:
     """Write ``results.json``, which finishes the run, and print it."""
     workers = worker_figures([run, run / BASELINE])
     seconds = round(time.monotonic() - started, 1)
     results = {"variants": figures, "seconds": seconds, "usage": usage.to_dict() | workers}
+    results["environment"] = environment()
     run.write(RESULTS, json.dumps(results, indent=2).encode())
     put(f"\n{results_table(figures)}\n")
     usage.report(workers)
+    write_page(page, run)
     say("run", f"{run.uri} ({seconds:.0f} s)")
     return results
 
 
-def read_results(data: DataConfig, run: Folder) -> dict[str, Any]:
-    """Read the results of a finished run, and print them again."""
+def write_page(page: Callable[[Folder], str] | None, run: Folder) -> None:
+    """Write the page of a finished run. A failure is a warning, since the run is not lost."""
+    if page is None:
+        return
+    try:
+        say("page", f"{run.uri}/{page(run)}")
+    except Exception as error:
+        text = " ".join(str(error).split())
+        warn(
+            f"the page of the run was not written ({type(error).__name__}: {text}); "
+            f"jobs/report.py --run {run.uri} makes it again"
+        )
+
+
+def read_results(
+    data: DataConfig, run: Folder, page: Callable[[Folder], str] | None = None
+) -> dict[str, Any]:
+    """Read the results of a finished run, and print them again; writes a missing page."""
     for name, (old, new) in moves(run, data).items():
         warn(f"{name.replace('_', '-')} was {old}; {new} is not used, as the run is finished")
     stored: dict[str, Any] = json.loads(run.read(RESULTS))
     put(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
+    if not run.exists(PAGE):
+        write_page(page, run)
     return stored

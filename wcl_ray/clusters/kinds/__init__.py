@@ -101,6 +101,11 @@ class Kind:
         string. Null: no cluster."""
         raise NotImplementedError
 
+    def words(self, table: pa.Table) -> list[pa.Array]:
+        """What the images of each row's cluster have in common, for people: one string array per
+        granularity, null where there is no cluster. By default the keys."""
+        return [keys.cast(pa.string()) for keys in self.keys(table)]
+
     def cluster(self, rows: Dataset, seed: int) -> Clustering:
         """Cluster all rows (see :meth:`prepare`)."""
         self.prepare(rows)

@@ -78,6 +78,22 @@ class Attributes(Kind):
                 patterns[k] = pa.array(code.astype(np.int64), mask=singleton)
         return [patterns[min(k, len(self.chosen))] for k in self.values]
 
+    def words(self, table: pa.Table) -> list[pa.Array]:
+        """The names of the true attributes among the first k."""
+        arrays = read(table, [attribute.source for attribute in self.chosen])
+        masks = [attribute.mask(arrays[attribute.source]) for attribute in self.chosen]
+        texts = []
+        for k, keys in zip(self.values, self.keys(table), strict=True):
+            named = list(zip(self.chosen, masks, strict=True))[:k]
+            patterns = [
+                ", ".join(attribute.name for attribute, mask in named if mask[row])
+                or "none of the attributes"
+                for row in range(table.num_rows)
+            ]
+            missing = keys.is_null().to_numpy(zero_copy_only=False)
+            texts.append(pa.array(patterns, pa.string(), mask=missing))
+        return texts
+
 
 def _empty_lists(array: pa.Array) -> np.ndarray:
     """bool (n,): whether each value is an empty list."""

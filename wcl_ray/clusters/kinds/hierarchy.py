@@ -65,6 +65,11 @@ class Hierarchy(Kind):
                 ancestors[depth] = pa.array([p or None for p in prefix], pa.string())
         return [ancestors[level] for level in self.values]
 
+    def words(self, table: pa.Table) -> list[pa.Array]:
+        """The path from the root."""
+        paths = [pc.utf8_ltrim(keys, "\x1f") for keys in self.keys(table)]
+        return [pc.replace_substring(path, "\x1f", " › ") for path in paths]
+
 
 def _levels(table: pa.Table, columns: list[str], separator: str) -> list[pa.Array]:
     """String columns from coarse to fine; null where a path ends earlier."""
