@@ -8,18 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from PIL import Image
 
 import wcl_ray
-from wcl_ray import load_encoder
+from wcl_ray import Run, load_encoder
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.errors import UserError
 from wcl_ray.model.encoder import EncoderSpec, build_encoder
 
 ROOT = Path(__file__).parents[2]
+STORED = Path(__file__).parent / "stored/run"
 
 
 @pytest.mark.slow
@@ -31,6 +34,34 @@ def test_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert result.attempted > 10
     assert not result.failed
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # sockets need short names
+    notebook = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    shown = [
+        str(output["data"].get("text/html", output["data"]["text/plain"]))
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output["output_type"] == "execute_result"
+    ]
+    table, page, shape, sizes = shown
+    assert "<th>knn</th>" in table
+    assert page.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+    assert shape == "torch.Size([1, 256])"
+    assert sizes.startswith("array([")
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        Run(str(tmp_path)).table()
+    (tmp_path / "config.json").write_bytes((STORED / "config.json").read_bytes())
+    for use in (Run.table, Run.report):
+        with pytest.raises(UserError, match=r"is not finished.*finish it with pretrain\.py"):
+            use(Run(str(tmp_path)))
 
 
 @pytest.mark.parametrize("module", ["runs.pretrain", "search.trial", "train.worker"])

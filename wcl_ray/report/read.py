@@ -92,14 +92,8 @@ def read_run(folder: Folder, taken: set[str] | None = None) -> RunReport:
         UserError: not a run folder, a run that is not finished, or a damaged file.
     """
     stored = read_stored(folder)
-    if not folder.exists(RESULTS):
-        raise UserError(
-            f"{folder.uri} is not finished: it has no {RESULTS}; finish it with pretrain.py … "
-            "--resume"
-        )
-    with reading(f"{folder.uri}/{RESULTS}", "is damaged"):
-        results = json.loads(folder.read(RESULTS))
-        figures = dict(results["variants"])
+    results = read_results(folder)
+    figures = results["variants"]
     base = folder.uri.rstrip("/").rpartition("/")[2]
     name, number = base, 2
     while name in (taken or ()):
@@ -129,6 +123,24 @@ def read_run(folder: Folder, taken: set[str] | None = None) -> RunReport:
         quality=tuple(quality),
         sizes=sizes,
     )
+
+
+def read_results(folder: Folder) -> dict[str, Any]:
+    """Content of ``results.json``.
+
+    Raises:
+        UserError: not a run folder, a run that is not finished, or a damaged file.
+    """
+    read_stored(folder)
+    if not folder.exists(RESULTS):
+        raise UserError(
+            f"{folder.uri} is not finished: it has no {RESULTS}; finish it with pretrain.py … "
+            "--resume"
+        )
+    with reading(f"{folder.uri}/{RESULTS}", "is damaged"):
+        results = dict(json.loads(folder.read(RESULTS)))
+        dict(results["variants"])
+    return results
 
 
 def _read_examples(folder: Folder) -> Examples | None:

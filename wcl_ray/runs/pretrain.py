@@ -50,7 +50,7 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
         page: writes a page of the finished run to its folder, and returns its name.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``, and the folder of the run as ``run``.
 
     Raises:
         UserError: wrong input or options, before any training.
@@ -199,7 +199,7 @@ def write_results(
     usage.report(workers)
     write_page(page, run)
     say("run", f"{run.uri} ({seconds:.0f} s)")
-    return results
+    return results | {"run": run.uri}
 
 
 def write_page(page: Callable[[Folder], str] | None, run: Folder) -> None:
@@ -226,4 +226,4 @@ def read_results(
     put(f"{run.uri} is finished\n\n{results_table(stored['variants'])}")
     if not run.exists(PAGE):
         write_page(page, run)
-    return stored
+    return stored | {"run": run.uri}
