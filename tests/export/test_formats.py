@@ -118,17 +118,17 @@ def test_huggingface(name: str, runs: Path) -> None:
     assert "photos/" not in card  # of paths only their last part
 
 
-def test_onnx(runs: Path, tmp_path: Path, name: str = "vit") -> None:
+def test_onnx(runs: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    file = export_run(str(runs / name), "onnx", str(tmp_path / "encoder.onnx"))
+    file = export_run(str(runs / "vit"), "onnx", str(tmp_path / "encoder.onnx"))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     [given] = session.get_inputs()
-    size = load_encoder(str(runs / name)).image_size
+    size = load_encoder(str(runs / "vit")).image_size
     assert (given.name, given.shape[1:]) == ("images", [3, size, size])
     for count in (1, 2, 5):  # the batch is dynamic, and the normalisation inside
         x = pictures(size)[:count]
         [features] = session.run(None, {"images": x.numpy()})
-        assert close(torch.from_numpy(features), wanted(runs / name, x))
+        assert close(torch.from_numpy(features), wanted(runs / "vit", x))
     metadata = session.get_modelmeta().custom_metadata_map
     assert "RGB in [0, 1], not normalised" in metadata["input"]
     assert metadata["kNN"].startswith("91.4%")

@@ -96,6 +96,8 @@ def test_run_folder_and_what_follows(
 
     own = evaluate_run(str(run), {}, EvaluateConfig(), ScaleConfig())
     assert own["knn"] == pytest.approx(results["variants"]["attributes"]["knn"], abs=0.02)
+    assert own["recall@1"] <= own["recall@10"]
+    assert sorted(own["few_shot"]) == ["1", "10", "5"]
     other = write_parquet(tmp_path / "other", 96)
     given = {"path": other, "label": "colour"}
     out = str(tmp_path / "figures.json")

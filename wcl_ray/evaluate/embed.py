@@ -17,12 +17,14 @@ from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
+from wcl_ray.data.thumbnails import thumbnails
 from wcl_ray.device import device_for
 from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import load_exported, load_projector
 
 TEST = "__test"  # bool column: test images
 DISTANCE = "__distance"  # float32 column, see embed
+THUMBNAIL = "__thumbnail"  # binary column, see embed
 
 
 def embed(
@@ -37,6 +39,7 @@ def embed(
     batch_size: int = 256,
     views: bool = False,
     projector: bytes | None = None,
+    pictures: bool = False,
 ) -> Dataset:
     """Features of the centre crops, in eval mode.
 
@@ -54,13 +57,14 @@ def embed(
             unreadable ones.
         projector: content of ``projector.safetensors``: return its output, normalised to unit
             length, instead of the backbone's.
+        pictures: add ``__thumbnail``, a small JPEG of the centre crop; null for unreadable images.
 
     Returns:
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
         unreadable images), and the columns.
     """
     common: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus}
-    settings = (store_size, columns, cpus, views, device_for(gpu))
+    settings = (store_size, columns, cpus, views, device_for(gpu), pictures)
     weights_ref = ray.put((weights, projector))
     if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
         # a batch_size here would merge blocks, and with them the files that a task reads
@@ -127,12 +131,19 @@ class _Embedder:
     """Computes the features of blocks; loads the weights at the first."""
 
     def __init__(
-        self, store_size: int, columns: tuple[str, ...], cpus: float, views: bool, device: str
+        self,
+        store_size: int,
+        columns: tuple[str, ...],
+        cpus: float,
+        views: bool,
+        device: str,
+        pictures: bool,
     ) -> None:
         threads = max(1, int(cpus))
         torch.set_num_threads(threads)
         self.device = torch.device(device)
-        self.store_size, self.columns, self.views = store_size, columns, views
+        self.store_size, self.columns = store_size, columns
+        self.views, self.pictures = views, pictures
         self.pool = ThreadPoolExecutor(threads)
         self.backbone: torch.nn.Module | None = None
         self.projector: torch.nn.Module | None = None
@@ -169,6 +180,8 @@ class _Embedder:
             crops = centre(images, aspect, self.image_size)
         features = self._features(crops)
         columns["feature"] = _feature_column(features, bad)
+        if self.pictures:
+            columns[THUMBNAIL] = pa.array(thumbnails(crops), pa.binary(), mask=bad)
         if self.views:
             columns[DISTANCE] = self._distances(table, images, aspect, bad, features)
         return pa.table(columns)

@@ -10,7 +10,7 @@ from wcl_ray.config import EvaluateConfig, ScaleConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
 from wcl_ray.evaluate.left_out import left_out
-from wcl_ray.evaluate.run import evaluate_encoder, results_table, subset
+from wcl_ray.evaluate.run import evaluate_encoder, results_table, retrieval_table, subset
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.preflight import check_labels
@@ -66,8 +66,11 @@ def evaluate_run(
                 config=evaluate,
                 seed=config.seed,
                 gpu=gpus(scale) > 0,
+                extended=True,
             )
     put(f"\n{results_table({config.clusters.kind: figures})}\n")
+    if "map" in figures:
+        put(f"{retrieval_table(figures)}\n")
     for text in left_out(figures):
         warn(text)
     usage.report()
