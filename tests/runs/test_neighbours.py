@@ -66,10 +66,11 @@ def test_search_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         base64.b64decode(c) for c in re.findall(r'src="data:image/jpeg;base64,(.*?)"', html)
     ]
     assert contents == [shown.query.thumbnail, *(n.thumbnail for n in shown.nearest)]
-    thumbnail = np.asarray(Image.open(io.BytesIO(contents[1])), dtype=float)
-    whole = np.asarray(Image.open(files[3]), dtype=float)
-    assert thumbnail.shape == whole.shape
-    assert np.abs(thumbnail - whole).mean() < 40  # of noise, which JPEG does not like
+    grey = [np.asarray(Image.open(io.BytesIO(c)).convert("L"), dtype=float) for c in contents]
+    whole = np.asarray(Image.open(files[3]).convert("L"), dtype=float)
+    assert grey[0].shape == grey[1].shape == whole.shape
+    near, far = (np.abs(g - whole).mean() for g in grey[1:3])
+    assert near < 15 < 30 < far
     assert "http" not in html
 
     check_errors(tmp_path, features, other)
@@ -79,9 +80,7 @@ def check_errors(tmp_path: Path, features: str, other: str) -> None:
     photo = str(tmp_path / "photos/b/3.png")
     (tmp_path / "text.jpg").write_text("no image")
     empty, moved = str(tmp_path / "run"), tmp_path / "moved"
-    with pytest.raises(
-        UserError, match=r"text\.jpg is not an image that can be read: Unidentified"
-    ):
+    with pytest.raises(UserError, match=r"text\.jpg is not an image that can be read: U"):
         find_neighbours(features, image=str(tmp_path / "text.jpg"))
     with pytest.raises(StorageError, match=r"none\.png cannot be used: .*No such file"):
         find_neighbours(features, image=str(tmp_path / "none.png"))
@@ -89,9 +88,7 @@ def check_errors(tmp_path: Path, features: str, other: str) -> None:
         find_neighbours(features, id="3.png")
     with pytest.raises(UserError, match=r"'a/3\.png' is not in .*nearest: .*b/3\.png"):
         find_neighbours(features, id="a/3.png")
-    with pytest.raises(
-        UserError, match=r"of another encoder .*for images of 24 pixels instead of 16"
-    ):
+    with pytest.raises(UserError, match=r"another encoder .* of 24 pixels instead of 16"):
         find_neighbours(features, image=photo, run=other)
     with pytest.raises(UserError, match="one of the two"):
         find_neighbours(features, image=photo, id="7")

@@ -26,7 +26,5 @@ def export(encoder: TrainedEncoder, folder: Path) -> Loaded:
         torch.jit.save(script, path, _extra_files={"input.txt": encoder.input})
         loaded = torch.jit.load(path)
     if any("deprecated" in str(warning.message) for warning in caught):
-        warn(
-            f"PyTorch {torch.__version__} calls TorchScript deprecated; --to onnx will last longer"
-        )
+        warn(f"TorchScript is deprecated in PyTorch {torch.__version__}; consider --to onnx")
     return Loaded(lambda images: loaded(images).detach(), encoder.input)

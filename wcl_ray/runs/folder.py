@@ -13,6 +13,7 @@ Layout::
         faults.jsonl                    skipped images, and why
         encoder.safetensors             the backbone, with torchvision's parameter names
         projector.safetensors           the projector whose output is clustered
+        exports/                        the encoder for other libraries (jobs/export.py)
         results.json                    the evaluation; the run is finished
         baseline/                       the same files for SimCLR, with --compare
 """
