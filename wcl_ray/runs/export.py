@@ -69,7 +69,7 @@ def _write_folder(folder: Folder, files: dict[str, bytes]) -> None:
     others = set(folder.names()) - files.keys()
     if others:
         raise UserError(f"--out {folder.uri} holds other files ({min(others)}); use another folder")
-    for name in sorted(files, key="config.json".__eq__):
+    for name in sorted(files, key=lambda name: name == "config.json"):
         folder.write(name, files[name])
 
 

@@ -93,7 +93,11 @@ def check_folder(folder: Folder, manifest: dict[str, Any]) -> None:
 
 @ray.remote(num_cpus=1)
 def build_index(folder: Folder) -> int:
-    """Write the index of all features in a folder; returns their number."""
+    """Write the index of all features in a folder; returns their number.
+
+    Raises:
+        UserError: there are none.
+    """
     index: Any = None
     for name in feature_files(folder):
         with folder.fs.open_input_file(folder.file(name)) as stream:
@@ -102,5 +106,7 @@ def build_index(folder: Folder) -> int:
         index = index or faiss.index_factory(x.shape[1], "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
         faiss.normalize_L2(x)
         index.add_with_ids(x, table["id"].to_numpy())
+    if index is None:
+        raise UserError(f"{folder.uri} holds no features to write an index of")
     folder.write(INDEX, faiss.serialize_index(index).tobytes())
     return int(index.ntotal)

@@ -169,8 +169,19 @@ def _id_of(wanted: str, rows: pads.Dataset, path: str) -> int:
 def _described(scores: dict[int, float], rows: pads.Dataset) -> list[Neighbour]:
     """Ids with their similarities and what the Parquet files hold of them, in the same order."""
     columns = [name for name in rows.schema.names if name != "feature"]
-    chosen = rows.to_table(columns=columns, filter=pc.field("id").isin(list(scores)))
-    by_id = {row.pop("id"): row for row in chosen.to_pylist()}
+    wanted = pa.array(list(scores), pa.int64())
+
+    def rows_of(file: pads.Fragment) -> list[dict[str, Any]]:
+        # ids first: the thumbnails of all images would take long to read
+        chosen = pc.is_in(file.to_table(columns=["id"])["id"], value_set=wanted)
+        if not pc.any(chosen).as_py():
+            return []
+        table: pa.Table = file.to_table(columns=columns).filter(chosen)
+        return table.to_pylist()
+
+    with ThreadPoolExecutor(16) as pool:
+        found = [row for part in pool.map(rows_of, rows.get_fragments()) for row in part]
+    by_id = {row.pop("id"): row for row in found}
     neighbours = []
     for number, similarity in scores.items():
         row = by_id[number]
