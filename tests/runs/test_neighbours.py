@@ -73,6 +73,12 @@ def test_search_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert near < 15 < 30 < far
     assert "http" not in html
 
+    # the projector's output is another feature of the same image
+    embed_run(run, f"{features}-2", {}, features="projector", index=True)
+    heads = find_neighbours(f"{features}-2", image=str(files[3]), k=24)
+    assert heads.nearest[0].name == names[3]
+    assert heads.nearest[0].similarity == pytest.approx(1, abs=1e-5)
+    assert [n.name for n in heads.nearest] != [names[i] for i in order[:24]]
     check_errors(tmp_path, features, other)
 
 

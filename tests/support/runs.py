@@ -20,8 +20,8 @@ from wcl_ray.config import (
     ScaleConfig,
     TrainConfig,
 )
-from wcl_ray.model.encoder import EncoderSpec
-from wcl_ray.runs.folder import ENCODER, EVALUATION, claim, open_run
+from wcl_ray.model.encoder import EncoderSpec, save_projector
+from wcl_ray.runs.folder import ENCODER, EVALUATION, PROJECTOR, claim, open_run
 from wcl_ray.runs.stored import C
 from wcl_ray.storage import Folder
 
@@ -113,6 +113,7 @@ def untrained_run(folder: Path, backbone: str = "small", data: DataConfig | None
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     claim(run, Config(data=data, model=model), {"train": {"count": 77, "ids": "0"}})
     run.write(ENCODER, spec.export(encoder))
+    run.write(PROJECTOR, save_projector(encoder))
     figures = {"knn": 0.914, "probe": 0.887, "rank_me": 33.3, "classes": 4}
     run.write(EVALUATION, json.dumps(figures).encode())
     return str(folder)

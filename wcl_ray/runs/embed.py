@@ -68,7 +68,7 @@ def embed_run(
         overrides: options of ``data`` that replace those of the run; None keeps the run's.
         columns: metadata columns to copy to the output.
         index: also write a FAISS index and, in the column ``thumbnail``, small JPEGs (see
-            :mod:`wcl_ray.runs.index`). A folder that has an index keeps it up to date.
+            :mod:`wcl_ray.runs.feature_folder`). A folder that has an index keeps it up to date.
 
     Returns:
         The content of ``_embedding.json``.

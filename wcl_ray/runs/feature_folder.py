@@ -71,7 +71,8 @@ def check_folder(folder: Folder, manifest: dict[str, Any]) -> None:
     Raises:
         UserError: it holds other files or other features, or a column has a reserved name.
     """
-    reserved = [name for name in manifest["columns"] if name in NAMES]
+    written = NAMES.keys() - (set() if manifest["thumbnails"] else {"thumbnail"})
+    reserved = [name for name in manifest["columns"] if name in written]
     if reserved:
         raise UserError(f"--columns {reserved[0]!r} is the name of a column that is always written")
     if not folder.exists(MANIFEST):

@@ -185,6 +185,8 @@ def _described(scores: dict[int, float], rows: pads.Dataset) -> list[Neighbour]:
     neighbours = []
     for number, similarity in scores.items():
         row = by_id[number]
-        name, picture = row.pop("key") or str(number), row.pop("thumbnail", None)
+        name = row.pop("key") or str(number)
+        # a folder without thumbnails may have a metadata column of this name
+        picture = row.pop("thumbnail") if isinstance(row.get("thumbnail"), bytes) else None
         neighbours.append(Neighbour(name, similarity, row, picture))
     return neighbours
