@@ -77,9 +77,9 @@ def linear(train: Any, test: Any, device: str, strength: float, whole: bool) -> 
 
     (x, y), (queries, truth) = train, test
     classes = int(y.max()) + 1
-    scale = probe._scale(x)
+    scale = probe.feature_scale(x)
     z, asked = (
-        probe._standardised(part, torch.arange(len(part)), scale, device) for part in (x, queries)
+        probe.standardised(part, torch.arange(len(part)), scale, device) for part in (x, queries)
     )
     target = y.to(device)
     zero = torch.zeros(x.shape[1] + 1, classes, device=device)

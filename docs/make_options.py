@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from jobs.cluster import ClusterJob
 from jobs.embed import EmbedJob
 from jobs.evaluate import EvaluateJob
+from jobs.export import ExportJob
+from jobs.neighbours import NeighboursJob
 from jobs.report import ReportJob
 from wcl_ray.config import Config
 from wcl_ray.search.options import SearchConfig
@@ -76,6 +78,8 @@ def main() -> None:
         (EmbedJob, "embed"),
         (EvaluateJob, "evaluate"),
         (ReportJob, "report"),
+        (ExportJob, "export"),
+        (NeighboursJob, "neighbours"),
     ):
         print(*section(cls, f"## jobs/{job}.py"), sep="\n")
         if job in ("tune", "cluster"):

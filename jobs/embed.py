@@ -1,11 +1,10 @@
 """Write features of images, computed by the encoder of a finished run, to Parquet files.
 
-    python jobs/embed.py --run runs/NAME --out features/
     python jobs/embed.py --run runs/NAME --data.path DIR --out s3://bucket/features --columns label
+    python jobs/embed.py --run runs/NAME --out features/ --index      # then neighbours.py searches
 
 Each row holds id, key (the name of the image), feature (float32) and the columns requested. The
-same command continues a stopped job and adds new images. cluster.py --clusters.kind kmeans
---data.path reads the output.
+same command continues a stopped job and adds new images. cluster.py takes k-means of the output.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ class Images:
     path: str | None = None
     """Images to embed: a folder, a file or a glob, local or s3://. Default: the run's."""
     format: str | None = None
-    """How the images are stored (parquet, folder, webdataset, …). Default: told by the file
-    names."""
+    """How the images are stored (parquet, folder, …). Default: told by the file names."""
     id: str | None = None
     """Column with a unique id."""
     image: str | None = None
@@ -55,23 +53,19 @@ class EmbedJob:
     """The backbone's features, or the projector's output, of unit length."""
     columns: tuple[str, ...] = ()
     """Metadata columns to copy to the output."""
+    index: bool = False
+    """Also write a FAISS index and thumbnails, for neighbours.py."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 
 def main() -> None:
     job = parse(cls=EmbedJob, prog="embed.py")
+    options = {name: getattr(job, name) for name in ("features", "columns", "scale", "index")}
 
     def body() -> None:
         from wcl_ray.runs.embed import embed_run
 
-        embed_run(
-            job.run,
-            job.out,
-            asdict(job.data),
-            features=job.features,
-            columns=job.columns,
-            scale=job.scale,
-        )
+        embed_run(job.run, job.out, asdict(job.data), **options)
 
     run_job(body)
 

@@ -1,4 +1,4 @@
-"""kNN and linear probe of a finished run, on its own data or on other data.
+"""kNN, linear and few-shot probes and retrieval of a finished run, on its own or on other data.
 
     python jobs/evaluate.py --run runs/NAME
     python jobs/evaluate.py --run runs/NAME --data.path DIR --data.label CLASS
@@ -41,7 +41,7 @@ class OtherData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateJob:
-    """Measure the encoder of a finished run with kNN and a linear probe."""
+    """Measure the encoder of a finished run with kNN, probes and retrieval."""
 
     run: str
     """Run folder (a path or s3:// URI)."""

@@ -15,7 +15,7 @@ LAYERS = (
     {""},  # the modules beside the folders: configuration, storage, terminal, errors
     {"data"},
     {"model", "kmeans"},
-    {"clusters", "train"},
+    {"clusters", "train", "export"},
     {"evaluate"},
     {"runs"},
     {"search"},

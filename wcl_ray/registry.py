@@ -132,7 +132,8 @@ LOSSES = Registry("loss.estimator", "model/losses")
 BACKBONES = Registry("model.backbone", "model/backbones", closed=False)
 TRACKERS = Registry("train.trackers", "train/trackers")
 METHODS = Registry("method", "model/methods")
-REGISTRIES = {r.option: r for r in (FORMATS, KINDS, LOSSES, BACKBONES, TRACKERS, METHODS)}
+EXPORTS = Registry("to", "export")
+REGISTRIES = {r.option: r for r in (FORMATS, KINDS, LOSSES, BACKBONES, TRACKERS, METHODS, EXPORTS)}
 
 
 def _registry(option: str) -> Registry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import FAULT, ID, KEY
 from wcl_ray.errors import UserError, find_user_error
-from wcl_ray.evaluate import knn, probe
+from wcl_ray.evaluate import knn, probe, retrieval
 from wcl_ray.evaluate.embed import (
     DISTANCE,
     TEST,
@@ -28,6 +29,7 @@ from wcl_ray.evaluate.embed import (
     feature_tensor,
     resources,
 )
+from wcl_ray.evaluate.few_shot import draw_shots, few_shot_probe
 from wcl_ray.evaluate.geometry import distances, feature_std, rank_me, uniformity
 from wcl_ray.evaluate.knn import knn_accuracy, nearest
 from wcl_ray.evaluate.left_out import left_out
@@ -41,7 +43,13 @@ from wcl_ray.evaluate.probe import (
     predict,
     split,
 )
-from wcl_ray.evaluate.run import _readable, evaluate_encoder, results_table
+from wcl_ray.evaluate.retrieval import mean_average_precision, recall_at
+from wcl_ray.evaluate.run import (
+    _readable,
+    evaluate_encoder,
+    results_table,
+    retrieval_table,
+)
 from wcl_ray.model.encoder import EncoderSpec, build_encoder
 
 
@@ -128,7 +136,7 @@ def test_gradient_of_the_probe_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert value == pytest.approx(float(expected.detach()), rel=1e-5)
     assert weight.grad is not None
     assert torch.allclose(gradient, weight.grad, atol=1e-5)
-    mean, std = probe._scale(x)
+    mean, std = probe.feature_scale(x)
     assert torch.allclose(mean, x.mean(0), atol=1e-6)
     assert torch.allclose(std, x.std(0, correction=0), atol=1e-6)
 
@@ -326,3 +334,63 @@ def test_actors_on_gpus_leave_cpus_to_readers(
     if gpus:
         assert found["actors"] == gpus
         assert gpus * found["cpus"] <= max(gpus, cpus / 2)
+
+
+def test_recall_and_average_precision() -> None:
+    """Against their definitions, query by query."""
+    (train_x, train_y), (test_x, test_y) = blobs(90, 0, 1.5), blobs(40, 1, 1.5)
+    test_y[:4] = -1
+    _, index = nearest(train_x, test_x, 10)
+    precisions, hits = [], {1: 0, 5: 0, 10: 0}
+    similarity = F.normalize(test_x, dim=1) @ F.normalize(train_x, dim=1).T
+    for row, y in zip(similarity, test_y.tolist(), strict=True):
+        ranked = (train_y[row.argsort(descending=True)] == y).tolist()
+        at = [sum(ranked[: i + 1]) / (i + 1) for i, hit in enumerate(ranked) if hit]
+        precisions.append(sum(at) / len(at) if at else 0.0)
+        for k in hits:
+            hits[k] += any(ranked[:k])
+    for k, count in hits.items():
+        assert recall_at(k, index, train_y, test_y) == pytest.approx(count / 40)
+    expected = sum(precisions) / 40
+    assert 0.1 < expected < 0.9
+    sides = train_x, train_y, test_x, test_y
+    assert mean_average_precision(*sides, 0) == pytest.approx(expected, abs=1e-5)
+
+
+def test_average_precision_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = (*blobs(200, 0, 0.6), *blobs(400, 1, 0.6))
+    whole = mean_average_precision(*sides, 0)
+    monkeypatch.setattr(retrieval, "CHUNK", 1000)  # five queries at a time
+    assert mean_average_precision(*sides, 0) == pytest.approx(whole, abs=1e-5)
+    monkeypatch.setattr(retrieval, "MOST_QUERIES", 100)
+    parts = [mean_average_precision(*sides, seed) for seed in (0, 1)]
+    assert parts[0] != parts[1]
+    assert parts == pytest.approx([whole, whole], abs=0.1)
+
+
+def test_few_shot_probes() -> None:
+    sides = (*blobs(400, 0, 0.7), *blobs(300, 1, 0.7))
+    one, five, ten = (few_shot_probe(n, *sides, seed=0) for n in (1, 5, 10))
+    assert 0.3 < one.mean < five.mean <= ten.mean + 0.02
+    assert min(one.std, five.std, ten.std) > 0
+    assert one == few_shot_probe(1, *sides, seed=0) != few_shot_probe(1, *sides, seed=7)
+    sides[3][:150] = -1  # never right
+    assert few_shot_probe(10, *sides, seed=0).mean < 0.55
+    y = torch.tensor([2, 0, 2, 2, 0, 3, 2])  # class 1 has no image
+    rows = draw_shots(y, 2, seed=1)
+    assert y[rows].tolist() == [0, 0, 2, 2, 3]
+    assert len(set(rows.tolist())) == 5
+    drawn = {i for seed in range(20) for i in draw_shots(y, 2, seed).tolist()}
+    assert drawn == set(range(7))
+
+
+def test_extended_figures() -> None:
+    train, test = features(80, 0), features(40, 1)
+    found = evaluate_features(train, test, "label", EvaluateConfig(), 0, extended=True)
+    plain = evaluate_features(train, test, "label", EvaluateConfig(), 0)
+    assert plain.items() <= found.items()
+    extra = found.keys() - plain.keys()
+    assert extra == {"recall@1", "recall@5", "recall@10", "map", "few_shot"}
+    text = retrieval_table(found)
+    assert re.search(r"recall@10 +mAP +1-shot +5-shot +10-shot", text)
+    assert f"{found['few_shot']['5']['mean']:.1%} ± " in text

@@ -31,8 +31,8 @@ from wcl_ray.config import (
     ModelConfig,
     ScaleConfig,
 )
+from wcl_ray.data.thumbnails import THUMBNAIL_SIZE
 from wcl_ray.errors import UserError
-from wcl_ray.evaluate.embed import THUMBNAIL_SIZE
 from wcl_ray.evaluate.examples import Examples
 from wcl_ray.model.encoder import load_exported
 from wcl_ray.model.optim import learning_rate
@@ -130,6 +130,8 @@ def test_run_folder_and_what_follows(
 
     own = evaluate_run(str(run), {}, EvaluateConfig(), ScaleConfig())
     assert own["knn"] == pytest.approx(results["variants"]["attributes"]["knn"], abs=0.02)
+    assert own["recall@1"] <= own["recall@10"]
+    assert sorted(own["few_shot"]) == ["1", "10", "5"]
     other = write_parquet(tmp_path / "other", 96)
     given = {"path": other, "label": "colour"}
     out = str(tmp_path / "figures.json")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pictures import write_parquet
 
 from wcl_ray.config import (
@@ -18,7 +20,8 @@ from wcl_ray.config import (
     ScaleConfig,
     TrainConfig,
 )
-from wcl_ray.runs.folder import open_run
+from wcl_ray.model.encoder import EncoderSpec, save_projector
+from wcl_ray.runs.folder import ENCODER, EVALUATION, PROJECTOR, claim, open_run
 from wcl_ray.runs.stored import C
 from wcl_ray.storage import Folder
 
@@ -94,3 +97,23 @@ def settle(config: C) -> tuple[C, Folder]:
     """The run as it is found, held for a moment only."""
     with open_run(config, "results.json") as found:
         return found
+
+
+def untrained_run(folder: Path, backbone: str = "small", data: DataConfig | None = None) -> str:
+    """A run folder as a finished run leaves it, with random weights."""
+    data = data or DataConfig(path=str(folder / "images"), label="species", image_size=16)
+    model = ModelConfig(backbone=backbone, projector=(16, 8))
+    run = Folder(str(folder))
+    torch.manual_seed(0)
+    spec = EncoderSpec(model, data.image_size)
+    encoder = spec.build().eval()
+    for module in encoder.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if trained: each channel its own
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    claim(run, Config(data=data, model=model), {"train": {"count": 77, "ids": "0"}})
+    run.write(ENCODER, spec.export(encoder))
+    run.write(PROJECTOR, save_projector(encoder))
+    figures = {"knn": 0.914, "probe": 0.887, "rank_me": 33.3, "classes": 4}
+    run.write(EVALUATION, json.dumps(figures).encode())
+    return str(folder)

@@ -17,6 +17,7 @@ from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.stream import kept_pixels
+from wcl_ray.data.thumbnails import thumbnails
 from wcl_ray.device import device_for
 from wcl_ray.evaluate.geometry import distances
 from wcl_ray.model.encoder import load_exported, load_projector
@@ -24,8 +25,8 @@ from wcl_ray.model.encoder import load_exported, load_projector
 TEST = "__test"  # bool column: test images
 PICTURED = "__pictured"  # bool column: images that embed returns a thumbnail of
 THUMBNAIL = "__thumbnail"  # binary column: JPEG of the centre crop, null for other images
-THUMBNAIL_SIZE = 80  # pixels
 DISTANCE = "__distance"  # float32 column, see embed
+THUMBNAIL = "__thumbnail"  # binary column, see embed
 
 
 def embed(
@@ -40,6 +41,7 @@ def embed(
     batch_size: int = 256,
     views: bool = False,
     projector: bytes | None = None,
+    pictures: bool = False,
 ) -> Dataset:
     """Features of the centre crops, in eval mode.
 
@@ -57,14 +59,15 @@ def embed(
             unreadable ones.
         projector: content of ``projector.safetensors``: return its output, normalised to unit
             length, instead of the backbone's.
+        pictures: add ``__thumbnail`` (see :mod:`wcl_ray.data.thumbnails`). Without it this is added
+            only if the rows have a column ``__pictured``, for the images that it names.
 
     Returns:
         Rows ``__id``, ``__key``, ``__fault``, ``feature`` (fixed-size list of float32; null for
-        unreadable images), the columns and, if the rows have a column ``__pictured``,
-        ``__thumbnail``.
+        unreadable images), and the columns.
     """
     common: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus}
-    settings = (store_size, columns, cpus, views, device_for(gpu))
+    settings = (store_size, columns, cpus, views, device_for(gpu), pictures)
     weights_ref = ray.put((weights, projector))
     if not gpu:  # tasks reuse their processes, survive a lost node and need no idle actors
         # a batch_size here would merge blocks, and with them the files that a task reads
@@ -103,25 +106,6 @@ def centre_crops(
     return normalise(decoded.images[:, 0].to(torch.float32) / 255), decoded.faults
 
 
-def thumbnails(table: pa.Table, image_size: int, pool: ThreadPoolExecutor) -> pa.Array:
-    """JPEGs of the centre crops, as an encoder of ``image_size`` pixels sees them, of the images of
-    ``__pictured``; null for all others, and for those that cannot be read."""
-    from torchvision.io import encode_jpeg  # takes a second, and only the last evaluation needs it
-
-    rows = np.flatnonzero(table[PICTURED].to_numpy())
-    files = table[IMAGE].take(pa.array(rows)).to_pylist()
-
-    def boxes(_: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
-        return centre_boxes(aspect, image_size)[:, None]
-
-    decoded = decode_crops(files, boxes, 1, THUMBNAIL_SIZE, pool)
-    jpegs: list[bytes | None] = [None] * len(table)
-    for i, row in enumerate(rows.tolist()):
-        if i not in decoded.faults:
-            jpegs[row] = encode_jpeg(decoded.images[i, 0], quality=80).numpy().tobytes()
-    return pa.array(jpegs, pa.binary())
-
-
 def resources(gpus: int) -> dict[str, Any]:
     """``actors``, ``cpus`` and ``gpu`` for :func:`embed`. Actors on GPUs get half of the CPUs of
     their nodes; the rest is for the tasks that read and write."""
@@ -150,12 +134,19 @@ class _Embedder:
     """Computes the features of blocks; loads the weights at the first."""
 
     def __init__(
-        self, store_size: int, columns: tuple[str, ...], cpus: float, views: bool, device: str
+        self,
+        store_size: int,
+        columns: tuple[str, ...],
+        cpus: float,
+        views: bool,
+        device: str,
+        pictures: bool,
     ) -> None:
         threads = max(1, int(cpus))
         torch.set_num_threads(threads)
         self.device = torch.device(device)
-        self.store_size, self.columns, self.views = store_size, columns, views
+        self.store_size, self.columns = store_size, columns
+        self.views, self.pictures = views, pictures
         self.pool = ThreadPoolExecutor(threads)
         self.backbone: torch.nn.Module | None = None
         self.projector: torch.nn.Module | None = None
@@ -194,9 +185,20 @@ class _Embedder:
         columns["feature"] = _feature_column(features, bad)
         if self.views:
             columns[DISTANCE] = self._distances(table, images, aspect, bad, features)
-        if PICTURED in table.column_names:
-            columns[THUMBNAIL] = thumbnails(table, self.image_size, self.pool)
+        if self.pictures or PICTURED in table.column_names:
+            columns[THUMBNAIL] = self._thumbnails(table)
         return pa.table(columns)
+
+    def _thumbnails(self, table: pa.Table) -> pa.Array:
+        """Of all images or of those of ``__pictured``; null for others and for unreadable ones."""
+        rows = np.arange(len(table))
+        if not self.pictures:
+            rows = np.flatnonzero(table[PICTURED].to_numpy())
+        files = table[IMAGE].take(pa.array(rows)).to_pylist()
+        jpegs: list[bytes | None] = [None] * len(table)
+        for row, jpeg in zip(rows, thumbnails(files, self.image_size, self.pool), strict=True):
+            jpegs[row] = jpeg
+        return pa.array(jpegs, pa.binary())
 
     def _decode(self, table: pa.Table) -> Decoded:
         """The images; above 64 pixels, only their centre crops and the crops of a random view."""

@@ -31,16 +31,22 @@ def knn_accuracy(
     Returns:
         Accuracy in [0, 1].
     """
-    similarity, index = nearest(train_x, test_x, neighbours, device)
+    return vote_accuracy(*nearest(train_x, test_x, neighbours, device), train_y, test_y)
+
+
+def vote_accuracy(
+    similarity: torch.Tensor, index: torch.Tensor, train_y: torch.Tensor, test_y: torch.Tensor
+) -> float:
+    """:func:`knn_accuracy` of neighbours that :func:`nearest` has found."""
     classes = int(train_y.max()) + 1
     right = 0
-    for start in range(0, len(test_x), QUERIES):
+    for start in range(0, len(test_y), QUERIES):
         rows = slice(start, start + QUERIES)
         votes = torch.zeros(len(index[rows]), classes)
         weight = torch.exp((similarity[rows] - 1) / TEMPERATURE)
         votes.scatter_add_(1, train_y[index[rows]], weight)
         right += int((votes.argmax(1) == test_y[rows]).sum())
-    return right / len(test_x)
+    return right / len(test_y)
 
 
 def nearest(

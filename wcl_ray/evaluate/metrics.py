@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +12,12 @@ import torch
 from wcl_ray.config import EvaluateConfig
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import DISTANCE, feature_tensor
+from wcl_ray.evaluate.few_shot import SHOTS, few_shot_probe
 from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
-from wcl_ray.evaluate.knn import knn_accuracy
+from wcl_ray.evaluate.knn import nearest, vote_accuracy
 from wcl_ray.evaluate.left_out import compare_labels
 from wcl_ray.evaluate.probe import linear_probe
+from wcl_ray.evaluate.retrieval import RECALLS, mean_average_precision, recall_at
 
 
 def evaluate_features(
@@ -25,6 +28,7 @@ def evaluate_features(
     seed: int,
     probe: bool = True,
     device: str = "cpu",
+    extended: bool = False,
 ) -> dict[str, Any]:
     """Figures of an encoder.
 
@@ -34,13 +38,15 @@ def evaluate_features(
         label: name of the label column; rows without a label are left out of kNN and probe.
         probe: also fit the linear probe, which takes longest.
         device: where kNN and probe are computed.
+        extended: also recall@k and mAP of retrieval and few-shot probes.
 
     Returns:
         rank_me, uniformity, alignment and feature_std of the training images; with labels also knn,
         majority (accuracy of always guessing the commonest class), probe, probe_mean_class,
         probe_strength, probe_validation, probe_capped (fits stopped before they converged),
-        classes, and the figures of
-        :func:`wcl_ray.evaluate.left_out.compare_labels`.
+        classes, and the figures of :func:`wcl_ray.evaluate.left_out.compare_labels`; extended also
+        recall@1, recall@5, recall@10, map and ``few_shot``: images of each class → mean, std and
+        draws.
 
     Raises:
         UserError: features that are not finite, or no test image of a class with training images.
@@ -66,14 +72,22 @@ def evaluate_features(
     names = sorted({v for v in labels[0] if v is not None}, key=str)
     train_x, train_y = _labelled(x, labels[0], names)
     test_x, test_y = _labelled(feature_tensor(test["feature"]), labels[1], names)
+    sides = train_x, train_y, test_x, test_y
+    k = config.neighbours
+    similarity, index = nearest(train_x, test_x, max(k, *RECALLS) if extended else k, device)
     figures |= {
-        "knn": knn_accuracy(train_x, train_y, test_x, test_y, config.neighbours, device),
+        "knn": vote_accuracy(similarity[:, :k], index[:, :k], train_y, test_y),
         "majority": float((test_y == train_y.bincount().argmax()).float().mean()),
         "classes": len(names),
     }
+    if extended:
+        figures |= {f"recall@{n}": recall_at(n, index, train_y, test_y) for n in RECALLS}
+        figures["map"] = mean_average_precision(*sides, seed, device)
+        probes = {str(n): few_shot_probe(n, *sides, seed, device) for n in SHOTS}
+        figures["few_shot"] = {n: asdict(result) for n, result in probes.items()}
     if not probe:
         return figures
-    result = linear_probe(train_x, train_y, test_x, test_y, seed, len(names), device)
+    result = linear_probe(*sides, seed, len(names), device)
     return figures | {
         "probe": result.accuracy,
         "probe_mean_class": result.mean_class_accuracy,

@@ -58,9 +58,9 @@ def linear_probe(
         cap: iterations of a fit at most.
     """
     fit_rows, validation_rows = split(train_y, seed)
-    scale = _scale(train_x)
+    scale = feature_scale(train_x)
     order = torch.cat([validation_rows, fit_rows])
-    x = _standardised(train_x, order, scale, _feature_device(train_x, device))
+    x = standardised(train_x, order, scale, _feature_device(train_x, device))
     y = train_y[order].to(device)
     fitted, held = slice(len(validation_rows), None), slice(0, len(validation_rows))
     zero = torch.zeros(x.shape[1] + 1, classes or int(train_y.max()) + 1, device=device)
@@ -77,7 +77,7 @@ def linear_probe(
     weight, steps = fit(x, y, start, best, tolerance, cap)
     capped += steps >= cap
     predicted = [
-        predict(_standardised(test_x, rows, scale, device), weight).cpu()
+        predict(standardised(test_x, rows, scale, device), weight).cpu()
         for rows in torch.arange(len(test_x)).split(max(1, CHUNK // x.shape[1]))
     ]
     right = (torch.cat(predicted) == test_y).double()
@@ -110,7 +110,7 @@ def split(y: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[~held], order[held]
 
 
-def _scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def feature_scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation (F,) of features (N, F), summed in float64."""
     mean = torch.zeros(x.shape[1], dtype=torch.float64)
     variance = torch.zeros_like(mean)
@@ -125,7 +125,7 @@ def _scale(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), std.float()
 
 
-def _standardised(
+def standardised(
     x: torch.Tensor, rows: torch.Tensor, scale: tuple[torch.Tensor, torch.Tensor], device: str
 ) -> torch.Tensor:
     """float32 (R, F) on the device: the given rows of x minus the mean, over the deviation."""

@@ -44,6 +44,7 @@ def evaluate_encoder(
     probe: bool = True,
     extra_metrics: ExtraMetrics | None = None,
     examples: ExampleChoice | None = None,
+    extended: bool = False,
 ) -> dict[str, Any]:
     """Embed the images and measure the encoder.
 
@@ -57,6 +58,7 @@ def evaluate_encoder(
         probe: also fit the linear probe.
         extra_metrics: further figures from the embedded training and test images.
         examples: choose images for the page of the run, too.
+        extended: also retrieval and few-shot probes.
 
     Returns:
         Figures of :func:`wcl_ray.evaluate.metrics.evaluate_features`, counts (train_images and
@@ -93,6 +95,7 @@ def evaluate_encoder(
             threads,
             device,
             examples,
+            extended,
         )
     )
     return figures | {"seconds": round(time.monotonic() - started, 1)}
@@ -115,6 +118,7 @@ def _measure(
     threads: int,
     device: str,
     examples: ExampleChoice | None,
+    extended: bool,
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     blocks = [block for block in ray.get(refs) if block.num_rows]
@@ -125,7 +129,7 @@ def _measure(
         test, unreadable["test"] = _readable(blocks, True)
     if test is not None and label is not None:
         check_label(label, {str(v) for v in train[label].to_pylist() if v is not None})
-    figures = evaluate_features(train, test, label, config, seed, probe, device)
+    figures = evaluate_features(train, test, label, config, seed, probe, device, extended)
     if extra_metrics is not None and test is not None:
         figures |= extra_metrics(train, test)
     counts = {
@@ -214,3 +218,13 @@ def results_table(variants: Mapping[str, dict[str, Any]]) -> str:
         )
         body.append([name, clusters, *cells])
     return table(["clusters", "K", *(column for column, _ in formats.values())], body)
+
+
+def retrieval_table(figures: dict[str, Any]) -> str:
+    """Retrieval and few-shot probes as a table, see ``extended`` of
+    :func:`wcl_ray.evaluate.metrics.evaluate_features`."""
+    cells = {name: f"{figures[name]:.1%}" for name in figures if name.startswith("recall@")}
+    cells["mAP"] = f"{figures['map']:.1%}"
+    for shots, result in figures["few_shot"].items():
+        cells[f"{shots}-shot"] = f"{result['mean']:.1%} ± {100 * result['std']:.1f}"
+    return table(list(cells), [list(cells.values())], left=())

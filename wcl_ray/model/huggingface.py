@@ -45,16 +45,17 @@ def renamed_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Queries, keys and values are joined to timm's ``qkv``. Names that are not known stay.
     """
     convnext = any(".dwconv." in name for name in state)
-    renamed = {_renamed(name, convnext): value for name, value in state.items()}
-    for name in [name for name in renamed if ".attn.q." in name]:
+    weights = {renamed(name, convnext): value for name, value in state.items()}
+    for name in [name for name in weights if ".attn.q." in name]:
         names = [name.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
-        if all(part in renamed for part in names):
-            joined = torch.cat([renamed.pop(part) for part in names])
-            renamed[name.replace(".attn.q.", ".attn.qkv.")] = joined
-    return renamed
+        if all(part in weights for part in names):
+            joined = torch.cat([weights.pop(part) for part in names])
+            weights[name.replace(".attn.q.", ".attn.qkv.")] = joined
+    return weights
 
 
-def _renamed(name: str, convnext: bool) -> str:
+def renamed(name: str, convnext: bool = False) -> str:
+    """A weight's name in timm or torchvision, by its name in transformers."""
     found = RESNET.search(name)
     if found is not None:
         prefix = f"layer{int(found['stage']) + 1}.{found['block']}."

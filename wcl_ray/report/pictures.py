@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from wcl_ray.evaluate.embed import THUMBNAIL_SIZE
+from wcl_ray.data.thumbnails import THUMBNAIL_SIZE
 from wcl_ray.evaluate.examples import Query, Sheet
 from wcl_ray.report.read import RunReport
 from wcl_ray.report.template import count, escape

@@ -29,8 +29,17 @@ from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import FAULT, ID, KEY, check_paths
 from wcl_ray.data.stream import check_faults
 from wcl_ray.errors import UserError, reading
+from wcl_ray.runs.feature_folder import (
+    INDEX,
+    MANIFEST,
+    NAMES,
+    build_index,
+    check_folder,
+    feature_files,
+    new_manifest,
+)
 from wcl_ray.runs.folder import add_faults
-from wcl_ray.runs.lock import HEARTBEAT, LOCK, RunLock
+from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.summary import ResourceSummary
 from wcl_ray.runs.trained import Trained
@@ -38,9 +47,7 @@ from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.terminal import Live, clock, say
 
 ROWS = 4096  # images per file
-MANIFEST, FAULTS = "_embedding.json", "_faults.jsonl"  # readers of Parquet folders ignore _ files
-SQUASHED = "of the squashed image"  # what encoders see up to 64 pixels
-NAMES = {"id": ID, "key": KEY, "feature": "feature"}  # output column → column of the stream
+FAULTS = "_faults.jsonl"  # readers of Parquet folders ignore _ files
 
 
 def embed_run(
@@ -51,6 +58,7 @@ def embed_run(
     features: Literal["projector", "backbone"] = "backbone",
     columns: tuple[str, ...] = (),
     scale: ScaleConfig | None = None,
+    index: bool = False,
 ) -> dict[str, Any]:
     """Embed images with the encoder of a run: columns ``id`` int64, ``key`` string, ``feature``
     (fixed-size list of float32; the projector's have unit length) and the requested ones.
@@ -59,6 +67,8 @@ def embed_run(
         run: run folder. out: folder for the Parquet files. Both a path or URI.
         overrides: options of ``data`` that replace those of the run; None keeps the run's.
         columns: metadata columns to copy to the output.
+        index: also write a FAISS index and, in the column ``thumbnail``, small JPEGs (see
+            :mod:`wcl_ray.runs.feature_folder`). A folder that has an index keeps it up to date.
 
     Returns:
         The content of ``_embedding.json``.
@@ -74,13 +84,15 @@ def embed_run(
         data = replace(data, table=None, key=None)
     check_paths(data)
     folder = Folder(out.rstrip("/") or "/", data.endpoint)
-    manifest = _manifest(trained, data, features, columns)
+    manifest = new_manifest(trained, data, features, columns) | {"thumbnails": index}
     with RunLock(folder, instead="use another --out"):
-        _check_folder(folder, manifest)
+        check_folder(folder, manifest)
         folder.check()
+        index = index or folder.exists(INDEX)
         if folder.exists(MANIFEST):
             stopping.set_resume_hint("the same command continues")
-        return _embed(trained, data, trained.find_tables(overrides), folder, manifest, scale)
+        tables = trained.find_tables(overrides)
+        return _embed(trained, data, tables, folder, manifest, scale, index)
 
 
 def _embed(
@@ -90,6 +102,7 @@ def _embed(
     folder: Folder,
     manifest: dict[str, Any],
     scale: ScaleConfig,
+    index: bool,
 ) -> dict[str, Any]:
     """Embed the images without features into a folder that this process holds."""
     columns, features = tuple(manifest["columns"]), manifest["features"]
@@ -102,7 +115,7 @@ def _embed(
             source = images.train
             source.check_columns(columns, "--columns")
             say("images", source.describe())
-            files = [name for name in folder.names() if name.endswith(".parquet")]
+            files = feature_files(folder)
             refs = source.metadata().to_arrow_refs()
             plan = _plan.remote(refs, folder, files)
             total, todo, _ = ray.get(plan)
@@ -115,7 +128,8 @@ def _embed(
             rows = rows.map_batches(
                 _without_features, batch_format="pyarrow", batch_size=None, fn_kwargs={"plan": plan}
             )
-        counts = trained.embed(rows, features, scale, columns).map_batches(
+        pictures = manifest["thumbnails"]
+        counts = trained.embed(rows, features, scale, columns, pictures).map_batches(
             _write,
             batch_format="pyarrow",
             batch_size=ROWS,
@@ -124,6 +138,9 @@ def _embed(
         )
         with usage.stage("embed"):
             written, faults = _follow(counts, folder, manifest, total, todo, data.max_bad)
+        if index:
+            with usage.stage("index"):
+                say("index", f"{ray.get(build_index.remote(folder)):,} images")
     manifest |= {"rows": total - todo + written, "faults": faults}
     folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
     if faults:
@@ -156,46 +173,6 @@ def _follow(
         live.close()
         add_faults(folder, faults, FAULTS)
     return written, len(faults)
-
-
-def _manifest(
-    trained: Trained, data: DataConfig, features: str, columns: tuple[str, ...]
-) -> dict[str, Any]:
-    """What the features in one folder must have in common."""
-    digest = hashlib.sha256(trained.weights)
-    if features == "projector":
-        digest.update(trained.projector())
-    return {
-        "run": trained.folder.uri,
-        "encoder": digest.hexdigest()[:16],
-        "features": features,
-        "images": (data.path or "demo").rstrip("/"),
-        "format": data.format,
-        "id": data.id,
-        "image": data.image,
-        "encoding": data.encoding,
-        "table": data.table,
-        "key": data.key,
-        "columns": list(columns),
-        "crops": SQUASHED if trained.config.data.image_size <= 64 else "of the file",
-    }
-
-
-def _check_folder(folder: Folder, manifest: dict[str, Any]) -> None:
-    reserved = [name for name in manifest["columns"] if name in NAMES]
-    if reserved:
-        raise UserError(f"--columns {reserved[0]!r} is the name of a column that is always written")
-    if not folder.exists(MANIFEST):
-        if set(folder.names()) - {HEARTBEAT, LOCK}:
-            raise UserError(f"--out {folder.uri} is not empty and holds no features; use another")
-        return
-    stored = {"crops": SQUASHED} | json.loads(folder.read(MANIFEST))  # as before version 0.2.0
-    manifest.setdefault("dimensions", stored.get("dimensions"))
-    both = manifest.keys() & stored.keys() - {"run", "dimensions"}  # versions differ in their keys
-    differing = [key for key in manifest if key in both and stored[key] != manifest[key]]
-    if differing:
-        text = "; ".join(f"{key} was {stored[key]}, now {manifest[key]}" for key in differing)
-        raise UserError(f"--out {folder.uri} holds other features ({text}); use another folder")
 
 
 @ray.remote(num_cpus=1)
@@ -239,7 +216,8 @@ def _write(table: pa.Table, folder: Folder, columns: tuple[str, ...]) -> pa.Tabl
     faults = [{"key": str(row[KEY] or row[ID]), "reason": row[FAULT]} for row in bad]
     good = table.filter(table[FAULT].is_null()).sort_by(ID)
     if good.num_rows:
-        output = {name: good[c] for name, c in NAMES.items()} | {c: good[c] for c in columns}
+        output = {name: good[c] for name, c in NAMES.items() if c in good.column_names}
+        output |= {c: good[c] for c in columns}
         sink = io.BytesIO()
         pq.write_table(pa.table(output), sink)
         digest = hashlib.sha256(good[ID].to_numpy().tobytes()).hexdigest()

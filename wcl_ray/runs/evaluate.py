@@ -11,7 +11,7 @@ from wcl_ray.data.images import open_images
 from wcl_ray.data.sources.base import check_paths
 from wcl_ray.data.split import sample
 from wcl_ray.evaluate.left_out import left_out
-from wcl_ray.evaluate.run import evaluate_encoder, results_table
+from wcl_ray.evaluate.run import evaluate_encoder, results_table, retrieval_table
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.preflight import check_labels
@@ -68,8 +68,11 @@ def evaluate_run(
                 config=evaluate,
                 seed=config.seed,
                 gpu=gpus(scale) > 0,
+                extended=True,
             )
     put(f"\n{results_table({config.clusters.kind: figures})}\n")
+    if "map" in figures:
+        put(f"{retrieval_table(figures)}\n")
     for text in left_out(figures):
         warn(text)
     usage.report()

@@ -14,6 +14,7 @@ Layout::
         encoder.safetensors             the backbone, with torchvision's parameter names
         projector.safetensors           the projector whose output is clustered
         examples.parquet                images to look at, chosen by the evaluation
+        exports/                        the encoder for other libraries (jobs/export.py)
         results.json                    the evaluation; the run is finished
         report.html                     the page of the finished run
         baseline/                       the same files for SimCLR, with --compare

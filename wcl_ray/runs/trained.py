@@ -82,6 +82,7 @@ class Trained:
         features: Literal["projector", "backbone"],
         scale: ScaleConfig,
         columns: tuple[str, ...] = (),
+        pictures: bool = False,
     ) -> Dataset:
         """Features of images, see :func:`wcl_ray.evaluate.embed.embed`."""
         return embed(
@@ -91,4 +92,5 @@ class Trained:
             columns=columns,
             **resources(gpus(scale)),
             projector=self.projector() if features == "projector" else None,
+            pictures=pictures,
         )
