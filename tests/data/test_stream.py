@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> DataConfig:
 
 def plan(data: DataConfig, ids: np.ndarray, keep: str) -> Stream:
     options = replace(data, keep=keep)  # type: ignore[arg-type]
-    return plan_stream(open_source(options).images(), ids, options)
+    return plan_stream(open_source(options), ids, options)
 
 
 def reader(s: Stream, clusters: np.ndarray, rank: int = 0, world: int = 1, **more: Any) -> Reader:
@@ -62,14 +62,13 @@ def test_many_tasks_read_and_decode(
     assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
     data_stats.taken()
-    rows = open_source(data).images()
-    s = plan_stream(rows, np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
+    s = plan_stream(open_source(data), np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
     work = data_stats.taken()["images kept"]
     assert (work.rows, work.tasks, work.nodes) == (N, 12, 1)
     assert work.cpu_seconds > 0
     assert len(s.blocks) == 12  # row groups of ten and of two
     assert sum(block.num_rows for block in ray.get(list(s.blocks))) == N
-    assert rows.context.op_resource_reservation_enabled  # as it was
+    assert ray.data.DataContext.get_current().op_resource_reservation_enabled  # as it was
 
 
 def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,15 +304,15 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
     found = plan(data, ids, "auto")
     assert found.mode == "streaming"
     assert "neither" in found.reason
-    rows = open_source(data).images()
+    source = open_source(data)
     for keep in ("raw", "encoded"):  # a cluster that grows on demand is believed to
         forced = replace(data, keep=keep)  # type: ignore[arg-type]
-        found = plan_stream(rows, ids, forced, grows=True)
+        found = plan_stream(source, ids, forced, grows=True)
         assert found.mode == keep
         assert "new nodes" in found.reason
         assert not found.shared  # the workers will not all pull all of it
         assert len(found.blocks) > 1
-    assert "--data.keep raw or encoded" in plan_stream(rows, ids, data, grows=True).reason
+    assert "--data.keep raw or encoded" in plan_stream(source, ids, data, grows=True).reason
 
 
 def test_readers_in_other_processes(data: DataConfig) -> None:

@@ -11,7 +11,7 @@ assignment. Images that are not in the assignment (held out) are dropped before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from wcl_ray.data import sampler
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
 from wcl_ray.data.ids import positions_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
 
@@ -49,7 +49,7 @@ class Stream:
         blocks: references to the kept blocks (pyarrow tables).
         location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
-        source: mode streaming: the images, read again each epoch.
+        source: mode streaming: the images, read again each epoch, with ``columns``.
         faults: unreadable images, as {"key", "reason"}.
     """
 
@@ -62,7 +62,8 @@ class Stream:
     blocks: tuple[Any, ...] = ()
     location: Any = None
     offsets: np.ndarray | None = None
-    source: Dataset | None = None
+    source: Source | None = None
+    columns: tuple[str, ...] = ()
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
     def images(self) -> Dataset:
@@ -72,27 +73,37 @@ class Stream:
             return self.dataset(None)
         return ray.data.from_arrow_refs(list(self.blocks))
 
-    def dataset(self, consumed: np.ndarray | None) -> Dataset:
-        """Mode streaming: the training images that are not consumed yet, still encoded."""
+    def dataset(
+        self, consumed: np.ndarray | None, seed: Sequence[int] | None = None
+    ) -> Dataset:
+        """Mode streaming: the training images that are not consumed yet, still encoded.
+
+        Args:
+            seed: of a random order of the files, or parts of files; None: as they lie.
+        """
         assert self.source is not None
+        if seed is None:
+            rows = self.source.images(self.columns)
+        else:
+            rows = self.source.shuffled(self.columns, seed)
         fn_kwargs = {"ids": self.ids, "consumed": None if consumed is None else ray.put(consumed)}
-        return self.source.map_batches(
+        return rows.map_batches(
             _select, batch_format="pyarrow", batch_size=None, fn_kwargs=fn_kwargs
         )
 
 
 def plan_stream(
-    images: Dataset,
+    source: Source,
     ids: np.ndarray,
     data: DataConfig,
     clusters: np.ndarray | None = None,
     grows: bool = False,
+    columns: Sequence[str] = (),
 ) -> Stream:
     """Decide how to keep the images, and keep them.
 
     Args:
-        images: rows of :meth:`wcl_ray.data.sources.base.Source.images`; further columns are
-            kept with them.
+        columns: metadata columns that are kept with the images.
         ids: int64 (N,), sorted ids of the training images.
         clusters: int32 (N,); if blocks are dealt to workers on several nodes, images of small
             clusters go into the same block.
@@ -102,11 +113,11 @@ def plan_stream(
         UserError: more images are unreadable than ``data.max_bad`` allows, or a forced mode does
             not fit.
     """
-    size = data.stored_size
+    size, images = data.stored_size, source.images(columns)
     mode, reason, kept = _choose(images, len(ids), data, grows)
     ids_ref = ray.put(ids)
     if mode == "streaming":
-        return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
+        return Stream(mode, reason, size, len(ids), True, ids_ref, source=source, columns=tuple(columns))
     nodes = [node for node in ray.nodes() if node["Alive"]]
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
     shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * smallest

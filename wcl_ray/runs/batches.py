@@ -61,8 +61,8 @@ def deal_images(
     Args:
         column: of that granularity in ``assignment``.
     """
-    rows, grows = images.train.images(), capacity(scale).grows
-    return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column], grows)
+    clusters, grows = assignment.clusters[:, column], capacity(scale).grows
+    return plan_stream(images.train, assignment.ids, data, clusters, grows)
 
 
 def say_batches(assignment: Assignment, samples_per_cluster: int) -> int:

@@ -12,8 +12,9 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 from ray.data import DataContext, Dataset
@@ -24,6 +25,7 @@ from wcl_ray.data.sources.listing import Files, check_exists
 from wcl_ray.data.sources.match import Match
 from wcl_ray.errors import UserError
 
+T = TypeVar("T")
 # Otherwise Ray Data wraps exceptions of map_batches functions, and a UserError does not reach the
 # driver. Set here because every process that creates one of our data sets imports this module.
 DataContext.get_current().raise_original_map_exception = True
@@ -89,6 +91,11 @@ class Source(ABC):
         """Rows of ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` (string, null if
         the image could be read), and the columns."""
 
+    def shuffled(self, columns: Sequence[str], seed: Sequence[int]) -> Dataset:
+        """The rows of :meth:`images`, read from files, or parts of files, in a random order. A
+        format that does not say how reads them as they lie."""
+        return self.images(columns)
+
     @abstractmethod
     def describe(self) -> str:
         """One line that describes the source to the user."""
@@ -103,6 +110,11 @@ class Source(ABC):
                     f"{option} {name!r} is not a column of {self.uri}{hint}; the columns are: "
                     f"{', '.join(self.columns) or '(none)'}"
                 )
+
+
+def in_random_order(parts: list[T], seed: Sequence[int]) -> list[T]:
+    """Parts of a source, shuffled."""
+    return [parts[i] for i in np.random.default_rng(seed).permutation(len(parts))]
 
 
 def check_paths(data: DataConfig) -> None:

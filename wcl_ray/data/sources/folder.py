@@ -19,7 +19,16 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.base import (
+    FAULT,
+    ID,
+    IMAGE,
+    KEY,
+    READ_OPTIONS,
+    Source,
+    id_column,
+    in_random_order,
+)
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.leftover import folder_of, splits_of
 from wcl_ray.data.sources.listing import METADATA_FILES, NOT_UTF8, Files, is_image
@@ -94,8 +103,14 @@ class FolderSource(Source):
         return ray.data.from_arrow(self.parts(columns, images=False))
 
     def images(self, columns: Sequence[str] = ()) -> Dataset:
+        return self._read(self.parts(columns, images=True))
+
+    def shuffled(self, columns: Sequence[str], seed: Sequence[int]) -> Dataset:
+        return self._read(in_random_order(self.parts(columns, images=True), seed))
+
+    def _read(self, parts: list[pa.Table]) -> Dataset:
         files = replace(self.files, paths=(), unnamed=())  # rows carry their paths
-        rows = ray.data.from_arrow(self.parts(columns, images=True))
+        rows = ray.data.from_arrow(parts)
         return rows.map_batches(
             _read, batch_size=TASK_FILES, fn_kwargs={"files": files}, **READ_OPTIONS
         )

@@ -66,6 +66,10 @@ class JoinedSource(Source):
         inner = [name for name in columns if name not in self.added]
         return self._join(self.inner.images(inner), columns)
 
+    def shuffled(self, columns: Sequence[str], seed: Sequence[int]) -> Dataset:
+        inner = [name for name in columns if name not in self.added]
+        return self._join(self.inner.shuffled(inner, seed), columns)
+
     def _join(self, rows: Dataset, columns: Sequence[str]) -> Dataset:
         added = [name for name in columns if name in self.added]
         if not added:

@@ -15,7 +15,16 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.base import (
+    FAULT,
+    ID,
+    IMAGE,
+    KEY,
+    READ_OPTIONS,
+    Source,
+    id_column,
+    in_random_order,
+)
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
@@ -93,8 +102,14 @@ class ParquetSource(Source):
     def images(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=True)
 
-    def _read(self, columns: Sequence[str], images: bool) -> Dataset:
+    def shuffled(self, columns: Sequence[str], seed: Sequence[int]) -> Dataset:
+        return self._read(columns, images=True, seed=seed)
+
+    def _read(
+        self, columns: Sequence[str], images: bool, seed: Sequence[int] | None = None
+    ) -> Dataset:
         pieces, types, size = self.pieces(columns)
+        pieces = pieces if seed is None else in_random_order(pieces, seed)
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         kwargs = {"source": self, "types": types, "images": images}

@@ -18,7 +18,16 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, id_column
+from wcl_ray.data.sources.base import (
+    FAULT,
+    ID,
+    IMAGE,
+    KEY,
+    READ_OPTIONS,
+    Source,
+    id_column,
+    in_random_order,
+)
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
 from wcl_ray.data.sources.tables import decode_text
 from wcl_ray.errors import UserError, reading
@@ -90,8 +99,14 @@ class WebDatasetSource(Source):
     def images(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=True)
 
-    def _read(self, columns: Sequence[str], images: bool) -> Dataset:
+    def shuffled(self, columns: Sequence[str], seed: Sequence[int]) -> Dataset:
+        return self._read(columns, images=True, seed=seed)
+
+    def _read(
+        self, columns: Sequence[str], images: bool, seed: Sequence[int] | None = None
+    ) -> Dataset:
         shards = [{"shard": i} for i in range(len(self.files.paths))]
+        shards = shards if seed is None else in_random_order(shards, seed)
         rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
         kwargs = {"source": self, "columns": tuple(columns), "images": images}
         return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
