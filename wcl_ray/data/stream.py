@@ -73,9 +73,7 @@ class Stream:
             return self.dataset(None)
         return ray.data.from_arrow_refs(list(self.blocks))
 
-    def dataset(
-        self, consumed: np.ndarray | None, seed: Sequence[int] | None = None
-    ) -> Dataset:
+    def dataset(self, consumed: np.ndarray | None, seed: Sequence[int] | None = None) -> Dataset:
         """Mode streaming: the training images that are not consumed yet, still encoded.
 
         Args:
@@ -117,7 +115,9 @@ def plan_stream(
     mode, reason, kept = _choose(images, len(ids), data, grows)
     ids_ref = ray.put(ids)
     if mode == "streaming":
-        return Stream(mode, reason, size, len(ids), True, ids_ref, source=source, columns=tuple(columns))
+        return Stream(
+            mode, reason, size, len(ids), True, ids_ref, source=source, columns=tuple(columns)
+        )
     nodes = [node for node in ray.nodes() if node["Alive"]]
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
     shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * smallest
