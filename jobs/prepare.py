@@ -28,7 +28,7 @@ class PrepareJob(Config):
     0: all are."""
     quality: int = 90
     """JPEG quality of the images that are shrunk."""
-    shard_mb: int = 128
+    shard_mb: float = 128
     """Size of a shard in MB, about."""
     part: int = 64
     """Clusters of twice as many images or more are cut into parts of this many or more. Larger
@@ -41,7 +41,7 @@ class PrepareJob(Config):
             f"short-side is {self.short_side}; give 8 pixels or more, or 0 to shrink none",
         )
         require(1 <= self.quality <= 100, f"quality is {self.quality}; it is from 1 to 100")
-        require(self.shard_mb >= 1, f"shard-mb is {self.shard_mb}; it starts at 1")
+        require(self.shard_mb > 0, f"shard-mb is {self.shard_mb}; it must be positive")
         require(self.part >= 2, f"part is {self.part}; it starts at 2")
 
 

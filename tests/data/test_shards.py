@@ -68,7 +68,7 @@ def test_every_image_has_a_place_and_shards_are_about_equal(
     assert placement.count == len(shards)
     assert shards.min() > 0
     assert abs(shards - n / len(shards)).max() <= 2 * target + 2 * part
-    shard_of = {g: s for g, s in zip(placement.groups, placement.shards, strict=True)}
+    shard_of = dict(zip(placement.groups, placement.shards, strict=True))
     assert len(shard_of) == len(groups)  # a row group lies in one shard
     assert sorted(shard_of, key=lambda g: (shard_of[g], g)) == sorted(shard_of)
     share, alone = partners_together(clusters[:, 0], placement.groups)

@@ -55,7 +55,7 @@ class Shape:
 
     short_side: int = 256
     quality: int = 90
-    shard_mb: int = 128
+    shard_mb: float = 128
     part: int = 64
 
 
