@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from jobs.cluster import ClusterJob
 from jobs.embed import EmbedJob
 from jobs.evaluate import EvaluateJob
+from jobs.prepare import PrepareJob
 from wcl_ray.config import Config
 from wcl_ray.search.options import SearchConfig
 
@@ -72,11 +73,12 @@ def main() -> None:
         (Config, "pretrain"),
         (SearchConfig, "tune"),
         (ClusterJob, "cluster"),
+        (PrepareJob, "prepare"),
         (EmbedJob, "embed"),
         (EvaluateJob, "evaluate"),
     ):
         print(*section(cls, f"## jobs/{job}.py"), sep="\n")
-        if job in ("tune", "cluster"):
+        if job in ("tune", "cluster", "prepare"):
             print("\nIt also takes the options of jobs/pretrain.py.")
         if job == "evaluate":
             print("\nIt also takes the `--scale` options of jobs/pretrain.py.")

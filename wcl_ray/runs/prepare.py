@@ -25,14 +25,14 @@ from ray.data.context import ShuffleStrategy
 
 from wcl_ray import stopping
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.config import Config
+from wcl_ray.config import Config, option_name
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import open_images
 from wcl_ray.data.sampler import composing_column
 from wcl_ray.data.shards import FILE, Placement, partners_together, place
 from wcl_ray.data.shrink import shrink_files
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source, check_paths
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Source, check_paths
 from wcl_ray.data.split import uniform
 from wcl_ray.data.stream import AT_ONCE, check_faults
 from wcl_ray.errors import UserError, reading
@@ -45,6 +45,7 @@ from wcl_ray.storage import NOT_SEEN, Folder, filesystem, resolve_input
 from wcl_ray.terminal import Live, put, say
 
 MANIFEST, FAULTS = "_prepared.json", "_faults.jsonl"  # readers of Parquet folders ignore _ files
+DATA = ("format", "id", "image", "encoding", "table", "key", "label")  # options that are compared
 SHARD, GROUP = "__shard", "__group"
 SAMPLED = 256  # images whose mean size is that of all, for the size of the shards
 
@@ -136,15 +137,12 @@ def _json(manifest: dict[str, Any]) -> bytes:
 
 def _manifest(config: Config, shape: Shape) -> dict[str, Any]:
     """What the shards in one folder must have in common."""
-    tree, data = config.to_dict(), config.data
-    names = ("format", "id", "image", "encoding", "table", "key", "label")
-    return {
-        "images": (data.path or "demo").rstrip("/"),
-        "data": {name: tree["data"][name] for name in names},
-        "clusters": tree["clusters"],
-        "seed": config.seed,
-        **asdict(shape),
-    }
+    tree = config.to_dict()
+    data = {f"data.{name}": tree["data"][name] for name in DATA}
+    clusters = {f"clusters.{option_name(name)}": value for name, value in tree["clusters"].items()}
+    shapes = {option_name(name): value for name, value in asdict(shape).items()}
+    path = (config.data.path or "demo").rstrip("/")
+    return {"data.path": path, **data, **clusters, "seed": config.seed, **shapes}
 
 
 def _check_outside(folder: Folder, config: Config) -> None:
@@ -248,7 +246,7 @@ def _write_shards(
     live, bad = Live("prepare"), list[dict[str, str]]()
     with _sorting():
         rows = source.images(source.columns).map_batches(
-            _placed, batch_format="pyarrow", batch_size=None, fn_kwargs=kwargs
+            _placed, batch_size=None, fn_kwargs=kwargs, **READ_OPTIONS
         )
         kwargs = {"folder": folder, "manifest": manifest, "columns": source.columns}
         counts: Dataset = rows.groupby(SHARD).map_groups(
