@@ -24,6 +24,7 @@ from runs import descendants, job
 
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data import sampler
+from wcl_ray.data import shards as placing
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.shards import Placement, partners_together
 from wcl_ray.data.shrink import shrink_file, shrink_files
@@ -55,7 +56,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def shards(source: str, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "shards"
-    prepare(config_of(source), str(out), SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placing, "GROUP_ROWS", 32)  # two row groups to a shard
+        prepare(config_of(source), str(out), SMALL)
     return out
 
 

@@ -89,7 +89,7 @@ def place(
         shard_bytes: aimed at. part: see :func:`units_of`.
     """
     n, rng = len(ids), np.random.default_rng(seed)
-    rows = max(ROOM * part, min(GROUP_ROWS, int(GROUP_BYTES / image_bytes)))
+    rows = max(ROOM * part, min(GROUP_ROWS, int(min(GROUP_BYTES, shard_bytes) / image_bytes)))
     groups = max(1, n // rows)
     shards = min(groups, max(1, round(n * image_bytes / shard_bytes)))
     units = units_of(clusters, part, rng)

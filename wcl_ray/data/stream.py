@@ -49,7 +49,8 @@ class Stream:
         blocks: references to the kept blocks (pyarrow tables).
         location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
-        source: mode streaming: the images, read again each epoch, with ``columns``.
+        source: mode streaming: reference to the :class:`Source` of the images, read again each
+            epoch, with ``columns``.
         faults: unreadable images, as {"key", "reason"}.
     """
 
@@ -62,7 +63,7 @@ class Stream:
     blocks: tuple[Any, ...] = ()
     location: Any = None
     offsets: np.ndarray | None = None
-    source: Source | None = None
+    source: Any = None
     columns: tuple[str, ...] = ()
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
@@ -79,11 +80,10 @@ class Stream:
         Args:
             seed: of a random order of the files, or parts of files; None: as they lie.
         """
-        assert self.source is not None
-        if seed is None:
-            rows = self.source.images(self.columns)
-        else:
-            rows = self.source.shuffled(self.columns, seed)
+        source: Source = ray.get(self.source)  # an image folder's holds the names of all files
+        columns = self.columns
+        rows = source.images(columns) if seed is None else source.shuffled(columns, seed)
+        rows.context.enable_progress_bars = False  # a worker's context is not that of the driver
         fn_kwargs = {"ids": self.ids, "consumed": None if consumed is None else ray.put(consumed)}
         return rows.map_batches(
             _select, batch_format="pyarrow", batch_size=None, fn_kwargs=fn_kwargs
@@ -116,7 +116,14 @@ def plan_stream(
     ids_ref = ray.put(ids)
     if mode == "streaming":
         return Stream(
-            mode, reason, size, len(ids), True, ids_ref, source=source, columns=tuple(columns)
+            mode,
+            reason,
+            size,
+            len(ids),
+            True,
+            ids_ref,
+            source=ray.put(source),
+            columns=tuple(columns),
         )
     nodes = [node for node in ray.nodes() if node["Alive"]]
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)

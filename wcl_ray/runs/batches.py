@@ -81,7 +81,8 @@ def say_partners(images: Images, assignment: Assignment, column: int, batch: int
     Args:
         column: of the granularity that batches are composed by. batch: see :func:`warn_apart`.
     """
-    clusters, placement = assignment.clusters[:, column], read_placement(images.train.files)
+    clusters = assignment.clusters[:, column]
+    placement = read_placement(images.train.files) if (clusters >= 0).any() else None
     if placement is None:
         warn_apart(clusters, batch)
         return
