@@ -3,11 +3,13 @@
     python benchmarks/locality.py --images 400000 --store 200             # the size of the claim
     python benchmarks/locality.py --images 400000 --store 200 --nodes 2
     python benchmarks/locality.py --images 40000 --store 80 --repeats 3   # minutes on two cores
+    python benchmarks/locality.py --images 40000 --store 80 --files       # an image folder
 
 Makes small random PNGs in random order with clusters of ``--cluster-size``, and prepares them. One
 process per worker then reads epochs of both, in turn, without training. Positives are the other
 images of an anchor's cluster in its batch, on one worker. ``kept`` is what the modes that keep all
-images give: the same composition over all images instead of a window of them. Prints a table and,
+images give: the same composition over all images instead of a window of them; ``indexed`` opens
+the files of a folder by name in that order. Prints a table and,
 as the last line, one JSON object; ``positives_vs_kept`` and ``speed_vs_unprepared`` are the two
 claims. Time and memory are those of the whole job of preparing: the memory is that of all processes
 of Ray and this one at the peak, without the shared object store.
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--part", type=int, default=64, help="of prepare")
     parser.add_argument("--shard-mb", type=float, default=128, help="of prepare")
+    parser.add_argument("--files", action="store_true", help="make an image folder, not Parquet")
     parser.add_argument("--work", help="folder for the images. Default: a temporary one")
     options = parser.parse_args()
     work = Path(options.work or tempfile.mkdtemp(prefix="locality"))
@@ -72,7 +75,8 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     n, source, out = options.images, str(work / "source"), str(work / "shards")
     rng = np.random.default_rng(0)
     clusters = rng.permutation(np.arange(n) // options.cluster_size).astype(np.int32)[:, None]
-    write_images(work / "source", clusters[:, 0], options.size)
+    write = write_files if options.files else write_images
+    write(work / "source", clusters[:, 0], options.size)
     start_ray(options.nodes, options.store)
     config = Config(
         data=DataConfig(path=source, image_size=options.size),
@@ -84,17 +88,21 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     order = sampler.epoch_order(clusters[:, 0], 2, options.batch, np.random.default_rng(1))
     kept = sampler.meeting(slices(clusters[order, 0], options.batch, options.nodes))
-    sides = {"unprepared": source, "prepared": out}
+    sides = {"unprepared": (source, "streaming"), "prepared": (out, "streaming")}
+    sides |= {"indexed": (source, "indexed")} if options.files else {}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
     for repeat in range(options.repeats):
-        for name, path in sides.items():
-            found[name].append(read_epoch(path, clusters, options, repeat))
+        for name, (path, keep) in sides.items():
+            found[name].append(read_epoch(path, keep, clusters, options, repeat))
     median = {name: np.median(rows, axis=0).tolist() for name, rows in found.items()}
     print(f"\n{'side':<12}{'positives':>11}{'without any':>13}{'images/s':>10}")
     print(f"{'kept':<12}{kept[0]:>11.2f}{kept[1]:>13.1%}")
     for name, (positives, alone, speed) in median.items():
         print(f"{name:<12}{positives:>11.2f}{alone:>13.1%}{speed:>10,.0f}")
-    ratios = [b[2] / a[2] for a, b in zip(found["unprepared"], found["prepared"], strict=True)]
+    ratios = {
+        name: [row[2] / other[2] for row, other in zip(rows, found["unprepared"], strict=True)]
+        for name, rows in found.items()
+    }
     placement = read_placement(open_source(DataConfig(path=out)).files)
     assert placement is not None
     return {
@@ -103,11 +111,11 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "store_mb": options.store,
         "positives_vs_kept": round(median["prepared"][0] / kept[0], 3),
         "unprepared_vs_kept": round(median["unprepared"][0] / kept[0], 3),
-        "speed_vs_unprepared": round(statistics.median(ratios), 3),
-        "speed_ratios": [round(ratio, 3) for ratio in ratios],
+        "speed_vs_unprepared": round(statistics.median(ratios["prepared"]), 3),
+        "speed_ratios": {name: [round(r, 3) for r in row] for name, row in ratios.items()},
         "partners_in_row_group": round(partners_together(clusters[:, 0], placement.groups)[0], 3),
         "shards": placement.count,
-        "source_mb": round(sum(f.stat().st_size for f in Path(source).iterdir()) / 1e6),
+        "source_mb": round(sum(f.stat().st_size for f in Path(source).rglob("*")) / 1e6),
         "prepare_seconds": round(seconds, 1),
         "prepare_peak_mb": round(peak[0] / 1e6),
     }
@@ -125,6 +133,20 @@ def write_images(folder: Path, clusters: np.ndarray, size: int) -> None:
         columns = {"id": list(rows), "cluster": clusters[start : rows.stop]}
         columns["image"] = pa.array([picture(rng, size) for _ in rows], pa.binary())
         pq.write_table(pa.table(columns), file, row_group_size=GROUP_ROWS)
+
+
+def write_files(folder: Path, clusters: np.ndarray, size: int) -> None:
+    """An image folder with a metadata table, unless it is there."""
+    rng, table = np.random.default_rng(2), folder / "metadata.csv"
+    if table.exists():
+        return
+    lines = ["file_name,id,cluster"]
+    for row, cluster in enumerate(clusters.tolist()):
+        name = f"{row // 1000:05d}/{row:08d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(rng, size))
+        lines.append(f"{name},{row},{cluster}")
+    table.write_text("\n".join(lines))
 
 
 def picture(rng: np.random.Generator, size: int) -> bytes:
@@ -152,13 +174,16 @@ def start_ray(nodes: int, store: int) -> None:
 
 
 def read_epoch(
-    path: str, clusters: np.ndarray, options: argparse.Namespace, epoch: int
+    path: str, keep: str, clusters: np.ndarray, options: argparse.Namespace, epoch: int
 ) -> tuple[float, float, float]:
     """Positives per anchor, share of anchors without any, and images per second of all workers,
     the first batch included."""
-    data = DataConfig(path=path, image_size=options.size, keep="streaming")
+    data = DataConfig(path=path, image_size=options.size, keep=keep)  # type: ignore[arg-type]
     stream = plan_stream(open_source(data), np.arange(len(clusters)), data)
-    parts = stream.dataset(None, (0, epoch)).streaming_split(options.nodes, equal=True)
+    parts: list[Any] = [None] * options.nodes
+    if keep == "streaming":
+        rows = stream.dataset(None, (0, epoch))
+        parts = rows.streaming_split(options.nodes, equal=True)  # type: ignore[assignment]
     kept = ray.put(clusters)
     started = time.perf_counter()
     work = [
@@ -181,7 +206,8 @@ def read_part(
     def tables() -> Iterator[pa.Table]:
         return iter(part.iter_batches(batch_size=None, batch_format="pyarrow"))
 
-    return np.stack([b.clusters[:, 0].numpy() for b in reader.epoch(epoch, None, tables)])
+    batches = reader.epoch(epoch, None, tables if part is not None else None)
+    return np.stack([batch.clusters[:, 0].numpy() for batch in batches])
 
 
 def slices(order: np.ndarray, batch: int, world: int) -> np.ndarray:

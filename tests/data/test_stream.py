@@ -315,6 +315,58 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
     assert "--data.keep raw or encoded" in plan_stream(source, ids, data, grows=True).reason
 
 
+def folder_of(tmp_path: Path) -> DataConfig:
+    from pictures import png
+
+    for n in range(N):
+        file = tmp_path / f"images/c{n % 3}/{n:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(n) if n != 40 else png(n)[:200])
+    (tmp_path / "images/c0/003.png").unlink()
+    (tmp_path / "images/c0/003.png").symlink_to("nowhere")
+    return DataConfig(path=str(tmp_path / "images"), image_size=16, store_size=16)
+
+
+def test_files_on_disk_are_opened_in_the_order_of_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder_of(tmp_path)
+    source = open_source(data)
+    rows = source.metadata().to_pandas().sort_values("__id")
+    ids = rows["__id"].to_numpy()
+    names = [int(key[-7:-4]) for key in rows["__key"]]
+    bad = [names.index(3), names.index(40)]
+    clusters = np.arange(N, dtype=np.int32)[:, None] // 3
+    forced = plan(data, ids, "indexed")
+    tiny = {"Alive": True, "Resources": {"object_store_memory": 1000}}
+    monkeypatch.setattr(stream.ray, "nodes", lambda: [tiny])
+    s = plan_stream(source, ids, data)
+    assert (s.mode, s.rows, s.shared) == ("indexed", N, True)
+    assert "workers open the files" in s.reason
+    parts = [reader(s, clusters, rank, 2, threads=2) for rank in range(2)]
+    consumed = sampler.empty_bits(N)
+    sampler.set_bits(consumed, np.arange(24))
+    for part in (*parts, reader(forced, clusters, batch_size=8)):
+        order = part.order(1, consumed)
+        assert len(order) == part.steps
+        for batch, positions in zip(part.epoch(1, consumed), order, strict=True):
+            assert batch.positions.tolist() == positions.tolist()
+            good = ~np.isin(positions, bad)
+            assert batch.valid.tolist() == good.tolist()
+            shown = np.array([number_of(image) for image in batch.images.numpy()])[good]
+            assert shown.tolist() == [names[i] for i in positions[good]]
+    both = np.concatenate([part.order(1, consumed).flatten() for part in parts])
+    assert sorted(both.tolist()) == list(range(24, N))
+    found = dict(part for one in parts for part in one.take_faults())
+    assert set(found) <= {"c0/003.png", "c1/040.png"}
+    assert sorted(row["__id"] for row in s.images().take_all()) == ids.tolist()
+
+
+def test_only_files_on_a_disk_are_opened_by_name(data: DataConfig) -> None:
+    with pytest.raises(UserError, match=r"is for an image folder on a disk, not for .*3 Pa"):
+        plan(data, np.arange(N), "indexed")
+
+
 def test_readers_in_other_processes(data: DataConfig) -> None:
     s = pickle.loads(pickle.dumps(plan(data, np.arange(N), "raw").reason))
     assert s.startswith("raw")

@@ -3,7 +3,8 @@
 Ray Data reads the source once. Images that fit in the object store stay there as blocks of rows,
 which the workers read in every epoch without a copy: decoded and squashed pixels (``raw``), else
 image files (``encoded``), which give sharper crops above 64 pixels. If neither fits, each epoch
-reads the source again (``streaming``).
+reads the source again: the workers open image files on a disk by name, in the order of the batches
+(``indexed``); Ray Data reads all else (``streaming``).
 
 A training image is addressed by its position, the index of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
@@ -12,7 +13,7 @@ assignment. Images that are not in the assignment (held out) are dropped before 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,17 +41,19 @@ class Stream:
     """What the workers need to read the images.
 
     Attributes:
-        mode: raw, encoded or streaming.
+        mode: raw, encoded, indexed or streaming.
         reason: why this mode was chosen, to show the user.
         size: S, side of the stored images in pixels.
-        rows: readable training images (in mode streaming: all training images).
+        rows: readable training images (in modes indexed and streaming: all training images).
         shared: every worker may read every block; else blocks are dealt to workers.
         ids: reference to int64 (N,), sorted.
         blocks: references to the kept blocks (pyarrow tables).
-        location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
+        location: reference to int64 (N,): row of a position in the concatenated blocks, or in the
+            index; -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
-        source: mode streaming: reference to the :class:`Source` of the images, read again each
-            epoch, with ``columns``.
+        index: mode indexed: reference to the :class:`FileIndex`.
+        source: modes indexed and streaming: reference to the :class:`Source` of the images, read
+            again each epoch, with ``columns``.
         faults: unreadable images, as {"key", "reason"}.
     """
 
@@ -63,6 +66,7 @@ class Stream:
     blocks: tuple[Any, ...] = ()
     location: Any = None
     offsets: np.ndarray | None = None
+    index: Any = None
     source: Any = None
     columns: tuple[str, ...] = ()
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
@@ -70,12 +74,13 @@ class Stream:
     def images(self) -> Dataset:
         """Every readable training image once: ``__id``, ``__key``, ``__fault``, and pixels and
         aspect (mode raw) or the file."""
-        if self.mode == "streaming":
+        if self.source is not None:
             return self.dataset(None)
         return ray.data.from_arrow_refs(list(self.blocks))
 
     def dataset(self, consumed: np.ndarray | None, seed: Sequence[int] | None = None) -> Dataset:
-        """Mode streaming: the training images that are not consumed yet, still encoded.
+        """Modes indexed and streaming: the training images that are not consumed yet, still
+        encoded.
 
         Args:
             seed: of a random order of the files, or parts of files; None: as they lie.
@@ -112,19 +117,12 @@ def plan_stream(
             not fit.
     """
     size, images = data.stored_size, source.images(columns)
-    mode, reason, kept = _choose(images, len(ids), data, grows)
+    mode, reason, kept = _choose(source, images, len(ids), data, grows)
     ids_ref = ray.put(ids)
-    if mode == "streaming":
-        return Stream(
-            mode,
-            reason,
-            size,
-            len(ids),
-            True,
-            ids_ref,
-            source=ray.put(source),
-            columns=tuple(columns),
-        )
+    if mode in ("indexed", "streaming"):
+        stream = Stream(mode, reason, size, len(ids), True, ids_ref)
+        stream = replace(stream, source=ray.put(source), columns=tuple(columns))
+        return _indexed(stream, source, ids) if mode == "indexed" else stream
     nodes = [node for node in ray.nodes() if node["Alive"]]
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
     shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * smallest
@@ -180,7 +178,27 @@ def check_faults(
         )
 
 
-def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str, str, float]:
+def _indexed(stream: Stream, source: Source, ids: np.ndarray) -> Stream:
+    """A stream whose images are opened by name.
+
+    Raises:
+        UserError: they are not image files on a disk.
+    """
+    index = source.file_index()
+    if index is None:
+        raise UserError(
+            f"data.keep indexed is for an image folder on a disk, not for {source.describe()}"
+        )
+    positions = positions_of(ids, index.rows[ID].to_numpy())
+    location = np.full(len(ids), -1, dtype=np.int64)
+    location[positions[positions >= 0]] = np.flatnonzero(positions >= 0)
+    rows = int((location >= 0).sum())
+    return replace(stream, rows=rows, index=ray.put(index), location=ray.put(location))
+
+
+def _choose(
+    source: Source, images: Dataset, n: int, data: DataConfig, grows: bool
+) -> tuple[str, str, float]:
     """Mode, reason, and kept bytes."""
     size, keep = data.stored_size, data.keep
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -188,8 +206,8 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
     room = SHARE * store
     raw = float(n * 3 * size * size)
     budget = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
-    if keep == "streaming":
-        return "streaming", "streaming: chosen by data.keep", 0.0
+    if keep in ("indexed", "streaming"):
+        return keep, f"{keep}: chosen by data.keep", 0.0
     if keep in ("auto", "raw") and raw <= room:
         text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}; {budget} may be used"
         if keep == "auto" and data.crops_files:
@@ -215,6 +233,9 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
         )
     both = f"pixels ({bytes_text(raw)}) nor files ({encoded_text})"
     text = f"streaming: neither {both} fit in {budget}"
+    if source.file_index() is not None and not grows:
+        text = f"indexed: neither {both} fit in {budget}; workers open the files on disk by name"
+        return "indexed", text, 0.0
     if grows:
         text += "; if new nodes will add enough, use --data.keep raw or encoded"
     return "streaming", text, 0.0

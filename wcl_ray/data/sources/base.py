@@ -30,14 +30,27 @@ T = TypeVar("T")
 # driver. Set here because every process that creates one of our data sets imports this module.
 DataContext.get_current().raise_original_map_exception = True
 # columns that a source adds to its rows; user columns with these names are ignored
-ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
-RESERVED = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
+ID, KEY, IMAGE, FAULT, PATH = "__id", "__key", "__image", "__fault", "__path"
+RESERVED = (ID, KEY, IMAGE, FAULT, PATH, "__test", "__bucket", "__pixels", "__aspect")
 # Arguments of map_batches for tasks that read. With DEFAULT, Ray avoids nodes with GPUs while
 # others have free CPUs; with Ray Data's default, SPREAD, it does not, and a label selector would
 # never use the CPUs of GPU nodes. Ray Data plans to drop the argument in 2.64.
 READ_OPTIONS: dict[str, Any] = {"batch_format": "pyarrow"}
 if "ray_remote_args" in inspect.signature(Dataset.map_batches).parameters:
     READ_OPTIONS["scheduling_strategy"] = "DEFAULT"
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """Image files that can be opened one by one, without a search.
+
+    Attributes:
+        files: where relative names start from; without the paths.
+        rows: ``__id``, ``__key``, ``__path``, and ``__fault``, null unless the file cannot be read.
+    """
+
+    files: Files
+    rows: pa.Table
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,10 @@ class Source(ABC):
         """The rows of :meth:`images`, read from files, or parts of files, in a random order. A
         format that does not say how reads them as they lie."""
         return self.images(columns)
+
+    def file_index(self) -> FileIndex | None:
+        """The images as files on a disk; None if they are not."""
+        return None
 
     @abstractmethod
     def describe(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import ray
 from ray.data import Dataset
 
@@ -24,7 +25,9 @@ from wcl_ray.data.sources.base import (
     ID,
     IMAGE,
     KEY,
+    PATH,
     READ_OPTIONS,
+    FileIndex,
     Source,
     id_column,
     in_random_order,
@@ -38,7 +41,7 @@ from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_FILES = 256  # image files that a task opens, at least
-PATH, LABEL = "__path", "label"
+LABEL = "label"
 
 
 @FORMATS.add("folder")
@@ -115,8 +118,21 @@ class FolderSource(Source):
             _read, batch_size=TASK_FILES, fn_kwargs={"files": files}, **READ_OPTIONS
         )
 
+    def file_index(self) -> FileIndex | None:
+        paths = self.table[PATH]
+        remote = pc.any(pc.match_substring(paths, "://")).as_py()
+        if remote or not isinstance(self.files.fs, pafs.LocalFileSystem):
+            return None
+        files = replace(self.files, paths=(), unnamed=())
+        return FileIndex(files, self._rows((), images=True).combine_chunks())
+
     def parts(self, columns: Sequence[str], images: bool) -> list[pa.Table]:
         """One table per task; ``images``: with paths and faults."""
+        rows = self._rows(columns, images)
+        step = max(TASK_FILES, len(rows) // 1000)
+        return [rows.slice(start, step) for start in range(0, len(rows), step)]
+
+    def _rows(self, columns: Sequence[str], images: bool) -> pa.Table:
         table = self.table
         if self.id_column:
             ids, keys = ids_of(table[self.id_column], self.id_column, self.uri)
@@ -124,9 +140,7 @@ class FolderSource(Source):
             names = [self.files.relative(path) for path in table[PATH].to_pylist()]
             ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
         wanted = [*([PATH, FAULT] if images else []), *columns]
-        rows = pa.table({ID: ids, KEY: keys} | {name: table[name] for name in wanted})
-        step = max(TASK_FILES, len(rows) // 1000)
-        return [rows.slice(start, step) for start in range(0, len(rows), step)]
+        return pa.table({ID: ids, KEY: keys} | {name: table[name] for name in wanted})
 
 
 def _read(table: pa.Table, files: Files) -> Iterator[pa.Table]:

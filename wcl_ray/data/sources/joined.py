@@ -21,7 +21,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import positions_of
-from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, Source
+from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, FileIndex, Source
 from wcl_ray.data.sources.folder import LABEL, FolderSource
 from wcl_ray.data.sources.listing import suffix_of
 from wcl_ray.data.sources.match import KEYS, Match, match_table
@@ -69,6 +69,9 @@ class JoinedSource(Source):
     def shuffled(self, columns: Sequence[str], seed: Sequence[int]) -> Dataset:
         inner = [name for name in columns if name not in self.added]
         return self._join(self.inner.shuffled(inner, seed), columns)
+
+    def file_index(self) -> FileIndex | None:
+        return self.inner.file_index()
 
     def _join(self, rows: Dataset, columns: Sequence[str]) -> Dataset:
         added = [name for name in columns if name in self.added]
