@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from wcl_ray.data import data_stats, sampler, stream
 from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.sources import open_source
+from wcl_ray.data.sources import folder as source_folder
 from wcl_ray.data.sources import parquet as source_parquet
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
@@ -360,6 +363,43 @@ def test_files_on_disk_are_opened_in_the_order_of_the_batches(
     found = dict(part for one in parts for part in one.take_faults())
     assert set(found) <= {"c0/003.png", "c1/040.png"}
     assert sorted(row["__id"] for row in s.images().take_all()) == ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "table", "webdataset"])
+def test_an_epoch_reads_files_in_an_order_of_its_own(
+    data: DataConfig, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pictures import png
+
+    monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
+    monkeypatch.setattr(source_folder, "TASK_FILES", 8)
+    if kind in ("folder", "table"):
+        data = folder_of(tmp_path)
+    if kind == "table":
+        lines = [f"{n:03d}.png,{n}" for n in range(N)]
+        (tmp_path / "table.csv").write_text("\n".join(["file_name,number", *lines]))
+        data = replace(data, table=str(tmp_path / "table.csv"))
+    if kind == "webdataset":
+        for shard in range(8):
+            with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+                for n in range(3):
+                    member = tarfile.TarInfo(f"{shard}{n}.png")
+                    member.size = len(png(n))
+                    tar.addfile(member, io.BytesIO(png(n)))
+        data = DataConfig(path=f"{tmp_path}/*.tar")
+    source = open_source(data)
+    columns = ["number"] if kind == "table" else []
+
+    def rows(found: Any) -> list[tuple[Any, ...]]:
+        names = ["__id", "__image", *columns]
+        return [tuple(row[name] for name in names) for row in found.take_all()]
+
+    plain = rows(source.images(columns))
+    orders = [rows(source.shuffled(columns, (3, epoch))) for epoch in (0, 0, 1)]
+    assert orders[0] != orders[2]
+    assert plain not in orders
+    for order in orders:
+        assert sorted(order, key=str) == sorted(plain, key=str)
 
 
 def test_only_files_on_a_disk_are_opened_by_name(data: DataConfig) -> None:
