@@ -22,8 +22,8 @@ from wcl_ray.config import DataConfig, ModelConfig
 from wcl_ray.data import data_stats, sampler, stream
 from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
-from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import folder as source_folder
+from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
