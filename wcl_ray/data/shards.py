@@ -20,8 +20,8 @@ from wcl_ray.data.ids import positions_of
 from wcl_ray.data.sources.listing import Files
 
 FILE = "_placement.parquet"  # readers of Parquet folders ignore _ files
-GROUP_ROWS, GROUP_BYTES = 1024, 16e6  # of a row group, about; what is less, but ROOM parts or more
-ROOM = 4  # no unit has as many rows as this many parts, see units_of
+GROUP_ROWS, GROUP_BYTES = 1024, 16e6  # of a row group, about: what is less
+PARTS = 4  # for which a row group has room, at least
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def place(
         shard_bytes: aimed at. part: see :func:`units_of`.
     """
     n, rng = len(ids), np.random.default_rng(seed)
-    rows = max(ROOM * part, min(GROUP_ROWS, int(min(GROUP_BYTES, shard_bytes) / image_bytes)))
+    rows = min(GROUP_ROWS, int(min(GROUP_BYTES, shard_bytes) / image_bytes))
+    rows = max(rows, part * max(PARTS, 2 * clusters.shape[1]))  # a unit has less
     groups = max(1, n // rows)
     shards = min(groups, max(1, round(n * image_bytes / shard_bytes)))
     units = units_of(clusters, part, rng)
@@ -106,7 +107,7 @@ def units_of(clusters: np.ndarray, part: int, rng: np.random.Generator) -> np.nd
 
     A cluster of s images is cut into max(1, s // part) units of about equal size: at random if it
     is one of the finest granularity, and otherwise between the units of the next finer one inside
-    it. So no unit has more than 2 part - 1 images, or with several granularities 4 part.
+    it. So a unit has fewer than 2 G part images.
 
     Args:
         clusters: int32 (N, G), from coarse to fine; -1 = a cluster of its own.
