@@ -4,6 +4,7 @@
     python benchmarks/locality.py --images 400000 --store 200 --nodes 2
     python benchmarks/locality.py --images 40000 --store 80 --repeats 3   # minutes on two cores
     python benchmarks/locality.py --images 40000 --store 80 --files       # an image folder
+    python benchmarks/locality.py --images 600000 --repeats 0             # prepare alone
 
 Makes small random PNGs in random order with clusters of ``--cluster-size``, and prepares them. One
 process per worker then reads epochs of both, in turn, without training. Positives are the other
@@ -86,10 +87,33 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         started = time.perf_counter()
         prepare(config, out, Shape(part=options.part, shard_mb=options.shard_mb))
         seconds = time.perf_counter() - started
-    order = sampler.epoch_order(clusters[:, 0], 2, options.batch, np.random.default_rng(1))
-    kept = sampler.meeting(slices(clusters[order, 0], options.batch, options.nodes))
+    placement = read_placement(open_source(DataConfig(path=out)).files)
+    assert placement is not None
+    figures = {
+        "images": n,
+        "nodes": options.nodes,
+        "store_mb": options.store,
+        "source_mb": round(sum(f.stat().st_size for f in Path(source).rglob("*")) / 1e6),
+        "shards": placement.count,
+        "partners_in_row_group": round(partners_together(clusters[:, 0], placement.groups)[0], 3),
+        "prepare_seconds": round(seconds, 1),
+        "prepare_peak_mb": round(peak[0] / 1e6),
+    }
     sides = {"unprepared": (source, "streaming"), "prepared": (out, "streaming")}
     sides |= {"indexed": (source, "indexed")} if options.files else {}
+    return figures | (read(sides, clusters, options) if options.repeats else {})
+
+
+def read(
+    sides: dict[str, tuple[str, str]], clusters: np.ndarray, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Read epochs of all sides in turn; prints the table and returns the figures.
+
+    Args:
+        sides: name → (path, ``data.keep``).
+    """
+    order = sampler.epoch_order(clusters[:, 0], 2, options.batch, np.random.default_rng(1))
+    kept = sampler.meeting(slices(clusters[order, 0], options.batch, options.nodes))
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
     for repeat in range(options.repeats):
         for name, (path, keep) in sides.items():
@@ -103,21 +127,11 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         name: [row[2] / other[2] for row, other in zip(rows, found["unprepared"], strict=True)]
         for name, rows in found.items()
     }
-    placement = read_placement(open_source(DataConfig(path=out)).files)
-    assert placement is not None
     return {
-        "images": n,
-        "nodes": options.nodes,
-        "store_mb": options.store,
         "positives_vs_kept": round(median["prepared"][0] / kept[0], 3),
         "unprepared_vs_kept": round(median["unprepared"][0] / kept[0], 3),
         "speed_vs_unprepared": round(statistics.median(ratios["prepared"]), 3),
         "speed_ratios": {name: [round(r, 3) for r in row] for name, row in ratios.items()},
-        "partners_in_row_group": round(partners_together(clusters[:, 0], placement.groups)[0], 3),
-        "shards": placement.count,
-        "source_mb": round(sum(f.stat().st_size for f in Path(source).rglob("*")) / 1e6),
-        "prepare_seconds": round(seconds, 1),
-        "prepare_peak_mb": round(peak[0] / 1e6),
     }
 
 
