@@ -81,7 +81,7 @@ def main() -> None:
     def stream_of(keep: str) -> tuple[Stream, float]:
         started = time.perf_counter()
         kept = replace(data, keep=keep)  # type: ignore[arg-type]
-        return plan_stream(source.images(), ids, kept), time.perf_counter() - started
+        return plan_stream(source, ids, kept), time.perf_counter() - started
 
     def loader() -> Iterator[torch.Tensor]:
         return iter(DataLoader(files, batch_size=None, num_workers=options.workers, shuffle=True))

@@ -16,6 +16,7 @@ from jobs.embed import EmbedJob
 from jobs.evaluate import EvaluateJob
 from jobs.export import ExportJob
 from jobs.neighbours import NeighboursJob
+from jobs.prepare import PrepareJob
 from jobs.report import ReportJob
 from wcl_ray.config import Config
 from wcl_ray.search.options import SearchConfig
@@ -75,6 +76,7 @@ def main() -> None:
         (Config, "pretrain"),
         (SearchConfig, "tune"),
         (ClusterJob, "cluster"),
+        (PrepareJob, "prepare"),
         (EmbedJob, "embed"),
         (EvaluateJob, "evaluate"),
         (ReportJob, "report"),
@@ -82,7 +84,7 @@ def main() -> None:
         (NeighboursJob, "neighbours"),
     ):
         print(*section(cls, f"## jobs/{job}.py"), sep="\n")
-        if job in ("tune", "cluster"):
+        if job in ("tune", "cluster", "prepare"):
             print("\nIt also takes the options of jobs/pretrain.py.")
         if job == "evaluate":
             print("\nIt also takes the `--scale` options of jobs/pretrain.py.")

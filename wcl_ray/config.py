@@ -115,9 +115,10 @@ class DataConfig:
     store_size: int = 0
     """Side of the kept images before the random crop, in pixels; above an image-size of 64 only
     used with data.keep raw. 0: the image-size up to 64, 8/7 of it above."""
-    keep: Literal["auto", "raw", "encoded", "streaming"] = "auto"
+    keep: Literal["auto", "raw", "encoded", "indexed", "streaming"] = "auto"
     """Keep decoded pixels (raw) or image files (encoded) in Ray's object store, or read the source
-    again in each epoch (streaming). auto: the first that fits. Above an image-size of 64, raw takes
+    again in each epoch: files of an image folder on a disk by name (indexed), all else in windows
+    (streaming). auto: the first that fits. Above an image-size of 64, raw takes
     crops from the shrunk images, the others from the original pixels."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run stops. Below it they are skipped and listed

@@ -119,7 +119,7 @@ def data(tmp_path: Path) -> DataConfig:
 @pytest.mark.parametrize("keep", ["encoded", "streaming"])
 def test_batches_of_crops(data: DataConfig, keep: str) -> None:
     """Whatever the worker and the place in the batch, both views show what their boxes say."""
-    kept = plan_stream(open_source(data).images(), np.arange(24), replace(data, keep=keep))  # type: ignore[arg-type]
+    kept = plan_stream(open_source(data), np.arange(24), replace(data, keep=keep))  # type: ignore[arg-type]
     augment = Augment(replace(AugmentConfig(), jitter=0, grayscale=0, flip=1), SIZE, seed=5)
     reader = Reader(
         kept, np.zeros((24, 1), np.int32), rank=0, world=1, batch_size=8, seed=0, group=2,
@@ -151,7 +151,7 @@ def test_auto_says_what_decoded_pixels_give_up(data: DataConfig) -> None:
     source = open_source(data)
 
     def reason(**changes: Any) -> str:
-        return plan_stream(source.images(), np.arange(24), replace(data, **changes)).reason
+        return plan_stream(source, np.arange(24), replace(data, **changes)).reason
 
     assert "sharper" in reason()
     assert "sharper" not in reason(image_size=64)

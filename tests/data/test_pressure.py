@@ -30,7 +30,7 @@ def test_back_pressure_with_a_slow_trainer(tmp_path: Path) -> None:
         table = pa.table({"id": list(numbers), "image": [pictures[n % 50] for n in numbers]})
         pq.write_table(table, tmp_path / f"part-{i:02d}.parquet", row_group_size=500)
     data = DataConfig(path=str(tmp_path), image_size=64)
-    stream = plan_stream(open_source(data).images(), np.arange(count), data)
+    stream = plan_stream(open_source(data), np.arange(count), data)
     assert stream.mode == "streaming"
     usage = ResourceSummary()
     usage.look()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from wcl_ray.config import DataConfig, ModelConfig
 from wcl_ray.data import data_stats, sampler, stream
 from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
+from wcl_ray.data.sources import folder as source_folder
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
 from wcl_ray.data.stream import Stream, plan_stream, positions_of_rows
@@ -39,7 +42,7 @@ def data(tmp_path: Path) -> DataConfig:
 
 def plan(data: DataConfig, ids: np.ndarray, keep: str) -> Stream:
     options = replace(data, keep=keep)  # type: ignore[arg-type]
-    return plan_stream(open_source(options).images(), ids, options)
+    return plan_stream(open_source(options), ids, options)
 
 
 def reader(s: Stream, clusters: np.ndarray, rank: int = 0, world: int = 1, **more: Any) -> Reader:
@@ -62,14 +65,13 @@ def test_many_tasks_read_and_decode(
     assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
     data_stats.taken()
-    rows = open_source(data).images()
-    s = plan_stream(rows, np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
+    s = plan_stream(open_source(data), np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
     work = data_stats.taken()["images kept"]
     assert (work.rows, work.tasks, work.nodes) == (N, 12, 1)
     assert work.cpu_seconds > 0
     assert len(s.blocks) == 12  # row groups of ten and of two
     assert sum(block.num_rows for block in ray.get(list(s.blocks))) == N
-    assert rows.context.op_resource_reservation_enabled  # as it was
+    assert ray.data.DataContext.get_current().op_resource_reservation_enabled  # as it was
 
 
 def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,15 +308,104 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
     found = plan(data, ids, "auto")
     assert found.mode == "streaming"
     assert "neither" in found.reason
-    rows = open_source(data).images()
+    source = open_source(data)
     for keep in ("raw", "encoded"):  # a cluster that grows on demand is believed to
         forced = replace(data, keep=keep)  # type: ignore[arg-type]
-        found = plan_stream(rows, ids, forced, grows=True)
+        found = plan_stream(source, ids, forced, grows=True)
         assert found.mode == keep
         assert "new nodes" in found.reason
         assert not found.shared  # the workers will not all pull all of it
         assert len(found.blocks) > 1
-    assert "--data.keep raw or encoded" in plan_stream(rows, ids, data, grows=True).reason
+    assert "--data.keep raw or encoded" in plan_stream(source, ids, data, grows=True).reason
+
+
+def folder_of(tmp_path: Path) -> DataConfig:
+    from pictures import png
+
+    for n in range(N):
+        file = tmp_path / f"images/c{n % 3}/{n:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(n) if n != 40 else png(n)[:200])
+    (tmp_path / "images/c0/003.png").unlink()
+    (tmp_path / "images/c0/003.png").symlink_to("nowhere")
+    return DataConfig(path=str(tmp_path / "images"), image_size=16, store_size=16)
+
+
+def test_files_on_disk_are_opened_in_the_order_of_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder_of(tmp_path)
+    source = open_source(data)
+    rows = source.metadata().to_pandas().sort_values("__id")
+    ids = rows["__id"].to_numpy()
+    names = [int(key[-7:-4]) for key in rows["__key"]]
+    bad = [names.index(3), names.index(40)]
+    clusters = np.arange(N, dtype=np.int32)[:, None] // 3
+    forced = plan(data, ids, "indexed")
+    tiny = {"Alive": True, "Resources": {"object_store_memory": 1000}}
+    monkeypatch.setattr(stream.ray, "nodes", lambda: [tiny])
+    s = plan_stream(source, ids, data)
+    assert (s.mode, s.rows, s.shared) == ("indexed", N, True)
+    assert "workers open the files" in s.reason
+    parts = [reader(s, clusters, rank, 2, threads=2) for rank in range(2)]
+    consumed = sampler.empty_bits(N)
+    sampler.set_bits(consumed, np.arange(24))
+    for part in (*parts, reader(forced, clusters, batch_size=8)):
+        order = part.order(1, consumed)
+        assert len(order) == part.steps
+        for batch, positions in zip(part.epoch(1, consumed), order, strict=True):
+            assert batch.positions.tolist() == positions.tolist()
+            good = ~np.isin(positions, bad)
+            assert batch.valid.tolist() == good.tolist()
+            shown = np.array([number_of(image) for image in batch.images.numpy()])[good]
+            assert shown.tolist() == [names[i] for i in positions[good]]
+    both = np.concatenate([part.order(1, consumed).flatten() for part in parts])
+    assert sorted(both.tolist()) == list(range(24, N))
+    found = dict(part for one in parts for part in one.take_faults())
+    assert set(found) <= {"c0/003.png", "c1/040.png"}
+    assert sorted(row["__id"] for row in s.images().take_all()) == ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "table", "webdataset"])
+def test_an_epoch_reads_files_in_an_order_of_its_own(
+    data: DataConfig, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pictures import png
+
+    monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
+    monkeypatch.setattr(source_folder, "TASK_FILES", 8)
+    if kind in ("folder", "table"):
+        data = folder_of(tmp_path)
+    if kind == "table":
+        lines = [f"{n:03d}.png,{n}" for n in range(N)]
+        (tmp_path / "table.csv").write_text("\n".join(["file_name,number", *lines]))
+        data = replace(data, table=str(tmp_path / "table.csv"))
+    if kind == "webdataset":
+        for shard in range(8):
+            with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+                for n in range(3):
+                    member = tarfile.TarInfo(f"{shard}{n}.png")
+                    member.size = len(png(n))
+                    tar.addfile(member, io.BytesIO(png(n)))
+        data = DataConfig(path=f"{tmp_path}/*.tar")
+    source = open_source(data)
+    columns = ["number"] if kind == "table" else []
+
+    def rows(found: Any) -> list[tuple[Any, ...]]:
+        names = ["__id", "__image", *columns]
+        return [tuple(row[name] for name in names) for row in found.take_all()]
+
+    plain = rows(source.images(columns))
+    orders = [rows(source.images(columns, seed=(3, epoch))) for epoch in (0, 0, 1)]
+    assert orders[0] != orders[2]
+    assert plain not in orders
+    for order in orders:
+        assert sorted(order, key=str) == sorted(plain, key=str)
+
+
+def test_only_files_on_a_disk_are_opened_by_name(data: DataConfig) -> None:
+    with pytest.raises(UserError, match=r"is for an image folder on a disk, not for .*3 Pa"):
+        plan(data, np.arange(N), "indexed")
 
 
 def test_readers_in_other_processes(data: DataConfig) -> None:

@@ -162,7 +162,7 @@ def first_images(config: Config, rank: int) -> set[int]:
     """Ids of the first batch of a worker."""
     images = open_images(config.data, config.storage, config.seed)
     table = build_clusters(config, images, show=False)[0].assignment
-    stream = plan_stream(images.train.images(), table.ids, config.data, table.clusters[:, 0])
+    stream = plan_stream(images.train, table.ids, config.data, table.clusters[:, 0])
     reader = Reader(
         stream, table.clusters, rank=rank, world=2, batch_size=BATCH, seed=config.seed,
         group=config.clusters.samples_per_cluster,

@@ -58,7 +58,7 @@ def test_search_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert find_neighbours(features, id=str(number["id"][0]), k=4) == by_id
     assert len(find_neighbours(features, id=names[3], k=99).nearest) == 24
 
-    # the page holds the pictures; those of small images are what the encoder sees
+    # the page holds the pictures
     shown = show_neighbours(features, image=str(files[3]), k=3, out=str(page))
     assert names[int(order[1])] in capsys.readouterr().out
     html = page.read_text()
@@ -67,7 +67,7 @@ def test_search_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert contents == [shown.query.thumbnail, *(n.thumbnail for n in shown.nearest)]
     grey = [np.asarray(Image.open(io.BytesIO(c)).convert("L"), dtype=float) for c in contents]
-    whole = np.asarray(Image.open(files[3]).convert("L"), dtype=float)
+    whole = np.asarray(Image.open(files[3]).convert("L").resize((80, 80)), dtype=float)
     assert grey[0].shape == grey[1].shape == whole.shape
     near, far = (np.abs(g - whole).mean() for g in grey[1:3])
     assert near < 15 < 30 < far

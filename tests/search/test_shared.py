@@ -239,7 +239,7 @@ def test_trials_share_features_of_random_weights(
     plain = replace(config.plain(), clusters=kmeans, train=train)
     opened = open_images(config.data, config.storage, config.seed)
     base = run_clusters.singletons(plain, opened)
-    stream = plan_stream(opened.train.images(), base.assignment.ids, plain.data)
+    stream = plan_stream(opened.train, base.assignment.ids, plain.data)
     scale = Scale(1, 1, 1.0, False)
     start = Start(spec_of(plain))
 

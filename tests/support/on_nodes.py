@@ -121,7 +121,7 @@ def evaluated(folder: str) -> dict[str, Any]:
 def decoding(folder: str) -> dict[str, Any]:
     """Where the one block of some images is made, six times: how often on a node with a GPU."""
     data = DataConfig(path=folder, image_size=64, keep="raw")  # not inlined
-    images = open_source(data).images()
+    images = open_source(data)
     graphics = {n["NodeID"]: n["Resources"].get("GPU", 0) for n in ray.nodes()}
     blocks = [plan_stream(images, np.arange(N), data).blocks for _ in range(6)]
     where = ray.experimental.get_object_locations([one for (one,) in blocks])

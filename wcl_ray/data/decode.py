@@ -65,7 +65,7 @@ def decode_batch(
         out[row] = pixels
 
     def decode_chunk(rows: range) -> dict[int, str | None]:
-        return {row: _fault(images[row], row, decode) for row in rows}
+        return {row: find_fault(images[row], row, decode) for row in rows}
 
     # chunks, since handing single small images to a thread costs more than decoding them
     return Decoded(out, aspect, _faults(decode_chunk, len(images), CHUNK, pool))
@@ -112,11 +112,11 @@ def decode_crops(
                 crop = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
                 out[row, view] = _resize(crop, size)
 
-        faults = {row: _fault(images[row], row, open_row) for row in rows}
+        faults = {row: find_fault(images[row], row, open_row) for row in rows}
         good = torch.tensor(list(opened), dtype=torch.int64)
         all_boxes = boxes_of(good, aspect[good])
         index = {row: i for i, row in enumerate(opened)}
-        return faults | {row: _fault(images[row], row, cut) for row in index}
+        return faults | {row: find_fault(images[row], row, cut) for row in index}
 
     return Decoded(out, aspect, _faults(decode_chunk, len(images), FULL_CHUNK, pool))
 
@@ -134,7 +134,7 @@ def _faults(
     return {row: reason for row, reason in rows if reason is not None}
 
 
-def _fault(content: bytes | None, row: int, work: Callable[[bytes, int], None]) -> str | None:
+def find_fault(content: bytes | None, row: int, work: Callable[[bytes, int], None]) -> str | None:
     """Call ``work`` on an image; returns what is wrong with the image, or None."""
     if not content:
         return "empty" if content is not None else "missing"

@@ -28,7 +28,8 @@ from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.prefetch import prefetch
 from wcl_ray.data.sampler import window_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, FileIndex
+from wcl_ray.data.sources.files import read_files
 from wcl_ray.data.stream import Stream, kept_pixels
 from wcl_ray.errors import UserError
 
@@ -75,7 +76,7 @@ class Reader:
             least one block and at most ``places.max_blocks``).
         places: where dealt blocks lie; the same on all workers except for ``max_blocks``.
         attributes: uint8 (N, A / 8), packed metadata of each position, for graded positives.
-        augment: in modes encoded and streaming, cut the crops of its views out of the files.
+        augment: in all modes but raw, cut the crops of its views out of the files.
 
     Attributes:
         steps: remaining global batches of the current epoch, without those consumed before it.
@@ -117,6 +118,8 @@ class Reader:
         self._faults: list[tuple[str, str]] = []
         self._blocks: dict[int, Any] = {}
         self.places = places or unknown_places(len(stream.blocks), world)
+        if stream.mode == "indexed":
+            self.index: FileIndex = ray.get(stream.index)
         if stream.mode != "streaming":
             self.location: np.ndarray = ray.get(stream.location)
         if not stream.shared:
@@ -147,7 +150,7 @@ class Reader:
         return prefetch(self._parallel(self._encoded_jobs(epoch, order)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
-        """int64 (steps, b): the positions of this worker's batches (modes raw and encoded)."""
+        """int64 (steps, b): the positions of this worker's batches (not in mode streaming)."""
         if not self.stream.shared:
             return self._dealt_order(epoch, consumed)
         remaining = self._remaining(consumed)
@@ -243,6 +246,9 @@ class Reader:
     def _encoded_jobs(self, epoch: int, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
         """Files are copied here, so that the decoding threads keep no block alive."""
         for positions in self._steps(order):
+            if self.stream.mode == "indexed":
+                yield partial(self._open_and_decode, epoch, positions)
+                continue
             files, names = self._files(self.location[positions])
             yield partial(self._decode, epoch, positions, files, names)
 
@@ -325,6 +331,17 @@ class Reader:
             for index, file, key in zip(indices, *taken.to_pydict().values(), strict=True):
                 files[index], keys[index] = file, key
         return files, keys
+
+    def _open_and_decode(self, epoch: int, positions: np.ndarray) -> Batch:
+        rows = self.index.rows.take(pa.array(self.location[positions]))
+        known: list[str | None] = rows[FAULT].to_pylist()
+        paths = [
+            None if fault else p for fault, p in zip(known, rows[PATH].to_pylist(), strict=True)
+        ]
+        files, faults = read_files(paths, self.index.files, "")
+        reasons = [old or new for old, new in zip(known, faults.to_pylist(), strict=True)]
+        broken = {row: reason for row, reason in enumerate(reasons) if reason}
+        return self._decode(epoch, positions, files.to_pylist(), rows[KEY].to_pylist(), broken)
 
     def _decode(
         self,

@@ -3,7 +3,8 @@
 Ray Data reads the source once. Images that fit in the object store stay there as blocks of rows,
 which the workers read in every epoch without a copy: decoded and squashed pixels (``raw``), else
 image files (``encoded``), which give sharper crops above 64 pixels. If neither fits, each epoch
-reads the source again (``streaming``).
+reads the source again: the workers open image files on a disk by name, in the order of the batches
+(``indexed``); Ray Data reads all else (``streaming``).
 
 A training image is addressed by its position, the index of its id in the sorted ids of the
 assignment. Images that are not in the assignment (held out) are dropped before decoding.
@@ -12,8 +13,8 @@ assignment. Images that are not in the assignment (held out) are dropped before 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
 from wcl_ray.data.homes import homes_of
 from wcl_ray.data.ids import positions_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
 
@@ -43,18 +44,21 @@ class Stream:
     """What the workers need to read the images.
 
     Attributes:
-        mode: raw, encoded or streaming.
+        mode: raw, encoded, indexed or streaming.
         reason: why this mode was chosen, to show the user.
         size: S, side of the stored images in pixels.
-        rows: readable training images (in mode streaming: all training images).
+        rows: readable training images (in modes indexed and streaming: all training images).
         shared: every worker may read every block; else blocks are dealt to workers.
         ids: reference to int64 (N,), sorted.
         blocks: references to the kept blocks (pyarrow tables).
-        location: reference to int64 (N,): row of a position in the concatenated blocks, -1 = none.
+        location: reference to int64 (N,): row of a position in the concatenated blocks, or in the
+            index; -1 = none.
         offsets: int64 (blocks + 1,): first row of each block.
         positions: the inverse of ``location`` if blocks are dealt: reference to int64 (rows,),
             -1 = unreadable.
-        source: mode streaming: the images, read again each epoch.
+        index: mode indexed: reference to the :class:`FileIndex`.
+        source: modes indexed and streaming: reference to the :class:`Source` of the images, read
+            again each epoch, with ``columns``.
         faults: unreadable images, as {"key", "reason"}.
     """
 
@@ -68,37 +72,46 @@ class Stream:
     location: Any = None
     offsets: np.ndarray | None = None
     positions: Any = None
-    source: Dataset | None = None
+    index: Any = None
+    source: Any = None
+    columns: tuple[str, ...] = ()
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
     def images(self) -> Dataset:
         """Every readable training image once: ``__id``, ``__key``, ``__fault``, and pixels and
         aspect (mode raw) or the file."""
-        if self.mode == "streaming":
+        if self.source is not None:
             return self.dataset(None)
         return ray.data.from_arrow_refs(list(self.blocks))
 
-    def dataset(self, consumed: np.ndarray | None) -> Dataset:
-        """Mode streaming: the training images that are not consumed yet, still encoded."""
-        assert self.source is not None
+    def dataset(self, consumed: np.ndarray | None, seed: Sequence[int] | None = None) -> Dataset:
+        """Modes indexed and streaming: the training images that are not consumed yet, still
+        encoded.
+
+        Args:
+            seed: of a random order of the files, or parts of files; None: as they lie.
+        """
+        source: Source = ray.get(self.source)  # an image folder's holds the names of all files
+        rows = source.images(self.columns, seed=seed)
+        rows.context.enable_progress_bars = False  # a worker's context is not that of the driver
         fn_kwargs = {"ids": self.ids, "consumed": None if consumed is None else ray.put(consumed)}
-        return self.source.map_batches(
+        return rows.map_batches(
             _select, batch_format="pyarrow", batch_size=None, fn_kwargs=fn_kwargs
         )
 
 
 def plan_stream(
-    images: Dataset,
+    source: Source,
     ids: np.ndarray,
     data: DataConfig,
     clusters: np.ndarray | None = None,
     grows: bool = False,
+    columns: Sequence[str] = (),
 ) -> Stream:
     """Decide how to keep the images, and keep them.
 
     Args:
-        images: rows of :meth:`wcl_ray.data.sources.base.Source.images`; further columns are
-            kept with them.
+        columns: metadata columns that are kept with the images.
         ids: int64 (N,), sorted ids of the training images.
         clusters: int32 (N,); if blocks are dealt to workers on several nodes, images of small
             clusters go into the same block.
@@ -108,11 +121,13 @@ def plan_stream(
         UserError: more images are unreadable than ``data.max_bad`` allows, or a forced mode does
             not fit.
     """
-    size = data.stored_size
-    mode, reason, kept = _choose(images, len(ids), data, grows)
+    size, images = data.stored_size, source.images(columns)
+    mode, reason, kept = _choose(source, images, len(ids), data, grows)
     ids_ref = ray.put(ids)
-    if mode == "streaming":
-        return Stream(mode, reason, size, len(ids), True, ids_ref, source=images)
+    if mode in ("indexed", "streaming"):
+        stream = Stream(mode, reason, size, len(ids), True, ids_ref)
+        stream = replace(stream, source=ray.put(source), columns=tuple(columns))
+        return _indexed(stream, source, ids) if mode == "indexed" else stream
     nodes = [node for node in ray.nodes() if node["Alive"]]
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
     shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * smallest
@@ -169,7 +184,27 @@ def check_faults(
         )
 
 
-def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str, str, float]:
+def _indexed(stream: Stream, source: Source, ids: np.ndarray) -> Stream:
+    """A stream whose images are opened by name.
+
+    Raises:
+        UserError: they are not image files on a disk.
+    """
+    index = source.file_index()
+    if index is None:
+        raise UserError(
+            f"data.keep indexed is for an image folder on a disk, not for {source.describe()}"
+        )
+    positions = positions_of(ids, index.rows[ID].to_numpy())
+    location = np.full(len(ids), -1, dtype=np.int64)
+    location[positions[positions >= 0]] = np.flatnonzero(positions >= 0)
+    rows = int((location >= 0).sum())
+    return replace(stream, rows=rows, index=ray.put(index), location=ray.put(location))
+
+
+def _choose(
+    source: Source, images: Dataset, n: int, data: DataConfig, grows: bool
+) -> tuple[str, str, float]:
     """Mode, reason, and kept bytes."""
     size, keep = data.stored_size, data.keep
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -177,8 +212,8 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
     room = SHARE * store
     raw = float(n * 3 * size * size)
     budget = f"{bytes_text(room)} of the object store's {bytes_text(store)}"
-    if keep == "streaming":
-        return "streaming", "streaming: chosen by data.keep", 0.0
+    if keep in ("indexed", "streaming"):
+        return keep, f"{keep}: chosen by data.keep", 0.0
     if keep in ("auto", "raw") and raw <= room:
         text = f"raw: {n:,} images at {size} px take {bytes_text(raw)}; {budget} may be used"
         if keep == "auto" and data.crops_files:
@@ -204,6 +239,9 @@ def _choose(images: Dataset, n: int, data: DataConfig, grows: bool) -> tuple[str
         )
     both = f"pixels ({bytes_text(raw)}) nor files ({encoded_text})"
     text = f"streaming: neither {both} fit in {budget}"
+    if source.file_index() is not None and not grows:
+        text = f"indexed: neither {both} fit in {budget}; workers open the files on disk by name"
+        return "indexed", text, 0.0
     if grows:
         text += "; if new nodes will add enough, use --data.keep raw or encoded"
     return "streaming", text, 0.0

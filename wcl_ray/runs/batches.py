@@ -8,6 +8,7 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import DataConfig, ScaleConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.images import Images
+from wcl_ray.data.shards import partners_together, read_placement
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.runs.capacity import capacity, plan_scale
@@ -41,7 +42,7 @@ def stream_images(
     say("stream", stream.reason)
     if stream.mode == "streaming" and samples_per_cluster > 1:
         workers = plan_scale(scale, batch_size, data_tasks=True).max_workers
-        warn_apart(assignment.clusters[:, column], batch_size // workers)
+        say_partners(images, assignment, column, batch_size // workers)
     if stream.faults:
         count = add_faults(run, list(stream.faults))
         say("faults", f"{count} unreadable images are left out, see {run.uri}/faults.jsonl")
@@ -61,8 +62,8 @@ def deal_images(
     Args:
         column: of that granularity in ``assignment``.
     """
-    rows, grows = images.train.images(), capacity(scale).grows
-    return plan_stream(rows, assignment.ids, data, assignment.clusters[:, column], grows)
+    clusters, grows = assignment.clusters[:, column], capacity(scale).grows
+    return plan_stream(images.train, assignment.ids, data, clusters, grows)
 
 
 def say_batches(assignment: Assignment, samples_per_cluster: int) -> int:
@@ -74,8 +75,30 @@ def say_batches(assignment: Assignment, samples_per_cluster: int) -> int:
     return column
 
 
+def say_partners(images: Images, assignment: Assignment, column: int, batch: int) -> None:
+    """Print or warn whether streaming brings images of a cluster together.
+
+    Args:
+        column: of the granularity that batches are composed by. batch: see :func:`warn_apart`.
+    """
+    clusters = assignment.clusters[:, column]
+    placement = read_placement(images.train.files) if (clusters >= 0).any() else None
+    if placement is None:
+        warn_apart(clusters, batch)
+        return
+    share, alone = partners_together(clusters, placement.groups_of(assignment.ids))
+    text = (
+        f"{share:.0%} of the partners of an image lie in its part of a shard; {alone:.0%} of the "
+        "images with a partner have none there"
+    )
+    if alone > MAX_APART:
+        warn(f"{text}; prepare the images again with these clusters, or with a larger --part")
+    else:
+        say("shards", text)
+
+
 def warn_apart(clusters: np.ndarray, batch: int) -> None:
-    """Warn if streaming seldom brings images of a cluster together, as it reads them in file order.
+    """Warn if streaming seldom brings images of a cluster together: it does not look for them.
 
     Args:
         clusters: int32 (N,).
@@ -86,7 +109,7 @@ def warn_apart(clusters: np.ndarray, batch: int) -> None:
     if share > MAX_APART:
         warn(
             f"streaming composes batches from {window:,} images at a time: {share:.0%} of those "
-            "with a partner will meet none, unless the files are sorted by cluster; make the "
-            "clusters coarser, or keep the images (data.keep, with more memory or a smaller "
-            "data.image-size)"
+            "with a partner will meet none, unless the files are sorted by cluster; "
+            "jobs/prepare.py writes them so; or make the clusters coarser, or keep the images "
+            "(data.keep, with more memory or a smaller data.image-size)"
         )

@@ -24,7 +24,7 @@ from wcl_ray.data.images import Images
 from wcl_ray.data.stream import Stream
 from wcl_ray.evaluate.validate import Evaluator, validation_config
 from wcl_ray.model.encoder import save_projector
-from wcl_ray.runs.batches import deal_images, say_batches
+from wcl_ray.runs.batches import deal_images, say_batches, say_partners
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import check_levels, read_labels
 from wcl_ray.runs.fit import fit
@@ -181,6 +181,9 @@ def stream_round(arm: Arm, r: int, assignment: Assignment) -> Stream:
     if not arm.clustered(r):
         return arm.stream
     column = say_batches(assignment, arm.config.clusters.samples_per_cluster)
+    if arm.stream.mode == "streaming" and arm.config.clusters.samples_per_cluster > 1:
+        batch = arm.config.train.batch_size // arm.scale.max_workers
+        say_partners(arm.images, assignment, column, batch)
     if arm.stream.shared:
         return arm.stream
     return deal_images(arm.images, assignment, column, arm.config.data, arm.config.scale)

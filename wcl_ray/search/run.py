@@ -237,13 +237,13 @@ def _prepare(
             f"{folder.uri}/{FILE} is not of these images; have the data changed? Start a new "
             "search under another --name"
         )
-    rows = images.without_validation().train.images(label)
+    source = images.train
     grows = capacity(config.scale).grows
-    train = plan_stream(rows, train_ids, config.data, grows=grows)
+    train = plan_stream(source, train_ids, config.data, grows=grows, columns=label)
     say("stream", train.reason)
     kept: tuple[Stream, Stream] | None = None
     if train.mode != "streaming":
-        kept = (train, plan_stream(rows, test_ids, config.data, grows=grows))
+        kept = (train, plan_stream(source, test_ids, config.data, grows=grows, columns=label))
         faults = [*train.faults, *kept[1].faults]
         if faults:
             add_faults(folder, faults)

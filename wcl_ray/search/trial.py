@@ -285,8 +285,8 @@ def _stream(config: Config, setup: Setup, base: Assignment) -> Stream:
     """The stream of a trial: blocks on several nodes are dealt again by its clusters."""
     if setup.kept is not None and setup.kept[0].shared:
         return setup.kept[0]
-    rows, grows = setup.images.train.images(), capacity(config.scale).grows
-    return plan_stream(rows, base.ids, config.data, base.clusters[:, 0], grows)
+    source, grows = setup.images.train, capacity(config.scale).grows
+    return plan_stream(source, base.ids, config.data, base.clusters[:, 0], grows)
 
 
 def _extra_metrics(setup: Setup) -> Any:

@@ -249,7 +249,9 @@ class Worker:
 
         shards = None
         if self.rank == 0:
-            dataset = self.task.stream.dataset(self.state.consumed)
+            dataset = self.task.stream.dataset(
+                self.state.consumed, (self.config.seed, self.state.epoch)
+            )
             shards = dataset.streaming_split(self.world, equal=True)
         shard = ray.train.collective.broadcast_from_rank_zero(shards)[self.rank]
         return lambda: iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))

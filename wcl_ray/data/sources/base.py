@@ -12,7 +12,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +25,13 @@ from wcl_ray.data.sources.listing import Files, check_exists
 from wcl_ray.data.sources.match import Match
 from wcl_ray.errors import UserError
 
+T = TypeVar("T")
 # Otherwise Ray Data wraps exceptions of map_batches functions, and a UserError does not reach the
 # driver. Set here because every process that creates one of our data sets imports this module.
 DataContext.get_current().raise_original_map_exception = True
 # columns that a source adds to its rows; user columns with these names are ignored
-ID, KEY, IMAGE, FAULT = "__id", "__key", "__image", "__fault"
-RESERVED = (ID, KEY, IMAGE, FAULT, "__path", "__test", "__bucket", "__pixels", "__aspect")
+ID, KEY, IMAGE, FAULT, PATH = "__id", "__key", "__image", "__fault", "__path"
+RESERVED = (ID, KEY, IMAGE, FAULT, PATH, "__test", "__bucket", "__pixels", "__aspect")
 Keep = Callable[[np.ndarray], np.ndarray]  # int64 ids (N,) → bool (N,)
 # Arguments of map_batches for tasks that read. With DEFAULT, Ray avoids nodes with GPUs while
 # others have free CPUs; with Ray Data's default, SPREAD, it does not, and a label selector would
@@ -38,6 +39,19 @@ Keep = Callable[[np.ndarray], np.ndarray]  # int64 ids (N,) → bool (N,)
 READ_OPTIONS: dict[str, Any] = {"batch_format": "pyarrow"}
 if "ray_remote_args" in inspect.signature(Dataset.map_batches).parameters:
     READ_OPTIONS["scheduling_strategy"] = "DEFAULT"
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """Image files that can be opened one by one, without a search.
+
+    Attributes:
+        files: where relative names start from; without the paths.
+        rows: ``__id``, ``__key``, ``__path``, and ``__fault``, null unless the file cannot be read.
+    """
+
+    files: Files
+    rows: pa.Table
 
 
 @dataclass(frozen=True)
@@ -87,13 +101,24 @@ class Source(ABC):
         """Rows of ``__id`` int64, ``__key`` string (null for integer ids), and the columns."""
 
     @abstractmethod
-    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
+    def images(
+        self,
+        columns: Sequence[str] = (),
+        keep: Keep | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> Dataset:
         """Rows of ``__id``, ``__key``, ``__image`` (large_binary), ``__fault`` (string, null if
         the image could be read), and the columns.
 
         Args:
             keep: which images to return. Files and row groups without any are not read.
+            seed: of a random order of the files, or parts of files, that tasks read; None: as they
+                lie.
         """
+
+    def file_index(self) -> FileIndex | None:
+        """The images as files on a disk; None if they are not."""
+        return None
 
     @abstractmethod
     def describe(self) -> str:
@@ -120,6 +145,13 @@ def kept_rows(rows: Dataset, keep: Keep | None, cpus: float = 1) -> Dataset:
         return table.filter(pa.array(keep(table[ID].to_numpy())))
 
     return rows.map_batches(select, batch_format="pyarrow", batch_size=None, num_cpus=cpus)
+
+
+def in_random_order(parts: list[T], seed: Sequence[int] | None) -> list[T]:
+    """Parts of a source, shuffled; None: as they are."""
+    if seed is None:
+        return parts
+    return [parts[i] for i in np.random.default_rng(seed).permutation(len(parts))]
 
 
 def check_paths(data: DataConfig) -> None:

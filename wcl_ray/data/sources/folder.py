@@ -14,12 +14,25 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import ray
 from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Keep, Source, id_column
+from wcl_ray.data.sources.base import (
+    FAULT,
+    ID,
+    IMAGE,
+    KEY,
+    PATH,
+    READ_OPTIONS,
+    FileIndex,
+    Keep,
+    Source,
+    id_column,
+    in_random_order,
+)
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.leftover import folder_of, splits_of
 from wcl_ray.data.sources.listing import METADATA_FILES, NOT_UTF8, Files, is_image
@@ -29,7 +42,7 @@ from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_FILES = 256  # image files that a task opens, at least
-PATH, LABEL = "__path", "label"
+LABEL = "label"
 
 
 @FORMATS.add("folder")
@@ -93,17 +106,38 @@ class FolderSource(Source):
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return ray.data.from_arrow(self.parts(columns, images=False))
 
-    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
+    def images(
+        self,
+        columns: Sequence[str] = (),
+        keep: Keep | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> Dataset:
         files = replace(self.files, paths=(), unnamed=())  # rows carry their paths
-        rows = ray.data.from_arrow(self.parts(columns, images=True, keep=keep))
+        parts = in_random_order(self.parts(columns, images=True, keep=keep), seed)
+        rows = ray.data.from_arrow(parts)
         return rows.map_batches(
             _read, batch_size=TASK_FILES, fn_kwargs={"files": files}, **READ_OPTIONS
         )
+
+    def file_index(self) -> FileIndex | None:
+        paths = self.table[PATH]
+        remote = pc.any(pc.match_substring(paths, "://")).as_py()
+        if remote or not isinstance(self.files.fs, pafs.LocalFileSystem):
+            return None
+        files = replace(self.files, paths=(), unnamed=())
+        return FileIndex(files, self._rows((), images=True).combine_chunks())
 
     def parts(
         self, columns: Sequence[str], images: bool, keep: Keep | None = None
     ) -> list[pa.Table]:
         """One table per task, of the images to ``keep``; ``images``: with paths and faults."""
+        rows = self._rows(columns, images)
+        if keep is not None:
+            rows = rows.filter(pa.array(keep(rows[ID].to_numpy())))
+        step = max(TASK_FILES, len(rows) // 1000)
+        return [rows.slice(start, step) for start in range(0, len(rows) or 1, step)]
+
+    def _rows(self, columns: Sequence[str], images: bool) -> pa.Table:
         table = self.table
         if self.id_column:
             ids, keys = ids_of(table[self.id_column], self.id_column, self.uri)
@@ -111,11 +145,7 @@ class FolderSource(Source):
             names = [self.files.relative(path) for path in table[PATH].to_pylist()]
             ids, keys = pa.array(hash_strings(names)), pa.array(names, pa.string())
         wanted = [*([PATH, FAULT] if images else []), *columns]
-        rows = pa.table({ID: ids, KEY: keys} | {name: table[name] for name in wanted})
-        if keep is not None:
-            rows = rows.filter(pa.array(keep(rows[ID].to_numpy())))
-        step = max(TASK_FILES, len(rows) // 1000)
-        return [rows.slice(start, step) for start in range(0, len(rows) or 1, step)]
+        return pa.table({ID: ids, KEY: keys} | {name: table[name] for name in wanted})
 
 
 def _read(table: pa.Table, files: Files) -> Iterator[pa.Table]:

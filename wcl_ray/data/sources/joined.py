@@ -21,7 +21,7 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import positions_of
-from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, Keep, Source
+from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, FileIndex, Keep, Source
 from wcl_ray.data.sources.folder import LABEL, FolderSource
 from wcl_ray.data.sources.listing import suffix_of
 from wcl_ray.data.sources.match import KEYS, Match, match_table
@@ -62,9 +62,17 @@ class JoinedSource(Source):
         rows = self.inner.metadata(inner) if inner else ray.data.from_arrow_refs([*self.names])
         return self._join(rows, columns)
 
-    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
+    def images(
+        self,
+        columns: Sequence[str] = (),
+        keep: Keep | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> Dataset:
         inner = [name for name in columns if name not in self.added]
-        return self._join(self.inner.images(inner, keep), columns)
+        return self._join(self.inner.images(inner, keep, seed), columns)
+
+    def file_index(self) -> FileIndex | None:
+        return self.inner.file_index()
 
     def _join(self, rows: Dataset, columns: Sequence[str]) -> Dataset:
         added = [name for name in columns if name in self.added]

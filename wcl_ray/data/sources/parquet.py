@@ -15,7 +15,17 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import hash_strings, ids_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, READ_OPTIONS, Keep, Source, id_column
+from wcl_ray.data.sources.base import (
+    FAULT,
+    ID,
+    IMAGE,
+    KEY,
+    READ_OPTIONS,
+    Keep,
+    Source,
+    id_column,
+    in_random_order,
+)
 from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
 from wcl_ray.data.sources.hive import hive_columns, hive_value
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
@@ -90,11 +100,23 @@ class ParquetSource(Source):
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
 
-    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
-        return self._read(columns, images=True, keep=keep)
+    def images(
+        self,
+        columns: Sequence[str] = (),
+        keep: Keep | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> Dataset:
+        return self._read(columns, images=True, keep=keep, seed=seed)
 
-    def _read(self, columns: Sequence[str], images: bool, keep: Keep | None = None) -> Dataset:
+    def _read(
+        self,
+        columns: Sequence[str],
+        images: bool,
+        keep: Keep | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> Dataset:
         pieces, types, size = self.pieces(columns)
+        pieces = in_random_order(pieces, seed)
         tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         kwargs = {"source": self, "types": types, "images": images, "keep": keep}

@@ -27,6 +27,7 @@ from wcl_ray.data.sources.base import (
     Keep,
     Source,
     id_column,
+    in_random_order,
     kept_rows,
 )
 from wcl_ray.data.sources.listing import IMAGE_SUFFIXES, Files, escaped, suffix_of
@@ -97,11 +98,19 @@ class WebDatasetSource(Source):
     def metadata(self, columns: Sequence[str] = ()) -> Dataset:
         return self._read(columns, images=False)
 
-    def images(self, columns: Sequence[str] = (), keep: Keep | None = None) -> Dataset:
-        return kept_rows(self._read(columns, images=True), keep)
+    def images(
+        self,
+        columns: Sequence[str] = (),
+        keep: Keep | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> Dataset:
+        return kept_rows(self._read(columns, images=True, seed=seed), keep)
 
-    def _read(self, columns: Sequence[str], images: bool) -> Dataset:
+    def _read(
+        self, columns: Sequence[str], images: bool, seed: Sequence[int] | None = None
+    ) -> Dataset:
         shards = [{"shard": i} for i in range(len(self.files.paths))]
+        shards = in_random_order(shards, seed)
         rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), 1000))
         kwargs = {"source": self, "columns": tuple(columns), "images": images}
         return rows.map_batches(_read_shard, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)

@@ -1,0 +1,46 @@
+"""Shrinks large image files, for storage."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from wcl_ray.data.decode import check_header, decode_one, find_fault
+
+
+def shrink_files(
+    files: Sequence[bytes | None], side: int, quality: int
+) -> tuple[list[bytes | None], list[str | None]]:
+    """Image files whose shorter side is at most ``side`` pixels, and what is wrong with each.
+
+    Args:
+        side: larger images become JPEGs of this shorter side: upright, RGB, transparency blended
+            as for training. Smaller ones are left as they are. 0: all are.
+        quality: of the JPEGs, up to 100.
+    """
+    smaller = list(files)
+
+    def shrink(content: bytes, row: int) -> None:
+        smaller[row] = shrink_file(content, side, quality)
+
+    if not side:
+        return smaller, [check_header(content) for content in files]
+    return smaller, [find_fault(content, row, shrink) for row, content in enumerate(files)]
+
+
+def shrink_file(content: bytes, side: int, quality: int) -> bytes:
+    """One image file, see :func:`shrink_files`.
+
+    Raises:
+        RuntimeError, OSError, ValueError, SyntaxError: its decoder's error for a broken file.
+    """
+    from torchvision.io import encode_jpeg  # takes seconds, and not every process shrinks
+    from torchvision.transforms.v2 import functional
+
+    with Image.open(io.BytesIO(content)) as picture:  # reads the header only
+        if min(picture.size) <= side:
+            return content
+    pixels = functional.resize(decode_one(content), [side], antialias=True)
+    return bytes(encode_jpeg(pixels, quality).numpy())
