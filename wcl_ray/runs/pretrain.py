@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
+from wcl_ray.train.trackers import Trackers, check_trackers
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
@@ -62,6 +63,7 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
         config = with_image_size(config)
         check_types(config)
         check_level_options(config)
+        check_trackers(config.train.trackers)
         check_paths(config.data)
         start = start_of(config, run)
         check_backbone(start.encoder, config.train.layer_decay)
@@ -88,7 +90,10 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
                     last_clusters = train_rounds(arm)
                 with usage.stage("evaluate"):
                     figures[arm.title] = evaluate(arm, last_clusters)
-        return write_results(figures, usage, started, run, page)
+        results = write_results(figures, usage, started, run, page)
+        for title, folder in zip(figures, (run, run / BASELINE), strict=False):
+            finish_trackers(folder, config.train.trackers, {title: figures[title]}, results)
+        return results
 
 
 def plan_arms(
@@ -200,6 +205,15 @@ def write_results(
     write_page(page, run)
     say("run", f"{run.uri} ({seconds:.0f} s)")
     return results | {"run": run.uri}
+
+
+def finish_trackers(
+    run: Folder, names: Sequence[str], figures: dict[str, Any], results: dict[str, Any]
+) -> None:
+    """Send the figures of an arm to its trackers."""
+    trackers = Trackers(run, names)
+    trackers.finish(results | {"variants": figures})
+    trackers.close()
 
 
 def write_page(page: Callable[[Folder], str] | None, run: Folder) -> None:

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from wcl_ray.errors import UserError
 from wcl_ray.registry import TRACKERS
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import warn
@@ -18,8 +21,17 @@ class Tracker:
     """Receives the metrics of a run. If it raises, the user is warned, the tracker is not called
     again, and training continues."""
 
+    PACKAGE = ""  # that it needs; also the name of the extra that installs it
+    ID_FILE = ""  # of the run folder, in which a tracker with runs of its own keeps their id
+
     def __init__(self, run: Folder) -> None:
         self.run = run
+
+    def remember(self, create: Callable[[], str]) -> str:
+        """The id of the tracker's own run, created once for each run folder."""
+        if not self.run.exists(self.ID_FILE):
+            self.run.write(self.ID_FILE, json.dumps({"id": create()}).encode())
+        return str(json.loads(self.run.read(self.ID_FILE))["id"])
 
     def log(self, step: int, metrics: Row) -> None:
         """Receive one row.
@@ -31,8 +43,53 @@ class Tracker:
         """
         raise NotImplementedError
 
+    def finish(self, step: int, results: dict[str, Any]) -> None:
+        """Called once when the run is finished; its folder then holds the encoder and the page.
+
+        Args:
+            step: the last one.
+            results: content of ``results.json``.
+        """
+
     def close(self) -> None:
-        """Called once at the end of training, also if it failed."""
+        """Called at the end of a round of training, also if it failed, and after ``finish``."""
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """The numbers of a row, without its position."""
+    skipped = ("step", "time")
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if isinstance(value, (int, float)) and key not in skipped
+    }
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of dictionaries as one.
+
+    >>> flat({"loss": {"temperature": 0.2}, "seed": 0})
+    {'loss.temperature': 0.2, 'seed': 0}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def run_options(run: Folder) -> dict[str, Any]:
+    """The options of a run, by section."""
+    return dict(json.loads(run.read("config.json"))["config"]) if run.exists("config.json") else {}
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise a UserError if a tracker's package is not installed."""
+    for package in filter(None, (TRACKERS.get(name).PACKAGE for name in names)):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'{package} is not installed: pip install "wcl_ray[{package}]"')
 
 
 class Trackers:
@@ -65,6 +122,12 @@ class Trackers:
         for name, tracker in list(self._others.items()):
             self._try(name, functools.partial(tracker.log, row.get("step", 0), dict(row)))
         self.file.log(row.get("step", 0), row)
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Send the results of a finished run to all trackers."""
+        step = max((int(row.get("step", 0)) for row in self.file.rows), default=0)
+        for name, tracker in list(self._others.items()):
+            self._try(name, functools.partial(tracker.finish, step, results))
 
     def close(self) -> None:
         """Close all trackers."""
