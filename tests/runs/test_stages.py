@@ -199,6 +199,7 @@ def test_stages_take_their_part_of_the_configuration() -> None:
         "runs/rounds.py",
         "runs/clusters.py",
         "runs/cluster.py",
+        "runs/prepare.py",
         "runs/folder.py",
         "runs/stored.py",
         "runs/trained.py",

@@ -152,7 +152,7 @@ def _marked(
     test: bool,
     label: str | None,
     cpus: float | None,
-    examples: ExampleChoice | None,
+    examples: ExampleChoice | None = None,
 ) -> Dataset:
     """Add columns that mark test images and images to picture, and turn labels into strings, since
     the types of both sides may differ."""
