@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-from wcl_ray.clusters.features import IMAGES_A_CLUSTER
-from wcl_ray.data.stream import REPLICATED, SHARE
+from wcl_ray.clusters.features import IMAGES_A_CLUSTER, MOST_CLUSTERS
+from wcl_ray.data.stream import BLOCK as DEALT
+from wcl_ray.data.stream import MOST_BLOCKS, REPLICATED, SHARE
 from wcl_ray.kmeans.phases import FLAT
 from wcl_ray.kmeans.worker_group import FAN_IN, PARTS
 
@@ -88,7 +89,7 @@ def keeping(figures: Figures) -> str:
         row, last = [_n(n), _n(gpus), _b(SHARE * STORE * nodes(gpus))], "-"
         for raw, jpeg in ((RAW, JPEG), (RAW_32, JPEG_32)):
             mode, shared, kept = keep_mode(n, gpus, raw, jpeg)
-            dealt = max(4 * nodes(gpus), int(kept / 64e6))
+            dealt = max(4 * nodes(gpus), min(MOST_BLOCKS, int(kept / DEALT)))
             blocks = 0 if mode == "streaming" else math.ceil(kept / BLOCK) if shared else dealt
             how = "" if mode == "streaming" else ", shared" if shared else ", dealt"
             row += [_b(n * jpeg), _b(n * raw), mode + how, _n(blocks) if blocks else "-"]
@@ -197,7 +198,7 @@ def kmeans(figures: Figures) -> str:
     assign = cost(figures, "add a row to its cluster")
     rows = []
     for n, gpus in CASES:
-        for k in (FEW_K, n // IMAGES_A_CLUSTER):
+        for k in (FEW_K, min(MOST_CLUSTERS, n // IMAGES_A_CLUSTER)):
             size = 8 * k * (WIDTH + 2)
             flat = 2.0 * n * k * WIDTH / (gpus * CARD)
             inside = _s(flat / math.sqrt(k)) if float(n) * k * WIDTH > FLAT else "-"
