@@ -196,7 +196,7 @@ class ClustersConfig:
     """Quantiles of a numeric column; each gives the attribute 'above this quantile'."""
     k: tuple[int, ...] = ()
     """Number of k-means clusters. Several numbers: several granularities, trained on together.
-    Default: one for every 50 images."""
+    Default: one for every 50 images, 20,000 at most."""
     features: Literal["projector", "backbone", "metadata"] = "projector"
     """Input of k-means: the projector's output (of SimCLR's, if there is one), the backbone's
     features, or the metadata columns (TF-IDF of words and tags, standardised numbers; clustered
