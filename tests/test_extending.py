@@ -194,7 +194,7 @@ def test_shipped_parts_are_their_files() -> None:
             assert parts.get(name) is parts.added[name]
             assert summary
     assert set(LOSSES.shipped) == {"paper", "supcon"}
-    assert set(TRACKERS.shipped) == {"jsonl", "prometheus", "tensorboard"}
+    assert set(TRACKERS.shipped) == {"jsonl", "mlflow", "prometheus", "tensorboard", "wandb"}
     assert {k for k in KINDS.shipped if KINDS.get(k).granularity == "top_k"} == {
         "attributes",
         "tags",

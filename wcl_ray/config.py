@@ -463,7 +463,7 @@ class TrainConfig:
     """Write the image ids of every step to the run folder (audit/)."""
     trackers: Annotated[
         tuple[str, ...],
-        TRACKERS.option_help("Where training metrics are written besides metrics.jsonl."),
+        TRACKERS.option_help("Where metrics are written besides metrics.jsonl and TensorBoard."),
     ] = ("tensorboard", "prometheus")
 
     def __post_init__(self) -> None:

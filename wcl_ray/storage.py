@@ -255,11 +255,14 @@ class Folder:
                 os.rmdir(path)
 
 
-def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
+def check_target(uri: str, option: str, endpoint: str | None = None, suffix: str = "") -> None:
     """Check that a file can be written.
 
+    Args:
+        suffix: of the files that may be written over, such as ``.html``; "": all may.
+
     Raises:
-        UserError: the path is a folder, or its parent is a file.
+        UserError: the path is a folder or another kind of file, or its parent is a file.
         StorageError: the storage refuses it.
     """
     fs, path = filesystem(resolve_output(uri), endpoint)
@@ -268,6 +271,8 @@ def check_target(uri: str, option: str, endpoint: str | None = None) -> None:
         kinds = [info.type for info in fs.get_file_info([path, parent])]
     if uri.endswith("/") or kinds[0] == pafs.FileType.Directory:
         raise UserError(f"{option} {uri} is a folder; give the name of a file")
+    if kinds[0] == pafs.FileType.File and not path.endswith(suffix):
+        raise UserError(f"{option} {uri} is there and no {suffix} file; choose another name")
     if kinds[1] == pafs.FileType.File:
         raise UserError(f"{option} {uri}: {parent} is a file, not a folder")
     folder, name = _split(uri, endpoint)

@@ -1,4 +1,4 @@
-"""Loads YAML and JSON files with all scalars as texts: each option parses its own value."""
+"""Options as texts: from YAML and JSON, of which each option parses its own value; dotted names."""
 
 from __future__ import annotations
 
@@ -89,3 +89,18 @@ def _texts(value: Any) -> Any:
         return [_texts(inner) for inner in value]
     words = {True: "true", False: "false", None: Empty("null")}
     return value if isinstance(value, str) else words[value]
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted names.
+
+    >>> flat({"loss": {"temperature": 0.2}, "seed": 0})
+    {'loss.temperature': 0.2, 'seed': 0}
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            values.update(flat(value, f"{prefix}{key}."))
+        else:
+            values[prefix + key] = value
+    return values

@@ -100,7 +100,7 @@ def check_errors(tmp_path: Path, features: str, other: str) -> None:
         find_neighbours(features, image=photo, id="7")
     with pytest.raises(UserError, match="--k is 0; it starts at 1"):
         find_neighbours(features, id="b/3.png", k=0)
-    with pytest.raises(UserError, match=r"holds no features; embed\.py --out"):
+    with pytest.raises(UserError, match=r"holds no features; jobs/embed\.py --run RUN"):
         find_neighbours(empty, image=photo)
     shutil.copytree(features, moved)
     manifest = json.loads((moved / "_embedding.json").read_text())
@@ -108,6 +108,15 @@ def check_errors(tmp_path: Path, features: str, other: str) -> None:
     with pytest.raises(UserError, match=r"is not a run folder.*if the run has moved, give --run"):
         find_neighbours(str(moved), image=photo)
     assert find_neighbours(str(moved), image=photo, run=str(tmp_path / "run")).images == 25
+    for wanted in ("²", "--5"):
+        with pytest.raises(UserError, match="is not in"):
+            find_neighbours(features, id=wanted)
+    for part in moved.glob("part-*.parquet"):  # as after a damaged one was deleted
+        part.unlink()
+    with pytest.raises(UserError, match=r"has an index, but no features; repeat its embed\.py"):
+        find_neighbours(str(moved), id="b/3.png")
+    with pytest.raises(UserError, match=r"is there and no \.html file; choose another name"):
+        show_neighbours(features, image=photo, out=photo)
     (moved / "_index.faiss").write_bytes(b"IxM2 cut off")
     with pytest.raises(UserError, match=r"_index\.faiss is damaged; embed\.py --index writes it"):
         find_neighbours(str(moved), id="b/3.png")

@@ -12,7 +12,7 @@ import pytest
 from pictures import columns, write_parquet
 
 from wcl_ray.clusters.binarise import Attribute
-from wcl_ray.clusters.kinds.attributes import Attributes
+from wcl_ray.clusters.kinds.attributes import Attributes, pattern_words
 from wcl_ray.clusters.kinds.hierarchy import Hierarchy
 from wcl_ray.clusters.views import View
 from wcl_ray.config import ClustersConfig, Config, DataConfig
@@ -40,7 +40,24 @@ def test_words_of_a_pattern() -> None:
     )
     assert [texts.to_pylist() for texts in kind.words(table)] == [
         ["marks has ring", "none of the attributes", None, None],
-        ["marks has ring, colour is red", "colour is red", "none of the attributes", None],
+        [
+            "marks has ring, colour is red",
+            "colour is red; not: marks has ring",
+            "none of the attributes",
+            None,
+        ],
+    ]
+
+
+def test_words_of_thresholds() -> None:
+    """Those next to the value say all."""
+    above = [Attribute("size", "above", value, 0.5, 1.0) for value in (2, 5, 9)]
+    words = [pattern_words([(a, size > a.value) for a in above]) for size in (1, 4, 7, 10)]
+    assert words == [
+        "none of the attributes",
+        "size above 2; not: size above 5",
+        "size above 5; not: size above 9",
+        "size above 9",
     ]
 
 
@@ -86,9 +103,13 @@ def test_clusters_are_named_by_what_their_images_share(
             assert sheet.words == row["species"]
         elif clusters.kind == "hierarchy":
             assert sheet.words == f"{row['colour']} › {row['size']:g}"
-        elif sheet.granularity == "attributes-5" and f"colour is {row['colour']}" in sheet.words:
-            assert all(mark in row["marks"] for mark in ("ring", "spot")
-                       if f"has {mark}" in sheet.words)  # fmt: skip
         else:
-            assert f"colour is {row['colour']}" not in sheet.words
+            true, _, others = sheet.words.partition("; not: ")
+            for text in filter(None, (true, others)):
+                for mark in ("ring", "spot"):
+                    if f"has {mark}" in text:
+                        assert (mark in row["marks"]) == (text is true)
+                for colour in ("red", "green", "blue"):
+                    if f"colour is {colour}" in text:
+                        assert (colour == row["colour"]) == (text is true)
     assert replace(named, sheets=()) == replace(examples, sheets=())

@@ -165,6 +165,24 @@ def test_ids_of_paths_and_a_table_stay(ray_local: None, s3: str, tmp_path: Path)
     assert read == rows_of(config.data.path or "", table=str(table))
 
 
+def test_metadata_with_the_names_of_the_shards(ray_local: None, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = ["file_name,image,image_bytes,id,pair"]
+    for n in range(16):
+        (tmp_path / f"data/{n}.png").write_bytes(png(n))
+        rows.append(f"{n}.png,https://x/{n}.png,{n},{n},p{n % 4}")
+    (tmp_path / "data/metadata.csv").write_text("\n".join(rows))
+    config = config_of(str(tmp_path / "data"))
+    prepare(replace(config, data=replace(config.data, id=None)), str(tmp_path / "out"), SMALL)
+    manifest = json.loads((tmp_path / "out/_prepared.json").read_text())
+    names = {"id": manifest["id_name"], "image": manifest["image_name"]}
+    opened = open_source(DataConfig(path=str(tmp_path / "out"), **names))
+    assert set(opened.columns) == {"image", "image_bytes", "id", "pair"} - set(names.values())
+    read = opened.images(["image"] if "image" in opened.columns else []).take_all()
+    assert sorted(row["__image"] for row in read) == sorted(png(n) for n in range(16))
+    assert all(row["image"].startswith("https://") for row in read)
+
+
 def test_large_images_are_shrunk() -> None:
     def jpeg(width: int, height: int, **options: Any) -> bytes:
         sink = io.BytesIO()

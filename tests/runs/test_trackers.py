@@ -13,8 +13,9 @@ import pytest
 
 from wcl_ray.errors import UserError
 from wcl_ray.registry import TRACKERS
+from wcl_ray.runs.pretrain import finish_trackers
 from wcl_ray.storage import Folder
-from wcl_ray.train.trackers import Trackers, check_trackers
+from wcl_ray.train.trackers import Trackers, check_trackers, run_name, run_options, unfinished
 
 RESULTS: dict[str, Any] = {"variants": {"attributes": {"knn": 0.75, "unreadable": {}}}}
 OPTIONS = {"loss": {"temperature": 0.2}, "clusters": {"columns": ["colour"]}}
@@ -72,10 +73,25 @@ def test_wandb_offline(run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folders = sorted((Path(run.path) / "wandb").glob("offline-run-*"))
     identity = json.loads(run.read("wandb.json"))["id"]
     assert len(folders) == 3
-    assert all(identity in folder.name for folder in folders)  # synced into one run
+    assert all(identity in folder.name for folder in folders)
     written = b"".join(path.read_bytes() for f in folders for path in f.glob("*.wandb"))
     for text in (b"attributes.knn", b"temperature", b"encoder.safetensors", b"report.html"):
         assert text in written
+
+
+def test_results_reach_a_tracker_once(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the driver died, or the server did not answer, when the run had finished."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{run.path}/mlflow.db")
+    assert unfinished(run, ["tensorboard", "mlflow", "wandb"]) == ["mlflow", "wandb"]
+    Trackers(run, ["mlflow"]).close()
+    assert unfinished(run, ["mlflow"]) == ["mlflow"]
+    finish_trackers(run, ["mlflow"], "attributes", RESULTS)
+    assert unfinished(run, ["mlflow"]) == []
+
+
+def test_a_baseline_has_the_name_and_options_of_its_run(run: Folder) -> None:
+    assert [run_name(folder) for folder in (run, run / "baseline")] == ["bugs", "bugs/baseline"]
+    assert run_options(run / "baseline") == run_options(run) == OPTIONS
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,6 @@ TEST = "__test"  # bool column: test images
 PICTURED = "__pictured"  # bool column: images that embed returns a thumbnail of
 THUMBNAIL = "__thumbnail"  # binary column: JPEG of the centre crop, null for other images
 DISTANCE = "__distance"  # float32 column, see embed
-THUMBNAIL = "__thumbnail"  # binary column, see embed
 
 
 def embed(

@@ -72,7 +72,9 @@ def _intro(sheets: Sequence[Sheet]) -> str:
     text += ", and of the purest and most mixed ones" * labelled
     text += ", with what they have in common" * any(sheet.words for sheet in sheets)
     frame = " A dashed frame marks an image with another label than most of its cluster."
-    return f"{text}.{frame * labelled}"
+    drawn = " Clusters with fewer than two images among those of the page's sample are left out"
+    drawn += ", and shares are of that sample." if labelled else "."
+    return f"{text}.{drawn}{frame * labelled}"
 
 
 def _sheet(sheet: Sheet, rows: Sequence[dict[str, Any]], most: int | None) -> str:

@@ -107,7 +107,9 @@ def curves(
             )  # fmt: skip
     if not traces:
         return None
-    y_axis: dict[str, Any] = {"title": {"text": title}, "rangemode": "tozero"}
+    y_axis: dict[str, Any] = {"title": {"text": title}}
+    if "loss" not in keys:  # whose changes are small beside its size
+        y_axis["rangemode"] = "tozero"
     if form:
         y_axis["tickformat"] = form
     if max(max(t.y) for t in traces) < least:
@@ -135,12 +137,12 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def plane(runs: Sequence[RunReport]) -> go.Figure | None:
-    """I(Z;T) over H(Z|T) of every granularity, with the bound H(T)."""
+    """I(Z;T) above chance over H(Z|T) of every granularity, with the bound H(T)."""
     traces, bounds = [], set()
     for i, run in enumerate(runs):
         points = []
         for round_, q in run.quality:
-            x, y = number(q.get("h_z_t")), number(q.get("i_zt"))
+            x, y = number(q.get("h_z_t")), number(q.get("i_zt_adjusted", q.get("i_zt")))
             if x is None or y is None or q.get("clusters") == q.get("images"):
                 continue
             name = str(q.get("name", ""))
@@ -152,7 +154,7 @@ def plane(runs: Sequence[RunReport]) -> go.Figure | None:
         if not points:
             continue
         colour = COLOURS[i % len(COLOURS)]
-        above = [number(q.get("i_zt_adjusted")) for *_, q in points]
+        raw = [number(q.get("i_zt")) for *_, q in points]
         traces.append(
             go.Scatter(
                 x=[p[0] for p in points], y=[p[1] for p in points],
@@ -160,10 +162,10 @@ def plane(runs: Sequence[RunReport]) -> go.Figure | None:
                 name=label(run.name[:40]), cliponaxis=False, textposition="bottom center",
                 text=[label(p[2][:30]) for p in points],
                 hovertext=[
-                    f"{label(n)}<br>K = {q.get('clusters'):,}<br>I(Z;T) {y:.2f} bits"
-                    + ("" if a is None else f", {a:.2f} above chance")
+                    f"{label(n)}<br>K = {q.get('clusters'):,}<br>I(Z;T) {y:.2f} bits above chance"
+                    + ("" if plain is None else f", {plain:.2f} in all")
                     + f"<br>H(Z|T) {x:.2f} bits"
-                    for (x, y, n, q), a in zip(points, above, strict=True)
+                    for (x, y, n, q), plain in zip(points, raw, strict=True)
                 ],
                 hoverinfo="text",
                 marker={"size": 12, "color": colour, "symbol": SYMBOLS[i % len(SYMBOLS)]},
@@ -177,7 +179,7 @@ def plane(runs: Sequence[RunReport]) -> go.Figure | None:
         traces,
         {"title": {"text": "H(Z|T), bits: what else the clusters know"},
          "range": [-0.12 * right, right]},
-        {"title": {"text": "I(Z;T), bits: what they know of the label"},
+        {"title": {"text": "I(Z;T) above chance, bits"},
          "range": [-0.1 * top, top]},
         showlegend=len(traces) > 1,
     )  # fmt: skip

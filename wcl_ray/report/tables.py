@@ -10,10 +10,10 @@ from typing import Any
 from wcl_ray.config import Config, option_name
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.report.plots import ACCURACIES, guesses, variants_of
-from wcl_ray.report.read import RunReport
+from wcl_ray.report.read import RunReport, Variant
 from wcl_ray.report.template import count, escape, number
-from wcl_ray.runs.stored import flat
 from wcl_ray.terminal import bytes_text, clock
+from wcl_ray.texts import flat
 
 COLUMNS = {  # figure → heading, format, and what is meant
     "knn": ("kNN", ".1%", "nearest neighbours, accuracy on test images"),
@@ -57,12 +57,13 @@ def answer(runs: Sequence[RunReport]) -> str:
     variants = [v for v in variants_of(runs) if "knn" in v.figures]
     if not variants:
         return "<p>No accuracy: the run has no label, or was not evaluated.</p>"
-    best = max(variants, key=lambda v: float(v.figures["knn"])) if len(runs) > 1 else variants[0]
+    ranked = len(runs) > 1 and _comparable(runs, variants)
+    best = max(variants, key=lambda v: float(v.figures["knn"])) if ranked else variants[0]
     parts = [
         f"{name} {best.figures[key]:.1%}" for key, name in ACCURACIES.items() if key in best.figures
     ]
     text = f"<strong>{' and '.join(parts)}</strong> on {best.figures['test_images']:,} test images"
-    title = f"The best kNN is that of {best.title}" if len(runs) > 1 else best.title
+    title = f"The best kNN is that of {best.title}" if ranked else best.title
     text = f"{escape(title)}: {text}"
     others = [v for v in variants if v is not best]
     compared = [
@@ -72,6 +73,8 @@ def answer(runs: Sequence[RunReport]) -> str:
     ]
     compared += [f"{name} {value:.1%}" for value, name in guesses(variants)]
     lines = [f"<p>{text}.</p>"]
+    if len(runs) > 1 and not ranked:
+        lines.append("<p>The runs have other data or labels: their accuracies do not compare.</p>")
     if compared:
         lines.append(f"<p>To compare: {'; '.join(compared)}.</p>")
     lines += [
@@ -79,6 +82,13 @@ def answer(runs: Sequence[RunReport]) -> str:
         for line in dict.fromkeys(line for v in variants for line in left_out(v.figures))
     ]
     return "".join(lines)
+
+
+def _comparable(runs: Sequence[RunReport], variants: Sequence[Variant]) -> bool:
+    """Whether all were tested on the same images and labels, as far as the options tell."""
+    data = [run.options["data"] for run in runs]
+    sources = {(d.get("path"), d.get("eval_path"), d.get("label")) for d in data}
+    return len(sources) == 1 and len({v.figures.get("test_images") for v in variants}) == 1
 
 
 def figures_table(runs: Sequence[RunReport]) -> str:
@@ -122,9 +132,9 @@ def configuration(runs: Sequence[RunReport]) -> str:
     default = flat(Config().to_dict())
     differing = [
         key
-        for key in options[0]
+        for key in dict.fromkeys(key for o in options for key in o)
         if (len({json.dumps(o.get(key)) for o in options}) > 1)
-        or (not several and options[0][key] != default.get(key))
+        or (not several and options[0].get(key) != default.get(key))
     ]
     title = "Options that differ" if several else "Options that are not the default"
     differing = [key for key in differing if key not in ("name", "storage", "resume")]

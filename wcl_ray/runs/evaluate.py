@@ -39,7 +39,7 @@ def evaluate_run(
         UserError: no run, no trained encoder yet, or wrong data options.
     """
     if out is not None:
-        check_target(out, "--out", endpoint)
+        check_target(out, "--out", endpoint, ".json")
     trained = Trained.open(run, endpoint)
     config = replace(trained.config, evaluate=evaluate, scale=scale)
     data = trained.data(overrides)

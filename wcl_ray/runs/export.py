@@ -53,13 +53,13 @@ def export_run(run: str, to: str, out: str | None = None, endpoint: str | None =
     if len(files) == 1:
         [(file, content)] = files.items()
         target = out or f"{default}/{file}"
-        check_target(target, "--out", endpoint)
+        check_target(target, "--out", endpoint, Path(file).suffix)
         write_file(target, content, endpoint)
     else:
         target = (out or f"{default}/{to}").rstrip("/")
         _write_folder(Folder(target, endpoint), files)
     size = bytes_text(sum(map(len, files.values())))
-    say("export", f"{target} ({size}); features differ by at most {difference:.0e}")
+    say("export", f"{target} ({size}); features differ by at most {difference:.1g}")
     say("input", loaded.input)
     return target
 

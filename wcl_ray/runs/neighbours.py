@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from wcl_ray.runs.trained import Trained
 from wcl_ray.storage import Folder, filesystem, resolve_input, storage_errors
 from wcl_ray.terminal import warn
 
+INTEGER = re.compile(r"-?[0-9]+")
 MOST_COMPARED = 50_000  # names among which those nearest to an unknown one are looked for
 
 
@@ -84,13 +86,17 @@ def find_neighbours(
         raise UserError(f"--k is {k}; it starts at 1")
     folder = Folder(path.rstrip("/") or "/", endpoint)
     if not folder.exists(MANIFEST):
-        raise UserError(f"{path} holds no features; embed.py --out {path} --index writes them")
+        raise UserError(
+            f"{path} holds no features; jobs/embed.py --run RUN --out FOLDER --index writes them"
+        )
     if not folder.exists(INDEX):
         raise UserError(f"{path} has no index; repeat its embed.py with --index")
     manifest = json.loads(folder.read(MANIFEST))
     with reading(f"{path}/{INDEX}", "is damaged; embed.py --index writes it again"):
         index = faiss.deserialize_index(np.frombuffer(folder.read(INDEX), np.uint8))
     files = [folder.file(name) for name in feature_files(folder)]
+    if not files:
+        raise UserError(f"{path} has an index, but no features; repeat its embed.py")
     rows = pads.dataset(files, format="parquet", filesystem=folder.fs)
     if rows.count_rows() != index.ntotal:
         warn(
@@ -151,7 +157,7 @@ def _id_of(wanted: str, rows: pads.Dataset, path: str) -> int:
     """The number of an image that the user names by its key or id."""
     names = rows.to_table(columns=["id", "key"])
     row = pc.index(names["key"], pa.scalar(wanted, names["key"].type)).as_py()
-    if row < 0 and wanted.lstrip("-").isdigit() and abs(int(wanted)) < 2**63:
+    if row < 0 and INTEGER.fullmatch(wanted) and abs(int(wanted)) < 2**63:
         row = pc.index(names["id"], pa.scalar(int(wanted), pa.int64())).as_py()
     if row >= 0:
         return int(names["id"][row].as_py())
@@ -161,7 +167,7 @@ def _id_of(wanted: str, rows: pads.Dataset, path: str) -> int:
         near = near or difflib.get_close_matches(wanted, keys[:MOST_COMPARED], n=3, cutoff=0.0)
     else:
         ids = names["id"].to_numpy()
-        number = int(wanted) if wanted.lstrip("-").isdigit() else 0
+        number = int(wanted) if INTEGER.fullmatch(wanted) else 0
         near = [str(i) for i in ids[np.argsort(np.abs(ids - float(number)), kind="stable")[:3]]]
     raise UserError(f"--id {wanted!r} is not in {path}; the nearest: {', '.join(near) or 'none'}")
 
@@ -184,6 +190,11 @@ def _described(scores: dict[int, float], rows: pads.Dataset) -> list[Neighbour]:
     by_id = {row.pop("id"): row for row in found}
     neighbours = []
     for number, similarity in scores.items():
+        if number not in by_id:
+            raise UserError(
+                f"the features of image {number} are not there any more; repeat the embed.py that "
+                "made the index"
+            )
         row = by_id[number]
         name = row.pop("key") or str(number)
         # a folder without thumbnails may have a metadata column of this name

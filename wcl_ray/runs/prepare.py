@@ -7,6 +7,7 @@ out the images of finished shards, before they are decoded.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, replace
 from typing import Any
@@ -143,9 +144,12 @@ def _check_folder(folder: Folder, manifest: dict[str, Any]) -> None:
             raise UserError(f"--out {folder.uri} is not empty and holds no shards; use another")
         return
     stored = json.loads(folder.read(MANIFEST))
-    differing = [key for key in manifest if stored.get(key) != manifest[key]]
+    # a newer version may have more options
+    differing = [key for key in manifest.keys() & stored.keys() if stored[key] != manifest[key]]
     if differing:
-        text = "; ".join(f"{key} was {stored.get(key)}, now {manifest[key]}" for key in differing)
+        text = "; ".join(
+            f"{key} was {stored.get(key)}, now {manifest[key]}" for key in sorted(differing)
+        )
         raise UserError(f"--out {folder.uri} holds other shards ({text}); use another folder")
     manifest |= stored
 
@@ -192,11 +196,15 @@ def id_type(assignment: Assignment) -> str:
 
 
 def _names(source: Source) -> dict[str, str]:
-    """Names of the id and image columns, apart from those of the metadata."""
-    image = "image_bytes" if "image" in source.columns else "image"
-    if source.id_column is not None:
-        return {"id_name": source.id_column, "image_name": image}
-    return {"id_name": "image_id" if "id" in source.columns else "id", "image_name": image}
+    """Names of the id and image columns, other than those of the metadata."""
+    taken = set(source.columns)
+    identity = source.id_column or _free_name("id", "image_id", taken)
+    return {"id_name": identity, "image_name": _free_name("image", "image_bytes", taken)}
+
+
+def _free_name(first: str, second: str, taken: set[str]) -> str:
+    names = itertools.chain([first, second], (f"{second}_{n}" for n in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _tell(folder: Folder, manifest: dict[str, Any], schema: pa.Schema, config: Config) -> None:
@@ -207,5 +215,6 @@ def _tell(folder: Folder, manifest: dict[str, Any], schema: pa.Schema, config: C
         put(f"  {field.name:<{width}}  {field.type}")
     words = ["python jobs/pretrain.py --data.path", folder.uri]
     words += ["--data.id", manifest["id_name"]] if manifest["id_name"] != "id" else []
+    words += ["--data.image", manifest["image_name"]] if manifest["image_name"] != "image" else []
     words += ["--data.label", config.data.label] if config.data.label else []
     put(f"\nnext, with the same --clusters options:\n  {' '.join(words)}")

@@ -40,7 +40,7 @@ from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
-from wcl_ray.train.trackers import Trackers, check_trackers
+from wcl_ray.train.trackers import Trackers, check_trackers, unfinished
 from wcl_ray.train.trackers.jsonl import MetricsLog
 
 
@@ -58,12 +58,16 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
     """
     started = time.monotonic()
     with open_run(config, RESULTS) as (config, run):
+        check_trackers(config.train.trackers)
         if run.exists(RESULTS):
-            return read_results(config.data, run, page)
+            results = read_results(config.data, run, page)
+            for title, folder in zip(results["variants"], (run, run / BASELINE), strict=False):
+                if names := unfinished(folder, config.train.trackers):
+                    finish_trackers(folder, names, title, results)
+            return results
         config = with_image_size(config)
         check_types(config)
         check_level_options(config)
-        check_trackers(config.train.trackers)
         check_paths(config.data)
         start = start_of(config, run)
         check_backbone(start.encoder, config.train.layer_decay)
@@ -92,7 +96,7 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
                     figures[arm.title] = evaluate(arm, last_clusters)
         results = write_results(figures, usage, started, run, page)
         for title, folder in zip(figures, (run, run / BASELINE), strict=False):
-            finish_trackers(folder, config.train.trackers, {title: figures[title]}, results)
+            finish_trackers(folder, config.train.trackers, title, results)
         return results
 
 
@@ -207,12 +211,10 @@ def write_results(
     return results | {"run": run.uri}
 
 
-def finish_trackers(
-    run: Folder, names: Sequence[str], figures: dict[str, Any], results: dict[str, Any]
-) -> None:
-    """Send the figures of an arm to its trackers."""
+def finish_trackers(run: Folder, names: Sequence[str], title: str, results: dict[str, Any]) -> None:
+    """Send the figures of the arm of a title to its trackers."""
     trackers = Trackers(run, names)
-    trackers.finish(results | {"variants": figures})
+    trackers.finish(results | {"variants": {title: results["variants"][title]}})
     trackers.close()
 
 

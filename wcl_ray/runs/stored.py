@@ -22,6 +22,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.renamed import renamed_tree
 from wcl_ray.storage import Folder
 from wcl_ray.terminal import say, warn
+from wcl_ray.texts import flat
 
 FILE = "config.json"
 C = TypeVar("C", bound=Config)
@@ -161,17 +162,6 @@ def _overlaid(
         else:
             options[key] = value
     return options, unknown
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted names."""
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            values.update(flat(value, f"{prefix}{key}."))
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def differences(stored: dict[str, Any], requested: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

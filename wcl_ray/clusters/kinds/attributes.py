@@ -6,12 +6,14 @@ highest entropy is a cluster).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from wcl_ray.clusters.binarise import attributes, outcomes
+from wcl_ray.clusters.binarise import Attribute, attributes, outcomes
 from wcl_ray.clusters.columns import summarise
 from wcl_ray.clusters.kinds import Kind
 from wcl_ray.clusters.metadata import count_types, leaks
@@ -79,20 +81,33 @@ class Attributes(Kind):
         return [patterns[min(k, len(self.chosen))] for k in self.values]
 
     def words(self, table: pa.Table) -> list[pa.Array]:
-        """The names of the true attributes among the first k."""
+        """The true and the other attributes among the first k."""
         arrays = read(table, [attribute.source for attribute in self.chosen])
         masks = [attribute.mask(arrays[attribute.source]) for attribute in self.chosen]
         texts = []
         for k, keys in zip(self.values, self.keys(table), strict=True):
             named = list(zip(self.chosen, masks, strict=True))[:k]
             patterns = [
-                ", ".join(attribute.name for attribute, mask in named if mask[row])
-                or "none of the attributes"
+                pattern_words([(attribute, bool(mask[row])) for attribute, mask in named])
                 for row in range(table.num_rows)
             ]
             missing = keys.is_null().to_numpy(zero_copy_only=False)
             texts.append(pa.array(patterns, pa.string(), mask=missing))
         return texts
+
+
+def pattern_words(attributes: list[tuple[Attribute, bool]]) -> str:
+    """A pattern, attributes and whether each is true, in words; of several thresholds of a column
+    those next to the value."""
+    sides: tuple[dict[Any, Attribute], ...] = ({}, {})
+    for attribute, true in attributes:
+        ordered = attribute.test in ("above", "after")
+        key = (attribute.source, attribute.test) if ordered else attribute.name
+        known = sides[true].get(key)
+        if known is None or (attribute.value > known.value) == true:
+            sides[true][key] = attribute
+    no, yes = (", ".join(attribute.name for attribute in side.values()) for side in sides)
+    return f"{yes or 'none of the attributes'}" + (f"; not: {no}" if no and yes else "")
 
 
 def _empty_lists(array: pa.Array) -> np.ndarray:

@@ -33,6 +33,12 @@ class Tracker:
             self.run.write(self.ID_FILE, json.dumps({"id": create()}).encode())
         return str(json.loads(self.run.read(self.ID_FILE))["id"])
 
+    def mark_finished(self) -> None:
+        """Note that the tracker's own run has the results."""
+        if self.ID_FILE:
+            stored = json.loads(self.run.read(self.ID_FILE))
+            self.run.write(self.ID_FILE, json.dumps(stored | {"finished": True}).encode())
+
     def log(self, step: int, metrics: Row) -> None:
         """Receive one row.
 
@@ -65,24 +71,20 @@ def numbers(row: Row) -> dict[str, float]:
     }
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of dictionaries as one.
-
-    >>> flat({"loss": {"temperature": 0.2}, "seed": 0})
-    {'loss.temperature': 0.2, 'seed': 0}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+def run_name(run: Folder) -> str:
+    """The name of a run folder; of the SimCLR baseline in it, with that of its run."""
+    *_, parent, name = f"/{run.path.rstrip('/')}".split("/")
+    return f"{parent}/{name}" if name == "baseline" else name
 
 
 def run_options(run: Folder) -> dict[str, Any]:
-    """The options of a run, by section."""
-    return dict(json.loads(run.read("config.json"))["config"]) if run.exists("config.json") else {}
+    """The options of a run, by section; of a baseline those of its run."""
+    folder = run
+    if not run.exists("config.json"):
+        folder = Folder(run.uri.rstrip("/").rpartition("/")[0], run.endpoint)
+    if not folder.exists("config.json"):
+        return {}
+    return dict(json.loads(folder.read("config.json"))["config"])
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -92,8 +94,19 @@ def check_trackers(names: Iterable[str]) -> None:
             raise UserError(f'{package} is not installed: pip install "wcl_ray[{package}]"')
 
 
+def unfinished(run: Folder, names: Iterable[str]) -> list[str]:
+    """The trackers with runs of their own that have no results of a finished run."""
+    found = []
+    for name in names:
+        file = TRACKERS.get(name).ID_FILE
+        if file and not (run.exists(file) and json.loads(run.read(file)).get("finished")):
+            found.append(name)
+    return found
+
+
 class Trackers:
-    """The trackers of a run: ``metrics.jsonl``, which a resumed run continues, and the chosen ones.
+    """The trackers of a run: ``metrics.jsonl``, which a resumed run continues, TensorBoard, and the
+    chosen ones.
 
     Attributes:
         file: the log ``metrics.jsonl``, the only one whose errors are raised.
@@ -102,7 +115,7 @@ class Trackers:
     def __init__(self, run: Folder, names: Iterable[str]) -> None:
         self.file = TRACKERS.get("jsonl")(run)
         self._others: dict[str, Tracker] = {}
-        for name in names:
+        for name in dict.fromkeys(["tensorboard", *names]):
             if name != "jsonl":
                 self._try(name, functools.partial(self._open, name))
 
@@ -126,8 +139,13 @@ class Trackers:
     def finish(self, results: dict[str, Any]) -> None:
         """Send the results of a finished run to all trackers."""
         step = max((int(row.get("step", 0)) for row in self.file.rows), default=0)
+
+        def finish(tracker: Tracker) -> None:
+            tracker.finish(step, results)
+            tracker.mark_finished()
+
         for name, tracker in list(self._others.items()):
-            self._try(name, functools.partial(tracker.finish, step, results))
+            self._try(name, functools.partial(finish, tracker))
 
     def close(self) -> None:
         """Close all trackers."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from wcl_ray.registry import TRACKERS
 from wcl_ray.storage import Folder
-from wcl_ray.train.trackers import Row, Tracker, flat, numbers, run_options
+from wcl_ray.texts import flat
+from wcl_ray.train.trackers import Row, Tracker, numbers, run_name, run_options
 
 ATTACHED = ("config.json", "results.json", "report.html", "encoder.safetensors")
 EXPERIMENT = "wcl_ray"
@@ -39,8 +40,8 @@ class MLflow(Tracker):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
-        title = self.run.path.rstrip("/").rpartition("/")[2]
-        created = str(self._client.create_run(experiment, run_name=title).info.run_id)
+        run = self._client.create_run(experiment, run_name=run_name(self.run))
+        created = str(run.info.run_id)
         options = flat(run_options(self.run))
         params = [Param(key, str(value)[:LONGEST]) for key, value in options.items()]
         for start in range(0, len(params), AT_ONCE):

@@ -10,7 +10,8 @@ from typing import Any
 
 from wcl_ray.registry import TRACKERS
 from wcl_ray.storage import Folder
-from wcl_ray.train.trackers import Row, Tracker, flat, numbers, run_options
+from wcl_ray.texts import flat
+from wcl_ray.train.trackers import Row, Tracker, numbers, run_name, run_options
 
 ATTACHED = ("results.json", "report.html", "encoder.safetensors")
 PROJECT = "wcl_ray"
@@ -32,11 +33,11 @@ class WeightsAndBiases(Tracker):
         local = run.local and "WANDB_DIR" not in os.environ
         self._wandb = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run.path.rstrip("/").rpartition("/")[2],
+            name=run_name(run),
             id=self.remember(lambda: secrets.token_hex(4)),
             resume="allow",
             config=run_options(run),
-            dir=run.path if local else os.environ.get("WANDB_DIR", self._files.name),
+            dir=run.path if local else None,  # by default ./wandb
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
         # a resumed run repeats steps, and the steps of wandb itself may not go back
