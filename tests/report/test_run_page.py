@@ -21,11 +21,14 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.choice import ExampleChoice, sheets_of
 from wcl_ray.evaluate.embed import THUMBNAIL
+from wcl_ray.evaluate.examples import FILE as EXAMPLES
 from wcl_ray.evaluate.examples import Examples
 from wcl_ray.report.maps import flat
+from wcl_ray.report.neighbours import page as neighbours_page
 from wcl_ray.report.plots import thinned
 from wcl_ray.report.read import read_run
 from wcl_ray.report.run import page, report_runs
+from wcl_ray.runs.neighbours import Neighbour, Neighbours
 from wcl_ray.storage import Folder
 
 STORED = Path(__file__).parents[1] / "runs/stored/run"
@@ -361,3 +364,22 @@ def test_runs_side_by_side(folder: Folder, tmp_path: Path) -> None:
     assert found["errors"] == found["cut"] == []
     assert found["width"] == 390
     assert found["broken"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, 0), (390, 1)])
+def test_neighbours_in_a_browser(folder: Folder, tmp_path: Path, width: int, scheme: int) -> None:
+    examples = Examples.from_parquet(folder.read(EXAMPLES))
+    jpegs = examples.images["thumbnail"].to_pylist()[:9]
+    images = [
+        Neighbour(f"<b>{n}" + "x" * 60, 1 - n / 10, {"tags": ["a", "b"], "size": None}, jpeg)
+        for n, jpeg in enumerate(jpegs)
+    ]
+    text = neighbours_page(Neighbours(images[0], images[1:], 1000), "features")
+    assert "<dd>a, b</dd>" in text
+    assert "<b>" not in text
+    found = measured(tmp_path, text, MEASURE, width, scheme)
+    assert found["errors"] == []
+    assert found["width"] == width
+    assert (found["images"], found["broken"], found["silent"]) == (9, 0, 0)
+    assert found["dark"] == ("rgb(255, 255, 255)" if scheme else "rgb(20, 24, 29)")
