@@ -43,7 +43,7 @@ from wcl_ray.evaluate.probe import (
     predict,
     split,
 )
-from wcl_ray.evaluate.retrieval import mean_average_precision, recall_at
+from wcl_ray.evaluate.retrieval import chance_recall, mean_average_precision, recall_at
 from wcl_ray.evaluate.run import (
     _readable,
     evaluate_encoder,
@@ -384,13 +384,25 @@ def test_few_shot_probes() -> None:
     assert drawn == set(range(7))
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_recall_of_random_features_is_that_of_chance(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    train_y = torch.tensor([0] * 30 + [1] * 8 + [2] * 2)
+    test_y = torch.tensor([0, 1, 2, 2, -1])
+    draws = [
+        recall_at(k, torch.randperm(40, generator=generator).expand(5, -1), train_y, test_y)
+        for _ in range(4000)
+    ]
+    assert chance_recall(k, train_y, test_y) == pytest.approx(np.mean(draws), abs=0.02)
+
+
 def test_extended_figures() -> None:
     train, test = features(80, 0), features(40, 1)
     found = evaluate_features(train, test, "label", EvaluateConfig(), 0, extended=True)
     plain = evaluate_features(train, test, "label", EvaluateConfig(), 0)
     assert plain.items() <= found.items()
     extra = found.keys() - plain.keys()
-    assert extra == {"recall@1", "recall@5", "recall@10", "map", "few_shot"}
+    assert extra == {"recall@1", "recall@5", "recall@10", "map", "few_shot", "chance"}
     text = retrieval_table(found)
     assert re.search(r"recall@10 +mAP +1-shot +5-shot +10-shot", text)
     assert f"{found['few_shot']['5']['mean']:.1%} ± " in text

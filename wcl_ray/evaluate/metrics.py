@@ -17,7 +17,12 @@ from wcl_ray.evaluate.geometry import feature_std, rank_me, uniformity
 from wcl_ray.evaluate.knn import nearest, vote_accuracy
 from wcl_ray.evaluate.left_out import compare_labels
 from wcl_ray.evaluate.probe import linear_probe
-from wcl_ray.evaluate.retrieval import RECALLS, mean_average_precision, recall_at
+from wcl_ray.evaluate.retrieval import (
+    RECALLS,
+    chance_recall,
+    mean_average_precision,
+    recall_at,
+)
 
 
 def evaluate_features(
@@ -45,8 +50,8 @@ def evaluate_features(
         majority (accuracy of always guessing the commonest class), probe, probe_mean_class,
         probe_strength, probe_validation, probe_capped (fits stopped before they converged),
         classes, and the figures of :func:`wcl_ray.evaluate.left_out.compare_labels`; extended also
-        recall@1, recall@5, recall@10, map and ``few_shot``: images of each class → mean, std and
-        draws.
+        recall@1, recall@5, recall@10, map, ``few_shot``: images of each class → mean, std and
+        draws, and ``chance``: what random features reach (map: about).
 
     Raises:
         UserError: features that are not finite, or no test image of a class with training images.
@@ -83,6 +88,8 @@ def evaluate_features(
     if extended:
         figures |= {f"recall@{n}": recall_at(n, index, train_y, test_y) for n in RECALLS}
         figures["map"] = mean_average_precision(*sides, seed, device)
+        figures["chance"] = {f"recall@{n}": chance_recall(n, train_y, test_y) for n in RECALLS}
+        figures["chance"] |= {"map": chance_recall(1, train_y, test_y), "few_shot": 1 / len(names)}
         probes = {str(n): few_shot_probe(n, *sides, seed, device) for n in SHOTS}
         figures["few_shot"] = {n: asdict(result) for n, result in probes.items()}
     if not probe:

@@ -21,6 +21,22 @@ def recall_at(k: int, index: torch.Tensor, train_y: torch.Tensor, test_y: torch.
     return float(hits.double().mean())
 
 
+def chance_recall(k: int, train_y: torch.Tensor, test_y: torch.Tensor) -> float:
+    """:func:`recall_at` expected of training images in random order.
+
+    Args:
+        train_y: int64 (N,). test_y: int64 (M,); -1 counts as wrong.
+
+    >>> chance_recall(1, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1]))
+    0.5
+    """
+    sizes = torch.where(test_y >= 0, train_y.bincount()[test_y.clamp(min=0)], 0)  # (M,)
+    missed = torch.ones(len(test_y), dtype=torch.float64)
+    for drawn in range(min(k, len(train_y))):  # without replacement
+        missed *= ((len(train_y) - drawn - sizes).clamp(min=0)) / (len(train_y) - drawn)
+    return float(1 - missed.mean())
+
+
 def mean_average_precision(
     train_x: torch.Tensor,
     train_y: torch.Tensor,

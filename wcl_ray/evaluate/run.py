@@ -223,8 +223,13 @@ def results_table(variants: Mapping[str, dict[str, Any]]) -> str:
 def retrieval_table(figures: dict[str, Any]) -> str:
     """Retrieval and few-shot probes as a table, see ``extended`` of
     :func:`wcl_ray.evaluate.metrics.evaluate_features`."""
-    cells = {name: f"{figures[name]:.1%}" for name in figures if name.startswith("recall@")}
-    cells["mAP"] = f"{figures['map']:.1%}"
-    for shots, result in figures["few_shot"].items():
-        cells[f"{shots}-shot"] = f"{result['mean']:.1%} ± {100 * result['std']:.1f}"
-    return table(list(cells), [list(cells.values())], left=())
+    chance, rows = figures["chance"], [["encoder"], ["chance"]]
+    names = [name for name in figures if name.startswith("recall@")]
+    for name in [*names, "map"]:
+        rows[0].append(f"{figures[name]:.1%}")
+        rows[1].append(f"{chance[name]:.1%}")
+    for result in figures["few_shot"].values():
+        rows[0].append(f"{result['mean']:.1%} ± {100 * result['std']:.1f}")
+        rows[1].append(f"{chance['few_shot']:.1%}")
+    shots = [f"{shots}-shot" for shots in figures["few_shot"]]
+    return table(["features", *names, "mAP", *shots], rows)
