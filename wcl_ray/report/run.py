@@ -250,6 +250,9 @@ def _maps(runs: Sequence[RunReport], pictures: Pictures) -> str:
         return NO_EXAMPLES
     examples = next(v.examples for v in variants if v.examples is not None)
     test = any(examples.images["test"].to_pylist())
-    text = f"Features of {'test' if test else 'training'} images in two dimensions. Point at one, tap it, or use the arrow keys to see the image."
+    text = (
+        f"Features of {'test' if test else 'training'} images in two dimensions. Point at one, tap "
+        "it, or use the arrow keys to see the image."
+    )
     more = "" if umap else ' UMAP is drawn, too, after <code>pip install "wcl_ray[umap]"</code>.'
     return f'<p>{text}{more}</p><div class="grid">{"".join(drawn)}</div>'
