@@ -219,3 +219,9 @@ def test_lars_by_hand() -> None:
     other = LARS([w, b], lr=1.0)
     other.load_state_dict(state)
     assert torch.equal(other.state[w]["momentum"], optimizer.state[w]["momentum"])
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", b"\x10" + bytes(7) + b"{"])
+def test_a_damaged_file_is_named(content: bytes) -> None:
+    with pytest.raises(UserError, match="the encoder's safetensors file is damaged"):
+        load_exported(content)

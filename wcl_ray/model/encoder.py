@@ -14,7 +14,7 @@ from torch import nn
 
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.augment import MEAN, STD
-from wcl_ray.errors import UserError
+from wcl_ray.errors import UserError, reading
 from wcl_ray.model.layers import freeze
 from wcl_ray.model.methods import Method, Preset
 from wcl_ray.registry import BACKBONES, METHODS
@@ -262,9 +262,14 @@ def load_projector(content: bytes) -> nn.Sequential:
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file; safetensors reads them from paths only."""
+    """The metadata of a safetensors file; safetensors reads them from paths only.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     size = int.from_bytes(content[:8], "little")
-    metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    with reading("the encoder's safetensors file", "is damaged"):
+        metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return metadata
 
 

@@ -9,9 +9,8 @@ from ray.data import Dataset
 
 from wcl_ray.config import Config, DataConfig, ScaleConfig
 from wcl_ray.data.images import SIDES, TEST
-from wcl_ray.errors import UserError, reading
+from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed, resources
-from wcl_ray.model.encoder import read_metadata
 from wcl_ray.runs.capacity import gpus
 from wcl_ray.runs.folder import ENCODER, PROJECTOR
 from wcl_ray.runs.moved import table_sides
@@ -45,10 +44,8 @@ class Trained:
         stored = read_stored(folder)
         if not folder.exists(ENCODER):
             raise UserError(f"{run} has no {ENCODER} yet: finish it with pretrain.py … --resume")
-        sides, weights = table_sides(stored.images), folder.read(ENCODER)
-        with reading(f"{folder.uri}/{ENCODER}", "is damaged"):
-            read_metadata(weights)
-        return Trained(folder, stored.config(Config), weights, sides)
+        sides = table_sides(stored.images)
+        return Trained(folder, stored.config(Config), folder.read(ENCODER), sides)
 
     def projector(self) -> bytes:
         """Content of ``projector.safetensors``.
