@@ -160,7 +160,7 @@ def driver(figures: Figures) -> str:
     peak = max(cost(figures, name, "peak") for name in once)
     held["most memory of a step above"] = peak
     held["assignment.parquet"] = cost(figures, "assignment to Parquet", "bytes")
-    held["arrays that every node holds (ids, clusters, location)"] = 20.0
+    held["arrays that every node holds (ids, clusters, rows and back)"] = 28.0
     for name, size in held.items():
         rows.append([name, f"{size:.1f} B", *(_b(n * size) for n in IMAGES)])
     files = [max(1, int(n * JPEG / FILE)) for n in IMAGES]
