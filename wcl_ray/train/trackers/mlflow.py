@@ -49,18 +49,14 @@ class MLflow(Tracker):
         return created
 
     def log(self, step: int, metrics: Row) -> None:
-        self._log(step, metrics)
-
-    def _log(self, step: int, figures: dict[str, Any]) -> None:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        rows = [Metric(key, value, now, step) for key, value in numbers(figures).items()]
+        rows = [Metric(key, value, now, step) for key, value in numbers(metrics).items()]
         self._client.log_batch(self._id, metrics=rows)
 
     def finish(self, step: int, results: dict[str, Any]) -> None:
-        variants = results["variants"]
-        self._log(step, flat({name.replace("@", "_"): f for name, f in variants.items()}))
+        self.log(step, flat(results["variants"]))
         with tempfile.TemporaryDirectory() as folder:
             for name in filter(self.run.exists, ATTACHED):
                 path = Path(folder) / name
