@@ -81,16 +81,15 @@ class Kind:
 
     def read(self, files: Sequence[bytes], ids: torch.Tensor, epoch: int) -> torch.Tensor:
         if not self.whole:
-            return decode_batch(files, self.store).images
+            return decode_batch(files, self.store).tensors()[0]
         boxes = lambda rows, aspect: self.augment.boxes(ids[rows], aspect, epoch)  # noqa: E731
-        return decode_crops(files, boxes, 2, self.size).images
+        return decode_crops(files, boxes, 2, self.size).tensors()[0]
 
     def centres(self, files: Sequence[bytes]) -> torch.Tensor:
         if not self.whole:
-            decoded = decode_batch(files, self.store)
-            return centre(decoded.images, decoded.aspect, self.size)
+            return centre(*decode_batch(files, self.store).tensors(), self.size)
         boxes = lambda _, aspect: centre_boxes(aspect, self.size)[:, None]  # noqa: E731
-        return normalise(decode_crops(files, boxes, 1, self.size).images[:, 0] / 255)
+        return normalise(decode_crops(files, boxes, 1, self.size).tensors()[0][:, 0] / 255)
 
 
 def train(kind: Kind, files: list[bytes], epochs: int, seed: int) -> Encoder:

@@ -50,7 +50,7 @@ class Files(Dataset[torch.Tensor]):
 
     def __getitem__(self, number: int) -> torch.Tensor:
         rows = self.order[number * self.batch : (number + 1) * self.batch]
-        return decode_batch([self.files[row] for row in rows], self.size).images
+        return decode_batch([self.files[row] for row in rows], self.size).tensors()[0]
 
 
 def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> float:

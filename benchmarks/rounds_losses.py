@@ -53,7 +53,7 @@ class Images:
         rows = pq.read_table(path, columns=["image", label]).slice(0, most)
         cells = rows["image"].to_pylist()
         decoded = decode_batch([c["bytes"] if isinstance(c, dict) else c for c in cells], SIZE)
-        self.pixels, self.aspect = decoded.images, decoded.aspect
+        self.pixels, self.aspect = decoded.tensors()
         self.labels = rows[label].to_pylist()
 
     def features(self, encoder: Encoder, projected: bool) -> torch.Tensor:

@@ -299,7 +299,7 @@ def test_embedding_is_that_of_the_centre_crops(tmp_path: Path) -> None:
     good = table.filter(table[FAULT].is_null())
     decoded = decode_batch([image for i, image in enumerate(images) if i != 7], 16)
     with torch.no_grad():
-        expected = encoder.features(centre(decoded.images, decoded.aspect, 16)).numpy()
+        expected = encoder.features(centre(*decoded.tensors(), 16)).numpy()
     assert np.allclose(feature_tensor(good["feature"]).numpy(), expected, atol=1e-4)
     assert table[DISTANCE].null_count == 1
     assert 0 < np.mean(good[DISTANCE].to_numpy()) < 2  # of a random view

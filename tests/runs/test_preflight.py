@@ -35,7 +35,7 @@ from wcl_ray.runs.cluster import cluster
 from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.evaluate import evaluate_run
 from wcl_ray.runs.folder import ENCODER, claim
-from wcl_ray.runs.preflight import check_backbone
+from wcl_ray.runs.initial import check_backbone
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.run import search

@@ -129,7 +129,7 @@ def check_embed(
     assert row["species"] == "s3"
     decoded = decode_batch([png(7)], 16)
     with torch.inference_mode():
-        crop = centre(decoded.images, decoded.aspect, 16)
+        crop = centre(*decoded.tensors(), 16)
         wanted = torch.nn.functional.normalize(head(backbone(crop)), dim=1)[0]
     np.testing.assert_allclose(row["feature"], wanted.numpy(), atol=1e-5)
 

@@ -1,12 +1,15 @@
 """Decodes image files into a uint8 batch, in threads; faults are reported, not raised.
 
 torchvision decodes JPEG and WebP, without holding the GIL. Pillow decodes the rest, including PNG:
-torchvision's PNG decoder ends the process on damaged pixels. EXIF rotation is applied, grey and
-palette images become RGB, 16 bits become 8, transparent pixels are blended with mid-grey.
-:func:`decode_batch` squashes the image to a square with antialiasing and returns its aspect, so
-that :mod:`wcl_ray.data.augment` samples crops in the original geometry. :func:`decode_crops` cuts
-crops out of the original pixels; large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size (by
-Pillow) if that is enough.
+torchvision's PNG decoder ends the process on damaged pixels. Large JPEGs are decoded at 1/2, 1/4 or
+1/8 of their size (by Pillow) if that is enough. EXIF rotation is applied, grey and palette images
+become RGB, 16 bits become 8, transparent pixels are blended with mid-grey. :func:`decode_batch`
+squashes the image to a square with antialiasing and returns its aspect, so that
+:mod:`wcl_ray.data.augment` samples crops in the original geometry. :func:`decode_crops` cuts crops
+out of the original pixels.
+
+torch and torchvision are imported late: that takes seconds, and tasks that read small PNGs need
+neither.
 """
 
 from __future__ import annotations
@@ -16,15 +19,19 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
 
 BACKGROUND = 127
 MAX_PIXELS = 200_000_000  # more is treated as a decompression bomb
 CHUNK = 32  # images that a thread takes at a time
 FULL_CHUNK = 8  # the same if the thread holds them at full size
+WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # the box of all of an image
 _JPEG = b"\xff\xd8\xff"
 _ROTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # may hold a rotation
 
@@ -34,14 +41,20 @@ class Decoded:
     """A batch of decoded images.
 
     Attributes:
-        images: uint8 (B, 3, size, size), zero where decoding failed.
+        images: uint8 (B, 3, size, size) or (B, views, 3, size, size), zero where decoding failed.
         aspect: float32 (B,), width / height of the original.
         faults: row → reason.
     """
 
-    images: torch.Tensor
-    aspect: torch.Tensor
+    images: np.ndarray
+    aspect: np.ndarray
     faults: dict[int, str] = field(default_factory=dict)
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``images`` and ``aspect``, not copied."""
+        import torch
+
+        return torch.from_numpy(self.images), torch.from_numpy(self.aspect)
 
 
 def decode_batch(
@@ -54,15 +67,13 @@ def decode_batch(
         size: side of the square, in pixels.
         pool: threads to decode in; None: this thread.
     """
-    out = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
-    aspect = torch.ones(len(images))
+    out = np.zeros((len(images), 3, size, size), np.uint8)
+    aspect = np.ones(len(images), np.float32)
 
     def decode(content: bytes, row: int) -> None:
-        pixels = decode_one(content)
-        aspect[row] = pixels.shape[2] / pixels.shape[1]
-        if pixels.shape[1:] != (size, size):
-            pixels = _resize(pixels, size)
-        out[row] = pixels
+        source = _open(content, size)
+        aspect[row] = _aspect(source)
+        out[row] = _resize(_pixels_for(source, WHOLE, size), size)
 
     def decode_chunk(rows: range) -> dict[int, str | None]:
         return {row: find_fault(images[row], row, decode) for row in rows}
@@ -90,11 +101,13 @@ def decode_crops(
     Returns:
         ``images`` uint8 (B, views, 3, s, s), antialiased.
     """
-    out = torch.zeros(len(images), views, 3, size, size, dtype=torch.uint8)
-    aspect = torch.ones(len(images))
+    import torch
+
+    out = np.zeros((len(images), views, 3, size, size), np.uint8)
+    aspect = np.ones(len(images), np.float32)
 
     def decode_chunk(rows: range) -> dict[int, str | None]:
-        opened: dict[int, Image.Image | torch.Tensor] = {}
+        opened: dict[int, Image.Image | np.ndarray] = {}
 
         def open_row(content: bytes, row: int) -> None:
             opened[row] = _open(content, size)
@@ -113,8 +126,8 @@ def decode_crops(
                 out[row, view] = _resize(crop, size)
 
         faults = {row: find_fault(images[row], row, open_row) for row in rows}
-        good = torch.tensor(list(opened), dtype=torch.int64)
-        all_boxes = boxes_of(good, aspect[good])
+        good = np.array(list(opened), dtype=np.int64)
+        all_boxes = boxes_of(torch.from_numpy(good), torch.from_numpy(aspect[good])).numpy()
         index = {row: i for i, row in enumerate(opened)}
         return faults | {row: find_fault(images[row], row, cut) for row in index}
 
@@ -134,7 +147,7 @@ def _faults(
     return {row: reason for row, reason in rows if reason is not None}
 
 
-def find_fault(content: bytes | None, row: int, work: Callable[[bytes, int], None]) -> str | None:
+def find_fault(content: bytes | None, row: int, work: Callable[[bytes, int], object]) -> str | None:
     """Call ``work`` on an image; returns what is wrong with the image, or None."""
     if not content:
         return "empty" if content is not None else "missing"
@@ -145,15 +158,15 @@ def find_fault(content: bytes | None, row: int, work: Callable[[bytes, int], Non
     return None
 
 
-def _open(content: bytes, size: int) -> Image.Image | torch.Tensor:
+def _open(content: bytes, size: int) -> Image.Image | np.ndarray:
     """The decoded pixels; of a JPEG that may be decoded at a reduced size: the opened file."""
     if content.startswith(_JPEG) and min(_jpeg_size(content)) >= 2 * size:
         return Image.open(io.BytesIO(content), formats=["JPEG"])
     return decode_one(content)
 
 
-def _aspect(source: Image.Image | torch.Tensor) -> float:
-    if isinstance(source, torch.Tensor):
+def _aspect(source: Image.Image | np.ndarray) -> float:
+    if isinstance(source, np.ndarray):
         return source.shape[2] / source.shape[1]
     aspect = source.width / source.height
     return 1 / aspect if _is_sideways(source) else aspect
@@ -164,21 +177,24 @@ def _is_sideways(picture: Image.Image) -> bool:
     return picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 
-def _pixels_for(source: Image.Image | torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 (3, h, w), large enough for ``size`` pixels in each box if the file has as many."""
-    if isinstance(source, torch.Tensor):
+def _pixels_for(source: Image.Image | np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (3, h, w), large enough for ``size`` pixels in each box if the file has as many.
+
+    Args:
+        boxes: float (n, 4), as shares of width and height.
+    """
+    if isinstance(source, np.ndarray):
         return source
     stored = source.size
     width, height = stored[::-1] if _is_sideways(source) else stored
-    sides = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor([width, height])
+    sides = (boxes[:, 2:] - boxes[:, :2]) * [width, height]
     divisor = max((k for k in (1, 2, 4, 8) if k * size <= float(sides.min())), default=1)
     source.draft(None, (stored[0] // divisor, stored[1] // divisor))
     with source:
-        pixels = np.array(ImageOps.exif_transpose(source).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        return np.array(ImageOps.exif_transpose(source).convert("RGB")).transpose(2, 0, 1)
 
 
-def decode_one(content: bytes) -> torch.Tensor:
+def decode_one(content: bytes) -> np.ndarray:
     """uint8 (3, h, w) of one image file.
 
     Raises:
@@ -186,46 +202,62 @@ def decode_one(content: bytes) -> torch.Tensor:
     """
     if content.startswith(_JPEG):
         _jpeg_size(content)
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         try:
-            return _torchvision_decode(data, "RGB", apply_exif_orientation=True)
+            return _torchvision_decode(content, "RGB", apply_exif_orientation=True)
         except RuntimeError:
             if _complete_jpeg(content):  # may be a colour space that torchvision lacks, like CMYK
                 return _decode_pillow(content)
             raise
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and not _needs_pillow(content):
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return _flatten(_torchvision_decode(data, "UNCHANGED"))
+        return _flatten(_torchvision_decode(content, "UNCHANGED"))
     return _decode_pillow(content)
 
 
-def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 (3, h, w) → (3, size, size), with antialiasing."""
-    from torchvision.transforms.v2 import functional  # takes seconds, and not every process decodes
-
-    return functional.resize(pixels, [size, size], antialias=True)
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (3, h, w) → (3, size, size), see :func:`resize`."""
+    return pixels if pixels.shape[1:] == (size, size) else resize(pixels, size, size)
 
 
-def _flatten(pixels: torch.Tensor) -> torch.Tensor:
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (3, h, w) → (3, height, width), bilinear with antialiasing."""
+    import torch
+
+    images = torch.from_numpy(pixels)[None]
+    resized = torch.nn.functional.interpolate(
+        images, (height, width), mode="bilinear", antialias=True
+    )
+    return resized[0].numpy()  # type: ignore[no-any-return]
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """A JPEG file of uint8 (3, h, w); ``quality`` up to 100."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, "JPEG", quality=quality)
+    return sink.getvalue()
+
+
+def _flatten(pixels: np.ndarray) -> np.ndarray:
     """(1 to 4, h, w) of 8 or 16 bits → 8-bit RGB blended with the background."""
-    if pixels.dtype == torch.uint16:
-        pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
-    channels = pixels.shape[0]
-    colour = pixels[:3] if channels >= 3 else pixels[:1].expand(3, -1, -1)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    channels = len(pixels)
+    colour = pixels[:3] if channels >= 3 else np.repeat(pixels[:1], 3, axis=0)
     if channels in (1, 3):
-        return colour.contiguous()
-    alpha = pixels[-1:].to(torch.int32)
-    mixed = colour.to(torch.int32) * alpha + BACKGROUND * (255 - alpha)
-    return ((mixed + 127) // 255).to(torch.uint8)
+        return colour
+    alpha = pixels[-1:].astype(np.int32)
+    mixed = colour * alpha + BACKGROUND * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
 
 
-def _torchvision_decode(data: torch.Tensor, mode: str, **options: bool) -> torch.Tensor:
-    from torchvision.io import ImageReadMode, decode_image  # late, as in _resize
+def _torchvision_decode(content: bytes, mode: str, **options: bool) -> np.ndarray:
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
 
-    return decode_image(data, ImageReadMode[mode], **options)
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return decode_image(data, ImageReadMode[mode], **options).numpy()  # type: ignore[no-any-return]
 
 
-def _decode_pillow(content: bytes) -> torch.Tensor:
+def _decode_pillow(content: bytes) -> np.ndarray:
     # trying all of Pillow's plugins takes as long as decoding a small image
     formats = ["PNG"] if content.startswith(b"\x89PNG") else None
     with Image.open(io.BytesIO(content), formats=formats) as picture:
@@ -237,10 +269,10 @@ def _decode_pillow(content: bytes) -> torch.Tensor:
             values = np.asarray(turned).astype(np.int64)
             # 32-bit files hold 8 or 16 bits; only their values tell which
             shift = 8 if turned.mode != "I" or values.max(initial=0) > 255 else 0
-            return _flatten(torch.from_numpy((values >> shift).clip(0, 255).astype(np.uint8))[None])
+            return _flatten((values >> shift).clip(0, 255).astype(np.uint8)[None])
         alpha = turned.mode in ("RGBA", "LA", "PA") or "transparency" in turned.info
         pixels = np.array(turned.convert("RGBA" if alpha else "RGB"))
-    return _flatten(torch.from_numpy(pixels).permute(2, 0, 1))
+    return _flatten(pixels.transpose(2, 0, 1))
 
 
 def _needs_pillow(content: bytes) -> bool:

@@ -354,8 +354,8 @@ class Reader:
         """Decode a batch; faults (row → reason) are noted under the images' keys or ids."""
         decoded = self._pixels(epoch, self.ids[positions], files)
         faults = decoded.faults | (known_faults or {})
-        images = decoded.images.pin_memory() if self.pin else decoded.images
-        batch = self._batch(positions, images, decoded.aspect)
+        images, aspect = decoded.tensors()
+        batch = self._batch(positions, images.pin_memory() if self.pin else images, aspect)
         if faults:
             named = [(keys[row] or str(int(batch.ids[row])), why) for row, why in faults.items()]
             self._faults.extend(named)

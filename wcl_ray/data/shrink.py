@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from wcl_ray.data.decode import check_header, decode_one, find_fault
+from wcl_ray.data.decode import check_header, decode_one, encode_jpeg, find_fault, resize
 
 
 def shrink_files(
@@ -36,11 +36,10 @@ def shrink_file(content: bytes, side: int, quality: int) -> bytes:
     Raises:
         RuntimeError, OSError, ValueError, SyntaxError: its decoder's error for a broken file.
     """
-    from torchvision.io import encode_jpeg  # takes seconds, and not every process shrinks
-    from torchvision.transforms.v2 import functional
-
     with Image.open(io.BytesIO(content)) as picture:  # reads the header only
         if min(picture.size) <= side:
             return content
-    pixels = functional.resize(decode_one(content), [side], antialias=True)
-    return bytes(encode_jpeg(pixels, quality).numpy())
+    pixels = decode_one(content)
+    height, width = pixels.shape[1:]
+    short = min(height, width)
+    return encode_jpeg(resize(pixels, side * height // short, side * width // short), quality)

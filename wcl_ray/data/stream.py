@@ -267,9 +267,9 @@ def _decoded(table: pa.Table, size: int) -> pa.Table:
     known = table[FAULT].to_pylist()
     faults = [known[row] or decoded.faults.get(row) for row in range(len(table))]
     width = 3 * size * size
-    buffer = pa.py_buffer(decoded.images.numpy().tobytes())
+    buffer = pa.py_buffer(decoded.images)
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(table), [None, buffer])
-    columns = {"__pixels": pixels, "__aspect": pa.array(decoded.aspect.numpy())}
+    columns = {"__pixels": pixels, "__aspect": pa.array(decoded.aspect)}
     return _kept(table, columns, faults)
 
 

@@ -96,13 +96,14 @@ def centre_crops(
     """
     if image_size <= 64:
         decoded = decode_batch(files, store_size, pool)
-        return centre(decoded.images, decoded.aspect, image_size), decoded.faults
+        return centre(*decoded.tensors(), image_size), decoded.faults
 
     def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
         return centre_boxes(aspect, image_size)[:, None]
 
     decoded = decode_crops(files, boxes, 1, image_size, pool)
-    return normalise(decoded.images[:, 0].to(torch.float32) / 255), decoded.faults
+    crops, _ = decoded.tensors()
+    return normalise(crops[:, 0].to(torch.float32) / 255), decoded.faults
 
 
 def resources(gpus: int) -> dict[str, Any]:
@@ -170,9 +171,9 @@ class _Embedder:
         else:
             decoded = self._decode(table)
             faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
-            images = decoded.images.to(self.device)
+            images, aspects_of_files = (tensor.to(self.device) for tensor in decoded.tensors())
             if images.ndim == 4:
-                aspect = decoded.aspect.to(self.device)
+                aspect = aspects_of_files
         columns = {name: table[name] for name in (ID, KEY, *self.columns)}
         columns[FAULT] = pa.array(faults, pa.string())
         bad = np.array([fault is not None for fault in faults], dtype=bool)

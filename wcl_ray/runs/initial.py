@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import torch
+
 from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.clusters.features import choose_k
 from wcl_ray.clusters.similarity import MetadataBits
@@ -17,7 +19,9 @@ from wcl_ray.model.encoder import (
     load_backbone,
     read_metadata,
     statistics_of,
+    wrong_size,
 )
+from wcl_ray.model.layers import layer_numbers
 from wcl_ray.model.weights import (
     Weights,
     expected_images,
@@ -171,3 +175,23 @@ def _read(source: str, config: Config) -> Weights:
             "pretrained, a file or the folder of a finished run"
         )
     return file_weights(folder.read(name), f"{folder.uri}/{name}", config.model.backbone)
+
+
+def check_backbone(spec: EncoderSpec, layer_decay: float = 1.0) -> None:
+    """Build the encoder and run it on two random images in training mode.
+
+    Raises:
+        UserError: an unknown backbone, one that does not take images of this size, features that
+            are not finite, or a ``layer_decay`` for a backbone whose layers are not known.
+    """
+    size, name = spec.image_size, spec.model.backbone
+    encoder = spec.build()
+    if layer_decay < 1:
+        layer_numbers(encoder.backbone)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        heads = encoder.train()(images)
+    except Exception as error:  # a library's network may raise anything
+        raise wrong_size(name, size, error) from error
+    if not all(torch.isfinite(head).all() for head in heads):
+        raise wrong_size(name, size, "its features are not finite")

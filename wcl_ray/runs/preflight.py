@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from wcl_ray.config import DataConfig
-from wcl_ray.data.decode import decode_batch
+from wcl_ray.data.decode import decode_one, find_fault
 from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.split import sample
@@ -22,8 +21,6 @@ from wcl_ray.data.stream import AT_ONCE, check_faults
 from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out
-from wcl_ray.model.encoder import EncoderSpec, wrong_size
-from wcl_ray.model.layers import layer_numbers
 from wcl_ray.runs.folder import ENCODER
 from wcl_ray.runs.moved import find_tables
 from wcl_ray.storage import Folder
@@ -62,26 +59,6 @@ def open_and_check(data: DataConfig, storage: str, seed: int, run: Folder) -> Ch
         text = f"{len(unreadable):,} of {tried:,} test images that were tried cannot be read"
         say("faults", f"{text}, see {run.uri}/faults.jsonl")
     return CheckedImages(images, tuple(unreadable))
-
-
-def check_backbone(spec: EncoderSpec, layer_decay: float = 1.0) -> None:
-    """Build the encoder and run it on two random images in training mode.
-
-    Raises:
-        UserError: an unknown backbone, one that does not take images of this size, features that
-            are not finite, or a ``layer_decay`` for a backbone whose layers are not known.
-    """
-    size, name = spec.image_size, spec.model.backbone
-    encoder = spec.build()
-    if layer_decay < 1:
-        layer_numbers(encoder.backbone)
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        heads = encoder.train()(images)
-    except Exception as error:  # a library's network may raise anything
-        raise wrong_size(name, size, error) from error
-    if not all(torch.isfinite(head).all() for head in heads):
-        raise wrong_size(name, size, "its features are not finite")
 
 
 def check_labels(images: Images) -> dict[str, Any]:
@@ -157,8 +134,11 @@ def _try(table: pa.Table) -> Iterator[pa.Table]:
     """Decode images; yields rows with the number of images tried and the faults."""
     for start in range(0, len(table), AT_ONCE):
         batch = table.slice(start, AT_ONCE)
-        broken = decode_batch(batch[IMAGE].to_pylist(), 8).faults
-        reasons = [fault or broken.get(i) for i, fault in enumerate(batch[FAULT].to_pylist())]
+        files = zip(batch[FAULT].to_pylist(), batch[IMAGE].to_pylist(), strict=True)
+        reasons = [
+            fault or find_fault(file, row, lambda content, _: decode_one(content))
+            for row, (fault, file) in enumerate(files)
+        ]
         names = batch.select([ID, KEY]).to_pylist()
         faults = [
             {"key": str(row[KEY] or row[ID]), "reason": reason}

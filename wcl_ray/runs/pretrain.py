@@ -31,11 +31,11 @@ from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
 from wcl_ray.runs.clusters import check_level_options, check_types, cluster_images
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, PAGE, RESULTS, TRAINED, open_run
-from wcl_ray.runs.initial import Start, start_of, with_image_size
+from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
 from wcl_ray.runs.moved import moves
 from wcl_ray.runs.nodes import check_shared, connect, environment
 from wcl_ray.runs.patterns import name_clusters
-from wcl_ray.runs.preflight import check_backbone, open_and_check
+from wcl_ray.runs.preflight import open_and_check
 from wcl_ray.runs.rounds import Arm, train_rounds
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.storage import Folder

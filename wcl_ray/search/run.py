@@ -26,7 +26,7 @@ from wcl_ray.registry import KINDS
 from wcl_ray.runs.capacity import capacity, check_batch
 from wcl_ray.runs.clusters import check_types, similarity_columns
 from wcl_ray.runs.folder import add_faults, claim, open_run
-from wcl_ray.runs.initial import Start, start_of, with_image_size
+from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
 from wcl_ray.runs.moved import (
     TRAIN,
     check_moves,
@@ -36,7 +36,7 @@ from wcl_ray.runs.moved import (
     sorted_ids,
 )
 from wcl_ray.runs.nodes import check_shared, connect
-from wcl_ray.runs.preflight import check_backbone, check_labels
+from wcl_ray.runs.preflight import check_labels
 from wcl_ray.runs.shared import Shared
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, look_up, run_confirm
