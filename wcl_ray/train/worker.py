@@ -131,6 +131,7 @@ class Worker:
             augment=self.learner.augment if self.config.data.crops_files else None,
         )
         self.averager = MetricAverager(self.device, self.world)
+        self.logged = False  # whether this process has averaged metrics
         self.last_checkpoint = time.monotonic()
 
     def _places(self) -> Places | None:
@@ -239,7 +240,7 @@ class Worker:
                 break
             self.averager.add(self.learner.training_step(batch))
             self._advance(batch, epoch)
-            if self.state.step % SYNC_STEPS == 0:
+            if self.state.step % SYNC_STEPS == 0 or not self.logged:  # a first line soon
                 self._exchange(epoch)
         self._exchange(epoch, last=True)
 
@@ -293,12 +294,15 @@ class Worker:
             )
         if means and self.rank == 0:
             self._log(epoch, means, waited / self.world)
+        self.logged = True
         if due and not last:
             self._checkpoint()
 
     def _log(self, epoch: int, means: dict[str, float], waited: float) -> None:
         seconds, state = time.monotonic() - self.started, self.state
         speed = self.trained_images / seconds
+        # the first step is slower than the others
+        eta = {"eta_seconds": self.progress.images_left / speed} if self.logged else {}
         self._push(
             "train",
             epoch=epoch,
@@ -310,9 +314,9 @@ class Worker:
             lr=max(group["lr"] for group in self.learner.optimizer.param_groups),
             images_per_second=speed,
             data_wait=min(1.0, waited / seconds),
-            eta_seconds=self.progress.images_left / speed,
             workers=self.world,
             time=time.time(),
+            **eta,
         )
 
     def _push(self, kind: str, **row: Any) -> Any:

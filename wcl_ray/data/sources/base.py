@@ -29,6 +29,8 @@ T = TypeVar("T")
 # Otherwise Ray Data wraps exceptions of map_batches functions, and a UserError does not reach the
 # driver. Set here because every process that creates one of our data sets imports this module.
 DataContext.get_current().raise_original_map_exception = True
+# of the tasks, in a thread that takes up to a third of a short task's time; nothing here shows it
+DataContext.get_current().memory_usage_poll_interval_s = None
 # columns that a source adds to its rows; user columns with these names are ignored
 ID, KEY, IMAGE, FAULT, PATH = "__id", "__key", "__image", "__fault", "__path"
 RESERVED = (ID, KEY, IMAGE, FAULT, PATH, "__test", "__bucket", "__pixels", "__aspect")
