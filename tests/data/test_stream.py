@@ -243,6 +243,18 @@ def test_consumed_images_do_not_come_back(data: DataConfig, keep: str) -> None:
     assert one.steps == len(found)
 
 
+def test_training_starts_before_a_whole_window_is_read(data: DataConfig) -> None:
+    stream = plan(data, np.arange(N), "streaming")
+    whole = pa.concat_tables(tables(stream)())
+    left = [whole.slice(start, 12) for start in reversed(range(0, N, 12))]
+    reading = reader(stream, np.zeros((N, 1), np.int32), batch_size=2, threads=1)
+    batches = reading.epoch(0, None, lambda: iter(left.pop, None))
+    next(batches)
+    assert reading.window > N
+    assert left
+    batches.close()  # type: ignore[attr-defined]
+
+
 def broken(data: DataConfig, tmp_path: Path, bad: dict[int, bytes | None]) -> DataConfig:
     from pictures import png
 

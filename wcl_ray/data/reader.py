@@ -27,6 +27,7 @@ from wcl_ray.data.deal import Piece, Places, deal, unknown_places, windows
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.prefetch import prefetch
+from wcl_ray.data.rows import take_rows
 from wcl_ray.data.sampler import window_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, FileIndex
 from wcl_ray.data.sources.files import read_files
@@ -34,6 +35,7 @@ from wcl_ray.data.stream import Stream, kept_pixels
 from wcl_ray.errors import UserError
 
 AHEAD = 3  # batches read before they are needed
+FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
 Tables = Callable[[], Iterator[pa.Table]]
 
 
@@ -327,7 +329,7 @@ class Reader:
         files: list[bytes | None] = [None] * len(rows)
         keys: list[str | None] = [None] * len(rows)
         for number, indices, inside in self._groups(rows):
-            taken = self._block(number).select([IMAGE, KEY]).take(pa.array(inside))
+            taken = take_rows(self._block(number).select([IMAGE, KEY]), inside)
             for index, file, key in zip(indices, *taken.to_pydict().values(), strict=True):
                 files[index], keys[index] = file, key
         return files, keys
@@ -404,16 +406,18 @@ class Reader:
         )
 
     def _streamed_jobs(self, epoch: int, tables: Tables) -> Iterator[Callable[[], Batch]]:
-        """Compose within a window of rows that fills, empties in whole batches and refills."""
+        """Compose within a window of rows that fills, empties in whole batches and refills. The
+        first ones are smaller, so that training starts before a whole window has been read."""
         rng = np.random.default_rng([self.seed, epoch, self.rank])
         held: list[pa.Table] = []
-        rows = 0
+        rows, window = 0, min(FIRST_WINDOW * self.local, self.window)
         for table in tables():
             held.append(table.select([ID, KEY, IMAGE, FAULT]))
             rows += table.num_rows
-            if rows >= self.window:
+            if rows >= window:
                 rest = yield from self._window(epoch, pa.concat_tables(held), rng)
                 held, rows = [rest], rest.num_rows
+                window = min(2 * window, self.window)
         if held:
             rest = yield from self._window(epoch, pa.concat_tables(held), rng)
             rows = rest.num_rows
@@ -427,8 +431,8 @@ class Reader:
         end = len(order) // self.local * self.local
         for start in range(0, end, self.local):
             rows = order[start : start + self.local]
-            batch = table.take(pa.array(rows))
+            batch = take_rows(table, rows)
             files, keys = batch[IMAGE].to_pylist(), batch[KEY].to_pylist()
             faults = {i: fault for i, fault in enumerate(batch[FAULT].to_pylist()) if fault}
             yield partial(self._decode, epoch, positions[rows], files, keys, faults)
-        return table.take(pa.array(order[end:]))
+        return take_rows(table, order[end:])
