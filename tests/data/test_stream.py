@@ -21,7 +21,15 @@ from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
 from wcl_ray.data import data_stats, sampler, stream
-from wcl_ray.data.blocks import Block, Blocks, Directory, describe, inverse, locate
+from wcl_ray.data.blocks import (
+    Block,
+    Blocks,
+    Directory,
+    describe,
+    inverse,
+    locate,
+    rows_left,
+)
 from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.sources import folder as source_folder
@@ -131,12 +139,17 @@ def test_order_is_a_function_of_seed_and_epoch(data: DataConfig, keep: str) -> N
     assert list(np.concatenate(parts, axis=1).flatten()) == order(0)  # whatever the workers
 
 
+def fake_location(rng: np.random.Generator, n: int, unreadable: int) -> np.ndarray:
+    location = rng.permutation(n)
+    location[:unreadable] = -1
+    return location
+
+
 def fake(
     rng: np.random.Generator, n: int, blocks: int, shared: bool, unreadable: int = 0
 ) -> Stream:
     """A kept stream without pixels, to test who reads what."""
-    location = rng.permutation(n)
-    location[:unreadable] = -1
+    location = fake_location(rng, n, unreadable)
     cuts = np.sort(rng.integers(0, n + 1, blocks - 1))
     offsets = np.concatenate([[0], cuts, [n]])
     positions = inverse(location, n)
@@ -190,6 +203,23 @@ def test_exactly_once_over_a_restart_with_other_workers(
         assert parts[0].dropped < batch + world
     assert len(seen) == len(set(seen))
     assert n - len(seen) < local * worlds[1] + worlds[1]
+
+
+def test_a_worker_takes_the_references_of_one_node() -> None:
+    """And one worker alone looks at all positions, to count what is left of an epoch."""
+    n = 60
+    s = fake(np.random.default_rng(1), n, 9, shared=False, unreadable=4)
+    assert s.blocks is not None
+    positions = inverse(fake_location(np.random.default_rng(1), n, 4), n)
+    directory = Directory(s.blocks)
+    (of_block,) = directory.positions([4])
+    assert of_block.tolist() == positions[slice(*s.blocks.offsets[4:6])].tolist()
+    assert set(directory._known) == {1, 4, 7}
+    assert rows_left(s.blocks, sampler.empty_bits(n)).sum() == n - 4
+    consumed = sampler.empty_bits(n)
+    sampler.set_bits(consumed, np.arange(0, n, 3))
+    left = [p[(p >= 0) & (p % 3 > 0)] for p in np.split(positions, s.blocks.offsets[1:-1])]
+    assert rows_left(s.blocks, consumed).tolist() == list(map(len, left))
 
 
 def shares_of(

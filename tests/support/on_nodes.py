@@ -184,6 +184,7 @@ def read(stream: Stream, blocks: np.ndarray, rank: int, largest: int) -> dict[st
             ids += batch.ids.tolist()
         seen.append(ids)
     held = {"max_blocks": places.max_blocks, "held": reader.held, "left": len(reader._blocks)}
+    held["known"] = len(reader.directory._known)
     return {"seen": seen, "local": local, "met": met, **held}
 
 
