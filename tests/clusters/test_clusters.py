@@ -284,7 +284,7 @@ def test_a_stored_assignment_is_read_by_ranges_of_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assignment, "RANGE", 3)
-    keys = pa.array([f"n{i}" for i in range(8)])
+    keys = pa.array([f"n{i}" for i in range(8)], pa.large_string())
     rows = np.stack([np.arange(8) % 3 - 1, np.arange(8)], 1)
     table = Assignment.from_rows(np.arange(8)[::-1], rows, ("a", "b"), keys)
     folder = Folder(str(tmp_path))

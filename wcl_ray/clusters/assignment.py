@@ -25,7 +25,7 @@ class Assignment:
         ids: int64 (N,), strictly increasing.
         clusters: int32 (N, G), 0 … K-1 by decreasing size; -1 = singleton.
         names: names of the G granularities, such as ``attributes-20``.
-        keys: string (N,), the user's own names of the images, or None.
+        keys: large_string (N,), the user's own names of the images, or None.
     """
 
     ids: np.ndarray
@@ -135,7 +135,9 @@ def _ranges(file: pq.ParquetFile) -> Iterator[Assignment]:
     for number in range(file.num_row_groups):
         table = file.read_row_group(number)
         columns = [table[name].to_numpy() for name in names]
-        keys = table["key"].combine_chunks() if "key" in table.column_names else None
+        keys = None
+        if "key" in table.column_names:  # a string in older files
+            keys = table["key"].cast(pa.large_string()).combine_chunks()
         yield Assignment(table["id"].to_numpy(), np.stack(columns, 1), names, keys)
 
 
