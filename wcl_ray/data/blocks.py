@@ -162,7 +162,7 @@ def _describe(*tables: pa.Table) -> tuple[np.ndarray, tuple[np.ndarray, list[Fau
     return np.concatenate(positions), (counts.T, faults)
 
 
-@ray.remote(num_cpus=0.5, scheduling_strategy="DEFAULT")
+@ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")  # must not wait for CPUs of the workers
 def locate(blocks: Blocks, n: int) -> np.ndarray:
     """int64 (n,): row of each position in the concatenated blocks, -1 = none."""
     return inverse(np.concatenate(Directory(blocks).positions(range(len(blocks)))), n)

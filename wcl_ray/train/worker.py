@@ -151,8 +151,8 @@ class Worker:
         return places_of(np.array(homes_of_blocks), ranks.reshape(-1), self.rank, largest)
 
     def _rows_left(self) -> np.ndarray | None:
-        """int64 (blocks,): rows of each dealt block that are left of the epoch. One worker counts
-        them, since they take references to all blocks."""
+        """int64 (blocks,): rows of each dealt block that are left of the epoch. One worker counts,
+        since that takes references to all blocks."""
         blocks = self.task.stream.blocks
         if self.task.stream.shared or blocks is None:
             return None
