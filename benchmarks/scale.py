@@ -20,6 +20,7 @@ import io
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from PIL import Image
 from scale_paper import Figures, paper
 from scale_shards import blocks, coordinator, sums
 
-from wcl_ray.clusters.assignment import Assignment, number_codes
+from wcl_ray.clusters.assignment import FILE as STORED
+from wcl_ray.clusters.assignment import Assignment, number_codes, stored_ranges
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.blocks import DESCRIBED, Block, Blocks
@@ -48,6 +50,7 @@ from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.runs.nodes import quiet_ray
 from wcl_ray.runs.rounds import fingerprint
+from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
 
 BATCH, WORLD, NODES, BLOCKS = 8192, 64, 8, 10_000  # of an epoch's order
@@ -105,7 +108,11 @@ def ids_and_clusters(n: int) -> None:
         "assignment to Parquet", n, "row", table.to_parquet,
         ("numpy.save", lambda: np.save(io.BytesIO(), ids)), size=len,
     )  # fmt: skip
-    line("assignment from Parquet", n, "row", lambda: Assignment.from_parquet(content))
+    with tempfile.TemporaryDirectory() as path:
+        folder = Folder(path)
+        folder.write(STORED, content)
+        line("assignment from Parquet", n, "row", lambda: Assignment.read(folder))
+        line("assignment by ranges", n, "row", lambda: deque(stored_ranges(folder), maxlen=0))
     line("fingerprint", n, "row", lambda: fingerprint(table))
     ref = line("ray.put ids", n, "row", lambda: ray.put(ordered), ("copy", ordered.copy))
     line("ray.get ids", n, "row", lambda: ray.get(ref), ("copy", ordered.copy))
