@@ -20,6 +20,7 @@ import io
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,24 @@ from PIL import Image
 from scale_paper import Figures, paper
 from scale_shards import blocks, coordinator, sums
 
-from wcl_ray.clusters.assignment import Assignment, number_codes
+from wcl_ray.clusters.assignment import FILE as STORED
+from wcl_ray.clusters.assignment import Assignment, number_codes, stored_ranges
 from wcl_ray.config import ModelConfig, TrainConfig
 from wcl_ray.data import sampler
+from wcl_ray.data.blocks import DESCRIBED, Block, Blocks
+from wcl_ray.data.deal import Places
 from wcl_ray.data.decode import decode_batch
 from wcl_ray.data.ids import hash_strings, positions_of
 from wcl_ray.data.reader import Reader
-from wcl_ray.data.stream import Stream, positions_of_rows
+from wcl_ray.data.stream import Stream
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.runs.nodes import quiet_ray
 from wcl_ray.runs.rounds import fingerprint
+from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
 
-BATCH, WORLD, BLOCKS = 8192, 64, 10_000  # of an epoch's order
+BATCH, WORLD, NODES, BLOCKS = 8192, 64, 8, 10_000  # of an epoch's order
 FIGURES: Figures = {}  # name → n → seconds, and bytes of one row
 FILE = Path(__file__).with_suffix(".json")
 
@@ -103,7 +108,11 @@ def ids_and_clusters(n: int) -> None:
         "assignment to Parquet", n, "row", table.to_parquet,
         ("numpy.save", lambda: np.save(io.BytesIO(), ids)), size=len,
     )  # fmt: skip
-    line("assignment from Parquet", n, "row", lambda: Assignment.from_parquet(content))
+    with tempfile.TemporaryDirectory() as path:
+        folder = Folder(path)
+        folder.write(STORED, content)
+        line("assignment from Parquet", n, "row", lambda: Assignment.read(folder))
+        line("assignment by ranges", n, "row", lambda: deque(stored_ranges(folder), maxlen=0))
     line("fingerprint", n, "row", lambda: fingerprint(table))
     ref = line("ray.put ids", n, "row", lambda: ray.put(ordered), ("copy", ordered.copy))
     line("ray.get ids", n, "row", lambda: ray.get(ref), ("copy", ordered.copy))
@@ -120,12 +129,19 @@ def ids_and_clusters(n: int) -> None:
 
 def epochs(n: int) -> None:
     """What one worker does at the start of an epoch, in a step and for a checkpoint."""
-    _, ids, clusters = table_of(n)
+    _, _, clusters = table_of(n)
     location = np.random.default_rng(0).permutation(n)
     cuts = np.linspace(0, n, BLOCKS + 1).astype(np.int64)
-    kept: dict[str, Any] = {"mode": "raw", "reason": "", "size": 32, "rows": n, "offsets": cuts}
-    kept |= {"ids": ray.put(ids), "location": ray.put(location), "blocks": (None,) * BLOCKS}
-    kept["positions"] = ray.put(positions_of_rows(location, n))
+    nodes = np.arange(BLOCKS) * NODES // BLOCKS
+    members: list[dict[int, Block]] = [{} for _ in range(NODES)]
+    for number in range(BLOCKS):
+        if number % DESCRIBED == 0:
+            start, stop = cuts[number], cuts[min(BLOCKS, number + DESCRIBED)]
+            positions = ray.put(location[start:stop])
+        members[nodes[number]][number] = Block(None, positions, cuts[number] - start)
+    rows = np.diff(cuts)
+    blocks = Blocks(rows, rows, nodes, tuple(map(ray.put, members)))
+    places = Places(nodes, np.arange(WORLD) * NODES // WORLD)
     shuffle = ("permutation", lambda: np.random.default_rng(0).permutation(n))
     alone = np.full((n, 1), -1, np.int32)
     for name, column, shared in (
@@ -133,9 +149,10 @@ def epochs(n: int) -> None:
         ("order of an epoch, dealt", clusters, False),
         ("order of an epoch, all singletons", alone, True),
     ):
-        stream = Stream(shared=shared, **kept)
+        where = ray.put(location) if shared else None
+        stream = Stream("raw", "", 32, n, shared, None, blocks, where)
         reader = Reader(
-            stream, column, rank=0, world=WORLD, batch_size=BATCH, seed=0, group=2
+            stream, column, rank=0, world=WORLD, batch_size=BATCH, seed=0, group=2, places=places
         )  # fmt: skip
         line(name, n, "row", functools.partial(reader.order, 0, None), shuffle)
     line("choose the granularity", n, "row", lambda: sampler.composing_column(clusters))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from wcl_ray.clusters.features import IMAGES_A_CLUSTER, MOST_CLUSTERS
+from wcl_ray.data.blocks import DESCRIBED
 from wcl_ray.data.stream import BLOCK as DEALT
 from wcl_ray.data.stream import MOST_BLOCKS, REPLICATED, SHARE
 from wcl_ray.kmeans.phases import FLAT
@@ -77,6 +78,15 @@ def nodes(gpus: int) -> int:
     return gpus // NODE_GPUS
 
 
+def references(blocks: int, gpus: int, shared: bool) -> int:
+    """References that all workers take: one to the list of each node; to the blocks of their own
+    node, and to the positions of each DESCRIBED of them; one worker to those of all nodes."""
+    if shared:
+        return blocks * gpus
+    own = math.ceil(blocks / nodes(gpus) * (1 + 1 / DESCRIBED))
+    return gpus * (nodes(gpus) + own) + blocks
+
+
 def keeping(figures: Figures) -> str:
     """Storage, and what is kept in the object store"""
     head = ["images", "GPUs", "room"]
@@ -94,7 +104,7 @@ def keeping(figures: Figures) -> str:
             how = "" if mode == "streaming" else ", shared" if shared else ", dealt"
             row += [_b(n * jpeg), _b(n * raw), mode + how, _n(blocks) if blocks else "-"]
             if raw == RAW and blocks:
-                refs = blocks * gpus
+                refs = references(blocks, gpus, shared)
                 last = f"{_n(refs)}, {_s(refs * hand)}, {_b(refs * memory)}"
         rows.append([*row, last])
     return _table(head, rows)
@@ -150,17 +160,20 @@ def driver(figures: Figures) -> str:
     """The driver (integer ids, one granularity)"""
     once = ["sort by id, find duplicates", "number clusters by size", "assignment to Parquet"]
     once += ["fingerprint", "ray.put ids"]
-    names = [*once, "hash string ids", "assignment from Parquet", "position of an id"]
+    names = [*once, "hash string ids", "assignment from Parquet"]
     head = ["", "one row", *(_n(n) for n in IMAGES)]
     rows = []
     for name in names:
         each = cost(figures, name)
         rows.append([f"{name}, s", _s(each), *(_s(n * each) for n in IMAGES)])
-    held = {"ids and clusters held": 12.0, "keys of 40 characters held": 44.0}
+    each = cost(figures, "position of an id")  # not the driver's: in the tasks that read images
+    rows.append(["position of an id, in tasks, s", _s(each), *(_s(n * each) for n in IMAGES)])
+    held = {"ids and clusters held": 12.0, "keys of 40 characters held": 48.0}
     peak = max(cost(figures, name, "peak") for name in once)
     held["most memory of a step above"] = peak
     held["assignment.parquet"] = cost(figures, "assignment to Parquet", "bytes")
-    held["arrays that every node holds (ids, clusters, rows and back)"] = 28.0
+    held["arrays that every node holds (ids, clusters)"] = 12.0
+    held["positions in and beside blocks, on all nodes together"] = 16.0
     for name, size in held.items():
         rows.append([name, f"{size:.1f} B", *(_b(n * size) for n in IMAGES)])
     files = [max(1, int(n * JPEG / FILE)) for n in IMAGES]

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from wcl_ray.data.sources.base import FAULT, ID, KEY
-from wcl_ray.data.stream import _locate
+from wcl_ray.data.blocks import Blocks, Directory, describe
+from wcl_ray.data.sources.base import FAULT, ID, KEY, POSITION
 from wcl_ray.kmeans.lloyd import Stats
 from wcl_ray.kmeans.seeding import update
 from wcl_ray.kmeans.vectors import Piece, Vectors, open_vectors
@@ -29,8 +29,8 @@ Line = Callable[..., Any]
 
 
 @ray.remote(num_cpus=0)
-def _hold(refs: list[Any]) -> int:
-    return len(refs)
+def _hold(blocks: Blocks) -> int:
+    return len(Directory(blocks).tables())
 
 
 @ray.remote(num_cpus=0.5)
@@ -40,14 +40,13 @@ def _nothing(number: int) -> int:
 
 def blocks(line: Line, shards: int) -> None:
     """Bookkeeping of kept blocks, and tasks that do nothing."""
-    ids = np.sort(np.random.default_rng(0).choice(2**40, 100 * shards, replace=False))
-    parts = np.random.default_rng(1).permutation(ids).reshape(shards, -1)
     none, keys = pa.nulls(100, pa.string()), pa.array([""] * 100)
-    tables = [pa.table({ID: part, KEY: keys, FAULT: none}) for part in parts]
+    rows = np.random.default_rng(1).permutation(100 * shards).reshape(shards, -1)
+    tables = [pa.table({ID: part, KEY: keys, FAULT: none, POSITION: part}) for part in rows]
     refs = line("ray.put small blocks", shards, "block", lambda: [ray.put(t) for t in tables])
-    _locate(refs[:32], ids)  # processes are there
-    line("locate rows of the blocks", shards, "block", lambda: _locate(refs, ids))
-    line("hand references to a worker", shards, "ref", lambda: ray.get(_hold.remote(refs)))
+    describe(refs[:32])  # processes are there
+    known, _ = line("describe the blocks", shards, "block", lambda: describe(refs))
+    line("hand references to a worker", shards, "ref", lambda: ray.get(_hold.remote(known)))
     with ProcessPoolExecutor(2) as pool:  # its processes start in the first measure
         line(
             "tasks that do nothing", shards, "task",

@@ -33,6 +33,12 @@ def test_the_mode_follows_the_rule_of_the_stream(scale_paper: ModuleType) -> Non
     assert scale_paper.keep_mode(1000, 64, 1.0, 1.0)[:2] == ("raw", True)
 
 
+def test_workers_take_the_references_of_their_nodes(scale_paper: ModuleType) -> None:
+    assert scale_paper.references(32, 16, shared=True) == 16 * 32
+    own = 16 + 1  # of two nodes: half of the blocks, and their positions
+    assert scale_paper.references(32, 16, shared=False) == 16 * (2 + own) + 32
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.0, "-"), (2e-9, "2 ns"), (0.5, "500 ms"), (90, "90 s"), (600, "10 min"), (2e5, "2.31 d")],

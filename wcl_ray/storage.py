@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from wcl_ray.errors import StorageError, UserError
@@ -171,6 +172,11 @@ class Folder:
             self.fs.open_input_stream(self.file(name)) as stream,
         ):
             return bytes(stream.read())
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file to read in parts; close it, as by ``with``."""
+        with storage_errors(self._location(name), reading=True):
+            return self.fs.open_input_file(self.file(name))
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wcl_ray.clusters.assignment import Assignment, number_codes
+from wcl_ray.clusters import assignment
+from wcl_ray.clusters.assignment import Assignment, number_codes, stored_names, stored_ranges
 from wcl_ray.clusters.binarise import attributes, binary_entropy
 from wcl_ray.clusters.counts import count_column
 from wcl_ray.clusters.metadata import Clustering, cluster_metadata, columns_of
@@ -22,6 +24,7 @@ from wcl_ray.data.sources.base import ID, KEY
 from wcl_ray.data.sources.tables import read_csv
 from wcl_ray.data.values import plain
 from wcl_ray.errors import UserError, find_user_error
+from wcl_ray.storage import Folder
 
 N = 120
 
@@ -275,6 +278,22 @@ def test_numbers_of_clusters(pairs: list[tuple[int, bool]]) -> None:
         for j in range(len(codes)):
             if not missing[i] and not missing[j]:
                 assert (found[i] == found[j]) == (codes[i] == codes[j])
+
+
+def test_a_stored_assignment_is_read_by_ranges_of_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assignment, "RANGE", 3)
+    keys = pa.array([f"n{i}" for i in range(8)], pa.large_string())
+    rows = np.stack([np.arange(8) % 3 - 1, np.arange(8)], 1)
+    table = Assignment.from_rows(np.arange(8)[::-1], rows, ("a", "b"), keys)
+    folder = Folder(str(tmp_path))
+    folder.write(assignment.FILE, table.to_parquet())
+    assert stored_names(folder) == ("a", "b")
+    assert [part.ids.tolist() for part in stored_ranges(folder)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    again = Assignment.read(folder)
+    assert again.table() == table.table()
+    assert again.clusters.dtype == np.int32
 
 
 def test_assignment_file() -> None:

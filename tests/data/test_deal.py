@@ -87,6 +87,7 @@ def test_a_worker_holds_few_dealt_blocks(keep: str) -> None:
         assert worker["left"] == 0
         assert worker["met"] >= 1  # a partner, inside of the window
     assert first["local"] == 1
+    assert first["known"] == BLOCKS[0]  # no references to the other node's
     assert second["local"] == pytest.approx(BLOCKS[1] / (sum(BLOCKS) / 2), abs=0.02)
 
 

@@ -124,7 +124,7 @@ def test_odd_inputs_through_ray(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_kept_images_beside_columns_of_our_names(tmp_path: Path) -> None:
-    from wcl_ray.data.stream import _decoded, kept_pixels
+    from wcl_ray.data.stream import _keep_raw, kept_pixels
 
     case = next(case for case in INPUTS if case.name == "columns called like our own")
     source = open_source(DataConfig(path=str(case.make(tmp_path))))
@@ -133,7 +133,7 @@ def test_kept_images_beside_columns_of_our_names(tmp_path: Path) -> None:
         .repartition(1)
         .iter_batches(batch_format="pyarrow", batch_size=None)
     )
-    kept = _decoded(table, 16)
+    (kept,) = _keep_raw(table, ray.put(np.sort(table["__id"].to_numpy())), 16)
     assert kept_pixels(kept, 16)[0].shape == (4, 3, 16, 16)
     assert sorted(kept["pixels"].to_pylist()) == [1, 2, 3, 4]
 

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,21 @@ from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
 from wcl_ray.data import data_stats, sampler, stream
+from wcl_ray.data.blocks import (
+    Block,
+    Blocks,
+    Directory,
+    describe,
+    inverse,
+    locate,
+    rows_left,
+)
 from wcl_ray.data.deal import Places
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.sources import folder as source_folder
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
-from wcl_ray.data.stream import Stream, plan_stream, positions_of_rows
+from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
 from wcl_ray.model.encoder import EncoderSpec, build_encoder
@@ -45,6 +55,12 @@ def plan(data: DataConfig, ids: np.ndarray, keep: str) -> Stream:
     return plan_stream(open_source(options), ids, options)
 
 
+def tables_of(s: Stream) -> list[pa.Table]:
+    assert s.blocks is not None
+    tables: list[pa.Table] = ray.get(Directory(s.blocks).tables())
+    return tables
+
+
 def reader(s: Stream, clusters: np.ndarray, rank: int = 0, world: int = 1, **more: Any) -> Reader:
     options: dict[str, Any] = {"batch_size": 12, "seed": 0, "group": 2} | more
     return Reader(s, clusters, rank=rank, world=world, **options)
@@ -62,15 +78,16 @@ def test_many_tasks_read_and_decode(
     data: DataConfig, keep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Data takes a batch size of a later step for rows of the table of pieces."""
-    assert len(plan(data, np.arange(N), keep).blocks) == 1  # small files are not worth more
+    assert len(tables_of(plan(data, np.arange(N), keep))) == 1  # small files are not worth more
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
     data_stats.taken()
     s = plan_stream(open_source(data), np.arange(N), replace(data, keep=keep))  # type: ignore[arg-type]
     work = data_stats.taken()["images kept"]
     assert (work.rows, work.tasks, work.nodes) == (N, 12, 1)
     assert work.cpu_seconds > 0
-    assert len(s.blocks) == 12  # row groups of ten and of two
-    assert sum(block.num_rows for block in ray.get(list(s.blocks))) == N
+    kept = tables_of(s)
+    assert len(kept) == 12  # row groups of ten and of two
+    assert sum(table.num_rows for table in kept) == N
     assert ray.data.DataContext.get_current().op_resource_reservation_enabled  # as it was
 
 
@@ -122,18 +139,30 @@ def test_order_is_a_function_of_seed_and_epoch(data: DataConfig, keep: str) -> N
     assert list(np.concatenate(parts, axis=1).flatten()) == order(0)  # whatever the workers
 
 
+def fake_location(rng: np.random.Generator, n: int, unreadable: int) -> np.ndarray:
+    location = rng.permutation(n)
+    location[:unreadable] = -1
+    return location
+
+
 def fake(
     rng: np.random.Generator, n: int, blocks: int, shared: bool, unreadable: int = 0
 ) -> Stream:
     """A kept stream without pixels, to test who reads what."""
-    location = rng.permutation(n)
-    location[:unreadable] = -1
+    location = fake_location(rng, n, unreadable)
     cuts = np.sort(rng.integers(0, n + 1, blocks - 1))
     offsets = np.concatenate([[0], cuts, [n]])
+    positions = inverse(location, n)
+    known = np.array([(positions[a:b] >= 0).sum() for a, b in pairwise(offsets)])
+    group, kept = np.arange(blocks) % 3, ray.put(positions)  # unlike any order of the blocks
+    groups = tuple(
+        ray.put({int(i): Block(None, kept, offsets[i]) for i in np.flatnonzero(group == g)})
+        for g in range(3)
+    )
     return Stream(
         mode="raw", reason="", size=8, rows=n, shared=shared, ids=ray.put(np.arange(n)),
-        blocks=(None,) * blocks, location=ray.put(location), offsets=offsets,
-        positions=ray.put(positions_of_rows(location, n)),
+        blocks=Blocks(np.diff(offsets), known, group, groups),
+        location=ray.put(location) if shared else None,
     )  # fmt: skip
 
 
@@ -174,6 +203,23 @@ def test_exactly_once_over_a_restart_with_other_workers(
         assert parts[0].dropped < batch + world
     assert len(seen) == len(set(seen))
     assert n - len(seen) < local * worlds[1] + worlds[1]
+
+
+def test_a_worker_takes_the_references_of_one_node() -> None:
+    """And one worker alone looks at all positions, to count what is left of an epoch."""
+    n = 60
+    s = fake(np.random.default_rng(1), n, 9, shared=False, unreadable=4)
+    assert s.blocks is not None
+    positions = inverse(fake_location(np.random.default_rng(1), n, 4), n)
+    directory = Directory(s.blocks)
+    (of_block,) = directory.positions([4])
+    assert of_block.tolist() == positions[slice(*s.blocks.offsets[4:6])].tolist()
+    assert set(directory._known) == {1, 4, 7}
+    assert rows_left(s.blocks, sampler.empty_bits(n)).sum() == n - 4
+    consumed = sampler.empty_bits(n)
+    sampler.set_bits(consumed, np.arange(0, n, 3))
+    left = [p[(p >= 0) & (p % 3 > 0)] for p in np.split(positions, s.blocks.offsets[1:-1])]
+    assert rows_left(s.blocks, consumed).tolist() == list(map(len, left))
 
 
 def shares_of(
@@ -220,7 +266,7 @@ def test_the_learning_rate_falls_until_the_last_step(
 ) -> None:  # fmt: skip
     """Whatever the batches drop, cannot be read, and however many workers resume."""
     s = replace(fake(np.random.default_rng(0), n, 3, shared, unreadable), mode=mode)
-    readable = np.arange(n)[ray.get(s.location) >= 0] if mode == "raw" else np.arange(n)
+    readable = np.arange(unreadable if mode == "raw" else 0, n)
     shares, part = shares_of(s, n, readable, batch, worlds, epochs, stop)
     assert shares[0] == 0
     assert shares == sorted(shares)  # after the restart, too
@@ -327,7 +373,7 @@ def test_choice_by_size(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> No
         assert found.mode == keep
         assert "new nodes" in found.reason
         assert not found.shared  # the workers will not all pull all of it
-        assert len(found.blocks) > 1
+        assert len(tables_of(found)) > 1
     assert "--data.keep raw or encoded" in plan_stream(source, ids, data, grows=True).reason
 
 
@@ -455,13 +501,13 @@ def test_spread_puts_small_clusters_together(data: DataConfig) -> None:
         .map_batches(stream._keep_raw, batch_format="pyarrow", fn_kwargs={"ids": ids, "size": 16})
     )
     clusters = (np.arange(N) // 2).astype(np.int32)  # pairs: a partner is easily lost
-    spread, why = stream._spread(rows, clusters, ids, nodes=4, kept=1e6)
+    spread, why = stream._spread(rows, clusters, nodes=4, kept=1e6)
     assert "whole clusters" in why
-    blocks = stream._materialise(spread, all_kept=False)
-    location, offsets, _ = stream._locate(blocks, np.arange(N))
+    blocks, _ = describe(stream._materialise(spread, all_kept=False))
+    location = ray.get(locate.remote(blocks, N))
     assert sorted(location.tolist()) == list(range(N))
-    block = np.searchsorted(offsets, location, side="right") - 1
+    block = np.searchsorted(blocks.offsets, location, side="right") - 1
     assert (block[::2] == block[1::2]).all()
     assert len(np.unique(block)) > 4
-    _, why = stream._spread(rows, (np.arange(N) % 2).astype(np.int32), ids, nodes=4, kept=1e6)
+    _, why = stream._spread(rows, (np.arange(N) % 2).astype(np.int32), nodes=4, kept=1e6)
     assert "single images" in why

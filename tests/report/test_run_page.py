@@ -59,7 +59,7 @@ def embedded(ids: np.ndarray, labels: bool = True, seed: int = 0) -> pa.Table:
 def choose(clusters: Assignment, labels: bool = True) -> Examples:
     train = embedded(clusters.ids, labels)
     test = embedded(np.arange(1000, 1040), labels, 1) if labels else None
-    choice = ExampleChoice(clusters, (len(train), 40), 0)
+    choice = ExampleChoice.among(clusters, (len(train), 40), 0)
     return choice.choose(train, test, "species" if labels else None)
 
 
@@ -253,7 +253,7 @@ def test_the_examples_are_few() -> None:
     ids = np.arange(5000)
     levels = np.stack([ids % k for k in (2, 5, 9, 30, 80, 99)], 1).astype(np.int32)
     clusters = Assignment(ids, levels, tuple("abcdef"))
-    choice = ExampleChoice(clusters, (len(ids), 0), 0)
+    choice = ExampleChoice.among(clusters, (len(ids), 0), 0)
     examples = choice.choose(embedded(ids), None, "species")
     assert list(dict.fromkeys(s.granularity for s in examples.sheets)) == ["a", "c", "d", "f"]
     assert examples.images.num_rows < 850

@@ -17,11 +17,12 @@ from runs import N
 
 from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data import sampler
+from wcl_ray.data.blocks import Directory, describe
 from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
-from wcl_ray.data.stream import Stream, _locate, plan_stream, positions_of_rows
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, POSITION
+from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.run import evaluate_encoder
 from wcl_ray.kmeans.kmeans import KMeans
@@ -124,7 +125,8 @@ def decoding(folder: str) -> dict[str, Any]:
     images = open_source(data)
     graphics = {n["NodeID"]: n["Resources"].get("GPU", 0) for n in ray.nodes()}
     blocks = [plan_stream(images, np.arange(N), data).blocks for _ in range(6)]
-    where = ray.experimental.get_object_locations([one for (one,) in blocks])
+    tables = [Directory(one).tables() for one in blocks if one is not None]
+    where = ray.experimental.get_object_locations([ref for (ref,) in tables])
     return {"gpu": sum(graphics[row["node_ids"][0]] > 0 for row in where.values())}
 
 
@@ -135,7 +137,7 @@ def block(number: int, keep: str) -> pa.Table:
     """Pictures of one colour, which tells their number."""
     ids = np.arange(number, sum(BLOCKS) * IN_BLOCK, sum(BLOCKS))
     colours = np.stack([ids // 256, ids % 256, 0 * ids], 1).astype(np.uint8)
-    first = {ID: ids, KEY: ids.astype(str), FAULT: pa.nulls(len(ids), pa.string())}
+    first = {ID: ids, KEY: ids.astype(str), FAULT: pa.nulls(len(ids), pa.string()), POSITION: ids}
     if keep == "raw":
         flat = np.repeat(colours, SIDE * SIDE, 1).tobytes()
         buffers = [None, pa.py_buffer(flat)]
@@ -172,8 +174,8 @@ def read(stream: Stream, blocks: np.ndarray, rank: int, largest: int) -> dict[st
     )  # fmt: skip
     seen, local, met = [], 0.0, 0.0
     for epoch in range(3):
-        order = reader.order(epoch, None)
-        local += float((blocks[reader._block_of(reader.location[order])] == rank).mean()) / 3
+        order, rows = reader._dealt_order(epoch, None)
+        local += float((blocks[reader._block_of(rows)] == rank).mean()) / 3
         met += sampler.meeting(clusters[order, 0])[0] / 3
         ids = []
         for batch in reader.epoch(epoch, None):
@@ -182,6 +184,7 @@ def read(stream: Stream, blocks: np.ndarray, rank: int, largest: int) -> dict[st
             ids += batch.ids.tolist()
         seen.append(ids)
     held = {"max_blocks": places.max_blocks, "held": reader.held, "left": len(reader._blocks)}
+    held["known"] = len(reader.directory._known)
     return {"seen": seen, "local": local, "met": met, **held}
 
 
@@ -197,13 +200,10 @@ def dealt(keep: str) -> dict[str, Any]:
     ]
     ids = np.arange(len(refs) * IN_BLOCK)
     ray.wait(refs, num_returns=len(refs), fetch_local=False)
-    location, offsets, _ = _locate(refs, ids)
+    blocks, _ = describe(refs)
     size = SIDE if keep == "raw" else 16
-    kept: dict[str, Any] = {"mode": keep, "reason": "", "size": size, "rows": len(ids)}
-    kept |= {"ids": ray.put(ids), "location": ray.put(location), "offsets": offsets}
-    kept["positions"] = ray.put(positions_of_rows(location, int(offsets[-1])))
-    stream = Stream(shared=False, blocks=tuple(refs), **kept)
-    numbers, largest = number_homes(stream.blocks, nodes)
+    stream = Stream(keep, "", size, len(ids), False, ray.put(ids), blocks)
+    numbers, largest = number_homes(refs, nodes)
     before = store_stats().spilled_bytes_total
     work = [
         read.options(scheduling_strategy=pinned[rank]).remote(stream, numbers, rank, largest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wcl_ray.errors import UserError
+from wcl_ray.storage import Folder
 
 FILE = "assignment.parquet"  # of a round in a run folder
+RANGE = 2**20  # rows of a row group; a file is sorted by id, so that each is a range of ids
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Assignment:
         ids: int64 (N,), strictly increasing.
         clusters: int32 (N, G), 0 … K-1 by decreasing size; -1 = singleton.
         names: names of the G granularities, such as ``attributes-20``.
-        keys: string (N,), the user's own names of the images, or None.
+        keys: large_string (N,), the user's own names of the images, or None.
     """
 
     ids: np.ndarray
@@ -54,7 +57,7 @@ class Assignment:
                 f"id {int(ids[row]) if name is None else name!r} occurs more than once "
                 f"({len(duplicates)} duplicates in all); ids must be unique, see --data.id"
             )
-        return Assignment(ids, clusters[order].astype(np.int32), names, keys)
+        return Assignment(ids, clusters[order].astype(np.int32, copy=False), names, keys)
 
     def sizes(self, granularity: int = 0) -> np.ndarray:
         """int64 (K,): number of images in each cluster."""
@@ -94,19 +97,61 @@ class Assignment:
         return pa.table(columns)
 
     def to_parquet(self) -> bytes:
-        """Content of a Parquet file of :meth:`table`."""
+        """Content of a Parquet file of :meth:`table`, with a row group for each RANGE rows."""
         sink = io.BytesIO()
-        pq.write_table(self.table(), sink, compression="zstd")
+        pq.write_table(self.table(), sink, compression="zstd", row_group_size=RANGE)
         return sink.getvalue()
 
     @staticmethod
     def from_parquet(content: bytes) -> Assignment:
         """Read what :meth:`to_parquet` wrote."""
-        table = pq.read_table(io.BytesIO(content))
-        names = tuple(n for n in table.column_names if n not in ("id", "key"))
+        return _whole(pq.ParquetFile(pa.BufferReader(content)))
+
+    @staticmethod
+    def read(folder: Folder, name: str = FILE) -> Assignment:
+        """Read a file of :meth:`to_parquet` range by range, into the arrays that it fills."""
+        with folder.open(name) as file:
+            return _whole(pq.ParquetFile(file))
+
+
+def stored_names(folder: Folder, name: str = FILE) -> tuple[str, ...]:
+    """Names of the granularities in a stored assignment; no row is read."""
+    with folder.open(name) as file:
+        return _names(pq.ParquetFile(file))
+
+
+def stored_ranges(folder: Folder, name: str = FILE) -> Iterator[Assignment]:
+    """A stored assignment by ranges of ids, so that one range at a time is in memory."""
+    with folder.open(name) as file:
+        yield from _ranges(pq.ParquetFile(file))
+
+
+def _names(file: pq.ParquetFile) -> tuple[str, ...]:
+    return tuple(name for name in file.schema_arrow.names if name not in ("id", "key"))
+
+
+def _ranges(file: pq.ParquetFile) -> Iterator[Assignment]:
+    names = _names(file)
+    for number in range(file.num_row_groups):
+        table = file.read_row_group(number)
         columns = [table[name].to_numpy() for name in names]
-        keys = table["key"].combine_chunks() if "key" in table.column_names else None
-        return Assignment(table["id"].to_numpy(), np.stack(columns, 1), names, keys)
+        keys = None
+        if "key" in table.column_names:  # a string in older files
+            keys = table["key"].cast(pa.large_string()).combine_chunks()
+        yield Assignment(table["id"].to_numpy(), np.stack(columns, 1), names, keys)
+
+
+def _whole(file: pq.ParquetFile) -> Assignment:
+    """All ranges, each read into its part of the arrays."""
+    names, n, start = _names(file), file.metadata.num_rows, 0
+    ids, clusters = np.empty(n, np.int64), np.empty((n, len(names)), np.int32)
+    keys: list[pa.Array] = []
+    for part in _ranges(file):
+        stop = start + len(part.ids)
+        ids[start:stop], clusters[start:stop] = part.ids, part.clusters
+        keys += [] if part.keys is None else [part.keys]
+        start = stop
+    return Assignment(ids, clusters, names, pa.concat_arrays(keys) if keys else None)
 
 
 def number_codes(codes: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -311,8 +311,9 @@ def assign(
         raise UserError(NO_ROWS)
     table = pa.concat_tables(blocks)
     clusters = np.stack([_number_column(table[f"c{i}"]) for i in range(len(names))], axis=1)
-    all_keys = table[KEY].combine_chunks()
-    keys = None if all_keys.null_count == len(all_keys) else all_keys
+    keys = None
+    if table[KEY].null_count < len(table):  # a string array holds 2 GB, 5e7 paths of 40 letters
+        keys = table[KEY].cast(pa.large_string()).combine_chunks()
     ids = table[ID].to_numpy()
     assignment = Assignment.from_rows(ids, clusters, names, keys)
     if label is None:

@@ -23,13 +23,13 @@ import torch
 
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
+from wcl_ray.data.blocks import Directory, rows_left, unconsumed
 from wcl_ray.data.deal import Piece, Places, deal, unknown_places, windows
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
-from wcl_ray.data.ids import positions_of
 from wcl_ray.data.prefetch import prefetch
 from wcl_ray.data.rows import take_rows
 from wcl_ray.data.sampler import window_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, FileIndex
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, POSITION, FileIndex
 from wcl_ray.data.sources.files import read_files
 from wcl_ray.data.stream import Stream, kept_pixels
 from wcl_ray.errors import UserError
@@ -37,6 +37,7 @@ from wcl_ray.errors import UserError
 AHEAD = 3  # batches read before they are needed
 FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
 Tables = Callable[[], Iterator[pa.Table]]
+Step = tuple[np.ndarray, np.ndarray]  # int64 (b,) each: positions, rows in the blocks or the index
 
 
 @dataclass
@@ -113,19 +114,19 @@ class Reader:
         self.augment = augment
         self.attributes = attributes
         self.columns = sampler.composing_columns(clusters, siblings)
-        self.ids: np.ndarray = ray.get(stream.ids)
         self.steps = self.dropped = 0
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._faults: list[tuple[str, str]] = []
         self._blocks: dict[int, Any] = {}
-        self.places = places or unknown_places(len(stream.blocks), world)
         if stream.mode == "indexed":
             self.index: FileIndex = ray.get(stream.index)
-        if stream.mode != "streaming":
+        if stream.location is not None:
             self.location: np.ndarray = ray.get(stream.location)
-        if not stream.shared:
-            self.row_positions: np.ndarray = ray.get(stream.positions)
+        if stream.blocks is not None:
+            self.directory = Directory(stream.blocks)
+            self.offsets = stream.blocks.offsets
+            self.places = places or unknown_places(len(stream.blocks), world)
 
     def take_faults(self) -> list[tuple[str, str]]:
         """(key or id, reason) of images that failed to decode since the last call."""
@@ -133,7 +134,11 @@ class Reader:
         return faults
 
     def epoch(
-        self, epoch: int, consumed: np.ndarray | None, tables: Tables | None = None
+        self,
+        epoch: int,
+        consumed: np.ndarray | None,
+        tables: Tables | None = None,
+        left: np.ndarray | None = None,
     ) -> Iterator[Batch]:
         """The batches of the rest of an epoch.
 
@@ -141,20 +146,26 @@ class Reader:
             consumed: packed bits of the positions to skip, or None.
             tables: mode streaming: this worker's rows of :meth:`Stream.dataset`, without the
                 consumed images; equally many rows on all workers.
+            left: dealt blocks: what :func:`wcl_ray.data.blocks.rows_left` counts, if another
+                worker has counted it already.
         """
         if self.stream.mode == "streaming":
             assert tables is not None
-            self._remaining(consumed)
+            self.steps = (len(self.clusters) - sampler.count_bits(consumed)) // self.batch
             return prefetch(self._parallel(self._streamed_jobs(epoch, tables)), AHEAD)
-        order = self.order(epoch, consumed)
+        if self.stream.shared:
+            order = self.order(epoch, consumed)
+            steps: Iterator[Step] = ((batch, self.location[batch]) for batch in order)
+        else:
+            steps = self._dealt_steps(*self._dealt_order(epoch, consumed, left))
         if self.stream.mode == "raw":
-            return prefetch(self._raw_batches(order), AHEAD)
-        return prefetch(self._parallel(self._encoded_jobs(epoch, order)), AHEAD)
+            return prefetch((self._raw(positions, rows) for positions, rows in steps), AHEAD)
+        return prefetch(self._parallel(self._encoded_jobs(epoch, steps)), AHEAD)
 
     def order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
         """int64 (steps, b): the positions of this worker's batches (not in mode streaming)."""
         if not self.stream.shared:
-            return self._dealt_order(epoch, consumed)
+            return self._dealt_order(epoch, consumed)[0]
         remaining = self._remaining(consumed)
         rng = np.random.default_rng([self.seed, epoch])
         order = remaining[
@@ -165,17 +176,23 @@ class Reader:
         return batches[:, self.rank]
 
     def _remaining(self, consumed: np.ndarray | None) -> np.ndarray:
-        """int64: positions that are not consumed and, if that is known, readable."""
-        remaining = sampler.unset_positions(consumed, len(self.ids))
-        if self.stream.mode != "streaming":
-            remaining = remaining[self.location[remaining] >= 0]
+        """int64: positions that are not consumed and are readable."""
+        remaining = sampler.unset_positions(consumed, len(self.clusters))
+        remaining = remaining[self.location[remaining] >= 0]
         self.steps = len(remaining) // self.batch
         return remaining
 
-    def _dealt_order(self, epoch: int, consumed: np.ndarray | None) -> np.ndarray:
+    def _dealt_order(
+        self, epoch: int, consumed: np.ndarray | None, left: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Blocks cut into equal shares; each worker composes within windows of its own blocks, and
-        looks at no others."""
-        counts = self._rows_left(consumed)
+        looks at no others.
+
+        Returns:
+            int64 (steps, b) each: positions, and their rows in the concatenated blocks.
+        """
+        assert self.stream.blocks is not None
+        counts = rows_left(self.stream.blocks, consumed) if left is None else left
         rng = np.random.default_rng([self.seed, epoch])
         pieces = deal(counts, self.places, rng)[self.rank]
         # n // W images per worker are n // W // b = n // B batches
@@ -183,49 +200,37 @@ class Reader:
         self.dropped = int(counts.sum()) - self.steps * self.batch
         worker_rng = np.random.default_rng([self.seed, epoch, 1, self.rank])
         worker_rng.shuffle(pieces)  # type: ignore[arg-type]
-        positions = self._positions_of_pieces(pieces, epoch, consumed)
+        positions, rows = self._rows_of_pieces(pieces, epoch, consumed)
         order = np.empty(self.steps * self.local, np.int64)
         begin = 0
         for end in windows(pieces, self.window, self.local, self.places.max_blocks):
-            window = positions[begin:end]
-            clusters = self._composing(window)
-            order[begin:end] = window[
-                sampler.epoch_order(clusters, self.group, self.local, worker_rng)
-            ]
+            clusters = self._composing(positions[begin:end])
+            order[begin:end] = begin + sampler.epoch_order(
+                clusters, self.group, self.local, worker_rng
+            )
             begin = end
-        return order.reshape(self.steps, self.local)
+        shape = self.steps, self.local
+        return positions[order].reshape(shape), rows[order].reshape(shape)
 
-    def _rows_left(self, consumed: np.ndarray | None) -> np.ndarray:
-        """int64 (blocks,): rows of each block that are readable and not consumed."""
-        blocks = range(len(self.stream.blocks))
-        return np.array([len(self._left_in_block(n, consumed)) for n in blocks], np.int64)
-
-    def _left_in_block(self, number: int, consumed: np.ndarray | None) -> np.ndarray:
-        """int64: positions of a block that are readable and not consumed."""
-        assert self.stream.offsets is not None
-        start, stop = self.stream.offsets[number : number + 2]
-        positions = self.row_positions[start:stop]
-        positions = positions[positions >= 0]
-        if consumed is not None:
-            positions = positions[~sampler.has_bits(consumed, positions)]
-        return positions
-
-    def _positions_of_pieces(
+    def _rows_of_pieces(
         self, pieces: list[Piece], epoch: int, consumed: np.ndarray | None
-    ) -> np.ndarray:
-        """Positions of pieces in sequence. Each block is composed, so that a cut through it splits
-        at most one group."""
-        parts = [np.empty(0, np.int64)]
-        for number, start, stop in pieces:
-            inside = np.sort(self._left_in_block(number, consumed))
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of pieces in sequence, and their rows in the concatenated blocks. Each block is
+        composed, so that a cut through it splits at most one group."""
+        parts = [np.empty((2, 0), np.int64)]
+        in_blocks = self.directory.positions([number for number, _, _ in pieces])
+        for (number, start, stop), of_block in zip(pieces, in_blocks, strict=True):
+            rows = unconsumed(of_block, consumed)
+            rows = rows[np.argsort(of_block[rows])]
             rng = np.random.default_rng([self.seed, epoch, 2, number])  # the same on all workers
-            order = sampler.compose(self._composing(inside), self.group, rng)
-            parts.append(inside[order[start:stop]])
-        return np.concatenate(parts)
+            order = sampler.compose(self._composing(of_block[rows]), self.group, rng)
+            rows = rows[order[start:stop]]
+            parts.append(np.stack([of_block[rows], self.offsets[number] + rows]))
+        positions, rows = np.concatenate(parts, axis=1)
+        return positions, rows
 
     def _block_of(self, rows: np.ndarray) -> np.ndarray:
-        assert self.stream.offsets is not None
-        return np.searchsorted(self.stream.offsets, rows, side="right") - 1
+        return np.searchsorted(self.offsets, rows, side="right") - 1
 
     def _composing(self, positions: np.ndarray) -> np.ndarray:
         """Clusters of positions, as :func:`wcl_ray.data.sampler.compose` takes them."""
@@ -241,29 +246,21 @@ class Reader:
         while waiting:
             yield waiting.popleft().result()
 
-    def _raw_batches(self, order: np.ndarray) -> Iterator[Batch]:
-        for positions in self._steps(order):
-            yield self._raw(positions, self.location[positions])
-
-    def _encoded_jobs(self, epoch: int, order: np.ndarray) -> Iterator[Callable[[], Batch]]:
+    def _encoded_jobs(self, epoch: int, steps: Iterator[Step]) -> Iterator[Callable[[], Batch]]:
         """Files are copied here, so that the decoding threads keep no block alive."""
-        for positions in self._steps(order):
+        for positions, rows in steps:
             if self.stream.mode == "indexed":
-                yield partial(self._open_and_decode, epoch, positions)
+                yield partial(self._open_and_decode, epoch, positions, rows)
                 continue
-            files, names = self._files(self.location[positions])
-            yield partial(self._decode, epoch, positions, files, names)
+            yield partial(self._decode, epoch, positions, *self._files(rows))
 
-    def _steps(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        """The positions of each batch. Dealt blocks are released after the last batch that needs
-        them; the next ones are fetched ahead, one more with every batch."""
-        if self.stream.shared:
-            yield from order
-            return
-        blocks = self._block_of(self.location[order])
+    def _dealt_steps(self, order: np.ndarray, rows: np.ndarray) -> Iterator[Step]:
+        """The positions of each batch and their rows. Blocks are released after the last batch that
+        needs them; the next ones are fetched ahead, one more with every batch."""
+        blocks = self._block_of(rows)
         step_of = np.broadcast_to(np.arange(len(order))[:, None], order.shape)
-        first = np.full(len(self.stream.blocks), len(order))
-        last = np.full(len(self.stream.blocks), -1)
+        first = np.full(len(self.places.blocks), len(order))
+        last = np.full(len(self.places.blocks), -1)
         np.minimum.at(first, blocks, step_of)
         np.maximum.at(last, blocks, step_of)
         sequence = np.argsort(first, kind="stable")[: int((last >= 0).sum())]
@@ -271,13 +268,13 @@ class Reader:
         try:
             for step, positions in enumerate(order):
                 opened += self._open(np.unique(blocks[step]))
-                yield positions
+                yield positions, rows[step]
                 for number in [n for n in self._blocks if last[n] <= step]:
                     del self._blocks[number]
                 requested = max(requested, opened)
                 if requested < min(len(sequence), opened + self.places.max_blocks):
-                    ref = self.stream.blocks[sequence[requested]]
-                    ray.wait([ref], timeout=0, fetch_local=True)  # fetches it in the background
+                    (block,) = self.directory.get([int(sequence[requested])])
+                    ray.wait([block.table], timeout=0, fetch_local=True)  # in the background
                     requested += 1
         finally:
             self._blocks.clear()
@@ -285,7 +282,7 @@ class Reader:
     def _open(self, numbers: np.ndarray) -> int:
         """Fetch the blocks that are not open yet, all at once; returns their number."""
         missing = [int(number) for number in numbers if int(number) not in self._blocks]
-        tables = ray.get([self.stream.blocks[number] for number in missing])
+        tables = ray.get([block.table for block in self.directory.get(missing)])
         self._blocks.update(zip(missing, map(self._view, tables), strict=True))
         return len(missing)
 
@@ -296,46 +293,47 @@ class Reader:
         return self._blocks[number]
 
     def _view(self, table: pa.Table) -> Any:
-        """Views uint8 (rows, 3, S, S) and float32 (rows,) of a raw block; else the table."""
+        """Views uint8 (rows, 3, S, S), float32 (rows,) and of the ids of a raw block; else the
+        table."""
         if self.stream.mode != "raw":
             return table
         if table.num_rows == 0:
             return None
-        return kept_pixels(table, self.stream.size)
+        return *kept_pixels(table, self.stream.size), table[ID].to_numpy()
 
     def _groups(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """For each block: its number, the indices in the batch, and the rows in the block."""
-        assert self.stream.offsets is not None
         block = self._block_of(rows)
         by_block = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[by_block])) + 1
         for indices in np.split(by_block, cuts):
             number = int(block[indices[0]])
-            yield number, indices, rows[indices] - self.stream.offsets[number]
+            yield number, indices, rows[indices] - self.offsets[number]
 
     def _raw(self, positions: np.ndarray, rows: np.ndarray) -> Batch:
         side = self.stream.size
         images = torch.empty(len(rows), 3, side, side, dtype=torch.uint8, pin_memory=self.pin)
-        aspect = np.empty(len(rows), np.float32)
+        aspect, ids = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
         target = images.numpy()
         for number, indices, inside in self._groups(rows):
-            pixels, aspects = self._block(number)
+            pixels, aspects, in_block = self._block(number)
             target[indices] = pixels[inside]
-            aspect[indices] = aspects[inside]
-        return self._batch(positions, images, torch.from_numpy(aspect))
+            aspect[indices], ids[indices] = aspects[inside], in_block[inside]
+        return self._batch(positions, ids, images, torch.from_numpy(aspect))
 
-    def _files(self, rows: np.ndarray) -> tuple[list[bytes | None], list[str | None]]:
-        """Image files and keys of rows."""
+    def _files(self, rows: np.ndarray) -> tuple[np.ndarray, list[bytes | None], list[str | None]]:
+        """Ids, image files and keys of rows."""
+        ids = np.empty(len(rows), np.int64)
         files: list[bytes | None] = [None] * len(rows)
         keys: list[str | None] = [None] * len(rows)
         for number, indices, inside in self._groups(rows):
-            taken = take_rows(self._block(number).select([IMAGE, KEY]), inside)
-            for index, file, key in zip(indices, *taken.to_pydict().values(), strict=True):
-                files[index], keys[index] = file, key
-        return files, keys
+            taken = take_rows(self._block(number).select([ID, IMAGE, KEY]), inside)
+            for index, *row in zip(indices, *taken.to_pydict().values(), strict=True):
+                ids[index], files[index], keys[index] = row
+        return ids, files, keys
 
-    def _open_and_decode(self, epoch: int, positions: np.ndarray) -> Batch:
-        rows = self.index.rows.take(pa.array(self.location[positions]))
+    def _open_and_decode(self, epoch: int, positions: np.ndarray, in_index: np.ndarray) -> Batch:
+        rows = self.index.rows.take(pa.array(in_index))
         known: list[str | None] = rows[FAULT].to_pylist()
         paths = [
             None if fault else p for fault, p in zip(known, rows[PATH].to_pylist(), strict=True)
@@ -343,21 +341,23 @@ class Reader:
         files, faults = read_files(paths, self.index.files, "")
         reasons = [old or new for old, new in zip(known, faults.to_pylist(), strict=True)]
         broken = {row: reason for row, reason in enumerate(reasons) if reason}
-        return self._decode(epoch, positions, files.to_pylist(), rows[KEY].to_pylist(), broken)
+        ids, keys = rows[ID].to_numpy().copy(), rows[KEY].to_pylist()
+        return self._decode(epoch, positions, ids, files.to_pylist(), keys, broken)
 
     def _decode(
         self,
         epoch: int,
         positions: np.ndarray,
+        ids: np.ndarray,
         files: list[bytes | None],
         keys: list[str | None],
         known_faults: dict[int, str] | None = None,
     ) -> Batch:
         """Decode a batch; faults (row → reason) are noted under the images' keys or ids."""
-        decoded = self._pixels(epoch, self.ids[positions], files)
+        decoded = self._pixels(epoch, ids, files)
         faults = decoded.faults | (known_faults or {})
         images, aspect = decoded.tensors()
-        batch = self._batch(positions, images.pin_memory() if self.pin else images, aspect)
+        batch = self._batch(positions, ids, images.pin_memory() if self.pin else images, aspect)
         if faults:
             named = [(keys[row] or str(int(batch.ids[row])), why) for row, why in faults.items()]
             self._faults.extend(named)
@@ -391,14 +391,16 @@ class Reader:
             batch.images[row], batch.aspect[row] = batch.images[other], batch.aspect[other]
             batch.valid[row] = False
 
-    def _batch(self, positions: np.ndarray, images: torch.Tensor, aspect: torch.Tensor) -> Batch:
+    def _batch(
+        self, positions: np.ndarray, ids: np.ndarray, images: torch.Tensor, aspect: torch.Tensor
+    ) -> Batch:
         attributes = np.empty((len(positions), 0), np.uint8)
         if self.attributes is not None:
             attributes = self.attributes[positions]
         return Batch(
             images=images,
             aspect=aspect,
-            ids=torch.from_numpy(self.ids[positions]),
+            ids=torch.from_numpy(ids),
             positions=torch.from_numpy(positions.astype(np.int64)),
             clusters=torch.from_numpy(self.clusters[positions].astype(np.int64)),
             attributes=torch.from_numpy(attributes),
@@ -412,7 +414,7 @@ class Reader:
         held: list[pa.Table] = []
         rows, window = 0, min(FIRST_WINDOW * self.local, self.window)
         for table in tables():
-            held.append(table.select([ID, KEY, IMAGE, FAULT]))
+            held.append(table.select([ID, KEY, IMAGE, FAULT, POSITION]))
             rows += table.num_rows
             if rows >= window:
                 rest = yield from self._window(epoch, pa.concat_tables(held), rng)
@@ -426,13 +428,17 @@ class Reader:
     def _window(
         self, epoch: int, table: pa.Table, rng: np.random.Generator
     ) -> Any:  # a generator that returns the rows left over
-        positions = positions_of(self.ids, table[ID].to_numpy())
+        positions = table[POSITION].to_numpy()
         order = sampler.epoch_order(self._composing(positions), self.group, self.local, rng)
         end = len(order) // self.local * self.local
         for start in range(0, end, self.local):
             rows = order[start : start + self.local]
             batch = take_rows(table, rows)
-            files, keys = batch[IMAGE].to_pylist(), batch[KEY].to_pylist()
+            ids, files, keys = (
+                batch[ID].to_numpy().copy(),
+                batch[IMAGE].to_pylist(),
+                batch[KEY].to_pylist(),
+            )
             faults = {i: fault for i, fault in enumerate(batch[FAULT].to_pylist()) if fault}
-            yield partial(self._decode, epoch, positions[rows], files, keys, faults)
+            yield partial(self._decode, epoch, positions[rows], ids, files, keys, faults)
         return take_rows(table, order[end:])

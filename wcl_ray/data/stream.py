@@ -7,12 +7,12 @@ reads the source again: the workers open image files on a disk by name, in the o
 (``indexed``); Ray Data reads all else (``streaming``).
 
 A training image is addressed by its position, the index of its id in the sorted ids of the
-assignment. Images that are not in the assignment (held out) are dropped before decoding.
+assignment. It is looked up where the image is read, and travels with it. Images that are not in the
+assignment (held out) are dropped before decoding.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,18 +24,18 @@ from ray.data import Dataset
 
 from wcl_ray.config import DataConfig
 from wcl_ray.data import sampler
+from wcl_ray.data.blocks import Blocks, Directory, describe, locate
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
-from wcl_ray.data.homes import homes_of
 from wcl_ray.data.ids import positions_of
-from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, Source
+from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, POSITION, Source
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
 AT_ONCE = 512  # images decoded into one table
 BLOCK = 64e6  # bytes of a dealt block, if there are fewer than
-MOST_BLOCKS = 20_000  # since every worker holds references to all
+MOST_BLOCKS = 20_000  # since the driver holds references to all
 REPLICATED = 0.25  # of the smallest node's store: less than this is read by all workers
 
 
@@ -50,12 +50,9 @@ class Stream:
         rows: readable training images (in modes indexed and streaming: all training images).
         shared: every worker may read every block; else blocks are dealt to workers.
         ids: reference to int64 (N,), sorted.
-        blocks: references to the kept blocks (pyarrow tables).
-        location: reference to int64 (N,): row of a position in the concatenated blocks, or in the
-            index; -1 = none.
-        offsets: int64 (blocks + 1,): first row of each block.
-        positions: the inverse of ``location`` if blocks are dealt: reference to int64 (rows,),
-            -1 = unreadable.
+        blocks: the kept blocks (pyarrow tables).
+        location: reference to int64 (N,) unless blocks are dealt: row of a position in the
+            concatenated blocks, or in the index; -1 = none.
         index: mode indexed: reference to the :class:`FileIndex`.
         source: modes indexed and streaming: reference to the :class:`Source` of the images, read
             again each epoch, with ``columns``.
@@ -68,10 +65,8 @@ class Stream:
     rows: int
     shared: bool
     ids: Any
-    blocks: tuple[Any, ...] = ()
+    blocks: Blocks | None = None
     location: Any = None
-    offsets: np.ndarray | None = None
-    positions: Any = None
     index: Any = None
     source: Any = None
     columns: tuple[str, ...] = ()
@@ -82,7 +77,8 @@ class Stream:
         aspect (mode raw) or the file."""
         if self.source is not None:
             return self.dataset(None)
-        return ray.data.from_arrow_refs(list(self.blocks))
+        assert self.blocks is not None
+        return ray.data.from_arrow_refs(Directory(self.blocks).tables())
 
     def dataset(self, consumed: np.ndarray | None, seed: Sequence[int] | None = None) -> Dataset:
         """Modes indexed and streaming: the training images that are not consumed yet, still
@@ -140,22 +136,19 @@ def plan_stream(
         fn_kwargs={"ids": ids_ref, "size": size},
     )
     if not shared:
-        rows, how = _spread(rows, clusters, ids_ref, max(2, len(nodes)), kept)
+        rows, how = _spread(rows, clusters, max(2, len(nodes)), kept)
         reason += f"; {how}"
-    blocks = _materialise(rows, all_kept=shared)
-    location, offsets, faults = _locate(blocks, ids)
+    blocks, faults = describe(_materialise(rows, all_kept=shared))
     check_faults(faults, len(ids), data.max_bad)
     return Stream(
         mode=mode,
         reason=reason,
         size=size,
-        rows=int((location >= 0).sum()),
+        rows=int(blocks.readable.sum()),
         shared=shared,
         ids=ids_ref,
-        blocks=tuple(blocks),
-        location=ray.put(location),
-        offsets=offsets,
-        positions=None if shared else ray.put(positions_of_rows(location, int(offsets[-1]))),
+        blocks=blocks,
+        location=locate.remote(blocks, len(ids)) if shared else None,
         faults=tuple(faults),
     )
 
@@ -248,11 +241,12 @@ def _choose(
 
 
 def _select(table: pa.Table, ids: Any, consumed: Any = None) -> pa.Table:
-    """The rows of training images that are not consumed."""
+    """The rows of training images that are not consumed, with their positions."""
     positions = positions_of(ray.get(ids), table[ID].to_numpy())
     wanted = positions >= 0
     if consumed is not None:
         wanted &= ~sampler.has_bits(ray.get(consumed), positions.clip(min=0))
+    table = table.append_column(POSITION, pa.array(positions, pa.int64()))
     return table.filter(pa.array(wanted))
 
 
@@ -282,13 +276,14 @@ def _keep_encoded(table: pa.Table, ids: Any, size: int) -> pa.Table:
 
 def _kept(table: pa.Table, columns: dict[str, Any], faults: list[str | None]) -> pa.Table:
     """The table with its image column replaced by ``columns``, and with ``faults``."""
-    fixed = {ID: table[ID], KEY: table[KEY], FAULT: pa.array(faults, pa.string())}
+    fixed = {name: table[name] for name in (ID, KEY, POSITION)}
+    fixed |= {FAULT: pa.array(faults, pa.string())}
     others = [name for name in table.column_names if name not in (*fixed, IMAGE)]
     return pa.table(fixed | columns | {name: table[name] for name in others})
 
 
 def _spread(
-    rows: Dataset, clusters: np.ndarray | None, ids: Any, nodes: int, kept: float
+    rows: Dataset, clusters: np.ndarray | None, nodes: int, kept: float
 ) -> tuple[Dataset, str]:
     """Distribute rows to blocks by a hash of the id, or of the cluster if clusters are small.
 
@@ -308,7 +303,7 @@ def _spread(
     def bucket(table: pa.Table) -> pa.Table:
         values = table[ID].to_numpy()
         if clusters_ref is not None:
-            cluster = ray.get(clusters_ref)[positions_of(ray.get(ids), values)]
+            cluster = ray.get(clusters_ref)[table[POSITION].to_numpy()]
             values = np.where(cluster >= 0, cluster, values)
         return table.append_column("__bucket", pa.array(values, pa.int64()))
 
@@ -334,66 +329,3 @@ def _materialise(rows: Dataset, all_kept: bool) -> list[Any]:
         context.op_resource_reservation_enabled = before  # shared with the caller's data set
     note("images kept", kept)
     return [ref for bundle in kept.iter_internal_ref_bundles() for ref in bundle.block_refs]
-
-
-@ray.remote(num_cpus=0.5, scheduling_strategy="DEFAULT")
-def _describe(*blocks: pa.Table) -> list[tuple[np.ndarray, list[tuple[int, str, str]]]]:
-    """For each block: its ids, and (row, key, reason) of its faults."""
-    described: list[tuple[np.ndarray, list[tuple[int, str, str]]]] = []
-    for table in blocks:
-        if table.num_columns == 0:
-            described.append((np.empty(0, np.int64), []))
-            continue
-        ids = table[ID].to_numpy()
-        bad = np.flatnonzero(table[FAULT].is_valid().to_numpy())
-        rows = table.select([ID, KEY, FAULT]).take(bad).to_pylist()
-        faults = [
-            (int(i), str(row[KEY] or row[ID]), row[FAULT]) for i, row in zip(bad, rows, strict=True)
-        ]
-        described.append((ids, faults))
-    return described
-
-
-def _by_node(blocks: list[Any]) -> list[list[int]]:
-    """Numbers of the blocks, in lists of blocks on one node: a task that gets one of these lists
-    runs there, and no block moves."""
-    homes = homes_of(blocks).nodes
-    members: dict[str, list[int]] = {}
-    for number, ref in enumerate(blocks):
-        members.setdefault(homes.get(ref.hex(), ""), []).append(number)
-    return [part[i : i + 16] for part in members.values() for i in range(0, len(part), 16)]
-
-
-def _locate(
-    blocks: list[Any], ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
-    """Row of each position in the concatenated blocks, first row of each block, faults."""
-    groups = _by_node(blocks)
-    tasks = [_describe.remote(*(blocks[number] for number in group)) for group in groups]
-    numbers = itertools.chain.from_iterable(groups)
-    by_number = dict(zip(numbers, itertools.chain.from_iterable(ray.get(tasks)), strict=True))
-    described = [by_number[number] for number in range(len(blocks))]
-    offsets = np.cumsum([0] + [len(block_ids) for block_ids, _ in described])
-    location = np.full(len(ids), -1, dtype=np.int64)
-    faults: list[dict[str, str]] = []
-    for start, (block_ids, bad) in zip(offsets, described, strict=False):
-        positions = positions_of(ids, block_ids)
-        good = positions >= 0
-        for row, key, reason in bad:
-            good[row] = False
-            faults.append({"key": key, "reason": reason})
-        location[positions[good]] = start + np.flatnonzero(good)
-    faults.sort(key=lambda fault: fault["key"])
-    return location, offsets, faults
-
-
-def positions_of_rows(location: np.ndarray, rows: int) -> np.ndarray:
-    """int64 (rows,): the position of each row, -1 = none.
-
-    >>> positions_of_rows(np.array([2, -1, 0]), 4)
-    array([ 2, -1,  0, -1])
-    """
-    positions = np.full(rows, -1, np.int64)
-    kept = np.flatnonzero(location >= 0)
-    positions[location[kept]] = kept
-    return positions

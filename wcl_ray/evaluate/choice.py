@@ -36,18 +36,27 @@ class ExampleChoice:
     """How to choose examples.
 
     Attributes:
-        clusters: of the training images.
+        clusters: of the training images with a thumbnail.
+        sizes: int64 (K,) for each granularity, of all clusters.
         counts: number of training and of test images.
     """
 
     clusters: Assignment
+    sizes: tuple[np.ndarray, ...]
     counts: tuple[int, int]
     seed: int
 
+    @staticmethod
+    def among(clusters: Assignment, counts: tuple[int, int], seed: int) -> ExampleChoice:
+        """A choice among the images of an assignment."""
+        sizes = tuple(clusters.sizes(g) for g in range(len(clusters.names)))
+        rows = _pictures(False, counts, seed)(clusters.ids)
+        few = Assignment(clusters.ids[rows], clusters.clusters[rows], clusters.names)
+        return ExampleChoice(few, sizes, counts, seed)
+
     def pictured(self, test: bool) -> Callable[[np.ndarray], np.ndarray]:
         """A function of ids that tells which images get a thumbnail."""
-        most = ASKED if test else BANK
-        return sample(most, self.counts[test], self.seed) or (lambda ids: np.ones(len(ids), bool))
+        return _pictures(test, self.counts, self.seed)
 
     def choose(
         self, train: pa.Table, test: pa.Table | None, label: str | None, device: str = "cpu"
@@ -76,7 +85,8 @@ class ExampleChoice:
             for query in picked
         ]
         sheets = [
-            replace(sheet, rows=rows_of(bank, sheet.rows)) for sheet in _sheets(bank, self.clusters)
+            replace(sheet, rows=rows_of(bank, sheet.rows))
+            for sheet in _sheets(bank, self.clusters, self.sizes)
         ]
         images = pa.concat_tables([bank.slice(0, 0), *(sides[t].slice(r, 1) for t, r in chosen)])
         features = feature_tensor(images["feature"]).numpy()
@@ -92,6 +102,11 @@ class ExampleChoice:
         return Examples(
             images, tuple(sheets), tuple(queries), bank.num_rows, asked.num_rows, mistakes
         )
+
+
+def _pictures(test: bool, counts: tuple[int, int], seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    most = ASKED if test else BANK
+    return sample(most, counts[test], seed) or (lambda ids: np.ones(len(ids), bool))
 
 
 def _pictured(side: pa.Table, label: str | None, seed: int) -> pa.Table:
@@ -150,7 +165,7 @@ def _one_per_label(queries: Sequence[Query], labels: Sequence[str | None]) -> li
     return [queries[i] for i in order[:QUERIES]]
 
 
-def _sheets(bank: pa.Table, clusters: Assignment) -> list[Sheet]:
+def _sheets(bank: pa.Table, clusters: Assignment, sizes: Sequence[np.ndarray]) -> list[Sheet]:
     """Contact sheets of each granularity, with the rows of the bank."""
     ids, labels = bank["id"].to_numpy(), bank["label"].to_pylist()
     last = len(clusters.names) - 1
@@ -158,7 +173,7 @@ def _sheets(bank: pa.Table, clusters: Assignment) -> list[Sheet]:
     sheets = []
     for g in even.tolist():
         of_bank = _clusters_of(ids, clusters, g)
-        sheets += sheets_of(clusters.names[g], clusters.sizes(g), of_bank, labels)
+        sheets += sheets_of(clusters.names[g], sizes[g], of_bank, labels)
     return sheets
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wcl_ray.clusters.assignment import FILE as ASSIGNMENT
-from wcl_ray.clusters.assignment import Assignment
+from wcl_ray.clusters.assignment import stored_ranges
 from wcl_ray.errors import UserError, reading
 from wcl_ray.evaluate.examples import FILE as EXAMPLES
 from wcl_ray.evaluate.examples import Examples
@@ -164,8 +164,21 @@ def _read_clusters(
                 summary = json.loads(part.read("clusters.json"))
                 quality += [(int(number), q) for q in summary.get("quality", ())]
             if part.exists(ASSIGNMENT):
-                table = Assignment.from_parquet(part.read(ASSIGNMENT))
-                images = len(table.ids)
-                if (table.clusters >= 0).any():
-                    sizes = {name: table.sizes(g) for g, name in enumerate(table.names)}
+                images, round_sizes = _read_sizes(part)
+                sizes = round_sizes or sizes
     return quality, sizes, images
+
+
+def _read_sizes(folder: Folder) -> tuple[int, dict[str, np.ndarray]]:
+    """Number of images in the assignment of a round, and the sizes of its clusters; no sizes if all
+    images are singletons."""
+    images, sizes = 0, dict[str, np.ndarray]()
+    for part in stored_ranges(folder):
+        images += len(part.ids)
+        for g, name in enumerate(part.names):
+            more, known = part.sizes(g), sizes.get(name, np.empty(0, np.int64))
+            total = np.zeros(max(len(more), len(known)), np.int64)
+            total[: len(known)] = known
+            total[: len(more)] += more
+            sizes[name] = total
+    return images, sizes if any(map(len, sizes.values())) else {}

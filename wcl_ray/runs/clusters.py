@@ -42,7 +42,7 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
     if config.clusters.from_features and not config.warmup_rounds:
         folder = run / "metadata"  # the first round has clusters of its own
     if folder.exists(CLUSTERED):
-        assignment = Assignment.from_parquet(folder.read(CLUSTERED))
+        assignment = Assignment.read(folder)
         say("clusters", f"{', '.join(assignment.names)}, as before")
         check_moves(run, config.data, images, id_summary(assignment.ids))
     else:

@@ -157,7 +157,7 @@ def evaluate(arm: Arm, clusters: Assignment) -> dict[str, Any]:
         return dict(json.loads(run.read(EVALUATION)))
     measures = "kNN and linear probe" if arm.images.label else "no label"
     say("evaluate", f"{arm.title}: {measures}")
-    choice = ExampleChoice(replace(clusters, keys=None), arm.evaluator.counts, arm.config.seed)
+    choice = ExampleChoice.among(clusters, arm.evaluator.counts, arm.config.seed)
     evaluator = replace(arm.evaluator, examples=choice)
     figures = evaluator.measure(run.read(ENCODER), arm.scale.gpu)
     write_examples(figures.pop(EXAMPLES), arm, clusters)

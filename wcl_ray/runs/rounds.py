@@ -120,7 +120,7 @@ def cluster_round(arm: Arm, r: int, last: RoundResult | None) -> Assignment:
         return arm.base
     config, folder = arm.config, arm.folder(r)
     if folder.exists(CLUSTERED):
-        return Assignment.from_parquet(folder.read(CLUSTERED))
+        return Assignment.read(folder)
     say("features", f"round {r + 1} of {config.rounds}: {config.clusters.features}")
     started = time.monotonic()
     assignment, figures = round_clusters(

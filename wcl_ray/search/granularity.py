@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wcl_ray.clusters.assignment import FILE, Assignment
+from wcl_ray.clusters.assignment import FILE, Assignment, stored_names
 from wcl_ray.clusters.metadata import Clustering, columns_of
 from wcl_ray.clusters.quality import Quality, measure, render
 from wcl_ray.config import Config, field_name
@@ -104,7 +104,7 @@ def _stored(
     """The clusters stored in the search folder, and their quality; None before the first start."""
     if not folder.exists(FILE):
         return None
-    table = Assignment.from_parquet(folder.read(FILE))
+    table = Assignment.read(folder)
     say("clusters", f"{', '.join(table.names)}, as before")
     labels = read_labels(config, images, table.ids)
     return Clustering(table, labels, 0), qualities(table, labels, config)
@@ -129,7 +129,7 @@ def _candidates(
 def _depth(config: SearchConfig, images: Images, folder: Folder) -> int:
     """Number of levels of the hierarchy."""
     if folder.exists(FILE):  # one column per level
-        return len(Assignment.from_parquet(folder.read(FILE)).names)
+        return len(stored_names(folder))
     deepest = replace(config.plain(), clusters=replace(config.clusters, level=()))
     clustering, _ = build_clusters(deepest, images, strict=False, show=False)
     return int(clustering.assignment.names[0].rpartition("-")[2])

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wcl_ray.config import Config
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
+from wcl_ray.data.blocks import Directory, rows_left
 from wcl_ray.data.deal import Places
 from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
@@ -136,21 +137,36 @@ class Worker:
 
     def _places(self) -> Places | None:
         """The nodes of the blocks and of the workers, agreed on by all workers."""
-        if self.task.stream.shared:
+        blocks = self.task.stream.blocks
+        if self.task.stream.shared or blocks is None:
             return None
         node_id = bytes.fromhex(ray.get_runtime_context().get_node_id())
         node_ids = gather(torch.tensor([list(node_id)], dtype=torch.uint8, device=self.device))
         nodes, ranks = np.unique(node_ids.cpu().numpy(), axis=0, return_inverse=True)
-        homes = torch.empty(len(self.task.stream.blocks) + 1, dtype=torch.int64, device=self.device)
+
+        def homes() -> np.ndarray:
+            workers = [node.tobytes().hex() for node in nodes]
+            return np.append(*number_homes(Directory(blocks).tables(), workers))
+
+        *homes_of_blocks, largest = self._from_rank_zero(homes, len(blocks) + 1)
+        return places_of(np.array(homes_of_blocks), ranks.reshape(-1), self.rank, largest)
+
+    def _rows_left(self) -> np.ndarray | None:
+        """int64 (blocks,): rows of each dealt block that are left of the epoch. One worker counts,
+        since that takes references to all blocks."""
+        blocks = self.task.stream.blocks
+        if self.task.stream.shared or blocks is None:
+            return None
+        return self._from_rank_zero(lambda: rows_left(blocks, self.state.consumed), len(blocks))
+
+    def _from_rank_zero(self, make: Callable[[], np.ndarray], length: int) -> np.ndarray:
+        """int64 (length,) that rank 0 makes and all workers get."""
+        values = torch.empty(length, dtype=torch.int64, device=self.device)
         if self.rank == 0:
-            numbers, largest = number_homes(
-                self.task.stream.blocks, [n.tobytes().hex() for n in nodes]
-            )
-            homes.copy_(torch.from_numpy(np.append(numbers, largest)))
+            values.copy_(torch.from_numpy(make()))
         if self.world > 1:
-            dist.broadcast(homes, 0)
-        *blocks, largest = homes.tolist()
-        return places_of(np.array(blocks), ranks.reshape(-1), self.rank, largest)
+            dist.broadcast(values, 0)
+        return values.cpu().numpy()
 
     def _build_learner(self) -> Learner:
         """Encoder and optimiser, new or from the last checkpoint."""
@@ -226,7 +242,7 @@ class Worker:
         self.started, self.waited, self.trained_images = time.monotonic(), 0.0, 0
         self.bad_images = 0  # the same ones fail in every epoch
         tables = self._tables() if self.task.stream.mode == "streaming" else None
-        batches = iter(self.reader.epoch(epoch, self.state.consumed, tables))
+        batches = iter(self.reader.epoch(epoch, self.state.consumed, tables, self._rows_left()))
         done = sampler.count_bits(self.state.consumed)
         left = self.reader.steps * self.batch
         self.progress = Progress(self.config.train.epochs, epoch, done, left)

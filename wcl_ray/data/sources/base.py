@@ -33,7 +33,8 @@ DataContext.get_current().raise_original_map_exception = True
 DataContext.get_current().memory_usage_poll_interval_s = None
 # columns that a source adds to its rows; user columns with these names are ignored
 ID, KEY, IMAGE, FAULT, PATH = "__id", "__key", "__image", "__fault", "__path"
-RESERVED = (ID, KEY, IMAGE, FAULT, PATH, "__test", "__bucket", "__pixels", "__aspect")
+POSITION = "__position"  # int64, of a training image among the sorted ids of all
+RESERVED = (ID, KEY, IMAGE, FAULT, PATH, POSITION, "__test", "__bucket", "__pixels", "__aspect")
 Keep = Callable[[np.ndarray], np.ndarray]  # int64 ids (N,) → bool (N,)
 # Arguments of map_batches for tasks that read. With DEFAULT, Ray avoids nodes with GPUs while
 # others have free CPUs; with Ray Data's default, SPREAD, it does not, and a label selector would
