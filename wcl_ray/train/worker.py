@@ -29,11 +29,12 @@ from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
-from wcl_ray.limits import object_store_full
+from wcl_ray.limits import gpu_full, object_store_full
 from wcl_ray.model.encoder import EncoderSpec, load_backbone
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.layers import set_training
 from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.train import checkpoint as store
@@ -87,7 +88,7 @@ def train_worker(options: dict[str, Any]) -> None:
     except (ray.exceptions.RayActorError, StorageError):
         raise  # Ray Train checks the first for preemption; the second may be temporary
     except Exception as error:
-        explained = find_user_error(error) or object_store_full(error)
+        explained = find_user_error(error) or object_store_full(error) or gpu_full(error)
         raise explained or WorkerFailure.of(error) from None
 
 
@@ -173,6 +174,8 @@ class Worker:
             encoder.method.begin_round(ray.get(self.task.clusters))
         compiled = config.train.compile
         model: torch.nn.Module = torch.compile(encoder) if compiled else encoder  # type: ignore[assignment]
+        if config.train.micro_batch_size:
+            model = MicroBatches(model, config.train.micro_batch_size)
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = DistributedDataParallel(model, device_ids=ids)
