@@ -75,7 +75,7 @@ def gradients(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def count_and_average(reduced: list[int], bucket: dist.GradBucket) -> Any:
+def count_and_average(reduced, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations
     reduced.append(bucket.buffer().numel())
     return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
 
