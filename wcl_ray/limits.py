@@ -44,9 +44,11 @@ def gpu_full(error: BaseException) -> UserError | None:
     full = _cause(error, torch.OutOfMemoryError)
     if full is None:
         return None
-    text = str(full).partition(" Of the allocated memory")[0]
+    asked = re.search(r"allocate ([\d.]+ \w+)", str(full))
+    of = re.search(r"capacity of ([\d.]+ \w+)", str(full))
+    lacking = f" (of {of[1]}, for a tensor of {asked[1]})" if asked and of else ""
     return UserError(
-        f"a worker's GPU ran out of memory ({text}); give a (smaller) --train.micro-batch-size and "
+        f"a worker's GPU ran out of memory{lacking}; give a (smaller) --train.micro-batch-size and "
         "repeat the command with --resume"
     )
 
