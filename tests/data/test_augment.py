@@ -14,7 +14,7 @@ import torchvision.transforms.v2.functional as F
 from wcl_ray.config import AugmentConfig
 from wcl_ray.data import augment
 from wcl_ray.data.augment import (
-    CPU_PIXELS,
+    CPU_VALUES,
     DRAWS,
     Augment,
     centre,
@@ -114,7 +114,7 @@ def test_views_depend_on_the_id_alone() -> None:
 def test_a_large_batch_has_the_views_of_its_images() -> None:
     """It is augmented in parts."""
     images = torch.randint(0, 256, (9, 3, 224, 224), dtype=torch.uint8)
-    assert images.numel() > CPU_PIXELS
+    assert images.numel() > CPU_VALUES
     aspect, ids = torch.linspace(0.5, 2, 9), torch.arange(9)
     make = Augment(AugmentConfig(), 64, seed=3)
     views = make.two_views(images, aspect, ids, epoch=5)

@@ -89,7 +89,7 @@ def line_of(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_gpu_without_memory() -> None:
-    said = (  # as torch 2.11 says it
+    said = (  # as torch says it
         "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 23.64 GiB "
         "of which 1.12 GiB is free. Of the allocated memory 21.70 GiB is allocated by PyTorch"
     )

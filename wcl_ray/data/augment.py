@@ -26,7 +26,7 @@ DRAWS = 2 * TRIES + 12
 GREY = (0.2989, 0.587, 0.114)
 # values of uint8 images that are augmented at once: what fits in the cache, and, on a GPU, what
 # takes little memory beside the encoder's activations
-CPU_PIXELS, GPU_PIXELS = 2**20, 2**27
+CPU_VALUES, GPU_VALUES = 2**20, 2**27
 
 
 def normalise(x: torch.Tensor) -> torch.Tensor:
@@ -275,17 +275,18 @@ class Augment:
         """
         cropped = images.ndim == 5
         views = images.unbind(1) if cropped else (images, images)
-        most = GPU_PIXELS if images.is_cuda else CPU_PIXELS
-        parts = -(-views[0].numel() // most)
-        if images.is_cuda and parts <= 1:  # one pass launches half as many kernels
+        most = GPU_VALUES if images.is_cuda else CPU_VALUES
+        parts = max(1, -(-views[0].numel() // most))
+        if images.is_cuda and parts == 1:  # one pass launches half as many kernels
             draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
             both = torch.cat(views)
             return self._apply(both, None if cropped else aspect.repeat(2), torch.cat(draws))
         made = []
         for view in (0, 1):
             columns = (x.tensor_split(parts) for x in (views[view], aspect, ids))
-            for some, shape, numbers in zip(*columns, strict=True):
-                made.append(self.view(some, None if cropped else shape, numbers, epoch, view))
+            for images_n, aspect_n, ids_n in zip(*columns, strict=True):
+                shown = None if cropped else aspect_n
+                made.append(self.view(images_n, shown, ids_n, epoch, view))
         return torch.cat(made)
 
 

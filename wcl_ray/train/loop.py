@@ -35,8 +35,9 @@ class Learner:
     :mod:`wcl_ray.model.gather`).
 
     Attributes:
-        model: the encoder, perhaps compiled; inside :class:`MicroBatches` if they are asked for;
-            inside DistributedDataParallel with several workers.
+        model: the encoder, perhaps compiled; with micro-batches inside
+            :class:`wcl_ray.model.micro_batches.MicroBatches`; with several workers inside
+            DistributedDataParallel.
         cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
         rank: rank of this worker.
         bf16: autocast to bfloat16.
