@@ -33,7 +33,8 @@ class MicroBatches(nn.Module):
     gradients, and updates its running statistics once for each, in the first pass.
 
     Args:
-        module: an encoder, see :meth:`wcl_ray.model.encoder.Encoder.forward`, perhaps compiled.
+        module: an encoder, see :meth:`wcl_ray.model.encoder.Encoder.forward`, perhaps compiled
+            (with ``dynamic=False``: both passes must take the same graph).
         size: largest number of images of a micro-batch, with two views each.
     """
 

@@ -172,10 +172,14 @@ class Worker:
             load_backbone(encoder.backbone, ray.get(self.task.weights))
         if encoder.method is not None and ray.train.get_checkpoint() is None:
             encoder.method.begin_round(ray.get(self.task.clusters))
-        compiled = config.train.compile
-        model: torch.nn.Module = torch.compile(encoder) if compiled else encoder  # type: ignore[assignment]
-        if config.train.micro_batch_size:
-            model = MicroBatches(model, config.train.micro_batch_size)
+        compiled, micro_batch = config.train.compile, config.train.micro_batch_size
+        model: torch.nn.Module = encoder
+        if compiled:
+            # one graph for each size: both passes of a micro-batch must take the same
+            dynamic = False if micro_batch else None
+            model = torch.compile(encoder, dynamic=dynamic)  # type: ignore[assignment]
+        if micro_batch:
+            model = MicroBatches(model, micro_batch)
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = DistributedDataParallel(model, device_ids=ids)
