@@ -1,6 +1,6 @@
 """On one GPU: training steps against the bare network, CPU against GPU, k-means on the device.
 
-    python benchmarks/gpu.py [--seconds 4] [--only agree step kmeans] [--small]
+    python benchmarks/gpu.py [--seconds 4] [--only agree step micro kmeans] [--small]
 
 Needs torch, torchvision and FAISS, but no Ray.
 
@@ -8,7 +8,9 @@ Needs torch, torchvision and FAISS, but no Ray.
 training step as a worker does it (uint8 batch on the device, two views, encoder in bf16, loss in
 float32, optimiser) against the same network classifying as many ready-made float images (bf16,
 cross-entropy, the same optimiser): what the method costs on top of its forward and backward pass.
-The sides alternate, medians count. ``kmeans``: nearest centroids of rows that lie on the device
+The sides alternate, medians count. ``micro``: the same step with the whole batch in the encoder
+at once and in micro-batches (``--train.micro-batch-size``), and the growth of memory at its peak.
+``kmeans``: nearest centroids of rows that lie on the device
 against FAISS on all threads of the CPU, and the sums of the members on both. The last
 line is one JSON object.
 """
@@ -34,6 +36,7 @@ from wcl_ray.kmeans.lloyd import Stats
 from wcl_ray.kmeans.nearest import faiss_nearest, torch_nearest
 from wcl_ray.model.encoder import build_backbone, build_encoder
 from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.model.optim import build_optimizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +47,9 @@ STEPS = [  # backbone, pixels, images of a batch, torch.compile
     ("resnet50", 224, 256, True),
 ]
 ROWS = [(2_000_000, 128, 1_000), (2_000_000, 128, 10_000)]
+MICRO = [("resnet50", 224, 256, 64), ("resnet50", 224, 256, 32)]  # …, images of a micro-batch
 SMALL_STEPS = [("small", 32, 64, False)]
+SMALL_MICRO = [("resnet18", 64, 64, 16)]
 SMALL_ROWS = [(50_000, 128, 1_000)]
 
 
@@ -70,7 +75,7 @@ def loss_of(
     bf16: bool,
     infonce: Callable[..., Any] = cl_infonce,
 ) -> torch.Tensor:
-    with torch.autocast(views.device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(views.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         head = encoder(views)[0]
     z1, z2 = head.float().chunk(2)
     loss: torch.Tensor = infonce(z1, z2, z1, z2, clusters, clusters, 0, 0.2)[0]
@@ -176,6 +181,47 @@ def step(name: str, pixels: int, size: int, compiled: bool, seconds: float) -> d
     return row
 
 
+def micro_batches(
+    name: str, pixels: int, size: int, part: int, seconds: float
+) -> dict[str, object]:
+    """A step in micro-batches beside one with the whole batch at once."""
+    last = torch.channels_last
+    images, aspect, ids, clusters = (x.to(DEVICE) for x in batch(size, pixels))
+    encoder = build_encoder(ModelConfig(backbone=name), pixels).to(DEVICE).to(memory_format=last)
+    optimizer = build_optimizer(encoder, TrainConfig())
+    augment = Augment(AugmentConfig(), pixels, seed=0)
+
+    def run(model: nn.Module) -> None:
+        views = augment.two_views(images, aspect, ids, 0).to(memory_format=last)
+        loss = loss_of(model, views, clusters, DEVICE.type == "cuda")
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    sides: dict[str, Callable[[], object]] = {
+        "whole": lambda: run(encoder),
+        "micro": lambda: run(MicroBatches(encoder, part)),
+    }
+    took = medians(sides, seconds)
+    peaks = {name: peak(side) / 2**30 for name, side in sides.items()}
+    row: dict[str, object] = {"backbone": name, "pixels": pixels, "batch": size, "micro": part}
+    row |= {f"{key} ms": round(1e3 * value, 2) for key, value in took.items()}
+    row |= {f"{key} peak GiB": round(value, 2) for key, value in peaks.items()}
+    return row | {"against whole": round(took["micro"] / took["whole"], 3)}
+
+
+def peak(work: Callable[[], object]) -> float:
+    """Growth of the memory of the device in a call at its peak, in bytes."""
+    if DEVICE.type != "cuda":
+        from memory import measure
+
+        return measure(work)[0]["peak"]
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return float(torch.cuda.max_memory_allocated() - before)
+
+
 def kmeans(n: int, d: int, k: int) -> dict[str, object]:
     """Nearest centroids and the sums of the members, in seconds for all rows."""
     rng = np.random.default_rng(0)
@@ -214,7 +260,7 @@ def show(row: dict[str, object]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="of each kind of step")
-    parser.add_argument("--only", nargs="+", default=["agree", "step", "kmeans"])
+    parser.add_argument("--only", nargs="+", default=["agree", "step", "micro", "kmeans"])
     parser.add_argument("--small", action="store_true", help="sizes for a look without a GPU")
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
@@ -225,6 +271,9 @@ def main() -> None:
     if "step" in options.only:
         cases = SMALL_STEPS if options.small else STEPS
         result["step"] = [show(step(*case, options.seconds)) for case in cases]
+    if "micro" in options.only:
+        sizes = SMALL_MICRO if options.small else MICRO
+        result["micro"] = [show(micro_batches(*case, options.seconds)) for case in sizes]
     if "kmeans" in options.only:
         result["kmeans"] = [show(kmeans(*rows)) for rows in (SMALL_ROWS if options.small else ROWS)]
     print(json.dumps(result))

@@ -419,6 +419,10 @@ class TrainConfig:
 
     batch_size: int = 256
     """Images per step over all workers (two views of each)."""
+    micro_batch_size: int = 0
+    """Largest number of images that each worker has in the network at once, for batches larger than
+    the memory for activations; 0: all. The loss is that of the whole batch, and the network runs
+    twice. Batch norm uses the statistics of each micro-batch."""
     epochs: int = 20
     """Passes over the images."""
     rounds: int = 0
@@ -471,6 +475,7 @@ class TrainConfig:
         require(self.epochs >= 1, "train.epochs starts at 1")
         not_negative(
             "train",
+            micro_batch_size=self.micro_batch_size,
             rounds=self.rounds,
             warmup_rounds=self.warmup_rounds,
             weight_decay=self.weight_decay,

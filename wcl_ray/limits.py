@@ -8,6 +8,7 @@ import shutil
 from contextlib import suppress
 
 import ray
+import torch
 from ray.exceptions import (
     ObjectStoreFullError,
     OutOfDiskError,
@@ -36,6 +37,20 @@ def object_store_full(error: BaseException) -> StorageError | None:
         remedy = "start Ray with a larger one (ray start --object-store-memory BYTES)"
         return StorageError(f"{fault}; {remedy}, or {KEEP_LESS}", permanent=True)
     return None
+
+
+def gpu_full(error: BaseException) -> UserError | None:
+    """A UserError if a worker's GPU had no memory for a tensor, else None."""
+    full = _cause(error, torch.OutOfMemoryError)
+    if full is None:
+        return None
+    asked = re.search(r"allocate ([\d.]+ \w+)", str(full))
+    of = re.search(r"capacity of ([\d.]+ \w+)", str(full))
+    lacking = f" (of {of[1]}, for a tensor of {asked[1]})" if asked and of else ""
+    return UserError(
+        f"a worker's GPU ran out of memory{lacking}; give a (smaller) --train.micro-batch-size and "
+        "repeat the command with --resume"
+    )
 
 
 def limit_reached(error: BaseException) -> UserError | StorageError | None:

@@ -13,7 +13,15 @@ import torchvision.transforms.v2.functional as F
 
 from wcl_ray.config import AugmentConfig
 from wcl_ray.data import augment
-from wcl_ray.data.augment import DRAWS, Augment, centre, crop_boxes, resized_crop, uniforms
+from wcl_ray.data.augment import (
+    CPU_VALUES,
+    DRAWS,
+    Augment,
+    centre,
+    crop_boxes,
+    resized_crop,
+    uniforms,
+)
 
 Op = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -101,6 +109,18 @@ def test_views_depend_on_the_id_alone() -> None:
     assert torch.allclose(shuffled[:8], views[:8][order], atol=1e-6)
     assert not torch.allclose(views[:8], views[8:])
     assert not torch.allclose(make.view(images, aspect, ids, 6, 0), views[:8])
+
+
+def test_a_large_batch_has_the_views_of_its_images() -> None:
+    """It is augmented in parts."""
+    images = torch.randint(0, 256, (9, 3, 224, 224), dtype=torch.uint8)
+    assert images.numel() > CPU_VALUES
+    aspect, ids = torch.linspace(0.5, 2, 9), torch.arange(9)
+    make = Augment(AugmentConfig(), 64, seed=3)
+    views = make.two_views(images, aspect, ids, epoch=5)
+    for i in range(9):
+        alone = make.two_views(images[i : i + 1], aspect[i : i + 1], ids[i : i + 1], epoch=5)
+        torch.testing.assert_close(views[[i, i + 9]], alone, rtol=0, atol=1e-5)
 
 
 def test_zero_strength_changes_nothing() -> None:

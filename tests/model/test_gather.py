@@ -13,16 +13,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.config import LossConfig, ModelConfig, TrainConfig
 from wcl_ray.model.encoder import build_encoder
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.loss import LossResult, cl_infonce
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.train.loop import batch_loss
 
 B = 12
 BROKEN = [1, 2, 10]  # not as many on each of two or three workers
+IN_PARTS = ", in micro-batches"  # two on each of two or three workers
 SETTINGS: dict[str, tuple[LossConfig, bool, list[int]]] = {  # loss, batch norm, broken images
     "supcon": (LossConfig(), False, []),
     "paper": (LossConfig(estimator="paper"), False, []),
@@ -43,10 +46,15 @@ def data(broken: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return views, torch.stack([clusters, clusters.clamp(max=1), valid], dim=1)
 
 
+class Heads(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.chunk(2, dim=1)
+
+
 def network(norm: bool) -> nn.Module:
     torch.manual_seed(0)
     middle = nn.BatchNorm1d(10) if norm else nn.Identity()
-    return nn.Sequential(nn.Linear(6, 10), middle, nn.ReLU(), nn.Linear(10, 8))
+    return nn.Sequential(nn.Linear(6, 10), middle, nn.ReLU(), nn.Linear(10, 8), Heads())
 
 
 def loss_of(
@@ -59,7 +67,7 @@ def loss_of(
         mine = list(range(rank * B // world, (rank + 1) * B // world))
     else:
         mine = [i for i in range(B) if i not in without]
-    heads = model(views[:, mine].flatten(0, 1)).chunk(2, dim=1)
+    heads = model(views[:, mine].flatten(0, 1))
     return batch_loss(heads, rows[mine], rank, loss, cl_infonce)
 
 
@@ -67,14 +75,24 @@ def gradients(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def count_and_average(reduced, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations
+    reduced.append(bucket.buffer().numel())
+    return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+
+
 def work(rank: int, world: int, port: int, out: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=world, rank=rank)
     found: dict[str, Any] = {}
     for setting, (_, norm, _) in SETTINGS.items():
-        model = DistributedDataParallel(network(norm))
-        result = loss_of(model, setting, rank, world)
-        result.loss.backward()
-        found[setting] = gradients(model), torch.stack([x.detach() for x in result])
+        for name, wrap in (("", lambda x: x), (IN_PARTS, lambda x: MicroBatches(x, 3))):
+            model = DistributedDataParallel(wrap(network(norm)))
+            reduced: list[int] = []
+            model.register_comm_hook(reduced, count_and_average)
+            result = loss_of(model, setting, rank, world)
+            result.loss.backward()
+            assert sum(reduced) == sum(p.numel() for p in model.parameters())  # each one once
+            figures = torch.stack([x.detach() for x in result])
+            found[setting + name] = gradients(model), figures
     torch.save(found, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -91,11 +109,12 @@ def of_workers(request: pytest.FixtureRequest, tmp_path_factory: Any) -> list[di
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parts", ["", IN_PARTS])
 @pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "batch norm"])
 def test_gradient_does_not_depend_on_workers(
-    of_workers: list[dict[str, Any]], setting: str
+    of_workers: list[dict[str, Any]], setting: str, parts: str
 ) -> None:
-    """And is that of the batch without its broken images, the metrics too."""
+    """Nor on micro-batches, and is that of the batch without its broken images, the metrics too."""
     model = network(norm=False)
     result = loss_of(model, setting, 0, 1, without=SETTINGS[setting][2])
     result.loss.backward()
@@ -104,8 +123,9 @@ def test_gradient_does_not_depend_on_workers(
     assert largest > 1e-3  # the comparison is not of zeros
     for found in of_workers:
         # sums in another order differ by the rounding of their largest terms
-        torch.testing.assert_close(found[setting][0], expected, rtol=1e-5, atol=5e-7 * largest)
-    figures = torch.stack([found[setting][1] for found in of_workers]).mean(0)
+        gradient = found[setting + parts][0]
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=5e-7 * largest)
+    figures = torch.stack([found[setting + parts][1] for found in of_workers]).mean(0)
     torch.testing.assert_close(figures, torch.stack([x.detach() for x in result]))
 
 

@@ -21,6 +21,7 @@ from wcl_ray.model.loss import LossResult, cl_infonce
 from wcl_ray.model.methods import LocalBatch, Method, Preset
 from wcl_ray.model.methods.pcl import PCL
 from wcl_ray.model.methods.swav import sinkhorn
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.registry import METHODS
 
 B, D, WIDTH, A = 12, 8, 6, 10
@@ -214,6 +215,18 @@ def test_a_batch_without_a_usable_image_has_no_gradient(name: str) -> None:
     result.loss.backward()
     assert float(result.loss) == 0
     assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_micro_batches_have_the_same_loss_and_gradient(name: str) -> None:
+    whole, parts = encoder(name), encoder(name)
+    for network, model in ((whole, whole), (parts, MicroBatches(parts, 5))):
+        assert network.method is not None
+        for _ in range(2):  # the second with the running means of the first
+            network.zero_grad()
+            loss_of(model, network.method, slice(0, B)).loss.backward()
+    assert gradients(whole).abs().max() > 1e-3
+    torch.testing.assert_close(gradients(parts), gradients(whole), rtol=1e-5, atol=1e-6)
 
 
 def test_assignments_are_even() -> None:

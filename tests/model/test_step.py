@@ -4,6 +4,7 @@ and at each step."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wcl_ray.config import AugmentConfig, LossConfig, TrainConfig
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.reader import Batch
 from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.train.checkpoint import TrainState
 from wcl_ray.train.loop import Learner
@@ -41,8 +43,21 @@ class Dropping(nn.Module):
         return (z * mask,)
 
 
-def learner(encoder: nn.Module, rank: int = 0, start: int = 0) -> Learner:
-    train = TrainConfig(batch_size=2 * B, clip=1.0)
+class Heads(nn.Module):
+    """An encoder with two heads and without random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * SIZE * SIZE, 16)
+        self.heads = nn.ModuleList(nn.Linear(16, 8) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden = self.linear(x.flatten(1)).relu()
+        return tuple(head(hidden) for head in self.heads)
+
+
+def learner(encoder: nn.Module, rank: int = 0, start: int = 0, optimizer: Any = "adamw") -> Learner:
+    train = TrainConfig(batch_size=2 * B, clip=1.0, optimizer=optimizer)
     return Learner(
         model=encoder,
         optimizer=build_optimizer(encoder, train),
@@ -114,6 +129,65 @@ def test_levels_and_graded_positives_reach_the_loss() -> None:
         before = {k: v.clone() for k, v in encoder.state_dict().items()}
         assert float(worker.training_step(given).loss) == pytest.approx(float(value), rel=1e-5)
         encoder.load_state_dict(before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(),
+        LossConfig(estimator="paper", instance_weight=2.0),
+        LossConfig(negatives="siblings", level_weights=(2.0, 1.0)),
+        LossConfig(positives="graded"),
+    ],
+    ids=["cluster", "paper, instance", "levels", "graded"],
+)
+def test_micro_batches_make_the_same_step(loss: LossConfig, optimizer: Any) -> None:
+    """Metrics and weights; one image is broken, and micro-batches have two or one."""
+    found = []
+    for size in (0, 2):
+        torch.manual_seed(0)
+        encoder = Heads()
+        worker = learner(MicroBatches(encoder, size) if size else encoder, optimizer=optimizer)
+        worker.loss = loss
+        given = batch(torch.tensor([0, 0, 0, 0, 1, 1]))
+        given.clusters = torch.tensor([[0, 0], [0, 0], [0, 1], [0, 1], [1, 2], [1, 2]])
+        given.valid[3] = False
+        if loss.positives == "graded":
+            given.attributes = torch.tensor([[192], [128], [0], [64], [255], [1]]).byte()
+            worker.attribute_weights = torch.arange(1, 9).float()
+        figures = torch.stack([*worker.training_step(given)])
+        gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+        weights = nn.utils.parameters_to_vector(encoder.parameters())
+        found.append((figures, gradient, weights.detach()))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_in_bfloat16_add_their_gradients_in_float32() -> None:
+    torch.manual_seed(0)
+    encoder = Heads()
+    given = batch(torch.tensor([0, 0, 0, 0, 1, 1]))
+    worker = learner(MicroBatches(encoder, 1))
+    worker.bf16, worker.train = True, replace(worker.train, clip=0.0)
+    worker.training_step(given)
+    views = worker.augment.two_views(given.images, given.aspect, given.ids, epoch=0)
+    torch.manual_seed(0)
+    reference = Heads()
+    outputs = []
+    for i in range(B):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(reference(views[[i, i + B]])[0])
+    z1, z2 = (torch.cat([z[[v]] for z in outputs]) for v in (0, 1))
+    cached = [z.detach().float().requires_grad_() for z in (z1, z2)]
+    column = given.clusters
+    loss = cl_infonce(*cached, *cached, column, column, 0, worker.loss.temperature).loss
+    loss.backward()
+    for i, z in enumerate(outputs):  # gradient caching by hand, one image after the other
+        z.backward(torch.stack([x.grad[i] for x in cached if x.grad is not None]).bfloat16())
+    expected, found = (m.linear.weight.grad for m in (reference, encoder))
+    assert expected is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_differs_between_workers_and_steps_and_goes_on(draw: Draw) -> None:

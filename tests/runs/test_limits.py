@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import ray
+import torch
 from mounts import Mount
 from mounts import mount as mount
 from ray.exceptions import (
@@ -24,6 +25,7 @@ from runs import ROOT
 
 from wcl_ray.cli import run_job
 from wcl_ray.errors import TrainingError
+from wcl_ray.limits import gpu_full
 from wcl_ray.train.failure import THEN_RESUME, explain, final_error
 from wcl_ray.train.worker import Worker, train_worker
 
@@ -84,6 +86,18 @@ def line_of(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
     assert end.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_a_gpu_without_memory() -> None:
+    said = (  # as torch says it
+        "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 23.64 GiB "
+        "of which 1.12 GiB is free. Of the allocated memory 21.70 GiB is allocated by PyTorch"
+    )
+    error = gpu_full(torch.OutOfMemoryError(said))
+    assert error is not None
+    assert re.search(r"\(of 23.64 GiB, for a tensor of 1.50 GiB\);.*micro-batch-size", str(error))
+    assert gpu_full(torch.OutOfMemoryError("another")) is not None
+    assert gpu_full(RuntimeError(said)) is None
 
 
 @pytest.mark.parametrize(

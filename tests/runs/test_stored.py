@@ -90,6 +90,11 @@ def test_stored_options_of_an_older_version(runs: Path, capsys: pytest.CaptureFi
         settle(command)
 
 
+def test_micro_batches_may_change(runs: Path) -> None:
+    command = parse([*own_options(), "--train.micro-batch-size", "8", "--name", "run", "--resume"])
+    assert settle(command)[0].train.micro_batch_size == 8
+
+
 def test_a_run_that_had_a_cache_goes_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(runs / "run", lambda content: content["config"].update(cache="runs/cache"))
     command = parse([*own_options(), "--name", "run", "--resume"])

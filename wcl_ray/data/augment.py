@@ -24,6 +24,9 @@ TRIES = 10  # candidate crops, as in torchvision's RandomResizedCrop
 RATIO = (3 / 4, 4 / 3)
 DRAWS = 2 * TRIES + 12
 GREY = (0.2989, 0.587, 0.114)
+# values of uint8 images that are augmented at once: what fits in the cache, and, on a GPU, what
+# takes little memory beside the encoder's activations
+CPU_VALUES, GPU_VALUES = 2**20, 2**27
 
 
 def normalise(x: torch.Tensor) -> torch.Tensor:
@@ -272,12 +275,19 @@ class Augment:
         """
         cropped = images.ndim == 5
         views = images.unbind(1) if cropped else (images, images)
-        if not images.is_cuda:  # one view at a time fits in the cache
-            shown = None if cropped else aspect
-            return torch.cat([self.view(views[v], shown, ids, epoch, v) for v in (0, 1)])
-        draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
-        both = torch.cat(views)  # one pass launches half as many kernels
-        return self._apply(both, None if cropped else aspect.repeat(2), torch.cat(draws))
+        most = GPU_VALUES if images.is_cuda else CPU_VALUES
+        parts = max(1, -(-views[0].numel() // most))
+        if images.is_cuda and parts == 1:  # one pass launches half as many kernels
+            draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
+            both = torch.cat(views)
+            return self._apply(both, None if cropped else aspect.repeat(2), torch.cat(draws))
+        made = []
+        for view in (0, 1):
+            columns = (x.tensor_split(parts) for x in (views[view], aspect, ids))
+            for images_n, aspect_n, ids_n in zip(*columns, strict=True):
+                shown = None if cropped else aspect_n
+                made.append(self.view(images_n, shown, ids_n, epoch, view))
+        return torch.cat(made)
 
 
 def centre_boxes(aspect: torch.Tensor, size: int) -> torch.Tensor:

@@ -99,7 +99,9 @@ def train_rounds(arm: Arm) -> Assignment:
     rounds = arm.config.rounds
     if arm.run.exists(ENCODER):
         return cluster_round(arm, rounds - 1, None)
-    say("train", f"{arm.title}: {arm.config.train.epochs} epochs on {arm.scale.describe()}")
+    size = arm.config.train.micro_batch_size
+    parts = f", in micro-batches of up to {size} images" if size else ""
+    say("train", f"{arm.title}: {arm.config.train.epochs} epochs on {arm.scale.describe()}{parts}")
     last: RoundResult | None = None
     seconds = 0.0
     for r in range(rounds):

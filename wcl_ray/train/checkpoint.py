@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wcl_ray.errors import UserError, causes
 from wcl_ray.model.encoder import Encoder, EncoderSpec
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.storage import storage_error, storage_errors
 
 FILE = "state.pt"
@@ -45,10 +46,10 @@ class TrainState:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of DistributedDataParallel and torch.compile."""
+    """The module inside the wrappers of workers, micro-batches and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, DistributedDataParallel):
+        if inner is None and isinstance(model, (DistributedDataParallel, MicroBatches)):
             inner = model.module
         if inner is None:
             return model

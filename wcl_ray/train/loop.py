@@ -35,7 +35,9 @@ class Learner:
     :mod:`wcl_ray.model.gather`).
 
     Attributes:
-        model: the encoder, perhaps compiled; inside DistributedDataParallel with several workers.
+        model: the encoder, perhaps compiled; with micro-batches inside
+            :class:`wcl_ray.model.micro_batches.MicroBatches`; with several workers inside
+            DistributedDataParallel.
         cl_infonce: :func:`wcl_ray.model.loss.cl_infonce`, perhaps compiled.
         rank: rank of this worker.
         bf16: autocast to bfloat16.
@@ -81,7 +83,10 @@ class Learner:
         if self.method is not None:
             inputs = [unpack_bits(attributes)[:, : sum(self.method.sizes)]]
         # (2b, D) from each head: Cl-InfoNCE's and, with an instance weight, SimCLR's
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        # weights are not cached in bfloat16, in which micro-batches would add up their gradients
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+        ):
             heads_2bd = self.model(views_2bchw, *inputs)
 
         similarity_bB = None

@@ -30,11 +30,12 @@ from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
-from wcl_ray.limits import object_store_full
+from wcl_ray.limits import gpu_full, object_store_full
 from wcl_ray.model.encoder import EncoderSpec, load_backbone
 from wcl_ray.model.gather import gather, synchronised
 from wcl_ray.model.layers import set_training
 from wcl_ray.model.loss import cl_infonce
+from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.model.optim import build_optimizer
 from wcl_ray.storage import NOT_SEEN, Folder
 from wcl_ray.train import checkpoint as store
@@ -88,7 +89,7 @@ def train_worker(options: dict[str, Any]) -> None:
     except (ray.exceptions.RayActorError, StorageError):
         raise  # Ray Train checks the first for preemption; the second may be temporary
     except Exception as error:
-        explained = find_user_error(error) or object_store_full(error)
+        explained = find_user_error(error) or object_store_full(error) or gpu_full(error)
         raise explained or WorkerFailure.of(error) from None
 
 
@@ -188,8 +189,14 @@ class Worker:
             load_backbone(encoder.backbone, ray.get(self.task.weights))
         if encoder.method is not None and ray.train.get_checkpoint() is None:
             encoder.method.begin_round(ray.get(self.task.clusters))
-        compiled = config.train.compile
-        model: torch.nn.Module = torch.compile(encoder) if compiled else encoder  # type: ignore[assignment]
+        compiled, micro_batch = config.train.compile, config.train.micro_batch_size
+        model: torch.nn.Module = encoder
+        if compiled:
+            # one graph for each size: both passes of a micro-batch must take the same
+            dynamic = False if micro_batch else None
+            model = torch.compile(encoder, dynamic=dynamic)  # type: ignore[assignment]
+        if micro_batch:
+            model = MicroBatches(model, micro_batch)
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = DistributedDataParallel(model, device_ids=ids)

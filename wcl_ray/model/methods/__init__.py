@@ -59,7 +59,9 @@ class Method(nn.Module):
         self.sizes = sizes
 
     def forward(self, features: Tensor, embeddings: Outputs, attributes: Tensor) -> Outputs:
-        """Inputs of :meth:`loss`; uses all parameters.
+        """Inputs of :meth:`loss`; uses all parameters. With ``train.micro-batch-size`` it is called
+        twice for each part of the batch, so images must not depend on each other here, nor may it
+        change a buffer; outputs have one row for each image, or for each view.
 
         Args:
             features: (2b, feature_dim) of the backbone: view 1 of every image, then view 2.
