@@ -118,8 +118,10 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("keep", ["encoded", "streaming"])
-def test_batches_of_crops(data: DataConfig, keep: str) -> None:
+@pytest.mark.parametrize(
+    ("keep", "in_tasks"), [("encoded", False), ("streaming", False), ("streaming", True)]
+)
+def test_batches_of_crops(data: DataConfig, keep: str, in_tasks: bool) -> None:
     """Whatever the worker and the place in the batch, both views show what their boxes say."""
     kept = plan_stream(open_source(data), np.arange(24), replace(data, keep=keep))  # type: ignore[arg-type]
     augment = Augment(replace(AugmentConfig(), jitter=0, grayscale=0, flip=1), SIZE, seed=5)
@@ -128,6 +130,8 @@ def test_batches_of_crops(data: DataConfig, keep: str) -> None:
         augment=augment,
     )  # fmt: skip
     rows = kept.dataset(None) if keep == "streaming" else None
+    if rows is not None and in_tasks:
+        rows = reader.decode_in_tasks(rows, 2)
 
     def tables() -> Any:
         assert rows is not None

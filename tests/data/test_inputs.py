@@ -124,7 +124,8 @@ def test_odd_inputs_through_ray(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_kept_images_beside_columns_of_our_names(tmp_path: Path) -> None:
-    from wcl_ray.data.stream import _keep_raw, kept_pixels
+    from wcl_ray.data.pixels import kept_pixels
+    from wcl_ray.data.stream import _keep_raw
 
     case = next(case for case in INPUTS if case.name == "columns called like our own")
     source = open_source(DataConfig(path=str(case.make(tmp_path))))

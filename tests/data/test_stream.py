@@ -320,16 +320,21 @@ def test_corrupt_images_are_left_out_and_listed(data: DataConfig, tmp_path: Path
     assert {int(b.ids) for b in one.epoch(0, None)} == set(range(N)) - {5, 40, 70}
 
 
-@pytest.mark.parametrize("keep", ["encoded", "streaming"])
+@pytest.mark.parametrize("keep", ["encoded", "streaming", "decoded in tasks"])
 def test_images_found_corrupt_later_are_not_valid(
     data: DataConfig, tmp_path: Path, keep: str
 ) -> None:
     from pictures import png
 
     config = broken(data, tmp_path, {70: png(70)[:200], 71: png(71)[:150]})  # good headers
-    s = plan(config, np.arange(N), keep)
+    in_tasks = keep == "decoded in tasks"
+    s = plan(config, np.arange(N), "streaming" if in_tasks else keep)
     one = reader(s, np.zeros((N, 1), np.int32))
-    batches: list[Batch] = list(one.epoch(0, None, tables(s)))
+
+    def decoded() -> Iterator[pa.Table]:
+        return iter(ray.get(one.decode_in_tasks(s.dataset(None), 0).to_arrow_refs()))
+
+    batches: list[Batch] = list(one.epoch(0, None, decoded if in_tasks else tables(s)))
     assert sorted(np.concatenate([b.ids.numpy() for b in batches]).tolist()) == list(range(N))
     for batch in batches:
         assert batch.positions.tolist() == batch.ids.tolist()

@@ -127,7 +127,9 @@ def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
     for more in ((), ("--num-gpus=1",)):
         cluster.add_node(2, *more)
     data = write_parquet(tmp_path / "data", N)
-    assert cluster.driver("decoding", data) == {"gpu": 0}
+    assert cluster.driver("decoding", data) == {
+        "gpu": 0, "streamed": N, "decoded_on_gpu_nodes": 0, "cpus": [2.0, 0.0]
+    }  # fmt: skip
     found = cluster.driver("shards")
     assert found["nodes"] == 2
     assert found["local"] == 1.0

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from wcl_ray.config import DataConfig, EvaluateConfig, ModelConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.blocks import Directory, describe
 from wcl_ray.data.homes import number_homes, places_of
+from wcl_ray.data.pixels import cpus_for_decoding
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, POSITION
@@ -127,7 +129,31 @@ def decoding(folder: str) -> dict[str, Any]:
     blocks = [plan_stream(images, np.arange(N), data).blocks for _ in range(6)]
     tables = [Directory(one).tables() for one in blocks if one is not None]
     where = ray.experimental.get_object_locations([ref for (ref,) in tables])
-    return {"gpu": sum(graphics[row["node_ids"][0]] > 0 for row in where.values())}
+    found = {"gpu": sum(graphics[row["node_ids"][0]] > 0 for row in where.values())}
+    return found | ray.get(_stream_on_gpu_node.remote(folder, graphics))
+
+
+@ray.remote(num_gpus=1)
+def _stream_on_gpu_node(folder: str, graphics: dict[str, float]) -> dict[str, Any]:
+    """Read a streamed epoch whose images are decoded by tasks: how often on a node with a GPU."""
+    data = DataConfig(path=folder, image_size=64, keep="streaming")  # not inlined
+    stream = plan_stream(open_source(data), np.arange(N), data)
+    clusters = np.zeros((N, 1), np.int32)
+    reader = Reader(stream, clusters, rank=0, world=1, batch_size=8, seed=0, group=2)
+
+    refs = reader.decode_in_tasks(stream.dataset(None), 0).to_arrow_refs()
+    where = ray.experimental.get_object_locations(refs)
+
+    def tables() -> Iterator[pa.Table]:
+        for ref in refs:
+            table = ray.get(ref)
+            assert IMAGE not in table.column_names
+            yield table
+
+    streamed = sum(len(batch.ids) for batch in reader.epoch(0, None, tables))
+    first = [graphics[row["node_ids"][0]] > 0 for row in where.values()]
+    cpus = [cpus_for_decoding(1, 1.0), cpus_for_decoding(1, 2.0)]
+    return {"streamed": streamed, "decoded_on_gpu_nodes": sum(first), "cpus": cpus}
 
 
 BLOCKS, IN_BLOCK, SIDE = (13, 9), 40, 256  # 173 MB of pixels: 102 and 71 on the two nodes

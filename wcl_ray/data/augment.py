@@ -204,6 +204,10 @@ class Augment:
         self.config, self.size, self.seed = config, image_size, seed
         self._apply = torch.compile(self.apply) if compile else self.apply
 
+    def plain(self) -> Augment:
+        """The same views, not compiled."""
+        return Augment(self.config, self.size, self.seed)
+
     def boxes(self, ids: torch.Tensor, aspect: torch.Tensor, epoch: int) -> torch.Tensor:
         """float (B, 2, 4): the crops that the two views show, see :func:`crop_boxes`."""
         draws = [uniforms(ids, self.seed, epoch, view, 2 * TRIES + 2) for view in (0, 1)]

@@ -20,22 +20,25 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from ray.data import Dataset
 
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.blocks import Directory, rows_left, unconsumed
 from wcl_ray.data.deal import Piece, Places, deal, unknown_places, windows
-from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
+from wcl_ray.data.decode import Decoded
+from wcl_ray.data.pixels import ASPECT, PIXELS, decode_files, decode_in_tasks, kept_pixels
 from wcl_ray.data.prefetch import prefetch
 from wcl_ray.data.rows import take_rows
 from wcl_ray.data.sampler import window_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, POSITION, FileIndex
 from wcl_ray.data.sources.files import read_files
-from wcl_ray.data.stream import Stream, kept_pixels
+from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 
 AHEAD = 3  # batches read before they are needed
 FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
+STREAMED = (ID, KEY, IMAGE, FAULT, POSITION, PIXELS, ASPECT)  # columns that batches are made of
 Tables = Callable[[], Iterator[pa.Table]]
 Step = tuple[np.ndarray, np.ndarray]  # int64 (b,) each: positions, rows in the blocks or the index
 
@@ -353,9 +356,16 @@ class Reader:
         keys: list[str | None],
         known_faults: dict[int, str] | None = None,
     ) -> Batch:
-        """Decode a batch; faults (row → reason) are noted under the images' keys or ids."""
-        decoded = self._pixels(epoch, ids, files)
-        faults = decoded.faults | (known_faults or {})
+        """Decode a batch."""
+        decoded = decode_files(files, ids, self.stream.size, self.augment, epoch)
+        decoded.faults.update(known_faults or {})
+        return self._decoded(positions, ids, keys, decoded)
+
+    def _decoded(
+        self, positions: np.ndarray, ids: np.ndarray, keys: list[str | None], decoded: Decoded
+    ) -> Batch:
+        """A batch; faults are noted under the images' keys or ids."""
+        faults = decoded.faults
         images, aspect = decoded.tensors()
         batch = self._batch(positions, ids, images.pin_memory() if self.pin else images, aspect)
         if faults:
@@ -368,17 +378,6 @@ class Reader:
                 )
             self._replace(batch, faults)
         return batch
-
-    def _pixels(self, epoch: int, ids: np.ndarray, files: list[bytes | None]) -> Decoded:
-        augment = self.augment
-        if augment is None:
-            return decode_batch(files, self.stream.size)
-        id_tensor = torch.from_numpy(ids)
-
-        def boxes(rows: torch.Tensor, aspect: torch.Tensor) -> torch.Tensor:
-            return augment.boxes(id_tensor[rows], aspect, epoch)
-
-        return decode_crops(files, boxes, 2, augment.size)
 
     def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
         """Replace broken images, marked as not valid, by the pixels of others in the batch.
@@ -414,7 +413,7 @@ class Reader:
         held: list[pa.Table] = []
         rows, window = 0, min(FIRST_WINDOW * self.local, self.window)
         for table in tables():
-            held.append(table.select([ID, KEY, IMAGE, FAULT, POSITION]))
+            held.append(table.drop_columns([n for n in table.column_names if n not in STREAMED]))
             rows += table.num_rows
             if rows >= window:
                 rest = yield from self._window(epoch, pa.concat_tables(held), rng)
@@ -433,12 +432,22 @@ class Reader:
         end = len(order) // self.local * self.local
         for start in range(0, end, self.local):
             rows = order[start : start + self.local]
-            batch = take_rows(table, rows)
-            ids, files, keys = (
-                batch[ID].to_numpy().copy(),
-                batch[IMAGE].to_pylist(),
-                batch[KEY].to_pylist(),
-            )
-            faults = {i: fault for i, fault in enumerate(batch[FAULT].to_pylist()) if fault}
-            yield partial(self._decode, epoch, positions[rows], ids, files, keys, faults)
+            yield partial(self._streamed, epoch, take_rows(table, rows))
         return take_rows(table, order[end:])
+
+    def _streamed(self, epoch: int, table: pa.Table) -> Batch:
+        """The batch of these rows, decoded by the tasks that read them or here."""
+        positions, ids = (table[name].to_numpy().copy() for name in (POSITION, ID))
+        faults = {i: fault for i, fault in enumerate(table[FAULT].to_pylist()) if fault}
+        keys = table[KEY].to_pylist()
+        if IMAGE in table.column_names:
+            return self._decode(epoch, positions, ids, table[IMAGE].to_pylist(), keys, faults)
+        side = self.augment.size if self.augment else self.stream.size
+        pixels, aspect = (values.copy() for values in kept_pixels(table, side))
+        if self.augment:
+            pixels = pixels.reshape(len(ids), 2, 3, side, side)
+        return self._decoded(positions, ids, keys, Decoded(pixels, aspect, faults))
+
+    def decode_in_tasks(self, rows: Dataset, epoch: int) -> Dataset:
+        """Mode streaming: have the tasks that read rows decode them for this reader."""
+        return decode_in_tasks(rows, self.stream.size, self.augment, epoch)

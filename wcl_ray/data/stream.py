@@ -28,12 +28,12 @@ from wcl_ray.data.blocks import Blocks, Directory, describe, locate
 from wcl_ray.data.data_stats import note
 from wcl_ray.data.decode import check_header, decode_batch
 from wcl_ray.data.ids import positions_of
+from wcl_ray.data.pixels import AT_ONCE, join_faults, pixel_columns
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, POSITION, Source
 from wcl_ray.errors import UserError
 from wcl_ray.terminal import bytes_text
 
 SHARE = 0.5  # of the object store that kept images may take
-AT_ONCE = 512  # images decoded into one table
 BLOCK = 64e6  # bytes of a dealt block, if there are fewer than
 MOST_BLOCKS = 20_000  # since the driver holds references to all
 REPLICATED = 0.25  # of the smallest node's store: less than this is read by all workers
@@ -153,17 +153,6 @@ def plan_stream(
     )
 
 
-def kept_pixels(table: pa.Table, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Views of a block of mode raw: uint8 (rows, 3, S, S), float32 (rows,)."""
-    pixels = table["__pixels"].combine_chunks()
-    if isinstance(pixels, pa.ChunkedArray):
-        pixels = pixels.chunk(0)
-    width = pixels.type.byte_width
-    flat = np.frombuffer(pixels.buffers()[1], np.uint8)
-    flat = flat[pixels.offset * width : (pixels.offset + len(pixels)) * width]
-    return flat.reshape(-1, 3, size, size), table["__aspect"].to_numpy()
-
-
 def check_faults(
     faults: list[dict[str, str]], total: int, max_share: float, noun: str = "images"
 ) -> None:
@@ -258,13 +247,8 @@ def _keep_raw(table: pa.Table, ids: Any, size: int) -> Iterator[pa.Table]:
 
 def _decoded(table: pa.Table, size: int) -> pa.Table:
     decoded = decode_batch(table[IMAGE].to_pylist(), size)
-    known = table[FAULT].to_pylist()
-    faults = [known[row] or decoded.faults.get(row) for row in range(len(table))]
-    width = 3 * size * size
-    buffer = pa.py_buffer(decoded.images)
-    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(table), [None, buffer])
-    columns = {"__pixels": pixels, "__aspect": pa.array(decoded.aspect)}
-    return _kept(table, columns, faults)
+    faults = join_faults(table[FAULT].to_pylist(), decoded)
+    return _kept(table, pixel_columns(decoded), faults)
 
 
 def _keep_encoded(table: pa.Table, ids: Any, size: int) -> pa.Table:

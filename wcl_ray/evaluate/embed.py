@@ -15,8 +15,8 @@ from ray.data import ActorPoolStrategy, Dataset
 from wcl_ray.config import AugmentConfig
 from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
+from wcl_ray.data.pixels import PIXELS, kept_pixels
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
-from wcl_ray.data.stream import kept_pixels
 from wcl_ray.data.thumbnails import thumbnails
 from wcl_ray.device import device_for
 from wcl_ray.evaluate.geometry import distances
@@ -164,7 +164,7 @@ class _Embedder:
             self._load(weights_ref)
         faults = table[FAULT].to_pylist()
         aspect: torch.Tensor | None = None
-        if "__pixels" in table.column_names:
+        if PIXELS in table.column_names:
             pixels, aspects = kept_pixels(table, self.store_size)
             images = torch.from_numpy(pixels.copy()).to(self.device)
             aspect = torch.from_numpy(aspects.copy()).to(self.device)

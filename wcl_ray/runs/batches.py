@@ -8,6 +8,7 @@ from wcl_ray.clusters.assignment import Assignment
 from wcl_ray.config import DataConfig, ScaleConfig
 from wcl_ray.data import sampler
 from wcl_ray.data.images import Images
+from wcl_ray.data.pixels import cpus_for_decoding
 from wcl_ray.data.shards import partners_together, read_placement
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
@@ -40,9 +41,12 @@ def stream_images(
     column = say_batches(assignment, samples_per_cluster)
     stream = deal_images(images, assignment, column, data, scale)
     say("stream", stream.reason)
-    if stream.mode == "streaming" and samples_per_cluster > 1:
-        workers = plan_scale(scale, batch_size, data_tasks=True).max_workers
-        say_partners(images, assignment, column, batch_size // workers)
+    if stream.mode == "streaming":
+        plan = plan_scale(scale, batch_size, data_tasks=True)
+        if plan.gpu and (cpus := cpus_for_decoding(plan.max_workers, plan.cpus)):
+            say("stream", f"images are decoded on the {cpus:g} CPUs of nodes without GPUs")
+        if samples_per_cluster > 1:
+            say_partners(images, assignment, column, batch_size // plan.max_workers)
     if stream.faults:
         count = add_faults(run, list(stream.faults))
         say("faults", f"{count} unreadable images are left out, see {run.uri}/faults.jsonl")

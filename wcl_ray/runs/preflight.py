@@ -15,9 +15,10 @@ import ray
 from wcl_ray.config import DataConfig
 from wcl_ray.data.decode import decode_one, find_fault
 from wcl_ray.data.images import Images, open_images
+from wcl_ray.data.pixels import AT_ONCE
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.split import sample
-from wcl_ray.data.stream import AT_ONCE, check_faults
+from wcl_ray.data.stream import check_faults
 from wcl_ray.data.values import value_names
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import compare_labels, left_out

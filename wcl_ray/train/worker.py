@@ -27,6 +27,7 @@ from wcl_ray.data.augment import Augment
 from wcl_ray.data.blocks import Directory, rows_left
 from wcl_ray.data.deal import Places
 from wcl_ray.data.homes import number_homes, places_of
+from wcl_ray.data.pixels import cpus_for_decoding
 from wcl_ray.data.reader import Batch, Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
@@ -104,9 +105,9 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)) or 1
+        self.cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)) or 1
         if self.device.type == "cpu":
-            torch.set_num_threads(cpus)
+            torch.set_num_threads(self.cpus)
         torch.manual_seed(self.config.seed)
         torch.use_deterministic_algorithms(self.config.train.deterministic, warn_only=True)
         self.learner = self._build_learner()
@@ -126,7 +127,7 @@ class Worker:
             seed=self.config.seed,
             group=self.config.clusters.samples_per_cluster,
             siblings=self.config.loss.negatives == "siblings",
-            threads=max(1, cpus),
+            threads=self.cpus,
             pin=self.device.type == "cuda",
             places=self._places(),
             attributes=None if metadata is None else metadata.bits,
@@ -276,6 +277,8 @@ class Worker:
             dataset = self.task.stream.dataset(
                 self.state.consumed, (self.config.seed, self.state.epoch)
             )
+            if self.device.type == "cuda" and cpus_for_decoding(self.world, self.cpus):
+                dataset = self.reader.decode_in_tasks(dataset, self.state.epoch)
             shards = dataset.streaming_split(self.world, equal=True)
         shard = ray.train.collective.broadcast_from_rank_zero(shards)[self.rank]
         return lambda: iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
