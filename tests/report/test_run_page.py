@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from browser import measured
@@ -260,6 +261,23 @@ def test_the_examples_are_few() -> None:
     assert choice.pictured(True)(ids).all()
     many = replace(choice, counts=(40_000, 0)).pictured(False)(np.arange(40_000))
     assert 9000 < many.sum() < 11_000
+
+
+def test_a_choice_holds_only_the_clusters_of_pictured_images() -> None:
+    """And chooses what it would with those of all images."""
+    ids, total = np.arange(1000), 40_000
+    clusters = Assignment(ids, (ids[:, None] % 7).astype(np.int32), ("a",))
+    few = ExampleChoice.among(clusters, (total, 0), 0)
+    assert 0 < len(few.clusters.ids) < len(ids)
+    train = embedded(ids)
+    shown = pa.array(few.pictured(False)(ids))
+    pictures = pc.if_else(shown, train[THUMBNAIL], pa.scalar(None, pa.binary()))
+    train = train.set_column(train.column_names.index(THUMBNAIL), THUMBNAIL, pictures)
+    whole = replace(few, clusters=clusters).choose(train, None, "species")
+    chosen = few.choose(train, None, "species")
+    assert chosen.sheets == whole.sheets
+    assert chosen.sheets[0].size == clusters.sizes()[chosen.sheets[0].cluster]
+    assert chosen.images["cluster"].equals(whole.images["cluster"])
 
 
 def test_sheets_of_clusters() -> None:
