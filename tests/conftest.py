@@ -18,6 +18,7 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OMP_NUM_THREADS="1",
+    LC_ALL="C",  # of jobs and workers: names in any script do not hang on it
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
     AWS_DEFAULT_REGION="us-east-1",
@@ -37,21 +38,21 @@ def ray_tmp() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_local(ray_tmp: str) -> Iterator[None]:
-    """A running local Ray with 2 CPUs."""
+def ray_local(ray_tmp: str) -> Iterator[str]:
+    """A running local Ray with 2 CPUs, and its address: jobs in processes of their own join it."""
     import ray
 
-    ray.init(
+    context = ray.init(
         address="local",
         num_cpus=2,
-        include_dashboard=False,
+        include_dashboard=True,  # searches need it
         object_store_memory=500 * 2**20,
         logging_level="ERROR",
         log_to_driver=False,
         _temp_dir=ray_tmp,
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
+    yield context.address_info["gcs_address"]
     ray.shutdown()
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import ray
 from blobs import blobs
+from blobs import in_process as in_process
 
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.clusters.features import choose_k, cluster_features
@@ -25,7 +26,7 @@ def dataset(order: np.ndarray) -> ray.data.Dataset:
     return ray.data.from_arrow(table)
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_clusters_by_position() -> None:
     config = ClustersConfig(kind="kmeans", k=(10, 3))
     order = np.random.default_rng(1).permutation(1200)
@@ -48,7 +49,7 @@ def test_clusters_by_position() -> None:
     assert len(again.report["iterations"]) < len(found.report["iterations"])
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_nested_rounds() -> None:
     config = ClustersConfig(kind="kmeans", k=(10, 3), nested=True)
     first = cluster_features(dataset(np.arange(1200)), IDS, (3, 10), config, seed=0)

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from on_nodes import BLOCKS, IN_BLOCK
-from ray_cluster import RayCluster
 from runs import check_exactly_once, config  # noqa: F401
 
 from wcl_ray.config import Config
@@ -60,35 +58,6 @@ def test_windows_have_few_blocks(
         held = len(set(block[begin:end]))
         short = block[: begin + local]  # one batch may need more
         assert held <= max(max_blocks, len(set(short[begin:])) + 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keep", ["raw", "encoded"])
-def test_a_worker_holds_few_dealt_blocks(keep: str) -> None:
-    """Blocks of two nodes, more than one node's store: what was read is let go."""
-    cluster = RayCluster(store=150 * 2**20)
-    try:
-        for _ in range(2):
-            cluster.add_node(1)
-        found = cluster.driver("dealt", keep)
-    finally:
-        cluster.stop()
-    assert found["homes"] == [0] * BLOCKS[0] + [1] * BLOCKS[1]
-    rows = sum(BLOCKS) * IN_BLOCK
-    assert rows * 3 * 256**2 > 150 * 2**20
-    assert found["before"] == found["spilled"] == 0
-    first, second = found["workers"]
-    for one, other in zip(first["seen"], second["seen"], strict=True):
-        assert len(one) == len(other) == rows // 2 // 8 * 8
-        assert len(set(one) | set(other)) == len(one) + len(other)
-    for worker in (first, second):
-        assert worker["max_blocks"] == 2
-        assert worker["held"] <= 2
-        assert worker["left"] == 0
-        assert worker["met"] >= 1  # a partner, inside of the window
-    assert first["local"] == 1
-    assert first["known"] == BLOCKS[0]  # no references to the other node's
-    assert second["local"] == pytest.approx(BLOCKS[1] / (sum(BLOCKS) / 2), abs=0.02)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import subprocess
@@ -125,6 +126,18 @@ def codes(columns: dict[str, Any], names: list[str]) -> np.ndarray:
     return code
 
 
+@functools.cache
+def notes(noise: float, misfiled: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Of 200,000 beetles."""
+    return take_notes(200_000, np.random.default_rng(0), noise, misfiled)
+
+
+@functools.cache
+def drawn() -> np.ndarray:
+    """125 pictures of each species, in turns."""
+    return draw(np.arange(1500) % 12, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(("noise", "misfiled"), [(0.0, 0.0), (0.03, 0.1), (0.3, 0.0), (0.1, 0.5)])
 @pytest.mark.parametrize(
     "names",
@@ -133,7 +146,7 @@ def codes(columns: dict[str, Any], names: list[str]) -> np.ndarray:
 )  # fmt: skip
 def test_true_information_of_columns(names: list[str], noise: float, misfiled: float) -> None:
     """200,000 beetles: the estimates differ from the truth by less than 0.01 bit."""
-    species, columns = take_notes(200_000, np.random.default_rng(0), noise, misfiled)
+    species, columns = notes(noise, misfiled)
     found = measure("z", codes(columns, names), species, 256, 2)
     shared, rest = true_information(names, noise, misfiled)
     assert found.i_zt == pytest.approx(shared, abs=0.01)
@@ -201,7 +214,7 @@ def test_true_information_refuses(columns: list[str], message: str) -> None:
 def test_colours_do_not_tell_the_species() -> None:
     """Nearest neighbours in the colours of border and middle are near chance (1/12)."""
     species = np.arange(1500) % 12
-    pixels = draw(species, np.random.default_rng(0)).astype(np.float32) / 255
+    pixels = drawn().astype(np.float32) / 255
     border = np.concatenate([pixels[:, :2].mean((1, 2)), pixels[:, -2:].mean((1, 2))], 1)
     middle = pixels[:, 14:22, 13:19].mean((1, 2))
     for colours in (border, middle):
@@ -212,8 +225,8 @@ def test_colours_do_not_tell_the_species() -> None:
 
 def test_species_differ_in_shape() -> None:
     """The mean picture of one species, colour taken out, is not that of another."""
-    species = np.arange(1200) % 12
-    pixels = draw(species, np.random.default_rng(0)).astype(np.float32).mean(3)
+    species = np.arange(1500) % 12
+    pixels = drawn().astype(np.float32).mean(3)
     pixels = (pixels - pixels.mean((1, 2), keepdims=True)) / pixels.std((1, 2), keepdims=True)
     means = np.stack([pixels[species == s].mean(0) for s in range(12)]).reshape(12, -1)
     halves = np.stack([pixels[species == s][::2].mean(0) for s in range(12)]).reshape(12, -1)
@@ -230,13 +243,15 @@ def test_contact_sheet(tmp_path: Path) -> None:
     assert min(Image.open(file).size) > 300
 
 
-def test_on_an_object_store(s3: str, tmp_path: Path) -> None:
+def test_on_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = functools.partial(make_demo, test_images=10)
+    monkeypatch.setattr(demo, "make_demo", few)
     storage = Folder("s3://bugs/demo-runs", s3)
     paths = demo_data(storage, 30, seed=1)
     assert paths.train.startswith("s3://bugs/demo-runs/demo-data/beetles-30-")
     found = list_files(paths.train, s3)
     assert len(found.paths) == 4
-    local = make_demo(tmp_path, 30, seed=1)
+    local = few(tmp_path, 30, seed=1)
     with found.fs.open_input_file(sorted(found.paths)[0]) as stream:
         there = stream.read()
     assert there == Path(local.train.replace("*", "0")).read_bytes()

@@ -75,6 +75,7 @@ def test_names_in_the_table_are_told_apart() -> None:
     assert len(set(names)) == len(names) >= 60
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_or_refused() -> None:
     counts, bad = mutate(320, seed=1, workers=1)
     assert bad == []

@@ -604,8 +604,11 @@ def test_clusters_from_names_without_a_suffix(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_run_its_evaluation_and_its_features_with_a_table(tmp_path: Path) -> None:
-    """Shards without metadata; label, clusters and an output column come from the table."""
+def test_a_run_its_evaluations_and_its_features_with_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shards without metadata; label, clusters and an output column come from the table. The
+    encoder is evaluated while it is trained, too."""
     (tmp_path / "data").mkdir()
     for part in range(2):
         members = [(f"{n:03d}.png", png(n)) for n in range(part * 48, part * 48 + 48)]
@@ -619,8 +622,8 @@ def test_a_run_its_evaluation_and_its_features_with_a_table(tmp_path: Path) -> N
         data=data,
         clusters=ClustersConfig(columns=("colour",), top_k=(3,)),
         model=ModelConfig(projector=(16, 8)),
-        train=TrainConfig(batch_size=24, epochs=1),
-        evaluate=EvaluateConfig(every=1),
+        train=TrainConfig(batch_size=24, epochs=5),
+        evaluate=EvaluateConfig(every=2),
         scale=ScaleConfig(workers="1", cpus_per_worker=1),
         storage=f"{tmp_path}/runs",
         name="one",
@@ -628,8 +631,13 @@ def test_a_run_its_evaluation_and_its_features_with_a_table(tmp_path: Path) -> N
     results = pretrain(config)
     assert results["variants"]["attributes"]["clusters"] == 3
     assert 0 <= results["variants"]["attributes"]["knn"] <= 1
-    assert pretrain(replace(config, resume=True)) == results
     run = f"{tmp_path}/runs/one"
+    lines = Path(run, "metrics.jsonl").read_text().splitlines()
+    found = [row for row in map(json.loads, lines) if "knn" in row]
+    assert [row["epoch"] for row in found] == [2, 4]
+    assert all(0 <= row["knn"] <= 1 and row["rank_me"] >= 1 for row in found)
+    assert "after epoch 2: knn" in capsys.readouterr().out
+    assert pretrain(replace(config, resume=True)) == results
     scale = config.scale
     assert "knn" in evaluate_run(run, {"label": "colour"}, config.evaluate, scale)
     written = embed_run(run, f"{tmp_path}/features", {}, columns=("colour",), scale=scale)

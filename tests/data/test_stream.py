@@ -498,6 +498,7 @@ def test_a_reader_that_is_left_early_stops_its_thread(data: DataConfig) -> None:
     assert threading.active_count() <= before
 
 
+@pytest.mark.slow
 def test_spread_puts_small_clusters_together(data: DataConfig) -> None:
     ids = ray.put(np.arange(N))
     rows = (

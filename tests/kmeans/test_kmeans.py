@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import pytest
 from blobs import blobs, digest, lloyd, small
+from blobs import in_process as in_process
 
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.errors import UserError
@@ -21,7 +22,7 @@ from wcl_ray.kmeans.vectors import open_vectors
 from wcl_ray.kmeans.worker import KMeansWorker, Step
 from wcl_ray.storage import Folder
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = pytest.mark.usefixtures("in_process")
 
 X, TRUTH = blobs(3000, 16, 20, noise=0.5)
 EXACT: dict[str, Any] = {"tolerance": 0.0, "settled": 0.0}
@@ -95,7 +96,6 @@ def test_sample_first_then_all() -> None:
         assert row.straggler == 1
 
 
-@pytest.mark.slow
 def test_several_granularities_in_one_pass() -> None:
     starts = [X[:7], X[100:120]]
     both = small((7, 20), iterations=9).fit(X, init=starts)
@@ -108,7 +108,6 @@ def test_several_granularities_in_one_pass() -> None:
     assert np.array_equal(both.predict(X), both.labels_)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spherical", [True, False])
 def test_nested_levels(spherical: bool) -> None:
     model = small((4, 20, 9), nested=True, spherical=spherical).fit(X)
@@ -173,7 +172,6 @@ def test_fewer_different_rows_than_clusters(spherical: bool) -> None:
     assert any("k is too large" in text for text in model.warnings_)
 
 
-@pytest.mark.slow
 def test_small_clusters_are_dissolved() -> None:
     x = np.concatenate([blobs(2000, 16, 5, noise=0.01)[0], np.full((3, 16), 9, np.float32)])
     truth = np.append(blobs(2000, 16, 5, noise=0.01)[1], [5, 5, 5])
@@ -232,7 +230,6 @@ def test_fine_clusters_start_inside_the_coarse_ones(tmp_path: Path) -> None:
     assert np.abs(sizes - 36 * shares).max() < 2  # in proportion to the rows
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spherical", [True, False])
 def test_as_many_clusters_as_rows(spherical: bool) -> None:
     model = small(50, spherical=spherical).fit(X[:50])
@@ -242,7 +239,6 @@ def test_as_many_clusters_as_rows(spherical: bool) -> None:
     assert small(1, spherical=spherical).fit(X[:50]).labels_.tolist() == [0] * 50
 
 
-@pytest.mark.slow
 def test_other_rows_get_their_nearest_centroid() -> None:
     model = small(20).fit(X)
     other = blobs(500, 16, 20, noise=0.5, seed=9)[0]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from blobs import as_table, blobs, digest, small, write_parquet
+from blobs import in_process as in_process
 
 from wcl_ray.errors import UserError, find_user_error
 from wcl_ray.kmeans import worker_group as workers
@@ -41,8 +42,7 @@ def test_options() -> None:
         KMeans(5, kernel="cuda")  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_values_that_are_not_finite() -> None:
     x = X.copy()
     x[[3, 250, 399], 2] = np.nan
@@ -57,8 +57,7 @@ def test_values_that_are_not_finite() -> None:
         refused("1 of 400", np.where(np.arange(400)[:, None] == 9, 1e300, X.astype(np.float64)))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_too_few_or_equal_rows() -> None:
     refused("k = 401 is more than the 400 vectors", X, k=401)
     refused("k = 9 is more than the 5 vectors", X[:5], k=(2, 9), actors=3)
@@ -67,8 +66,7 @@ def test_too_few_or_equal_rows() -> None:
     refused("there is nothing to cluster", np.zeros((400, 8)))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("d", [2, 16, 300])
 def test_rows_of_one_direction(d: int) -> None:
     direction = np.random.default_rng(d).normal(size=(1, d))
@@ -79,8 +77,7 @@ def test_rows_of_one_direction(d: int) -> None:
         assert small(2).fit(x).counts_.min() >= 1
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_magnitudes() -> None:
     for scale in (1e-30, 1e30):
         refused("scale the vectors", X * np.float32(scale), spherical=False)
@@ -88,8 +85,7 @@ def test_magnitudes() -> None:
     assert digest(small(5).fit(tiny)) == digest(small(5).fit(X))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PARTS", 2)  # fewer than actors
     ids = np.arange(400) * 7 - 1000
@@ -108,8 +104,7 @@ def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("id column 'id' is empty in row 0", ray.data.from_arrow(holes))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_null_vectors_are_left_out(tmp_path: Path) -> None:
     values = [None if i % 4 == 1 else row.tolist() for i, row in enumerate(X)]
     kept = np.arange(400)[np.arange(400) % 4 != 1]
@@ -125,8 +120,7 @@ def test_null_vectors_are_left_out(tmp_path: Path) -> None:
     assert digest(model) == expected
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_types_of_vectors(tmp_path: Path) -> None:
     expected = digest(small(5).fit(X))
     frame = pd.DataFrame({"id": range(400), "embedding": list(X), "x": 1.0})
@@ -196,8 +190,7 @@ def test_columns_and_folders(tmp_path: Path) -> None:
     opened("text.parquet cannot be read as Parquet", str(tmp_path / "other"))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_initial_centroids_of_the_wrong_shape() -> None:
     words = "init has shapes [(4, 8)]; k and the vectors require [(5, 8)]"
     refused(words, X, where={"init": X[:4]})
@@ -211,7 +204,7 @@ def test_initial_centroids_of_the_wrong_shape() -> None:
     refused("no id of labels is an id of the vectors", X, where={"labels": (ids + 10**6, labels)})
 
 
-def test_shards_are_cut_evenly(ray_local: None, tmp_path: Path) -> None:
+def test_shards_are_cut_evenly(ray_local: str, tmp_path: Path) -> None:
     """Every row once and in order, whatever the files and row groups."""
     vectors = open_vectors(write_parquet(tmp_path, X, files=3, group=37))
     assert vectors.rows == 400

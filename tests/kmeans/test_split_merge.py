@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from blobs import blobs, small
+from blobs import in_process as in_process
 
 from wcl_ray.clusters.agreement import agreement
 from wcl_ray.kmeans.kmeans import KMeans
@@ -62,7 +63,7 @@ def test_shrink_reaches_k_among_copies_and_in_blocks(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(shrink(centroids, counts, 20, False), merged)
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_small_clusters_are_not_all_dissolved_at_once() -> None:
     """Of 600 clusters with one row each half are dissolved; their rows join the others."""
     x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
@@ -72,8 +73,7 @@ def test_small_clusters_are_not_all_dissolved_at_once() -> None:
     assert any("of 600 clusters are left" in text for text in model.warnings_)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_breathing_finds_every_blob() -> None:
     """Without it, most starts put two centroids into one blob and one between two."""
     x, truth = blobs(6000, 8, 60, noise=0.02)

@@ -53,8 +53,16 @@ def spec(backbone: str, image_size: int) -> EncoderSpec:
     return EncoderSpec(ModelConfig(backbone=backbone, projector=(8,)), image_size)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q.", "backbone."])
-@pytest.mark.parametrize("nest", [None, "state_dict", "model"])
+@pytest.mark.parametrize(
+    ("prefix", "nest"),
+    [
+        ("", None),
+        ("", "state_dict"),
+        ("module.", "model"),
+        ("module.encoder_q.", "state_dict"),
+        ("backbone.", None),
+    ],
+)
 def test_prefixes_and_checkpoints_around_the_weights(prefix: str, nest: str | None) -> None:
     network = resnet()
     state = {prefix + name: value for name, value in network.state_dict().items()}

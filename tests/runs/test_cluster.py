@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from on_nodes import BLOCKS, IN_BLOCK
 from pictures import write_parquet
-from ray_cluster import ROOT, RayCluster, fetch
+from ray_cluster import ROOT, STORE, RayCluster, fetch
 from runs import N, check_exactly_once, descendants
 
 SMALL = [
@@ -59,10 +60,7 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert "requires a token; set RAY_AUTH_MODE=token" in refused.stderr
     assert "Traceback" not in refused.stderr
     data = ["--data.path", write_parquet(tmp_path / "data", N), *SMALL]
-    wrong = cluster.submit("jobs/pretrain.py", "--data.path", "/no/where")
-    assert wrong.returncode != 0
-    assert "error: " in wrong.stdout
-    assert "/no/where" in wrong.stdout
+    cluster.begin("wrong", "jobs/pretrain.py", "--data.path", "/no/where")
 
     again = [*data, "--train.epochs", "60", "--train.audit", "--name", "one", "--start-or-resume"]
     again += ["--scale.cpus-per-worker", "1"]
@@ -76,10 +74,12 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert cluster.ray("job", "stop", "first").returncode == 0
     assert cluster.status("first") == "STOPPED"
     logs = cluster.logs("first")
-    assert "continues from the last checkpoint" in logs
+    assert "error: stopped; the same command continues from the last checkpoint" in logs
     assert re.search(r"ray +2 node\(s\), 2 CPUs, 0 GPUs; dashboard http", logs)
     assert not (run / "results.json").exists()
     assert not (run / ".alive").exists()
+    assert cluster.status("wrong") == "FAILED"
+    assert re.search("error: .*/no/where", cluster.logs("wrong"))
 
     second = cluster.submit("jobs/pretrain.py", *again)
     assert second.returncode == 0, second.stdout
@@ -92,6 +92,8 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert usage["restarts"] >= 1
     check_exactly_once(run, round(N * 0.8), 24, 60)
 
+    short = ["--train.epochs", "2", "--trials", "1", "--trial-epochs", "1", "--name", "search"]
+    cluster.begin("search", "jobs/tune.py", *data, *short, "--confirm", "0")
     embedded = cluster.submit("jobs/embed.py", "--run", "runs/one", "--out", "features")
     assert embedded.returncode == 0, embedded.stdout
     assert re.search(r"\ntime +\w+ ", embedded.stdout)
@@ -101,11 +103,10 @@ def test_submitted_jobs(cluster: RayCluster, tmp_path: Path) -> None:
     assert clustered.returncode == 0, clustered.stdout
     assert re.search(r"\ntime +\w+ ", clustered.stdout)
     assert (cluster.home / "clusters.parquet").exists()
-    short = ["--train.epochs", "2", "--trials", "2", "--trial-epochs", "1", "--name", "search"]
-    short += ["--confirm", "0"]
-    searched = cluster.submit("jobs/tune.py", *data, *short)
-    assert searched.returncode == 0, searched.stdout
-    assert re.search(r"\ntime +\w+ ", searched.stdout)
+    cluster.until(lambda: cluster.status("search") in ("SUCCEEDED", "FAILED"), 300)
+    searched = cluster.logs("search")
+    assert cluster.status("search") == "SUCCEEDED", searched
+    assert re.search(r"\ntime +\w+ ", searched)
     assert (cluster.home / "runs/search/best.yaml").exists()
 
 
@@ -127,19 +128,43 @@ def test_rows_stay_on_their_nodes(cluster: RayCluster, tmp_path: Path) -> None:
     for more in ((), ("--num-gpus=1",)):
         cluster.add_node(2, *more)
     data = write_parquet(tmp_path / "data", N)
-    assert cluster.driver("decoding", data) == {
+    raw, decoding, shards, shared, encoded = cluster.driver(  # the store is free again in between
+        ("dealt", "raw"), ("decoding", data), ("shards",), ("shared", str(tmp_path / "runs")),
+        ("dealt", "encoded"),
+    )  # fmt: skip
+    for dealt in (raw, encoded):
+        check_dealt(dealt)
+    assert decoding == {
         "gpu": 0, "streamed": N, "decoded_on_gpu_nodes": 0, "cpus": [2.0, 0.0]
     }  # fmt: skip
-    found = cluster.driver("shards")
-    assert found["nodes"] == 2
-    assert found["local"] == 1.0
-    assert len(set(found["bits"])) == 1
-    found = cluster.driver("shared", str(tmp_path / "runs"))
-    assert found["left"] == []
-    assert "is not seen by 2 of 3 nodes" in found["error"]
-    assert "s3://" in found["error"]
+    assert shards["nodes"] == 2
+    assert shards["local"] == 1.0
+    assert len(set(shards["bits"])) == 1
+    assert shared["left"] == []
+    assert "is not seen by 2 of 3 nodes" in shared["error"]
+    assert "s3://" in shared["error"]
     cluster.add_node(2)  # no node has half of the cluster's CPUs
-    assert cluster.driver("evaluated", data) == {"cpu": [N, 0], "gpu": [N, 1]}
+    assert cluster.driver(("evaluated", data)) == [{"cpu": [N, 0], "gpu": [N, 1]}]
+
+
+def check_dealt(found: dict[str, Any]) -> None:
+    """Blocks of two nodes, more than one node's store: what a worker has read is let go."""
+    assert found["homes"] == [0] * BLOCKS[0] + [1] * BLOCKS[1]
+    rows = sum(BLOCKS) * IN_BLOCK
+    assert rows * 3 * 256**2 > STORE
+    assert found["before"] == found["spilled"] == 0
+    first, second = found["workers"]
+    for one, other in zip(first["seen"], second["seen"], strict=True):
+        assert len(one) == len(other) == rows // 2 // 8 * 8
+        assert len(set(one) | set(other)) == len(one) + len(other)
+    for worker in (first, second):
+        assert worker["max_blocks"] == 2
+        assert worker["held"] <= 2
+        assert worker["left"] == 0
+        assert worker["met"] >= 1  # a partner, inside of the window
+    assert first["local"] == 1
+    assert first["known"] == BLOCKS[0]  # no references to the other node's
+    assert second["local"] == pytest.approx(BLOCKS[1] / (sum(BLOCKS) / 2), abs=0.02)
 
 
 @pytest.mark.slow

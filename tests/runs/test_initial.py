@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from pictures import png, write_parquet
 from runs import config as config
+from runs import untrained_run
 
 from wcl_ray.config import ClustersConfig, Config, ModelConfig
 from wcl_ray.errors import UserError
@@ -67,16 +68,14 @@ def test_a_frozen_transformer_learns_in_its_last_blocks(config: Config, tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_starts_from_another_and_no_longer_needs_it(config: Config, tmp_path: Path) -> None:
-    config = replace(config, data=replace(config.data, label=None))
-    config = replace(config, train=replace(config.train, epochs=1))
-    pretrain(config)
-    source = tmp_path / "runs/one"
+    source = Path(untrained_run(tmp_path / "runs/one"))
     again = with_model(config, size=16, weights=str(source), freeze_stages=1)
     again = replace(
         again,
         name="two",
+        data=replace(again.data, label=None),
         clusters=ClustersConfig(kind="kmeans", k=(4,)),
-        train=replace(again.train, rounds=1, warmup_rounds=0),
+        train=replace(again.train, epochs=1, rounds=1, warmup_rounds=0),
     )
     pretrain(again)
     first, last = stored(source / "encoder.safetensors"), stored(tmp_path / "runs/two" / FILE)

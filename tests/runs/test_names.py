@@ -180,7 +180,7 @@ NAME, COLOUR, MARKS, KIND = "my run é 甲虫 100%", "größe 100% 🪲", "标�
 
 
 @pytest.mark.slow
-def test_three_that_start_a_run_of_one_name(tmp_path: Path) -> None:
+def test_three_that_start_a_run_of_one_name(tmp_path: Path, ray_local: str) -> None:
     """Two at once, and one with other options three seconds later: what is there in the end is of
     one of them. The run, its storage, its data and columns have names in several scripts."""
     data = tmp_path / "dätä #1 100%"
@@ -196,8 +196,7 @@ def test_three_that_start_a_run_of_one_name(tmp_path: Path) -> None:
         "--clusters.columns", COLOUR, MARKS, "--train.batch-size", "24", "--train.epochs", "1",
         "--storage", str(storage), "--name", NAME, "--scale.workers", "1",
     ]  # fmt: skip
-    environment = os.environ | {"LC_ALL": "C"}
-    environment.pop("RAY_ADDRESS", None)
+    environment = os.environ | {"RAY_ADDRESS": ray_local}  # LC_ALL=C is that of all jobs
 
     def begin(*more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

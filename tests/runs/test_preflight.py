@@ -163,6 +163,7 @@ def test_check_of_the_backbone_covers_training_mode(monkeypatch: pytest.MonkeyPa
         check_backbone(EncoderSpec(ModelConfig(), 32))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_what_an_evaluation_left_out_is_printed_and_kept(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import png, write_parquet
 from PIL import Image
-from runs import descendants, job
+from runs import descendants, job, run_script
 
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data import sampler
@@ -54,7 +54,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def shards(source: str, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(source: str, ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "shards"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placing, "GROUP_ROWS", 32)  # two row groups to a shard
@@ -135,7 +135,7 @@ def test_one_line_says_what_is_wrong(
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
-def test_bad_images_are_listed(ray_local: None, tmp_path: Path) -> None:
+def test_bad_images_are_listed(ray_local: str, tmp_path: Path) -> None:
     images = [b"no image" if n in (3, 70) else png(n) for n in range(96)]
     data = write_parquet(tmp_path / "data", pair=pairs(96), image=pa.array(images, pa.binary()))
     config, out = config_of(data), tmp_path / "out"
@@ -148,7 +148,7 @@ def test_bad_images_are_listed(ray_local: None, tmp_path: Path) -> None:
     assert set(rows_of(str(out))) == set(range(96)) - {3, 70}
 
 
-def test_ids_of_paths_and_a_table_stay(ray_local: None, s3: str, tmp_path: Path) -> None:
+def test_ids_of_paths_and_a_table_stay(ray_local: str, s3: str, tmp_path: Path) -> None:
     """The ids decide which images are held out. To an object store."""
     for n in range(24):
         file = tmp_path / f"images/class{n % 2}/{n:03d}.png"
@@ -165,7 +165,7 @@ def test_ids_of_paths_and_a_table_stay(ray_local: None, s3: str, tmp_path: Path)
     assert read == rows_of(config.data.path or "", table=str(table))
 
 
-def test_metadata_with_the_names_of_the_shards(ray_local: None, tmp_path: Path) -> None:
+def test_metadata_with_the_names_of_the_shards(ray_local: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     rows = ["file_name,image,image_bytes,id,pair"]
     for n in range(16):
@@ -244,7 +244,7 @@ def test_streaming_meets_partners_only_in_shards(
 
 
 def test_finer_clusters_stay_together_in_coarse_ones(
-    ray_local: None, source: str, shards: Path, tmp_path: Path
+    ray_local: str, source: str, shards: Path, tmp_path: Path
 ) -> None:
     """What a later round asks for is not known when the shards are written."""
     coarse, later = np.arange(N) // 16, np.arange(N) // 4  # twelve clusters, and four in each
@@ -259,7 +259,10 @@ def test_finer_clusters_stay_together_in_coarse_ones(
 
 
 @pytest.mark.slow
-def test_a_killed_job_continues(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_job_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     count = 1536
     images = pa.array([png(n, 64) for n in range(count)], pa.binary())
     data = write_parquet(tmp_path / "data", count, pair=pairs(count), image=images)
@@ -269,10 +272,10 @@ def test_a_killed_job_continues(tmp_path: Path) -> None:
         "--out", str(out), "--part", "2", "--shard-mb", "0.1",
     ]  # fmt: skip
     environment = os.environ | {"RAY_TMPDIR": "/tmp"}
-    command = job(tmp_path, *words, script="prepare.py")
     first = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        job(tmp_path, *words, script="prepare.py"), env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
     limit = time.monotonic() + 200
     while len(list(out.glob("shard-*"))) < 3:
         assert first.poll() is None, first.stdout.read().decode()  # type: ignore[union-attr]
@@ -283,12 +286,13 @@ def test_a_killed_job_continues(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
     first.wait()
     finished = {file.name: file.stat().st_mtime_ns for file in out.glob("shard-*")}
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{len(finished)} of " in again.stdout
+    capsys.readouterr()
+    run_script(monkeypatch, "prepare.py", *words)
+    printed = capsys.readouterr().out
+    assert f"{len(finished)} of " in printed
     written = {file.name: file.stat().st_mtime_ns for file in out.glob("shard-*")}
     assert 3 <= len(finished) < len(written)
     assert finished.items() <= written.items()
     ids = [i for file in out.glob("shard-*") for i in pq.read_table(file)["id"].to_pylist()]
     assert sorted(ids) == list(range(count))
-    assert "jobs/pretrain.py --data.path" in again.stdout
+    assert "jobs/pretrain.py --data.path" in printed

@@ -37,8 +37,8 @@ def test_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # sockets need short names
+def test_the_notebook_runs(tmp_path: Path, ray_local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_local)
     notebook = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
@@ -64,10 +64,10 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
             use(Run(str(tmp_path)))
 
 
-@pytest.mark.parametrize("module", ["runs.pretrain", "search.trial", "train.worker"])
-def test_processes_that_do_not_decode_start_without_torchvision(module: str) -> None:
+def test_processes_that_do_not_decode_start_without_torchvision() -> None:
     """It brings torch._dynamo: half of the time that a process needs to start."""
-    code = f"import sys, wcl_ray.{module}; print(*sys.modules)"
+    modules = "wcl_ray.runs.pretrain, wcl_ray.search.trial, wcl_ray.train.worker"
+    code = f"import sys, {modules}; print(*sys.modules)"
     imported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

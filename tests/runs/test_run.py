@@ -142,25 +142,20 @@ def test_run_folder_and_what_follows(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize(
-    ("keep", "loss"),
-    [
-        ("raw", LossConfig(instance_weight=1.0, estimator="paper")),
-        ("streaming", LossConfig(positives="graded")),
-    ],
-)
-def test_two_workers_see_each_image_once(
-    config: Config, tmp_path: Path, keep: str, loss: LossConfig
-) -> None:
+def test_two_workers_see_each_image_once(config: Config, tmp_path: Path) -> None:
     config = replace(
         config,
-        data=replace(config.data, label=None, keep=keep),  # type: ignore[arg-type]
+        data=replace(config.data, label=None, keep="streaming"),
         scale=ScaleConfig(workers="2", cpus_per_worker=0.5),
-        loss=loss,
+        loss=LossConfig(positives="graded"),
     )
-    results = pretrain(config)
-    run = tmp_path / "runs/one"
-    check_exactly_once(run, N, 24, 2)
+    check_two_workers(pretrain(config), tmp_path / "runs/one", 2)
+    assert (tmp_path / "runs/one/similarity.npz").exists()
+
+
+def check_two_workers(results: dict[str, Any], run: Path, epochs: int) -> None:
+    """Both have half of every batch, and no image comes twice in an epoch."""
+    check_exactly_once(run, N, 24, epochs)
     for steps in steps_of(run).values():
         assert all(
             len(parts) == 2 and len(parts[0]) == len(parts[1]) == 12 for parts in steps.values()
@@ -171,7 +166,8 @@ def test_two_workers_see_each_image_once(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["workers"] == 2
     assert rows[-1]["positives"] > 1
-    assert (run / "similarity.npz").exists() == (loss.positives == "graded")
+    images = [row["images"] for row in rows]
+    assert images == sorted(set(images))  # rows of steps that were trained again are not doubled
 
 
 @pytest.mark.slow
@@ -198,31 +194,32 @@ def test_dropped_and_unreadable_images_do_not_hold_up_the_learning_rate(
     assert rows[-1]["eta_seconds"] == 0
     assert rows[1]["eta_seconds"] == pytest.approx(80 / rows[1]["images_per_second"])
     assert rows[-1]["lr"] == pytest.approx(learning_rate(3 / 4, config.train))
+    faults = [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
+    assert {fault["key"] for fault in faults} == {"3", "50", "70"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_losses_depend_on_neither_chance_nor_workers(config: Config, tmp_path: Path) -> None:
+def test_losses_do_not_depend_on_workers(config: Config, tmp_path: Path) -> None:
     """The batches and views do not depend on the workers; batch norm does, so it is kept apart."""
-    losses = []
+    losses, batches = [], []
     half = write_parquet(tmp_path / "half", N // 2)
-    for name, workers in (("a", "1"), ("b", "2"), ("c", "1")):
+    for name, workers in (("a", "1"), ("b", "2")):
         one = replace(
             config,
             name=name,
-            data=replace(config.data, path=half, label=None),
+            data=replace(config.data, path=half, label=None, image_size=32, store_size=32),
             scale=ScaleConfig(workers=workers, cpus_per_worker=1),
-            train=replace(config.train, epochs=1, lr=1e-9, deterministic=True),
+            train=replace(config.train, epochs=1, lr=1e-9),
             model=ModelConfig(backbone="timm:convnext_atto", projector=(16, 8)),  # layer norm
         )
-        pretrain(replace(one, data=replace(one.data, image_size=32, store_size=32)))
+        pretrain(one)
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         losses.append(json.loads(lines[-1])["loss"])
         first = steps_of(tmp_path / "runs" / name)[0]
-        losses.append([sorted(np.concatenate(first[s])[:, 0].tolist()) for s in sorted(first)])  # type: ignore[arg-type]
-    assert losses[1] == losses[3] == losses[5]
-    assert losses[0] == pytest.approx(losses[2], rel=0.02)  # stochastic depth is the rest
-    assert losses[0] == losses[4]  # the same seed and workers: the same to the last bit
+        batches.append([sorted(np.concatenate(first[s])[:, 0].tolist()) for s in sorted(first)])
+    assert batches[0] == batches[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # stochastic depth is the rest
 
 
 @pytest.mark.slow
@@ -230,9 +227,10 @@ def test_losses_depend_on_neither_chance_nor_workers(config: Config, tmp_path: P
 def test_a_killed_worker_is_replaced(config: Config, tmp_path: Path) -> None:
     config = replace(
         config,
-        data=replace(config.data, label=None),
+        data=replace(config.data, label=None, keep="raw"),
         train=replace(config.train, epochs=3, checkpoint_steps=3),
         scale=ScaleConfig(workers="2", cpus_per_worker=0.5, max_failures=2),
+        loss=LossConfig(instance_weight=1.0, estimator="paper"),
     )
     killed: list[int] = []
 
@@ -251,62 +249,10 @@ def test_a_killed_worker_is_replaced(config: Config, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    pretrain(config)
+    results = pretrain(config)
     assert killed
-    check_exactly_once(tmp_path / "runs/one", N, 24, 3)
-    rows = [json.loads(x) for x in (tmp_path / "runs/one/metrics.jsonl").read_text().splitlines()]
-    images = [row["images"] for row in rows]
-    assert images == sorted(set(images))  # rows of steps that were trained again are not doubled
-
-
-@pytest.mark.slow
-def test_everything_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    data = write_parquet(tmp_path / "data", N)
-    words = [
-        "--data.path", data, "--data.image-size", "16", "--clusters.columns", "colour", "marks",
-        "--clusters.top-k", "4", "--train.batch-size", "8", "--train.epochs", "3",
-        "--train.checkpoint-steps", "4", "--train.audit", "--storage", str(tmp_path / "runs"),
-        "--name", "killed", "--scale.workers", "1",
-    ]  # fmt: skip
-    environment = os.environ | {"RAY_TMPDIR": "/tmp"}
-    first = subprocess.Popen(
-        job(tmp_path, *words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    run = tmp_path / "runs/killed"
-    limit = time.monotonic() + 300
-    snapshot = run / "rounds/000/train/checkpoint_manager_snapshot.json"
-    while (
-        len(list(run.glob("audit/0001/*"))) < 10
-        or not snapshot.exists()
-        or "checkpoint_2" not in snapshot.read_text()  # none is committed yet
-    ):
-        assert first.poll() is None, first.stdout.read().decode()  # type: ignore[union-attr]
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    for pid in descendants(first.pid):  # the driver, Ray's daemons, the workers: power is cut
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    first.wait()
-    assert not (run / "results.json").exists()
-    saved = list(run.glob("rounds/000/train/checkpoint_*"))
-    assert saved
-
-    again = subprocess.run(
-        job(tmp_path, *words, "--resume"), env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "resuming from epoch" in again.stdout
-    assert (run / "results.json").exists()
-    check_exactly_once(run, N, 8, 3)
-    found = steps_of(run)
-    assert sum(len(steps) for steps in found.values()) == 3 * N // 8
-    # how far back depends on how many uploads were committed before the power was cut
-    step = int(again.stdout.split(", step ")[1].split()[0])
-    assert 0 < step < 2 * N // 8
-    assert step % 4 == 0 or step == N // 8
+    check_two_workers(results, tmp_path / "runs/one", 3)
+    assert not (tmp_path / "runs/one/similarity.npz").exists()
 
 
 @pytest.mark.slow
@@ -321,19 +267,6 @@ def test_a_run_stops_when_too_many_images_turn_out_broken(config: Config, tmp_pa
     found = [json.loads(line) for line in lines]
     assert found
     assert all(int(fault["key"]) % 9 == 0 for fault in found)
-    # below the limit they are skipped, in every epoch again
-    allowed = replace(source, max_bad=0.12)
-    pretrain(replace(config, data=allowed, name="two"))
-    lines = (tmp_path / "runs/two/faults.jsonl").read_text().splitlines()
-    assert {int(json.loads(line)["key"]) for line in lines} == set(range(0, N, 9))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_a_loss_that_is_not_finite_ends_the_run(config: Config) -> None:
-    train = replace(config.train, lr=1e30, optimizer="sgd", epochs=4)
-    with pytest.raises(UserError, match="the loss is not finite at step"):
-        pretrain(replace(config, train=train, data=replace(config.data, label=None)))
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -462,49 +395,3 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
         assert found.returncode == status
         assert message in found.stderr + found.stdout
         assert "Traceback" not in found.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_evaluation_while_training(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = replace(
-        config,
-        train=replace(config.train, epochs=5, audit=False),
-        evaluate=EvaluateConfig(every=2),
-    )
-    pretrain(config)
-    lines = (tmp_path / "runs/one/metrics.jsonl").read_text().splitlines()
-    found = [row for row in map(json.loads, lines) if "knn" in row]
-    assert [row["epoch"] for row in found] == [2, 4]
-    assert all(0 <= row["knn"] <= 1 and row["rank_me"] >= 1 for row in found)
-    assert "after epoch 2: knn" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_run_folder_on_s3(
-    config: Config, tmp_path: Path, s3: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from wcl_ray.storage import Folder
-
-    images = [b"broken" if i == 5 else table for i, table in enumerate(map(png, range(N)))]
-    data = write_parquet(tmp_path / "broken", N, image=pa.array(images, pa.binary()))
-    config = replace(
-        config,
-        data=replace(config.data, path=data, endpoint=s3, label=None),
-        train=replace(config.train, epochs=2, audit=False),
-        storage="s3://bugs/rüns #1 100%",  # keys in any script
-    )
-    results = pretrain(config)
-    run = Folder("s3://bugs/rüns #1 100%/one", s3)
-    names = ("config.json", "metrics.jsonl", "encoder.safetensors", "results.json", "faults.jsonl")
-    for name in names:
-        assert run.exists(name), name
-    assert any(name.startswith("events.") for name in run.names())
-    assert json.loads(run.read("faults.jsonl"))["key"] == "5"
-    assert len(run.read("metrics.jsonl").splitlines()) >= 2
-    assert any(n.startswith("checkpoint_") for n in (run / "rounds/000/train").names())
-    assert load_exported(run.read("encoder.safetensors")).feature_dim == 256
-    assert pretrain(replace(config, resume=True)) == results

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,11 @@ import torch
 from pictures import write_parquet
 from runs import N, descendants, job
 
+import wcl_ray.runs.cluster
+from wcl_ray import stopping
+from wcl_ray.cli import parse
+from wcl_ray.runs.cluster import cluster
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.stopping import PATIENCE
 
 SLACK = 2.5  # seconds that a busy machine may take on top
@@ -144,31 +150,23 @@ def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "more", "said"),
-    [
-        (signal.SIGINT, [], "interrupted; the same command with --resume continues"),
-        (signal.SIGTERM, ["--start-or-resume"], "stopped; the same command continues"),
-    ],
-)
-def test_training_stops_at_once_and_leaves_a_good_checkpoint(
-    tmp_path: Path, number: int, more: list[str], said: str
-) -> None:
+def test_training_stops_at_once_and_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    """On Ctrl-C; test_cluster.py stops a submitted job, which is SIGTERM, and resumes it."""
     run = tmp_path / "runs/one"
     kept = run / "rounds/000/train/checkpoint_manager_snapshot.json"
-    words = [*options(tmp_path, "one"), *more]
     process = started(
         tmp_path,
         "pretrain.py",
-        words,
+        options(tmp_path, "one"),
         lambda _: kept.exists() and "state" in str(list(run.rglob("state.pt"))),
     )
     pids = descendants(process.pid)
     before = len((run / "metrics.jsonl").read_text().splitlines())
-    errors, seconds = stop(process, number)
+    errors, seconds = stop(process, signal.SIGINT)
     assert seconds < PATIENCE + SLACK
-    assert process.returncode == 128 + number
-    assert errors == f"error: {said} from the last checkpoint\n"
+    assert process.returncode == 130
+    said = "error: interrupted; the same command with --resume continues from the last checkpoint\n"
+    assert errors == said
     check_gone(pids)
     after = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(after) - before < 60  # rows of less than a second or two
@@ -179,18 +177,25 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
     assert state["position"]["epoch"] >= 1
 
 
-@pytest.mark.slow
-def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
-    """Metadata have no checkpoint, k-means of vectors has one where it is asked for."""
-    words = options(tmp_path, "x")[:9]
-    process = started(tmp_path, "cluster.py", words, lambda text: "images " in text)
-    pids = descendants(process.pid)
-    errors, seconds = stop(process, signal.SIGTERM)
-    assert errors == "error: stopped; the same command starts over\n"
-    assert process.returncode == 143
-    assert seconds < PATIENCE + SLACK
-    check_gone(pids)
+@pytest.mark.usefixtures("ray_local")
+def test_clusters_of_metadata_have_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops their job is told to start over."""
+    hints = []
+    monkeypatch.setattr(stopping._State, "resume_hint", stopping.START_OVER)  # as in a new process
 
+    def build(*given: Any) -> Any:
+        hints.append(stopping.resume_hint())
+        return build_clusters(*given)
+
+    monkeypatch.setattr(wcl_ray.runs.cluster, "build_clusters", build)
+    cluster(parse(options(tmp_path, "x")[:9]))
+    assert hints == [stopping.START_OVER] == ["the same command starts over"]
+
+
+@pytest.mark.slow
+def test_kmeans_of_vectors_stopped_says_what_goes_on(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
     (tmp_path / "vectors").mkdir()
@@ -200,6 +205,9 @@ def test_clusters_stopped_say_what_goes_on(tmp_path: Path) -> None:
     state = tmp_path / "state/kmeans.npz"
     words += ["--checkpoint", str(state.parent)]
     process = started(tmp_path, "cluster.py", words, lambda _: state.exists())
+    pids = descendants(process.pid)
     errors, seconds = stop(process, signal.SIGTERM)
     assert errors == "error: stopped; the same command continues from the last iteration\n"
+    assert process.returncode == 143
     assert seconds < PATIENCE + SLACK
+    check_gone(pids)

@@ -33,6 +33,7 @@ def test_metadata_as_second_view_on_two_workers_is_resumed(
         config,
         method="cmc",
         data=replace(config.data, label=None),
+        train=replace(config.train, deterministic=True),
         scale=ScaleConfig(workers="2", cpus_per_worker=0.5),
     )
     assert set(pretrain(config)["variants"]) == {"cmc"}
@@ -60,5 +61,5 @@ def test_metadata_as_second_view_on_two_workers_is_resumed(
     capsys.readouterr()
     pretrain(replace(config, resume=True))
     assert "resuming from epoch 1, step 8" in capsys.readouterr().out
-    assert epochs_of(run)[1]["loss"] == pytest.approx(before["loss"], rel=0.01)
+    assert epochs_of(run)[1]["loss"] == before["loss"]  # to the last bit
     check_exactly_once(run, N, 24, 2)

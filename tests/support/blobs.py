@@ -5,13 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import ray
 
+import wcl_ray.kmeans.kmeans
 from wcl_ray.kmeans.kmeans import KMeans
+from wcl_ray.kmeans.vectors import Vectors
+from wcl_ray.kmeans.worker import KMeansWorker
+from wcl_ray.kmeans.worker_group import WorkerGroup
 
 
 def blobs(
@@ -38,6 +45,42 @@ def small(k: Any, **options: Any) -> KMeans:
     model = KMeans(k, **{"actors": 1, "cpus": 0.1, **options})
     model._options = replace(model._options, **tunables)
     return model
+
+
+class Call:
+    """``call`` of an actor that is a worker in this process."""
+
+    def __init__(self, worker: KMeansWorker, returns: int = 1) -> None:
+        self.worker, self.returns = worker, returns
+
+    def options(self, num_returns: int) -> Call:
+        return Call(self.worker, num_returns)
+
+    def remote(self, pieces: Any, method: str, *arguments: Any) -> Any:
+        given = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
+        answer = self.worker.call(pieces, method, *given)
+        return ray.put(answer) if self.returns == 1 else [ray.put(part) for part in answer]
+
+
+class InProcess(WorkerGroup):
+    """The workers without their processes, which take a second each to start. test_kmeans_actors.py
+    shows that the bits are those of the actors."""
+
+    def __init__(
+        self, vectors: Vectors, *, actors: int, spherical: bool, kernel: str, seed: int, **_: Any
+    ) -> None:
+        self.vectors, self.pieces = vectors, vectors.shards(max(1, actors))
+        workers = [KMeansWorker(spherical, kernel, 1, seed) for _ in self.pieces]
+        self.actors = [SimpleNamespace(call=Call(worker)) for worker in workers]
+
+    def stop(self) -> None:
+        self.actors = []
+
+
+@pytest.fixture
+def in_process(ray_local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits need no actors."""
+    monkeypatch.setattr(wcl_ray.kmeans.kmeans, "WorkerGroup", InProcess)
 
 
 def digest(model: KMeans) -> str:

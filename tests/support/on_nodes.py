@@ -243,5 +243,6 @@ def dealt(keep: str) -> dict[str, Any]:
 if __name__ == "__main__":
     ray.init(logging_level="ERROR", log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    name, *words = sys.argv[1:]
-    print("JSON" + json.dumps(globals()[name](*words)))
+    print(
+        "JSON" + json.dumps([globals()[name](*words) for name, *words in json.loads(sys.argv[1])])
+    )

@@ -24,6 +24,7 @@ from runs import descendants
 ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 ADDRESS = "127.0.0.1"
+STORE = 150 * 2**20  # bytes, of each node
 FAST = {  # a lost node is noticed in a second
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
@@ -54,9 +55,7 @@ class RayCluster:
             Ray's fake provider, which starts them as processes.
     """
 
-    def __init__(
-        self, store: int = 150 * 2**20, kinds: dict[str, dict[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, store: int = STORE, kinds: dict[str, dict[str, Any]] | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="wcl", dir="/tmp"))  # sockets need short names
         self.port, self.dashboard = free_port(), free_port()
         self.store, self.kinds = store, kinds
@@ -203,10 +202,15 @@ class RayCluster:
         """All processes of the nodes."""
         return [pid for process in self.processes for pid in descendants(process.pid)]
 
-    def driver(self, *words: str) -> Any:
-        """What a function of on_nodes.py finds, as a driver on the head."""
+    def driver(self, *calls: tuple[str, ...]) -> list[Any]:
+        """What functions of on_nodes.py find, one after the other, in a driver on the head.
+
+        Args:
+            calls: name of a function and its arguments.
+        """
+        script = str(Path(__file__).parent / "on_nodes.py")
         found = subprocess.run(
-            [sys.executable, str(Path(__file__).parent / "on_nodes.py"), *words],
+            [sys.executable, script, json.dumps(calls)],
             env=self.env | {"RAY_ADDRESS": f"{ADDRESS}:{self.port}", "PYTHONPATH": PATHS},
             capture_output=True,
             text=True,
@@ -214,7 +218,7 @@ class RayCluster:
             check=False,
         )
         assert found.returncode == 0, found.stdout + found.stderr
-        return json.loads(found.stdout.rpartition("JSON")[2])
+        return list(json.loads(found.stdout.rpartition("JSON")[2]))
 
     def until(self, seen: Callable[[], Any], limit: float) -> Any:
         end = time.monotonic() + limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -75,6 +76,12 @@ def check_exactly_once(run: Path, images: int, batch: int, epochs: int) -> None:
 
 def job(tmp_path: Path, *words: str, script: str = "pretrain.py") -> list[str]:
     return [sys.executable, str(ROOT / "jobs" / script), *words]
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, script: str, *words: str) -> None:
+    """A job in this process and its Ray, which saves the start of another."""
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    runpy.run_path(str(ROOT / "jobs" / script), run_name="__main__")
 
 
 def descendants(pid: int) -> list[int]:
