@@ -160,9 +160,11 @@ def find_fault(content: bytes | None, row: int, work: Callable[[bytes, int], obj
 
 def _open(content: bytes, size: int) -> Image.Image | np.ndarray:
     """The decoded pixels; of a JPEG that may be decoded at a reduced size: the opened file."""
-    if content.startswith(_JPEG) and min(_jpeg_size(content)) >= 2 * size:
+    if not content.startswith(_JPEG):
+        return decode_one(content)
+    if min(_jpeg_size(content)) >= 2 * size:
         return Image.open(io.BytesIO(content), formats=["JPEG"])
-    return decode_one(content)
+    return _decode_jpeg(content)
 
 
 def _aspect(source: Image.Image | np.ndarray) -> float:
@@ -202,15 +204,19 @@ def decode_one(content: bytes) -> np.ndarray:
     """
     if content.startswith(_JPEG):
         _jpeg_size(content)
-        try:
-            return _torchvision_decode(content, "RGB", apply_exif_orientation=True)
-        except RuntimeError:
-            if _complete_jpeg(content):  # may be a colour space that torchvision lacks, like CMYK
-                return _decode_pillow(content)
-            raise
+        return _decode_jpeg(content)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and not _needs_pillow(content):
         return _flatten(_torchvision_decode(content, "UNCHANGED"))
     return _decode_pillow(content)
+
+
+def _decode_jpeg(content: bytes) -> np.ndarray:
+    try:
+        return _torchvision_decode(content, "RGB", apply_exif_orientation=True)
+    except RuntimeError:
+        if _complete_jpeg(content):  # may be a colour space that torchvision lacks, like CMYK
+            return _decode_pillow(content)
+        raise
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

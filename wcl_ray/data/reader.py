@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ from wcl_ray.data.stream import Stream
 from wcl_ray.errors import UserError
 
 AHEAD = 3  # batches read before they are needed
+# bytes; threads that decode smaller files at once wait for Python's lock longer than they decode
+SMALL_FILE = 4096
 FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
 STREAMED = (ID, KEY, IMAGE, FAULT, POSITION, PIXELS, ASPECT)  # columns that batches are made of
 Tables = Callable[[], Iterator[pa.Table]]
@@ -120,6 +124,7 @@ class Reader:
         self.steps = self.dropped = 0
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
+        self._small_files = Lock()
         self._faults: list[tuple[str, str]] = []
         self._blocks: dict[int, Any] = {}
         if stream.mode == "indexed":
@@ -357,7 +362,9 @@ class Reader:
         known_faults: dict[int, str] | None = None,
     ) -> Batch:
         """Decode a batch."""
-        decoded = decode_files(files, ids, self.stream.size, self.augment, epoch)
+        small = sum(len(file or b"") for file in files) < SMALL_FILE * len(files)
+        with self._small_files if small else nullcontext():
+            decoded = decode_files(files, ids, self.stream.size, self.augment, epoch)
         decoded.faults.update(known_faults or {})
         return self._decoded(positions, ids, keys, decoded)
 
