@@ -1,6 +1,7 @@
 """Images per second into a training process: the stream against a torch DataLoader.
 
     python benchmarks/ingest.py --path "cifar10/train-*.parquet" [--repeats 3] [--workers 2]
+    python benchmarks/ingest.py --size 256      # 2,560 synthetic photographs of 400 × 533 pixels
 
 Both sides deliver shuffled uint8 batches of 256 (3, S, S) images to one consumer. The DataLoader
 holds the encoded files in memory (map style), decodes with the same function in its worker
@@ -13,17 +14,22 @@ The first epoch of the kept modes has to wait for the blocks to be kept (``keep_
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from wcl_ray.config import DataConfig
@@ -53,6 +59,23 @@ class Files(Dataset[torch.Tensor]):
         return decode_batch([self.files[row] for row in rows], self.size).tensors()[0]
 
 
+def photographs(folder: Path, count: int = 2560) -> str:
+    """Write JPEGs of smooth colours under noise, of 60 kB each; returns the folder."""
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.normal(128, 45, (34, 26, 3)).clip(0, 255).astype(np.uint8))
+        smooth = np.asarray(coarse.resize((400, 533), Image.Resampling.BICUBIC)).astype(int)
+        noise = rng.normal(0, 9, (267, 200, 1)).repeat(2, 0).repeat(2, 1)[:533, :400]
+        sink = io.BytesIO()
+        picture = Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+        picture.save(sink, "JPEG", quality=85)
+        files.append(sink.getvalue())
+    table = pa.table({"id": np.arange(count), "image": files})
+    pq.write_table(table, folder / "photographs.parquet", row_group_size=160)
+    return str(folder)
+
+
 def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> float:
     """Images per second of one pass, the first batch included."""
     started, count = time.perf_counter(), 0
@@ -63,14 +86,16 @@ def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--path", required=True, help="Parquet files, a folder or shards of images")
+    parser.add_argument("--path", help="Parquet files, a folder or shards of images")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, and threads")
     parser.add_argument("--size", type=int, default=32, help="side of the decoded images")
     options = parser.parse_args()
     quiet_ray()
     ray.init(address="local", logging_level="ERROR", log_to_driver=False)
-    data = DataConfig(path=options.path, image_size=options.size, store_size=options.size)
+    rendered = tempfile.TemporaryDirectory()
+    path = options.path or photographs(Path(rendered.name))
+    data = DataConfig(path=path, image_size=options.size, store_size=options.size)
     source = open_source(data)
     table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     ids = np.sort(table[ID].to_numpy())
