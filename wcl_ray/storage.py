@@ -173,10 +173,14 @@ class Folder:
         ):
             return bytes(stream.read())
 
-    def open(self, name: str) -> pa.NativeFile:
-        """A file to read in parts; close it, as by ``with``."""
-        with storage_errors(self._location(name), reading=True):
-            return self.fs.open_input_file(self.file(name))
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file to read in parts; errors of reading it are errors of the storage, too."""
+        with (
+            storage_errors(self._location(name), reading=True),
+            self.fs.open_input_file(self.file(name)) as file,
+        ):
+            yield file
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""

@@ -280,7 +280,7 @@ class Augment:
         cropped = images.ndim == 5
         views = images.unbind(1) if cropped else (images, images)
         most = GPU_VALUES if images.is_cuda else CPU_VALUES
-        parts = max(1, -(-views[0].numel() // most))
+        parts = max(1, min(len(ids), -(-views[0].numel() // most)))
         if images.is_cuda and parts == 1:  # one pass launches half as many kernels
             draws = [uniforms(ids, self.seed, epoch, view, DRAWS) for view in (0, 1)]
             both = torch.cat(views)

@@ -1,4 +1,5 @@
-"""What is known of the kept blocks, without an array of all rows on the driver or at a worker.
+"""What is known of the kept blocks, without an array of all rows on the driver or, if blocks are
+dealt, at a worker.
 
 The positions of the rows stay beside the blocks, on their nodes. References to blocks are kept in
 lists by node, and a process takes the lists that it needs: a reference costs the driver 2 to 3 kB

@@ -33,6 +33,15 @@ CHUNK = 32  # images that a thread takes at a time
 FULL_CHUNK = 8  # the same if the thread holds them at full size
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])  # the box of all of an image
 _JPEG = b"\xff\xd8\xff"
+_TURNS = {  # EXIF orientation → what turns the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ROTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # may hold a rotation
 
 
@@ -174,9 +183,15 @@ def _aspect(source: Image.Image | np.ndarray) -> float:
     return 1 / aspect if _is_sideways(source) else aspect
 
 
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none."""
+    value = picture.getexif().get(ExifTags.Base.Orientation)
+    return value if value in _TURNS else 1
+
+
 def _is_sideways(picture: Image.Image) -> bool:
     """Whether EXIF rotates the picture by a quarter turn."""
-    return picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return _orientation(picture) >= 5
 
 
 def _pixels_for(source: Image.Image | np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
@@ -193,7 +208,9 @@ def _pixels_for(source: Image.Image | np.ndarray, boxes: np.ndarray, size: int) 
     divisor = max((k for k in (1, 2, 4, 8) if k * size <= float(sides.min())), default=1)
     source.draft(None, (stored[0] // divisor, stored[1] // divisor))
     with source:
-        return np.array(ImageOps.exif_transpose(source).convert("RGB")).transpose(2, 0, 1)
+        turn = _TURNS.get(_orientation(source))  # exif_transpose fails on any other damaged tag
+        upright = source if turn is None else source.transpose(turn)
+        return np.array(upright.convert("RGB")).transpose(2, 0, 1)
 
 
 def decode_one(content: bytes) -> np.ndarray:

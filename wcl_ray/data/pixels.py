@@ -1,12 +1,13 @@
 """Decoded images as columns of Arrow tables, and the tasks that decode for the workers.
 
 Workers decode the files of streamed images themselves, unless they train on GPUs and the nodes
-without GPUs have more CPUs than the workers: then the tasks that read the files decode them, too,
-on these nodes. The pixels are the same to the bit.
+without GPUs have more CPUs than the workers: then tasks on these nodes decode what other tasks
+have read. The pixels are the same, up to how processors of different kinds round.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,9 @@ def decode_files(
 
 def pixel_columns(decoded: Decoded) -> dict[str, pa.Array]:
     """``__pixels``, of fixed width, and ``__aspect``."""
-    count = len(decoded.images)
-    kind = pa.binary(decoded.images[0].size if count else 0)
+    count, *shape = decoded.images.shape
     buffers = [None, pa.py_buffer(decoded.images)]
+    kind = pa.binary(math.prod(shape))
     pixels = pa.FixedSizeBinaryArray.from_buffers(kind, count, buffers)
     return {PIXELS: pixels, ASPECT: pa.array(decoded.aspect)}
 
@@ -113,7 +114,8 @@ def cpus_for_decoding(workers: int, cpus: float) -> float:
     """CPUs of the running nodes without GPUs, if the tasks that read should decode there, else 0.
 
     Args:
-        workers: number of workers on GPUs. cpus: of each.
+        workers: number of workers on GPUs.
+        cpus: of each worker.
     """
     elsewhere = sum(node["Resources"].get("CPU", 0.0) for node in _nodes_without_gpus())
     return float(elsewhere) if elsewhere > workers * cpus else 0.0

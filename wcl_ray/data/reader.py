@@ -443,7 +443,7 @@ class Reader:
         return take_rows(table, order[end:])
 
     def _streamed(self, epoch: int, table: pa.Table) -> Batch:
-        """The batch of these rows, decoded by the tasks that read them or here."""
+        """The batch of these rows, decoded by tasks before or here."""
         positions, ids = (table[name].to_numpy().copy() for name in (POSITION, ID))
         faults = {i: fault for i, fault in enumerate(table[FAULT].to_pylist()) if fault}
         keys = table[KEY].to_pylist()
@@ -456,5 +456,5 @@ class Reader:
         return self._decoded(positions, ids, keys, Decoded(pixels, aspect, faults))
 
     def decode_in_tasks(self, rows: Dataset, epoch: int) -> Dataset:
-        """Mode streaming: have the tasks that read rows decode them for this reader."""
+        """Mode streaming: have tasks decode rows for this reader."""
         return decode_in_tasks(rows, self.stream.size, self.augment, epoch)

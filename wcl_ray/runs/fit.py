@@ -111,7 +111,8 @@ class _Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         """Without the one that starts an actor for data sets: none are passed to this trainer, and
-        another process is a second or two of CPU in each start."""
+        another process is a second or two of CPU in each start. It would also copy the driver's
+        DataContext to the workers; they set what their data sets need."""
         callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if type(c).__name__ != "DatasetsCallback"]
 

@@ -82,11 +82,11 @@ class Learner:
         inputs = []  # float32 (b, A), without the bits that fill the last byte
         if self.method is not None:
             inputs = [unpack_bits(attributes)[:, : sum(self.method.sizes)]]
-        # (2b, D) from each head: Cl-InfoNCE's and, with an instance weight, SimCLR's
-        # weights are not cached in bfloat16, in which micro-batches would add up their gradients
+        # without the cache of bfloat16 weights, in which micro-batches would sum their gradients
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
         ):
+            # (2b, D) from each head: Cl-InfoNCE's and, with an instance weight, SimCLR's
             heads_2bd = self.model(views_2bchw, *inputs)
 
         similarity_bB = None

@@ -165,7 +165,7 @@ class Worker:
         """int64 (length,) that rank 0 makes and all workers get."""
         values = torch.empty(length, dtype=torch.int64, device=self.device)
         if self.rank == 0:
-            values.copy_(torch.from_numpy(make()))
+            values.copy_(torch.tensor(make()))
         if self.world > 1:
             dist.broadcast(values, 0)
         return values.cpu().numpy()
