@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from wcl_ray.data import decode
 from wcl_ray.data.decode import check_header, decode_batch, decode_one
@@ -219,3 +219,20 @@ def test_header_check() -> None:
     assert check_header(None) == "missing"
     assert check_header(b"") == "empty"
     assert check_header(b"hello") == "UnidentifiedImageError: cannot identify image file"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [8, 64])
+def test_a_damaged_tag_does_not_keep_the_rotation_from_being_read(kind: str, size: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Model] = "text"
+    content = exif.tobytes()
+    model, width = (tag.to_bytes(2, "big") for tag in (ExifTags.Base.Model, 0x0100))
+    damaged = content.replace(model, width, 1)  # a text where a number belongs
+    sink = io.BytesIO()
+    picture = Image.fromarray(gradient(40, 64))
+    picture.save(sink, kind, exif=damaged)
+    decoded = decode_batch([sink.getvalue()], size)
+    assert decoded.faults == {}
+    assert decoded.aspect.tolist() == [pytest.approx(picture.height / picture.width)]

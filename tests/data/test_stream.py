@@ -21,6 +21,8 @@ from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
 from wcl_ray.data import data_stats, sampler, stream
+from wcl_ray.data import reader as data_reader
+from wcl_ray.data.batch import Batch
 from wcl_ray.data.blocks import (
     Block,
     Blocks,
@@ -31,7 +33,7 @@ from wcl_ray.data.blocks import (
     rows_left,
 )
 from wcl_ray.data.deal import Places
-from wcl_ray.data.reader import Batch, Reader
+from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import folder as source_folder
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
@@ -299,6 +301,29 @@ def test_training_starts_before_a_whole_window_is_read(data: DataConfig) -> None
     assert reading.window > N
     assert left
     batches.close()  # type: ignore[attr-defined]
+
+
+def test_a_window_of_decoded_images_has_few_bytes(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_reader, "WINDOW_BYTES", 20_000)  # of images of 768 bytes and more
+    stream = plan(data, np.arange(N), "streaming")
+    reading = reader(stream, np.zeros((N, 1), np.int32), batch_size=4)
+    whole = pa.concat_tables(
+        ray.get(reading.decode_in_tasks(stream.dataset(None), 0).to_arrow_refs())
+    )
+    sizes: list[int] = []
+    window = reading._window
+
+    def counted(epoch: int, table: pa.Table, rng: np.random.Generator) -> Any:
+        sizes.append(len(table))
+        return window(epoch, table, rng)
+
+    monkeypatch.setattr(reading, "_window", counted)
+    parts = [whole.slice(start, 4) for start in range(0, N, 4)]
+    seen = [i for batch in reading.epoch(0, None, lambda: iter(parts)) for i in batch.ids.tolist()]
+    assert sorted(seen) == list(range(N))
+    assert 12 < max(sizes) < 30
 
 
 def broken(data: DataConfig, tmp_path: Path, bad: dict[int, bytes | None]) -> DataConfig:

@@ -51,6 +51,14 @@ def test_an_actor_and_workers_in_this_process(
         assert digest(model.fit(X)) == reference[spherical]
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_what_an_actor_refuses_reaches_the_user() -> None:
+    x = X.copy()
+    x[3, 2] = np.nan
+    with pytest.raises(UserError, match="1 of 5000 vectors have NaN or infinite values"):
+        small(5).fit(x)
+
+
 @pytest.mark.slow
 def test_one_actor_again(reference: dict[bool, str]) -> None:
     assert digest(small(20, **LONG).fit(X)) == reference[True]

@@ -15,7 +15,7 @@ from torch import nn
 import wcl_ray.train.loop
 from wcl_ray.config import AugmentConfig, LossConfig, TrainConfig
 from wcl_ray.data.augment import Augment
-from wcl_ray.data.reader import Batch
+from wcl_ray.data.batch import Batch
 from wcl_ray.model.loss import cl_infonce
 from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.model.optim import build_optimizer

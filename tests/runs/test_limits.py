@@ -24,7 +24,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from runs import ROOT
 
 from wcl_ray.cli import run_job
-from wcl_ray.errors import TrainingError
+from wcl_ray.errors import TrainingError, UserError
 from wcl_ray.limits import gpu_full
 from wcl_ray.train.failure import THEN_RESUME, explain, final_error
 from wcl_ray.train.worker import Worker, train_worker
@@ -98,6 +98,17 @@ def test_a_gpu_without_memory() -> None:
     assert re.search(r"\(of 23.64 GiB, for a tensor of 1.50 GiB\);.*micro-batch-size", str(error))
     assert gpu_full(torch.OutOfMemoryError("another")) is not None
     assert gpu_full(RuntimeError(said)) is None
+
+
+def test_a_training_worker_on_a_gpu_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends at once, since every restart would end so."""
+
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Worker, "__init__", full)
+    with pytest.raises(UserError, match=r"GPU ran out of memory; .*--train.micro-batch-size"):
+        train_worker({"task": None})
 
 
 @pytest.mark.parametrize(

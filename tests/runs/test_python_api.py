@@ -75,6 +75,20 @@ def test_processes_that_do_not_decode_start_without_torchvision() -> None:
     assert not {"torchvision", "timm", "torch._dynamo"} & set(imported)
 
 
+def test_tasks_that_read_start_without_torch() -> None:
+    """Nor do those that decode a small PNG, or count metadata, need it."""
+    code = (
+        "import io, sys, PIL.Image, wcl_ray.runs.preflight, wcl_ray.clusters.metadata; "
+        "from wcl_ray.data.decode import decode_batch; sink = io.BytesIO(); "
+        "PIL.Image.new('RGB', (16, 16)).save(sink, 'PNG'); "
+        "assert not decode_batch([sink.getvalue()], 16).faults; print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = run.stdout.split()
+    assert "ray.data" in imported
+    assert not {"torch", "torchvision"} & set(imported)
+
+
 def test_import_is_lazy() -> None:
     """Neither the package nor its configuration brings torch, Ray or NumPy with it."""
     code = "import sys, wcl_ray; wcl_ray.Config; print(*sys.modules)"

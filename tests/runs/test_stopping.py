@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +18,6 @@ import torch
 from pictures import write_parquet
 from runs import N, descendants, job
 
-import wcl_ray.runs.cluster
-from wcl_ray import stopping
-from wcl_ray.cli import parse
-from wcl_ray.runs.cluster import cluster
-from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.stopping import PATIENCE
 
 SLACK = 2.5  # seconds that a busy machine may take on top
@@ -150,23 +144,31 @@ def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_stops_at_once_and_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    """On Ctrl-C; test_cluster.py stops a submitted job, which is SIGTERM, and resumes it."""
+@pytest.mark.parametrize(
+    ("number", "more", "said"),
+    [
+        (signal.SIGINT, [], "interrupted; the same command with --resume continues"),
+        (signal.SIGTERM, ["--start-or-resume"], "stopped; the same command continues"),
+    ],
+)
+def test_training_stops_at_once_and_leaves_a_good_checkpoint(
+    tmp_path: Path, number: int, more: list[str], said: str
+) -> None:
     run = tmp_path / "runs/one"
     kept = run / "rounds/000/train/checkpoint_manager_snapshot.json"
+    words = [*options(tmp_path, "one"), *more]
     process = started(
         tmp_path,
         "pretrain.py",
-        options(tmp_path, "one"),
+        words,
         lambda _: kept.exists() and "state" in str(list(run.rglob("state.pt"))),
     )
     pids = descendants(process.pid)
     before = len((run / "metrics.jsonl").read_text().splitlines())
-    errors, seconds = stop(process, signal.SIGINT)
+    errors, seconds = stop(process, number)
     assert seconds < PATIENCE + SLACK
-    assert process.returncode == 130
-    said = "error: interrupted; the same command with --resume continues from the last checkpoint\n"
-    assert errors == said
+    assert process.returncode == 128 + number
+    assert errors == f"error: {said} from the last checkpoint\n"
     check_gone(pids)
     after = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(after) - before < 60  # rows of less than a second or two
@@ -177,21 +179,16 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(tmp_path: Path) -> 
     assert state["position"]["epoch"] >= 1
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_clusters_of_metadata_have_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever stops their job is told to start over."""
-    hints = []
-    monkeypatch.setattr(stopping._State, "resume_hint", stopping.START_OVER)  # as in a new process
-
-    def build(*given: Any) -> Any:
-        hints.append(stopping.resume_hint())
-        return build_clusters(*given)
-
-    monkeypatch.setattr(wcl_ray.runs.cluster, "build_clusters", build)
-    cluster(parse(options(tmp_path, "x")[:9]))
-    assert hints == [stopping.START_OVER] == ["the same command starts over"]
+@pytest.mark.slow
+def test_clusters_of_metadata_have_no_checkpoint(tmp_path: Path) -> None:
+    words = options(tmp_path, "x")[:9]
+    process = started(tmp_path, "cluster.py", words, lambda text: "images " in text)
+    pids = descendants(process.pid)
+    errors, seconds = stop(process, signal.SIGTERM)
+    assert errors == "error: stopped; the same command starts over\n"
+    assert process.returncode == 143
+    assert seconds < PATIENCE + SLACK
+    check_gone(pids)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 if TYPE_CHECKING:
     import torch
@@ -189,6 +189,13 @@ def _orientation(picture: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
+def _turned(picture: Image.Image) -> Image.Image:
+    """The picture as EXIF says that it is upright. Pillow's ``exif_transpose`` writes all of EXIF
+    again, which fails if any tag is damaged."""
+    turn = _TURNS.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _is_sideways(picture: Image.Image) -> bool:
     """Whether EXIF rotates the picture by a quarter turn."""
     return _orientation(picture) >= 5
@@ -208,9 +215,7 @@ def _pixels_for(source: Image.Image | np.ndarray, boxes: np.ndarray, size: int) 
     divisor = max((k for k in (1, 2, 4, 8) if k * size <= float(sides.min())), default=1)
     source.draft(None, (stored[0] // divisor, stored[1] // divisor))
     with source:
-        turn = _TURNS.get(_orientation(source))  # exif_transpose fails on any other damaged tag
-        upright = source if turn is None else source.transpose(turn)
-        return np.array(upright.convert("RGB")).transpose(2, 0, 1)
+        return np.array(_turned(source).convert("RGB")).transpose(2, 0, 1)
 
 
 def decode_one(content: bytes) -> np.ndarray:
@@ -287,7 +292,7 @@ def _decode_pillow(content: bytes) -> np.ndarray:
         _check_size(picture.width, picture.height)
         picture.load()  # the rotation of a PNG may follow its pixels
         upright = picture.format == "PNG" and not _ROTATION & picture.info.keys()
-        turned = picture if upright else ImageOps.exif_transpose(picture)
+        turned = picture if upright else _turned(picture)
         if turned.mode.startswith("I"):
             values = np.asarray(turned).astype(np.int64)
             # 32-bit files hold 8 or 16 bits; only their values tell which

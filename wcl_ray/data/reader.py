@@ -12,10 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,50 +23,23 @@ from ray.data import Dataset
 
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
+from wcl_ray.data.batch import Batch, BatchMaker
 from wcl_ray.data.blocks import Directory, rows_left, unconsumed
 from wcl_ray.data.deal import Piece, Places, deal, unknown_places, windows
-from wcl_ray.data.decode import Decoded
-from wcl_ray.data.pixels import ASPECT, PIXELS, decode_files, decode_in_tasks, kept_pixels
+from wcl_ray.data.pixels import ASPECT, PIXELS, decode_in_tasks, kept_pixels
 from wcl_ray.data.prefetch import prefetch
 from wcl_ray.data.rows import take_rows
 from wcl_ray.data.sampler import window_of
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, POSITION, FileIndex
 from wcl_ray.data.sources.files import read_files
 from wcl_ray.data.stream import Stream
-from wcl_ray.errors import UserError
 
 AHEAD = 3  # batches read before they are needed
-# bytes; threads that decode smaller files at once wait for Python's lock longer than they decode
-SMALL_FILE = 4096
 FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
+WINDOW_BYTES = 2**29  # of a window of images that tasks have decoded, unless a batch is larger
 STREAMED = (ID, KEY, IMAGE, FAULT, POSITION, PIXELS, ASPECT)  # columns that batches are made of
 Tables = Callable[[], Iterator[pa.Table]]
 Step = tuple[np.ndarray, np.ndarray]  # int64 (b,) each: positions, rows in the blocks or the index
-
-
-@dataclass
-class Batch:
-    """This worker's part of a global batch: b images.
-
-    Attributes:
-        images: uint8 (b, 3, S, S), squashed to a square; or (b, 2, 3, s, s), the crops of both
-            views.
-        aspect: float32 (b,), width / height of the originals.
-        ids: int64 (b,).
-        positions: int64 (b,), to mark as consumed.
-        clusters: int64 (b, G); -1 = singleton.
-        attributes: uint8 (b, A / 8), packed metadata; A is 0 without graded positives.
-        valid: bool (b,), false for images that cannot be decoded: they hold the pixels of another
-            image of the batch and must not enter the loss.
-    """
-
-    images: torch.Tensor
-    aspect: torch.Tensor
-    ids: torch.Tensor
-    positions: torch.Tensor
-    clusters: torch.Tensor
-    attributes: torch.Tensor
-    valid: torch.Tensor
 
 
 class Reader:
@@ -119,13 +89,11 @@ class Reader:
         self.seed, self.group, self.pin = seed, group, pin
         self.window = window or window_of(self.local)
         self.augment = augment
-        self.attributes = attributes
+        self.batches = BatchMaker(stream.size, clusters, attributes, augment, pin)
         self.columns = sampler.composing_columns(clusters, siblings)
         self.steps = self.dropped = 0
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._small_files = Lock()
-        self._faults: list[tuple[str, str]] = []
         self._blocks: dict[int, Any] = {}
         if stream.mode == "indexed":
             self.index: FileIndex = ray.get(stream.index)
@@ -138,8 +106,7 @@ class Reader:
 
     def take_faults(self) -> list[tuple[str, str]]:
         """(key or id, reason) of images that failed to decode since the last call."""
-        faults, self._faults = self._faults, []
-        return faults
+        return self.batches.take_faults()
 
     def epoch(
         self,
@@ -260,7 +227,7 @@ class Reader:
             if self.stream.mode == "indexed":
                 yield partial(self._open_and_decode, epoch, positions, rows)
                 continue
-            yield partial(self._decode, epoch, positions, *self._files(rows))
+            yield partial(self.batches.of_files, epoch, positions, *self._files(rows))
 
     def _dealt_steps(self, order: np.ndarray, rows: np.ndarray) -> Iterator[Step]:
         """The positions of each batch and their rows. Blocks are released after the last batch that
@@ -327,7 +294,7 @@ class Reader:
             pixels, aspects, in_block = self._block(number)
             target[indices] = pixels[inside]
             aspect[indices], ids[indices] = aspects[inside], in_block[inside]
-        return self._batch(positions, ids, images, torch.from_numpy(aspect))
+        return self.batches.of_pixels(positions, ids, images, torch.from_numpy(aspect))
 
     def _files(self, rows: np.ndarray) -> tuple[np.ndarray, list[bytes | None], list[str | None]]:
         """Ids, image files and keys of rows."""
@@ -350,68 +317,7 @@ class Reader:
         reasons = [old or new for old, new in zip(known, faults.to_pylist(), strict=True)]
         broken = {row: reason for row, reason in enumerate(reasons) if reason}
         ids, keys = rows[ID].to_numpy().copy(), rows[KEY].to_pylist()
-        return self._decode(epoch, positions, ids, files.to_pylist(), keys, broken)
-
-    def _decode(
-        self,
-        epoch: int,
-        positions: np.ndarray,
-        ids: np.ndarray,
-        files: list[bytes | None],
-        keys: list[str | None],
-        known_faults: dict[int, str] | None = None,
-    ) -> Batch:
-        """Decode a batch."""
-        small = sum(len(file or b"") for file in files) < SMALL_FILE * len(files)
-        with self._small_files if small else nullcontext():
-            decoded = decode_files(files, ids, self.stream.size, self.augment, epoch)
-        decoded.faults.update(known_faults or {})
-        return self._decoded(positions, ids, keys, decoded)
-
-    def _decoded(
-        self, positions: np.ndarray, ids: np.ndarray, keys: list[str | None], decoded: Decoded
-    ) -> Batch:
-        """A batch; faults are noted under the images' keys or ids."""
-        faults = decoded.faults
-        images, aspect = decoded.tensors()
-        batch = self._batch(positions, ids, images.pin_memory() if self.pin else images, aspect)
-        if faults:
-            named = [(keys[row] or str(int(batch.ids[row])), why) for row, why in faults.items()]
-            self._faults.extend(named)
-            if len(faults) == len(positions):
-                raise UserError(
-                    f"none of {len(faults)} images of a batch can be decoded; the first is "
-                    f"{named[0][0]}: {named[0][1]}"
-                )
-            self._replace(batch, faults)
-        return batch
-
-    def _replace(self, batch: Batch, faults: dict[int, str]) -> None:
-        """Replace broken images, marked as not valid, by the pixels of others in the batch.
-
-        All workers keep equal batch sizes, and batch norm sees real images.
-        """
-        good = [row for row in range(len(batch.ids)) if row not in faults]
-        for i, row in enumerate(faults):
-            other = good[i % len(good)]
-            batch.images[row], batch.aspect[row] = batch.images[other], batch.aspect[other]
-            batch.valid[row] = False
-
-    def _batch(
-        self, positions: np.ndarray, ids: np.ndarray, images: torch.Tensor, aspect: torch.Tensor
-    ) -> Batch:
-        attributes = np.empty((len(positions), 0), np.uint8)
-        if self.attributes is not None:
-            attributes = self.attributes[positions]
-        return Batch(
-            images=images,
-            aspect=aspect,
-            ids=torch.from_numpy(ids),
-            positions=torch.from_numpy(positions.astype(np.int64)),
-            clusters=torch.from_numpy(self.clusters[positions].astype(np.int64)),
-            attributes=torch.from_numpy(attributes),
-            valid=torch.ones(len(positions), dtype=torch.bool),
-        )
+        return self.batches.of_files(epoch, positions, ids, files.to_pylist(), keys, broken)
 
     def _streamed_jobs(self, epoch: int, tables: Tables) -> Iterator[Callable[[], Batch]]:
         """Compose within a window of rows that fills, empties in whole batches and refills. The
@@ -422,6 +328,9 @@ class Reader:
         for table in tables():
             held.append(table.drop_columns([n for n in table.column_names if n not in STREAMED]))
             rows += table.num_rows
+            if PIXELS in table.column_names:
+                fit = WINDOW_BYTES * table.num_rows // table.nbytes
+                window = min(window, max(self.local, fit))
             if rows >= window:
                 rest = yield from self._window(epoch, pa.concat_tables(held), rng)
                 held, rows = [rest], rest.num_rows
@@ -439,21 +348,8 @@ class Reader:
         end = len(order) // self.local * self.local
         for start in range(0, end, self.local):
             rows = order[start : start + self.local]
-            yield partial(self._streamed, epoch, take_rows(table, rows))
+            yield partial(self.batches.of_streamed, epoch, take_rows(table, rows))
         return take_rows(table, order[end:])
-
-    def _streamed(self, epoch: int, table: pa.Table) -> Batch:
-        """The batch of these rows, decoded by tasks before or here."""
-        positions, ids = (table[name].to_numpy().copy() for name in (POSITION, ID))
-        faults = {i: fault for i, fault in enumerate(table[FAULT].to_pylist()) if fault}
-        keys = table[KEY].to_pylist()
-        if IMAGE in table.column_names:
-            return self._decode(epoch, positions, ids, table[IMAGE].to_pylist(), keys, faults)
-        side = self.augment.size if self.augment else self.stream.size
-        pixels, aspect = (values.copy() for values in kept_pixels(table, side))
-        if self.augment:
-            pixels = pixels.reshape(len(ids), 2, 3, side, side)
-        return self._decoded(positions, ids, keys, Decoded(pixels, aspect, faults))
 
     def decode_in_tasks(self, rows: Dataset, epoch: int) -> Dataset:
         """Mode streaming: have tasks decode rows for this reader."""

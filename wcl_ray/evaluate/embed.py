@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from wcl_ray.config import AugmentConfig
 from wcl_ray.data.augment import Augment, centre, centre_boxes, normalise
 from wcl_ray.data.decode import Decoded, decode_batch, decode_crops
-from wcl_ray.data.pixels import PIXELS, kept_pixels
+from wcl_ray.data.pixels import PIXELS, join_faults, kept_pixels
 from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY
 from wcl_ray.data.thumbnails import thumbnails
 from wcl_ray.device import device_for
@@ -170,7 +170,7 @@ class _Embedder:
             aspect = torch.from_numpy(aspects.copy()).to(self.device)
         else:
             decoded = self._decode(table)
-            faults = [fault or decoded.faults.get(row) for row, fault in enumerate(faults)]
+            faults = join_faults(faults, decoded)
             images, aspects_of_files = (tensor.to(self.device) for tensor in decoded.tensors())
             if images.ndim == 4:
                 aspect = aspects_of_files

@@ -15,7 +15,7 @@ import torch
 
 from wcl_ray.config import LossConfig, TrainConfig
 from wcl_ray.data.augment import Augment
-from wcl_ray.data.reader import Batch
+from wcl_ray.data.batch import Batch
 from wcl_ray.model.gather import gather
 from wcl_ray.model.loss import LossResult
 from wcl_ray.model.methods import LocalBatch, Method

@@ -24,11 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from wcl_ray.config import Config
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
+from wcl_ray.data.batch import Batch
 from wcl_ray.data.blocks import Directory, rows_left
 from wcl_ray.data.deal import Places
 from wcl_ray.data.homes import number_homes, places_of
 from wcl_ray.data.pixels import cpus_for_decoding
-from wcl_ray.data.reader import Batch, Reader
+from wcl_ray.data.reader import Reader
 from wcl_ray.data.stream import Stream
 from wcl_ray.errors import StorageError, UserError, find_user_error
 from wcl_ray.limits import gpu_full, object_store_full
