@@ -64,6 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
+    if repeats < 1:
+        parser.error("--repeats starts at 1")
     with tempfile.TemporaryDirectory() as storage:
         demo = [sys.executable, "jobs/pretrain.py", "--storage", storage]
         demo += ["--train.epochs", "2", "--no-compare"]
