@@ -78,7 +78,7 @@ def test_breathing_finds_every_blob() -> None:
     """Without it, most starts put two centroids into one blob and one between two."""
     x, truth = blobs(6000, 8, 60, noise=0.02)
     ari = {}
-    for name, split_merge in (("with", (0.2, 0.1, 0.1, 0.05)), ("without", ())):
+    for name, split_merge in (("with", (0.2, 0.1, 0.05)), ("without", ())):
         scores = []
         for seed in range(3):
             model = small(60, spherical=False, seed=seed, split_merge=split_merge).fit(x)
@@ -86,4 +86,4 @@ def test_breathing_finds_every_blob() -> None:
             scores.append(agreement(model.labels_, truth).ari)
         ari[name] = scores
     assert min(ari["with"]) > 0.999
-    assert max(ari["without"]) < 0.999
+    assert np.mean(ari["without"]) < 0.98

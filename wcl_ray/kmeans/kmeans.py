@@ -38,8 +38,9 @@ class KMeans:
         k: number of clusters; several numbers: several granularities, computed in the same passes.
         spherical: rows and centroids have unit length (cosine similarity), else plain Euclidean.
         iterations: maximum number of passes over all rows.
-        sample: sampled rows per centroid in the first iterations, but at most 40 % of all rows or
-            12 per centroid, whichever is more; 0: no sample, k-means++ and then all rows.
+        sample: sampled rows per centroid in the first iterations, but at most a quarter of all rows
+            or 12 per centroid, whichever is more; 0, or fewer than 30 rows per centroid: no sample,
+            k-means++ and then all rows.
         tolerance: relative decrease of the objective below which a phase ends.
         min_size: smaller clusters are dissolved at the end, and their rows go to the nearest
             remaining cluster; 1 dissolves empty ones only.
@@ -71,8 +72,8 @@ class KMeans:
         *,
         spherical: bool = True,
         iterations: int = 20,
-        sample: int = 32,
-        tolerance: float = 1e-3,
+        sample: int = 16,
+        tolerance: float = 3e-3,
         min_size: int = 1,
         nested: bool = False,
         seed: int = 0,

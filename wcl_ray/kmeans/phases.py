@@ -22,10 +22,11 @@ from wcl_ray.kmeans.validate import Data, Options
 from wcl_ray.kmeans.worker_group import WorkerGroup
 
 FLAT = 1e15  # N · K · d above which a fit has two levels by default
-SEEDS = 20  # sampled rows per centroid for k-means++
+SEEDS = 5  # sampled rows per centroid for k-means++; 20 are no better
 SEED_BYTES = 512 << 20  # of that sample at the coordinator
 LEAST = 1000  # rows of the sample of the first phases
-MOST_SHARE, FEW = 0.4, 12  # the sample is at most this share of the rows, or FEW per centroid
+MOST_SHARE, FEW = 0.25, 12  # the sample is at most this share of the rows, or FEW per centroid
+SPARSE = 30  # rows per centroid below which the fit begins with all rows: FEW would be most of them
 BRIEF = ("sample", "split", "merge")  # phases with a fixed number of iterations, on the sample
 BREATHE_MOST = 20_000  # centroids that the coordinator can compare with each other
 
@@ -45,7 +46,7 @@ class Phases:
         two_level = (size > FLAT) if options.two_level is None else options.two_level
         if two_level and len(options.ks) == 1 and options.ks[0] >= 4 and not given:
             return ["coarse", "fine", "all"]
-        if not options.sample or given:
+        if not options.sample or given or data.rows < SPARSE * max(options.ks):
             return ["all"]
         cycles = options.split_merge if 1 < max(options.ks) <= BREATHE_MOST else ()
         breathing = [f"{kind} {i + 1}" for i in range(len(cycles)) for kind in ("split", "merge")]

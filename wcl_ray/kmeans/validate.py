@@ -33,7 +33,7 @@ class Options:
     iterations: int
     sample: int
     sample_iterations: int = 3
-    split_merge: tuple[float, ...] = (0.2, 0.1, 0.1, 0.05)
+    split_merge: tuple[float, ...] = (0.2, 0.1, 0.05)
     tolerance: float
     settled: float = 1e-3
     min_size: int
