@@ -3,12 +3,14 @@
     python benchmarks/ingest.py --path "cifar10/train-*.parquet" [--repeats 3] [--workers 2]
     python benchmarks/ingest.py --size 256      # 2,560 synthetic photographs of 400 × 533 pixels
 
-Both sides deliver shuffled uint8 batches of 256 (3, S, S) images to one consumer. The DataLoader
+Both sides deliver shuffled uint8 batches of (3, S, S) images to one consumer. The DataLoader
 holds the encoded files in memory (map style), decodes with the same function in its worker
 processes and stacks; the stream composes its batches from clusters as well. The sides alternate,
 the median of the repeats counts. Prints a table and, as the last line, one JSON object:
 ``vs_dataloader`` is the mode that ``data.keep auto`` picks over the DataLoader.
 The first epoch of the kept modes has to wait for the blocks to be kept (``keep_seconds``).
+``first`` is the time until an epoch's first batch, ``wait`` the share of the time that a training
+loop waits for batches if its step takes 50 ms and no CPU.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from wcl_ray.data.sources.base import ID, IMAGE
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.runs.nodes import quiet_ray
 
-BATCH = 256
+STEP, STEPS = 0.05, 60  # seconds of a step that does not use the CPU, and number of steps
 
 
 class Files(Dataset[torch.Tensor]):
@@ -76,12 +78,27 @@ def photographs(folder: Path, count: int = 2560) -> str:
     return str(folder)
 
 
-def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> float:
-    """Images per second of one pass, the first batch included."""
-    started, count = time.perf_counter(), 0
+def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> tuple[float, float]:
+    """Images per second of one pass, the first batch included; seconds until the first batch."""
+    started, count, first = time.perf_counter(), 0, 0.0
     for images in batches():
+        first = first or time.perf_counter() - started
         count += len(images)
-    return count / (time.perf_counter() - started)
+    return count / (time.perf_counter() - started), first
+
+
+def waiting(batches: Callable[[], Iterator[torch.Tensor]]) -> float:
+    """Share of the time that steps of ``STEP`` seconds on another device wait for their batch,
+    from the second step on."""
+    waits, passed = [], batches()
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        if next(passed, None) is None:
+            break
+        waits.append(time.perf_counter() - started)
+        time.sleep(STEP)
+    lost = sum(waits[1:])
+    return lost / (lost + STEP * (len(waits) - 1))
 
 
 def main() -> None:
@@ -89,6 +106,7 @@ def main() -> None:
     parser.add_argument("--path", help="Parquet files, a folder or shards of images")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, and threads")
+    parser.add_argument("--batch", type=int, default=256, help="images in a batch")
     parser.add_argument("--size", type=int, default=32, help="side of the decoded images")
     options = parser.parse_args()
     quiet_ray()
@@ -99,7 +117,7 @@ def main() -> None:
     source = open_source(data)
     table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     ids = np.sort(table[ID].to_numpy())
-    files = Files(table[IMAGE].to_pylist(), options.size, BATCH)
+    files = Files(table[IMAGE].to_pylist(), options.size, options.batch)
     clusters = np.random.default_rng(0).integers(0, len(ids) // 20, (len(ids), 1)).astype(np.int32)
     print(f"{len(ids):,} images from {source.describe()}", flush=True)
 
@@ -115,7 +133,7 @@ def main() -> None:
 
     def reading(stream: Stream) -> Callable[[], Iterator[torch.Tensor]]:
         reader = Reader(
-            stream, clusters, rank=0, world=1, batch_size=BATCH, seed=0, group=2,
+            stream, clusters, rank=0, world=1, batch_size=options.batch, seed=0, group=2,
             threads=options.workers,
         )  # fmt: skip
 
@@ -132,17 +150,29 @@ def main() -> None:
     streams = {mode: stream_of(mode) for mode in ("raw", "encoded", "streaming")}
     sides = {"dataloader": loader} | {mode: reading(s) for mode, (s, _) in streams.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}
+    firsts: dict[str, list[float]] = {name: [] for name in sides}
+    waits: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
         for name, side in sides.items():
-            rates[name].append(timed(side))
+            rate, first = timed(side)
+            rates[name].append(rate)
+            firsts[name].append(first)
+            waits[name].append(waiting(side))
     speed = {name: statistics.median(values) for name, values in rates.items()}
     result: dict[str, Any] = {"images": len(ids), "auto": chosen}
-    print(f"\n{'side':<12}{'images/s':>12}{'vs DataLoader':>15}{'to keep':>10}")
+    print(
+        f"\n{'side':<12}{'images/s':>12}{'vs DataLoader':>15}{'first':>9}{'wait':>8}{'to keep':>10}"
+    )
     for name, value in speed.items():
         ratio = value / speed["dataloader"]
+        first, wait = statistics.median(firsts[name]), statistics.median(waits[name])
         keep = f"{streams[name][1]:.1f} s" if name in streams else ""
-        print(f"{name:<12}{value:>12,.0f}{ratio:>15.2f}{keep:>10}")
-        result[f"{name}_images_per_second"] = round(value)
+        print(f"{name:<12}{value:>12,.0f}{ratio:>15.2f}{first:>7.2f} s{wait:>8.1%}{keep:>10}")
+        result |= {
+            f"{name}_images_per_second": round(value),
+            f"{name}_first_seconds": round(first, 2),
+            f"{name}_wait": round(wait, 3),
+        }
         if name != "dataloader":
             result[f"vs_dataloader_{name}"] = round(ratio, 2)
             result[f"keep_seconds_{name}"] = round(streams[name][1], 1)

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py --data DIR/train --test DIR/test --label race --group unit
 
+Further options are passed to all jobs (``--train.precision bf16``).
 Three parts, each by the jobs that people run: the grid (no early stopping) and the search (TPE with
 successive halving) with trials of the same length; then the named setting and the defaults, trained
 in full with several seeds, each measured once on the test images. If the search names the defaults,
@@ -59,11 +60,11 @@ def main() -> None:
     parser.add_argument("--grid-top-k", default="5,10,20,40,80")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=["grid", "search", "full"], action="append")
-    given = parser.parse_args()
+    given, further = parser.parse_known_args()
     storage, only = Path(given.storage), given.only or ["grid", "search", "full"]
     data = ["--data.path", given.data, "--data.eval-path", given.test, "--data.label", given.label]
     data += ["--data.split-by", given.group] if given.group else []
-    common = [*data, "--train.epochs", str(given.epochs), "--storage", str(storage)]
+    common = [*data, "--train.epochs", str(given.epochs), "--storage", str(storage), *further]
     short = [*common, "--trial-epochs", str(given.trial_epochs)]
     if "grid" in only:
         whole_trials = ["--scheduler", "none", "--confirm", "0"]
