@@ -79,7 +79,7 @@ class MethodsBenchmark(Config):
         )
 
 
-def implied(words: list[str]) -> list[str]:
+def implied(given: set[str]) -> list[str]:
     return ["--name", "methods"]
 
 

@@ -32,7 +32,7 @@ class RoundsBenchmark(Config):
     """Seeds, each a pair of trainings."""
 
 
-def implied(words: list[str]) -> list[str]:
+def implied(given: set[str]) -> list[str]:
     return ["--clusters.kind", "kmeans", "--compare", "--name", "rounds"]
 
 

@@ -141,7 +141,7 @@ class Study(Config):
         )
 
 
-def implied(words: list[str]) -> list[str]:
+def implied(given: set[str]) -> list[str]:
     return ["--name", "study", "--data.label", "label", "--train.epochs", "15"]
 
 

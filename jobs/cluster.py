@@ -58,11 +58,11 @@ def main() -> None:
     run_job(body)
 
 
-def demo_flags(words: list[str]) -> list[str]:
+def demo_flags(given: set[str]) -> list[str]:
     """Options of the demo, implied if neither data nor clusters are given."""
-    sources = ("--data.path", "--run", "--clusters.kind", "--clusters.from")
-    given = any(word.split("=")[0] in sources for word in words)
-    return [] if given else ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
+    if given & {"data.path", "run", "clusters.kind", "clusters.from"}:
+        return []
+    return ["--data.label", "label", "--clusters.top-k", "4", "8", "12", "20"]
 
 
 if __name__ == "__main__":

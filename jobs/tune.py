@@ -39,12 +39,11 @@ def main() -> None:
     run_job(body)
 
 
-def demo_flags(words: list[str]) -> list[str]:
+def demo_flags(given: set[str]) -> list[str]:
     """Options of the demo, implied without --data.path."""
-    given = {word.split("=")[0] for word in words}
-    if "--data.path" in given:
+    if "data.path" in given:
         return []
-    return DEMO if "--clusters.from" in given else [*DEMO, "--clusters.top-k", "8"]
+    return DEMO if "clusters.from" in given else [*DEMO, "--clusters.top-k", "8"]
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 
-from wcl_ray.cli import TEXT, _read_yaml, keys, open_sections, parse
+from wcl_ray.cli import parse
 from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.flags import Flag, keys, open_sections, read_yaml, to_words
 from wcl_ray.registry import REGISTRIES
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.search.options import SearchConfig, to_yaml
@@ -169,14 +169,41 @@ def test_errors(argv: list[str], words: list[str], capsys: pytest.CaptureFixture
         assert word in message
 
 
-def test_a_value_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for cls, words in ((Config, ["--loss.temperature", "0"]), (SearchConfig, ["--confirm", "-1"])):
-        with pytest.raises(SystemExit):
-            parse(words, cls)
-        option, value = words[0][2:], float(words[1])
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {option} is {value:g}")
-        assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--loss.temperature", "0"], "loss.temperature is 0"),
+        (["--confirm", "-1"], "confirm is -1"),
+        (["--train.lr", "abc"], "--train.lr is 'abc'; it takes a number"),
+        (["--train.epochs=2.5"], "--train.epochs is '2.5'; it takes a whole number"),
+        (["--clusters.k", "10,ten"], "--clusters.k is '10,ten'; it takes a whole number"),
+        (["--data.keep", "row"], "--data.keep is 'row'; it takes one of auto, raw,"),
+        (["--model.drop-path", "much"], "--model.drop-path is 'much'; it takes a number"),
+        (["--name"], "--name needs a value"),
+        (["--name", "a", "b"], "--name takes one value, not a b"),
+        (["--train.compile", "yes"], "--train.compile takes no value, but 'yes' follows it"),
+        (["--train.no-epochs"], "unknown option --train.no-epochs"),
+        (["data", "--name", "a"], "unexpected 'data'; options begin with --"),
+        (["--search", "train.lr=1"], "--search needs a key: --search.KEY VALUE"),
+    ],
+)
+def test_a_wrong_value_is_one_line(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(words, SearchConfig)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {error}")
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+
+
+@pytest.mark.parametrize("script", ["embed", "evaluate"])
+def test_an_option_that_a_job_needs(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([], job_class(script)[0])
+    assert capsys.readouterr().err == "error: --run is missing; --help explains it\n"
 
 
 def test_kind_of_clusters_of_a_method(tmp_path: Path) -> None:
@@ -244,24 +271,22 @@ def job_class(script: str) -> tuple[Any, tuple[str, ...]]:
     return cls, needed
 
 
-def words_of(key: str, kind: str, text: str) -> list[str] | None:
-    """The words for a value, as of the command line but for texts that look like flags; None where
-    there are none."""
-    head, dot, last = key.rpartition(".")
-    if kind == "bool":
-        flags = {"true": f"--{key}", "yes": f"--{key}"}
-        flags |= dict.fromkeys(("no", "Off"), f"--{head}{dot}no-{last}")
-        return [flags[text]] if text in flags else None
-    mark = TEXT if kind.startswith("tuple[str") and text.startswith("-") else ""
-    return [f"--{key}", mark + text] if kind.startswith("tuple") else [f"--{key}={text}"]
+def flag_of(key: str, kind: Any, text: str) -> Flag | None:
+    """The flag of a value, None for texts that a switch does not take."""
+    if kind is bool:
+        head, dot, last = key.rpartition(".")
+        flags = {"true": Flag(key), "yes": Flag(key)}
+        flags |= dict.fromkeys(("no", "Off"), Flag(f"{head}{dot}no-{last}"))
+        return flags.get(text)
+    return Flag(key, (text,))
 
 
-def in_yaml(values: dict[str, str], kinds: dict[str, str]) -> str:
+def in_yaml(values: dict[str, str], kinds: dict[str, Any]) -> str:
     """Options in nested sections; lists of one, over several lines."""
     tree: dict[str, dict[str, str]] = {}
     for key, spelling in values.items():
         head, _, last = key.rpartition(".")
-        listed = f"\n    - {spelling}" if kinds[key].startswith("tuple") else f" {spelling}"
+        listed = f"\n    - {spelling}" if get_origin(kinds[key]) is tuple else f" {spelling}"
         tree.setdefault(head, {})[last] = listed
     lines = []
     for head, inner in tree.items():
@@ -279,27 +304,29 @@ def test_every_option_means_the_same_in_yaml(script: str, tmp_path: Path) -> Non
     if script in ("tune", "cluster"):  # what they share with the others is tried once
         kinds = {key: kind for key, kind in kinds.items() if key not in keys(Config)}
     file = tmp_path / "run.yaml"
-    valued = {key: kind for key, kind in kinds.items() if kind != "bool"}
+    valued = {key: kind for key, kind in kinds.items() if kind is not bool}
     for text in (*ODD, *QUOTED):
         quoted = json.dumps(text, ensure_ascii=False)
         for spelling in {quoted, text if text in ODD else quoted}:
             file.write_text(in_yaml(dict.fromkeys(valued, spelling), kinds))
-            wanted = [w for key, kind in valued.items() for w in words_of(key, kind, text) or []]
-            assert sorted(_read_yaml(str(file), cls)) == sorted(wanted)
+            wanted = [flag_of(key, kind, text) for key, kind in valued.items()]
+            assert sorted(map(repr, read_yaml(str(file), cls))) == sorted(map(repr, wanted))
         for key in kinds.keys() - valued.keys():
             file.write_text(in_yaml({key: text if text in ODD else quoted}, kinds))
-            if (words := words_of(key, "bool", text)) is not None:
-                assert _read_yaml(str(file), cls) == words
+            if (flag := flag_of(key, bool, text)) is not None:
+                assert read_yaml(str(file), cls) == [flag]
             else:
                 with pytest.raises(ValueError, match="is true or false, not"):
-                    _read_yaml(str(file), cls)
+                    read_yaml(str(file), cls)
         if text not in ("1:4", "no", "1.10", "007", "2020-01-01", "null", "a: b"):
             continue
         # all that take any text, through the parser
         checked = ("scale.workers", "data.encoding", "clusters.from", "clusters.types", "plugins")
         checked += tuple(REGISTRIES)
-        free = [k for k, kind in valued.items() if re.search(r"\bstr\b", kind) and k not in checked]
-        flags = [word for key in free for word in words_of(key, kinds[key], text) or []]
+        free = [
+            k for k, kind in valued.items() if str in (kind, *get_args(kind)) and k not in checked
+        ]
+        flags = to_words([Flag(key, (text,)) for key in free], cls)
         file.write_text(in_yaml(dict.fromkeys(free, text if text in ODD else quoted), kinds))
         base = [f"--{key}=x" for key in needed if key not in free]
         config = parse([*base, "--config", str(file)], cls=cls)

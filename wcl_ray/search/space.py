@@ -6,7 +6,6 @@ that similar values are neighbours), a range by the number itself.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import typing
@@ -16,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wcl_ray.cli import BOOLEANS, keys
 from wcl_ray.config import Config, field_name
 from wcl_ray.errors import UserError
+from wcl_ray.flags import BOOLEANS, keys
 from wcl_ray.registry import KINDS
 from wcl_ray.search.options import with_value
 from wcl_ray.search.outcome import TEMPERATURE
@@ -214,12 +213,9 @@ def _check_key(key: str) -> None:
 
 
 def _type(key: str) -> Any:
-    section, _, name = key.partition(".")
-    fields = {f.name: f for f in dataclasses.fields(Config)}
-    hint = typing.get_type_hints(fields[section].default_factory)[field_name(name)]
-    if type(None) in typing.get_args(hint):  # float | None
-        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return hint
+    kind = keys(Config)[key]
+    inner = [part for part in typing.get_args(kind) if part is not type(None)]
+    return inner[0] if type(None) in typing.get_args(kind) else kind  # of float | None
 
 
 def _takes_several(key: str) -> bool:
