@@ -18,7 +18,7 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OMP_NUM_THREADS="1",
-    LC_ALL="C",  # of jobs and workers: names in any script do not hang on it
+    LC_ALL="C",  # of jobs and workers: names in any script do not depend on it
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
     AWS_DEFAULT_REGION="us-east-1",

@@ -222,7 +222,7 @@ def test_trials_take_the_weights_of_the_search(config: SearchConfig, tmp_path: P
 
 
 def timeless(tree: Any) -> Any:
-    """Without what hangs on the clock."""
+    """Without what depends on the clock."""
     if isinstance(tree, dict):
         clock = ("seconds", "straggler", "rate")
         return {k: timeless(v) for k, v in tree.items() if k not in clock}

@@ -170,8 +170,8 @@ def _count(array: pa.Array, kind: str, label: pa.Array | None) -> ColumnCounts:
 
 def _spaced(values: pa.Array) -> np.ndarray:
     """bool (n,): whether each text has white space between letters."""
-    found = pc.match_substring_regex(values, r"(?s)\pL.*\s.*\pL")
-    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
+    spaced = pc.match_substring_regex(values, r"(?s)\pL.*\s.*\pL")
+    return np.asarray(spaced.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def count_selected(array: pa.Array, selected: list[Any]) -> Counter[Any]:

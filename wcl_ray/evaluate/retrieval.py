@@ -62,6 +62,6 @@ def mean_average_precision(
         order = (queries @ bank.T).argsort(dim=1, descending=True, stable=True)
         relevant = classes[order] == test_y[chunk].to(device)[:, None]  # (q, N)
         precision = relevant.cumsum(1) / ranks
-        found = relevant.sum(1).clamp(min=1)
-        total += float(((precision * relevant).sum(1) / found).sum(dtype=torch.float64))
+        hits = relevant.sum(1).clamp(min=1)
+        total += float(((precision * relevant).sum(1) / hits).sum(dtype=torch.float64))
     return total / len(rows)

@@ -56,14 +56,14 @@ def renamed_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def renamed(name: str, convnext: bool = False) -> str:
     """A weight's name in timm or torchvision, by its name in transformers."""
-    found = RESNET.search(name)
-    if found is not None:
-        prefix = f"layer{int(found['stage']) + 1}.{found['block']}."
-        convolution = found["kind"] == "convolution"
-        if found["shortcut"]:
-            return f"{prefix}downsample.{0 if convolution else 1}.{name[found.end() :]}"
-        number = int(found["layer"]) + 1
-        return f"{prefix}{'conv' if convolution else 'bn'}{number}.{name[found.end() :]}"
+    match = RESNET.search(name)
+    if match is not None:
+        prefix = f"layer{int(match['stage']) + 1}.{match['block']}."
+        convolution = match["kind"] == "convolution"
+        if match["shortcut"]:
+            return f"{prefix}downsample.{0 if convolution else 1}.{name[match.end() :]}"
+        number = int(match["layer"]) + 1
+        return f"{prefix}{'conv' if convolution else 'bn'}{number}.{name[match.end() :]}"
     stem = re.search(r"embedder\.embedder\.(convolution|normalization)\.", name)
     if stem is not None:
         return ("conv1." if stem[1] == "convolution" else "bn1.") + name[stem.end() :]

@@ -63,15 +63,15 @@ def accuracy(runs: Sequence[RunReport]) -> go.Figure | None:
 
 def guesses(variants: Sequence[Variant]) -> list[tuple[float, str]]:
     """Accuracies without looking at the images, if they are the same for all trainings."""
-    found = []
+    accuracies = []
     for key, name, value_of in (
         ("classes", "chance", lambda n: 1 / n),
         ("majority", "commonest class", lambda share: share),
     ):
         values = {round(value_of(v.figures[key]), 4) for v in variants if v.figures.get(key)}
         if len(values) == 1:
-            found.append((values.pop(), name))
-    return found
+            accuracies.append((values.pop(), name))
+    return accuracies
 
 
 def curves(

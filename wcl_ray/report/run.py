@@ -199,9 +199,9 @@ def _training(runs: Sequence[RunReport]) -> str:
         ("Speed", plots.curves(runs, {"images_per_second": "images"}, "images/s"),
          "Images per second of all workers."),
     ]  # fmt: skip
-    found = "".join(panel(*parts) for parts in drawn if parts[1] is not None)
+    panels = "".join(panel(*parts) for parts in drawn if parts[1] is not None)
     small = " small" * (len(plots.variants_of(runs)) <= 2)  # else the legends need the room
-    return f'<div class="grid{small}">{found}</div>' if found else "<p>There are no metrics.</p>"
+    return f'<div class="grid{small}">{panels}</div>' if panels else "<p>There are no metrics.</p>"
 
 
 def _clusters(runs: Sequence[RunReport]) -> str:
@@ -254,5 +254,5 @@ def _maps(runs: Sequence[RunReport], pictures: Pictures) -> str:
         f"Features of {'test' if test else 'training'} images in two dimensions. Point at one, tap "
         "it, or use the arrow keys to see the image."
     )
-    more = "" if umap else ' UMAP is drawn, too, after <code>pip install "wcl_ray[umap]"</code>.'
-    return f'<p>{text}{more}</p><div class="grid">{"".join(drawn)}</div>'
+    hint = "" if umap else ' UMAP is drawn, too, after <code>pip install "wcl_ray[umap]"</code>.'
+    return f'<p>{text}{hint}</p><div class="grid">{"".join(drawn)}</div>'

@@ -154,8 +154,8 @@ def _features(
     if shared is not None:
 
         def compute() -> list[Any]:
-            own = _features(config, stream, previous, ids, selected, start, scale, None)
-            refs = own.to_arrow_refs()
+            features = _features(config, stream, previous, ids, selected, start, scale, None)
+            refs = features.to_arrow_refs()
             rows = ray.get([_rows.remote(ref) for ref in refs])
             return [ref for ref, count in zip(refs, rows, strict=True) if count]
 

@@ -93,8 +93,8 @@ def _rows_of(ids: np.ndarray, rows: tuple[np.ndarray, np.ndarray], table: pa.Tab
     """The rows of a table that belong to images, nulls where there is none; ``rows``: see
     :class:`JoinedSource`."""
     positions = positions_of(rows[0], ids)
-    found = np.where(positions >= 0, rows[1][positions], -1)
-    return table.take(pa.array(found, mask=found < 0))
+    indices = np.where(positions >= 0, rows[1][positions], -1)
+    return table.take(pa.array(indices, mask=indices < 0))
 
 
 @ray.remote(num_cpus=1)
@@ -216,8 +216,8 @@ def _joined(
     else:
         names = tuple(source.metadata().to_arrow_refs())
         ref = ray.put(table)
-        found = _match.options(num_returns=2).remote([*names], ref, *args[1:])
-        match = ray.get(found[0])
+        match_ref, rows_ref = _match.options(num_returns=2).remote([*names], ref, *args[1:])
+        match = ray.get(match_ref)
     unused = {match.column, source.id_column}
     added = [name for name in table.column_names if name not in unused]
     match = replace(match, columns=tuple(added))
@@ -237,7 +237,7 @@ def _joined(
             inner=source,
             added=frozenset(added),
             names=names,
-            rows=found[1],
+            rows=rows_ref,
             table=ref,
         )
     joined = source.table

@@ -102,14 +102,14 @@ def match_table(
     for columns in (preferred, others):
         for name in columns:
             what = f"column {name!r}"
-            found, agreed, problem = find_rows(names, _keys(rows[name], f"{table}: {what}"))
+            row_of, agreed, problem = find_rows(names, _keys(rows[name], f"{table}: {what}"))
             problems += [f"{what}: {problem}"] if problem else []
-            count = int((found >= 0).sum())
+            count = int((row_of >= 0).sum())
             if name in others and 2 * count < len(ids):
                 accidental |= {name: count} if count else {}
             elif agreed:
-                fits[name] = agreed, found
-        matched = max((int((found >= 0).sum()) for _, found in fits.values()), default=0)
+                fits[name] = agreed, row_of
+        matched = max((int((row_of >= 0).sum()) for _, row_of in fits.values()), default=0)
         if 2 * matched > min(len(ids), rows.num_rows):
             break  # else the usual name may be an accident
     if fits:
@@ -119,9 +119,9 @@ def match_table(
             raise UserError(
                 f"{table}: {listed} may both be names of images; choose with --data.key"
             )
-        found = fits[best][1]
-        counts = (len(ids), rows.num_rows, int((found >= 0).sum()))
-        return Match(table, best, *counts, array_digest(ids[found >= 0])), ids, found
+        row_of = fits[best][1]
+        counts = (len(ids), rows.num_rows, int((row_of >= 0).sum()))
+        return Match(table, best, *counts, array_digest(ids[row_of >= 0])), ids, row_of
     if problems:
         raise UserError(f"{table}: {problems[0]}")
     if accidental:
@@ -210,7 +210,7 @@ def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, int, str | N
     """
     possible = min(len(names), len(keys) - keys.null_count)
     none, problem = np.full(len(names), -1), None
-    found = [(0, 0, none)]  # matched images, characters and rows, for each number of folders
+    comparisons = [(0, 0, none)]  # matched images, characters and rows, for each number of folders
     for forms in _comparable(names, keys):
         most, characters, best = 0, 0, none
         for compared in forms:
@@ -229,11 +229,11 @@ def find_rows(names: pa.Array, keys: pa.Array) -> tuple[np.ndarray, int, str | N
                 most, best = int(shared.sum()), row_of[of_names]
                 texts = compared[0].filter(pa.array(best >= 0)).cast(pa.large_string())
                 characters = pc.sum(pc.utf8_length(texts)).as_py()
-        found.append((most, characters, best))
+        comparisons.append((most, characters, best))
         if 2 * most > possible:
             break
-    half = max(found, key=lambda form: form[0])[0] / 2
-    _, characters, rows = next((form for form in found if form[0] > half), found[0])
+    half = max(comparisons, key=lambda form: form[0])[0] / 2
+    _, characters, rows = next((form for form in comparisons if form[0] > half), comparisons[0])
     return rows, characters, None if characters else problem
 
 

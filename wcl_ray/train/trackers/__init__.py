@@ -96,12 +96,12 @@ def check_trackers(names: Iterable[str]) -> None:
 
 def unfinished(run: Folder, names: Iterable[str]) -> list[str]:
     """The trackers with runs of their own that have no results of a finished run."""
-    found = []
+    without_results = []
     for name in names:
         file = TRACKERS.get(name).ID_FILE
         if file and not (run.exists(file) and json.loads(run.read(file)).get("finished")):
-            found.append(name)
-    return found
+            without_results.append(name)
+    return without_results
 
 
 class Trackers:
