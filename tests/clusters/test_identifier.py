@@ -166,6 +166,7 @@ def test_many_numbers_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attributes({"size": repeated}, 4, 0.01)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_attributes_of_captions_have_exact_shares() -> None:
     rare = 130_000

@@ -211,6 +211,7 @@ def test_true_information_refuses(columns: list[str], message: str) -> None:
         true_information(columns)
 
 
+@pytest.mark.slow
 def test_colours_do_not_tell_the_species() -> None:
     """Nearest neighbours in the colours of border and middle are near chance (1/12)."""
     species = np.arange(1500) % 12

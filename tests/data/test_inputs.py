@@ -96,6 +96,7 @@ def _dies_or_hangs(root: Path, kind: str, seed: int) -> tuple[str, int, int, str
     return "read", 1, 0, ""
 
 
+@pytest.mark.slow
 def test_crashes_and_hangs_are_counted() -> None:
     kinds = ("dies", "hangs", "good")
     counts, bad = mutate(6, workers=2, seconds=0.5, kinds=kinds, run=_dies_or_hangs)

@@ -93,6 +93,7 @@ def test_many_tasks_read_and_decode(
     assert ray.data.DataContext.get_current().op_resource_reservation_enabled  # as it was
 
 
+@pytest.mark.slow
 def test_many_tasks_embed(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_parquet, "TASK_BYTES", 1)
     model = ModelConfig()

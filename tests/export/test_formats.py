@@ -86,6 +86,7 @@ def test_timm(name: str, runs: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_huggingface(name: str, runs: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -118,6 +119,7 @@ def test_huggingface(name: str, runs: Path) -> None:
     assert "photos/" not in card  # of paths only their last part
 
 
+@pytest.mark.slow
 def test_onnx(runs: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     file = export_run(str(runs / "vit"), "onnx", str(tmp_path / "encoder.onnx"))

@@ -368,6 +368,7 @@ def test_unknown_estimator() -> None:
         whole(z1, z2, [0, 0], 0.2, "simclr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["supcon", "paper"])
 def test_compiles_without_graph_breaks(estimator: str) -> None:
     compiled = torch.compile(cl_infonce, backend="aot_eager", fullgraph=True)

@@ -94,6 +94,7 @@ def test_an_export_of_ours_keeps_its_normalisation() -> None:
     assert torch.allclose(features, bare((images - 0.5) / 0.5), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_norm_before_the_classifier_may_be_missing_and_stays_as_seeded() -> None:
     state = build_backbone("convnext_tiny", 224).state_dict()
     state = {name: value for name, value in state.items() if not name.startswith("classifier")}
@@ -150,6 +151,7 @@ def test_another_architecture_names_the_nearest() -> None:
         start_encoder(spec("resnet50", 224), weights, 0)
 
 
+@pytest.mark.slow
 def test_only_families_of_like_names_are_built_for_the_nearest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,11 +172,13 @@ def test_only_families_of_like_names_are_built_for_the_nearest(
     assert sum(name.startswith("efficientnet") for name in built) == 1
 
 
+@pytest.mark.slow
 def test_networks_that_compute_their_sizes_are_among_the_nearest() -> None:
     state = build_backbone("regnet_y_400mf", 224).state_dict()
     assert nearest_architecture(state, "resnet18") == "regnet_y_400mf"
 
 
+@pytest.mark.slow
 def test_a_small_stem_does_not_take_published_weights() -> None:
     weights = Weights("w.pth", resnet().state_dict())
     words = (
@@ -187,6 +191,7 @@ def test_a_small_stem_does_not_take_published_weights() -> None:
         start_encoder(spec("resnet18", 224), Weights("w.pth", small), 0)
 
 
+@pytest.mark.slow
 def test_a_wider_network_of_the_same_names_is_named() -> None:
     wide = torchvision.models.wide_resnet50_2().state_dict()
     words = r"layer1\.0\.conv1\.weight has shape \(128.*; use --model.backbone wide_resnet50_2$"
@@ -194,6 +199,7 @@ def test_a_wider_network_of_the_same_names_is_named() -> None:
         start_encoder(spec("resnet50", 224), Weights("w.pth", wide), 0)
 
 
+@pytest.mark.slow
 def test_a_forgotten_backbone_is_named() -> None:
     momentum = {f"encoder_k.{name}": value for name, value in resnet().state_dict().items()}
     state = {name.replace("_k.", "_q."): value for name, value in momentum.items()} | momentum
@@ -201,6 +207,7 @@ def test_a_forgotten_backbone_is_named() -> None:
         start_encoder(spec("small", 32), Weights("r18.pth", state), 0)
 
 
+@pytest.mark.slow
 def test_a_narrower_transformer_is_named() -> None:
     pytest.importorskip("timm")
     tiny = build_backbone("timm:vit_tiny_patch16_224", 224).state_dict()

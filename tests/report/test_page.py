@@ -152,6 +152,7 @@ CASES: dict[str, Outcome] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_any_search_gives_a_sound_page(name: str) -> None:
     outcome = CASES[name]

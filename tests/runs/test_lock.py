@@ -112,6 +112,7 @@ for number in range(int(times)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "times", "stale"), [("disk", 50, False), ("disk", 50, True), ("s3", 2, False)]
 )

@@ -27,6 +27,7 @@ from wcl_ray.runs.embed import embed_run
 from wcl_ray.runs.neighbours import find_neighbours
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_search_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos, features, page = tmp_path / "photos", str(tmp_path / "features"), tmp_path / "p.html"

@@ -209,6 +209,7 @@ def test_large_images_are_shrunk() -> None:
     assert [bool(fault) for fault in faults] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["source", "shards"])
 def test_streaming_meets_partners_only_in_shards(
     source: str, shards: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -64,6 +64,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
             use(Run(str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_decode_start_without_torchvision() -> None:
     """It brings torch._dynamo: half of the time that a process needs to start."""
     modules = "wcl_ray.runs.pretrain, wcl_ray.search.trial, wcl_ray.train.worker"
@@ -75,6 +76,7 @@ def test_processes_that_do_not_decode_start_without_torchvision() -> None:
     assert not {"torchvision", "timm", "torch._dynamo"} & set(imported)
 
 
+@pytest.mark.slow
 def test_tasks_that_read_start_without_torch() -> None:
     """Nor do those that decode a small PNG, or count metadata, need it."""
     code = (

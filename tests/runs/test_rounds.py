@@ -333,6 +333,7 @@ def test_images_without_metadata_fall_back_to_kmeans_on_s3(
     assert pretrain(replace(config, resume=True)) == results
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_kmeans_of_metadata_makes_one_round(config: Config) -> None:
     clusters = ClustersConfig(

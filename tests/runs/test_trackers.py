@@ -79,6 +79,7 @@ def test_wandb_offline(run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert text in written
 
 
+@pytest.mark.slow
 def test_results_reach_a_tracker_once(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the driver died, or the server did not answer, when the run had finished."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{run.path}/mlflow.db")

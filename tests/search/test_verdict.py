@@ -49,6 +49,7 @@ def verdict(outcome: Outcome) -> Verdict:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("better", "validation", "seeds", "share"),
     [
