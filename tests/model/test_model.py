@@ -221,6 +221,22 @@ def test_lars_by_hand() -> None:
     assert torch.equal(other.state[w]["momentum"], optimizer.state[w]["momentum"])
 
 
+def test_lars_takes_plain_steps_of_class_tokens() -> None:
+    model = torch.nn.Module()
+    model.class_token = torch.nn.Parameter(torch.ones(1, 1, 2))
+    model.weight = torch.nn.Parameter(torch.ones(1, 2))
+    train = TrainConfig(optimizer="lars", lr=0.5, weight_decay=0.1, momentum=0.0)
+    optimizer = build_optimizer(model, train)
+    gradient = torch.tensor([0.25, 1.0])
+    for parameter in model.parameters():
+        parameter.grad = gradient.expand_as(parameter).clone()
+    optimizer.step()
+    assert torch.equal(model.class_token.detach().flatten(), 1 - 0.5 * gradient)
+    decayed = gradient + 0.1
+    scale = 0.001 * math.sqrt(2) / float(decayed.norm())
+    assert torch.allclose(model.weight.detach().flatten(), 1 - 0.5 * scale * decayed)
+
+
 @pytest.mark.parametrize("content", [b"", b"weights", b"\x10" + bytes(7) + b"{"])
 def test_a_damaged_file_is_named(content: bytes) -> None:
     with pytest.raises(UserError, match="the encoder's safetensors file is damaged"):

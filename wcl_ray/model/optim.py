@@ -93,6 +93,7 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
             "params": by_kind[kind],
             "weight_decay": 0.0 if kind[0] else train.weight_decay,
             "lr_scale": train.layer_decay ** kind[1],
+            "adapts": not kind[0],
         }
         for kind in sorted(by_kind)
     ]
@@ -132,7 +133,7 @@ def _regroup(
     numbers = [number for group in saved for number in group["params"]]
     parameters = [id(parameter) for group in formerly for parameter in group]
     number_of = dict(zip(parameters, numbers, strict=True))
-    kept = ("weight_decay", "lr_scale")
+    kept = ("weight_decay", "lr_scale", "adapts")
     regrouped = [
         saved[0]
         | {key: group[key] for key in kept}
@@ -148,7 +149,7 @@ class LARS(Optimizer):
 
     For a weight matrix w with gradient g: ``g += decay·w``; the step is scaled by
     ``trust·‖w‖ / ‖g‖``; momentum runs over the scaled gradients. One-dimensional parameters
-    (biases, normalisation) take a plain momentum step.
+    (biases, normalisation) and groups whose ``adapts`` is False take a plain momentum step.
 
     Args:
         trust: trust coefficient η.
@@ -180,7 +181,7 @@ class LARS(Optimizer):
     def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
         grad = p.grad
-        if p.ndim > 1:
+        if p.ndim > 1 and group.get("adapts", True):  # checkpoints of version 0.2 do not have it
             grad = grad.add(p, alpha=group["weight_decay"])
             p_norm, grad_norm = p.norm(), grad.norm()
             scale = group["trust"] * p_norm / grad_norm
