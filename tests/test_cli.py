@@ -357,6 +357,10 @@ def test_no_value_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert parse(["--config", str(file)]) == parse(["--data.label", "species"])
         file.write_text(f"train:\n  epochs: {text}\n")
         assert "train.epochs has no value" in fails(["--config", str(file)], capsys)
+    file.write_text("search: {train.lr: null}")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(file)], SearchConfig)
+    assert "search.train.lr has no value" in capsys.readouterr().err
     file.write_text("train: {compile: maybe}")
     assert "train.compile is true or false, not 'maybe'" in fails(["--config", str(file)], capsys)
     file.write_text("both: &both {lr: 1e-2}\ntrain: {<<: *both, epochs: 3}\n")

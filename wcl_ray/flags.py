@@ -131,15 +131,16 @@ def _of_file(key: str, value: Any, cls: type, file: str) -> list[Flag]:
     if key in opened:  # config.json holds KEY=SPACE
         pairs = [str(text).partition("=") for text in (value if isinstance(value, list) else [])]
         return [Flag(f"{key}.{inner}", (space,)) for inner, _, space in pairs]
-    if key.split(".")[0] in opened:
+    if key.split(".")[0] in opened and not isinstance(value, Empty):
         return [Flag(key, (",".join(value),) if isinstance(value, list) else (value,))]
     if key not in known and any(name.startswith(f"{key}.") for name in known):
         if isinstance(value, Empty):
             return []
         raise ValueError(f"{file}: {key} is a section of options; it takes keys and values")
-    if key not in known:
+    if key not in known and key.split(".")[0] not in opened:
         raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
-    kind, optional = known[key], types.NoneType in typing.get_args(known[key])
+    kind = known.get(key)
+    optional = types.NoneType in typing.get_args(kind)
     if isinstance(value, list):
         return [Flag(key, tuple(map(str, value)))]
     if isinstance(value, Empty):
