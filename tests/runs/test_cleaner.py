@@ -1,0 +1,58 @@
+"""A training that is killed frees the resources of its workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.util import placement_group, placement_group_table
+
+from wcl_ray.runs.cleaner import CleanerCallback
+
+OTHER = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print("started", flush=True)
+input()
+"""
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    def start(self) -> None:
+        self.callback = CleanerCallback()
+        self.callback.after_controller_start(SimpleNamespace(run_id="run"))  # type: ignore[arg-type]
+
+    def register(self, group: object) -> None:
+        handle = SimpleNamespace(placement_group=group)
+        state = SimpleNamespace(placement_group_handle=handle)
+        self.callback.after_worker_group_start(
+            SimpleNamespace(get_worker_group_state=lambda: state)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_resources_are_freed_with_two_rays_on_the_machine() -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", OTHER], text=True, **pipes) as other:  # type: ignore[call-overload]
+        try:
+            assert other.stdout.readline() == "started\n"
+            group = placement_group([{"CPU": 0.5}])
+            assert group.wait(30)
+            controller = Controller.remote()
+            ray.get(controller.start.remote())
+            ray.get(controller.register.remote(group))
+            time.sleep(3)  # the cleaner has asked
+            assert placement_group_table(group)["state"] == "CREATED"
+            ray.kill(controller)
+            limit = time.monotonic() + 60
+            while placement_group_table(group)["state"] != "REMOVED":
+                assert time.monotonic() < limit, "the placement group is still there"
+                time.sleep(0.5)
+        finally:
+            other.communicate("\n")
