@@ -43,8 +43,8 @@ class SearchConfig(Config):
     """How weak trials are stopped early: asynchronous successive halving, the median rule, or not
     at all."""
     grace: int = 0
-    """Epochs that every trial gets before it may be stopped. 0: a quarter of a trial (with k-means
-    rounds at least one epoch beyond the warm-up)."""
+    """Epochs that every trial gets before it may be stopped. 0: half of a trial, as accuracies before
+    tell little of the later ones (with k-means rounds at least one epoch beyond the warm-up)."""
     reduction: int = 2
     """Reduction factor of asha: at each rung one trial in this many continues."""
     concurrent: int = 0
@@ -117,7 +117,7 @@ class SearchConfig(Config):
         """Epochs before a trial may be stopped, the default resolved."""
         if self.grace:
             return self.grace
-        least = max(1, self.epochs // 4)
+        least = max(1, self.epochs // 2)
         trial = self.of_trial({})
         if trial.clusters.from_features:
             warmup = trial.train.epochs * trial.warmup_rounds // trial.rounds
