@@ -145,7 +145,7 @@ def test_options_from_command_line_and_yaml(tmp_path: Path) -> None:
 
 def test_trials_are_short_and_the_best_is_whole(tmp_path: Path) -> None:
     config = SearchConfig(train=TrainConfig(epochs=30, audit=True), name="it", resume=True)
-    assert (config.epochs, config.least_epochs, config.objective) == (15, 3, "metadata")
+    assert (config.epochs, config.least_epochs, config.objective) == (15, 7, "metadata")
     values = {"loss.temperature": 0.1, "clusters.top-k": (5, 40)}
     trial = config.of_trial(values)
     assert (trial.train.epochs, trial.train.audit, trial.evaluate.every) == (15, False, 3)
