@@ -117,6 +117,8 @@ def main() -> None:
     source = open_source(data)
     table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     ids = np.sort(table[ID].to_numpy())
+    if len(ids) < 3 * options.batch:
+        parser.error(f"{len(ids)} images are too few for batches of {options.batch}")
     files = Files(table[IMAGE].to_pylist(), options.size, options.batch)
     clusters = np.random.default_rng(0).integers(0, len(ids) // 20, (len(ids), 1)).astype(np.int32)
     print(f"{len(ids):,} images from {source.describe()}", flush=True)

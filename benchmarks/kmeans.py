@@ -12,10 +12,10 @@ seeding, sample, early stop, all counted) against faiss.Kmeans without sub-sampl
 defaults, and with its early stop, its better starts and its SuperKMeans; on rows of the same kind,
 or on the features that jobs/embed.py has written to ``--features FOLDER``, spherical. ``ours`` is
 our time over theirs, ``objective`` theirs over ours, ``to it`` the time in which ours reaches their
-objective over theirs. The last line is one JSON object:
-``vs_faiss``, ``vs_floor`` and ``two_actors`` are the worst over the sizes with K ≥ 1000,
-``objective_gap`` how much higher ours is from the same start; of whole fits ``fit_vs_faiss`` and
-``fit_vs_fastest`` (of all its forms) compare times, ``fit_objective`` is ours over its best.
+objective over theirs. The last line is one JSON object: ``vs_faiss``, ``vs_floor`` and
+``two_actors`` are the worst over the sizes with K ≥ 1000, ``objective_gap`` how much higher ours is
+from the same start; of whole fits ``fit_vs_faiss`` and ``fit_vs_fastest`` (of all its forms)
+compare times, ``fit_objective`` is ours over its best.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def unit(x: np.ndarray) -> bool:
     return bool((abs(np.square(x).sum(1) - 1) < 1e-4).all())
 
 
-Path = list[tuple[float, float]]  # seconds since the start of a fit, objective
+Progress = list[tuple[float, float]]  # seconds since the start of a fit, objective
 
 
-def fit_faiss(x: np.ndarray, k: int, **options: Any) -> Path:
+def fit_faiss(x: np.ndarray, k: int, **options: Any) -> Progress:
     faiss.omp_set_num_threads(2)
     options |= {"max_points_per_centroid": len(x), "spherical": unit(x)}
     model = faiss.Kmeans(x.shape[1], k, **options)
@@ -160,10 +160,11 @@ def fit_faiss(x: np.ndarray, k: int, **options: Any) -> Path:
     return [(seconds, objective(x, np.asarray(model.centroids)))]
 
 
-def fit_actors(x: np.ndarray, k: int) -> Path:
+def fit_actors(x: np.ndarray, k: int) -> Progress:
     """After every pass over all rows, and at the end."""
+    spherical = unit(x)
     started = time.perf_counter()
-    model = KMeans(k, spherical=unit(x), actors=2).fit(x)
+    model = KMeans(k, spherical=spherical, actors=2).fit(x)
     end = time.perf_counter() - started
     passes = [row for row in model.history_ if row.phase == "all"]
     later = np.cumsum([0.0] + [row.seconds for row in passes[:0:-1]])[::-1]
@@ -210,7 +211,7 @@ def iterations(repeats: int, count: int, scale: float) -> dict[str, float]:
 
 
 STOP: dict[str, Any] = {"early_stop_threshold": 1e-4}  # relative decrease of the objective
-FITTERS: dict[str, Callable[[np.ndarray, int], Path]] = {
+FITTERS: dict[str, Callable[[np.ndarray, int], Progress]] = {
     "2 actors": fit_actors,
     "faiss": fit_faiss,
     "faiss, early stop": functools.partial(fit_faiss, **STOP),
@@ -225,7 +226,11 @@ FITTERS: dict[str, Callable[[np.ndarray, int], Path]] = {
 
 
 def fits(repeats: int, scale: float, folder: str | None) -> dict[str, float]:
-    """Whole fits with the default schedules; returns the worst ratios of the medians."""
+    """Whole fits with the default schedules.
+
+    Returns:
+        The worst ratios, of median times and of the first repeat's objectives.
+    """
     ratio = {"fit_vs_faiss": 0.0, "fit_vs_fastest": 0.0, "fit_objective": 0.0}
     if folder:
         table = pyarrow.parquet.read_table(folder, columns=["feature"])
@@ -237,7 +242,7 @@ def fits(repeats: int, scale: float, folder: str | None) -> dict[str, float]:
     for x, k in sets:
         n, d = x.shape
         fit_actors(x[: 2 * k], k)  # the first fit of a process also starts parts of Ray
-        runs: dict[str, list[Path]] = {name: [] for name in FITTERS}
+        runs: dict[str, list[Progress]] = {name: [] for name in FITTERS}
         for _ in range(repeats):
             for name, fit in FITTERS.items():
                 runs[name].append(fit(x, k))

@@ -2,7 +2,7 @@
 
     python benchmarks/search.py --data DIR/train --test DIR/test --label race --group unit
 
-Further options are passed to all jobs (``--train.precision bf16``).
+Further options of jobs/pretrain.py are passed to all jobs (``--train.precision bf16``).
 Three parts, each by the jobs that people run: the grid (no early stopping) and the search (TPE with
 successive halving) with trials of the same length; then the named setting and the defaults, trained
 in full with several seeds, each measured once on the test images. If the search names the defaults,
@@ -47,7 +47,7 @@ def time_to(rows: list[tuple[float, float, dict[str, Any]]], score: float) -> fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--label", required=True)
@@ -75,7 +75,7 @@ def main() -> None:
     if (storage / "grid").exists() and (storage / "search").exists():
         compare(storage, given.trial_epochs)
     if "full" in only:
-        full(storage, common, given.seeds)
+        full(storage, common, further, given.seeds)
 
 
 def compare(storage: Path, epochs: int) -> None:
@@ -97,13 +97,13 @@ def compare(storage: Path, epochs: int) -> None:
         print(f"to {share:.0%} of the best cell: search {text}; grid in its order {theirs:.0f} s")
 
 
-def full(storage: Path, common: list[str], seeds: int) -> None:
+def full(storage: Path, common: list[str], further: list[str], seeds: int) -> None:
     """The named setting and the defaults in full, on the test images."""
     verdict = json.loads((storage / "search/trials.json").read_text())["facts"]["verdict"]
     print(f"\nsearch: {verdict}")
     settings = {"defaults": common}
     if not verdict.startswith("the defaults"):
-        settings["named"] = ["--config", str(storage / "search/best.yaml")]
+        settings["named"] = ["--config", str(storage / "search/best.yaml"), *further]
     figures: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
         for title, words in settings.items():

@@ -181,7 +181,11 @@ def test_errors(argv: list[str], words: list[str], capsys: pytest.CaptureFixture
         (["--model.drop-path", "much"], "--model.drop-path is 'much'; it takes a number"),
         (["--name"], "--name needs a value"),
         (["--name", "a", "b"], "--name takes one value, not a b"),
-        (["--train.compile", "yes"], "--train.compile takes no value, but 'yes' follows it"),
+        (["--train.compile", "yes"], "--train.compile takes no value, not 'yes'"),
+        (["--clusters.k", ""], "--clusters.k is ''; it takes numbers"),
+        (["--clusters.types", "-a"], "clusters.types '-a' is not COLUMN=TYPE"),
+        (["--data.encoding", "foo"], "data.encoding 'foo' is not known"),
+        (["--config", "a.yaml", "b.yaml"], "--config needs the name of one YAML file"),
         (["--train.no-epochs"], "unknown option --train.no-epochs"),
         (["data", "--name", "a"], "unexpected 'data'; options begin with --"),
         (["--search", "train.lr=1"], "--search needs a key: --search.KEY VALUE"),
@@ -239,7 +243,7 @@ def test_unknown_yaml_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_help_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(["--help"])
+        parse(["--name", "-h", "foo"])  # --help, whatever stands beside it
     assert caught.value.code == 0
     text = capsys.readouterr().out
     missing = [key for key in keys(Config) if f"--{key}" not in text]
@@ -357,6 +361,14 @@ def test_no_value_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert parse(["--config", str(file)]) == parse(["--data.label", "species"])
         file.write_text(f"train:\n  epochs: {text}\n")
         assert "train.epochs has no value" in fails(["--config", str(file)], capsys)
+    file.write_text("train: {compile: [false]}")
+    assert "train.compile takes one value, not a list" in fails(["--config", str(file)], capsys)
+    file.write_text("search: train.lr=1")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(file)], SearchConfig)
+    assert "search is a section of options" in capsys.readouterr().err
+    file.write_text("search: {train.lr: [1, [2]]}")
+    assert parse(["--config", str(file)], SearchConfig).search == ("train.lr=1,['2']",)
     file.write_text("search: {train.lr: null}")
     with pytest.raises(SystemExit):
         parse(["--config", str(file)], SearchConfig)

@@ -62,19 +62,20 @@ def parse(
             for name in values_of(flags, registry.option) if registry.closed else ():
                 registry.check(name)
         _check_kind(flags)
-        words = to_words(flags, cls)
+        asks = any(flag.name == "help" for flag in flags)
+        words = ["--help"] if asks else to_words(flags, cls)
         with option_errors():
             options = tyro.cli(cls, args=words, prog=prog, description=_description(cls))
         return _unmarked(options) if any(TEXT in word for word in words) else options
     except (ValueError, OptionError) as error:
-        fail(str(error))
+        fail(str(error).replace(TEXT, "").replace(repr(TEXT)[1:-1], ""))
 
 
 def _expand(flags: list[Flag], cls: type) -> list[Flag]:
     """The flags of the files given by ``--config``, then the others."""
     files = [flag.values for flag in flags if flag.name == "config"]
     if any(len(values) != 1 for values in files):
-        raise ValueError("--config needs the name of a YAML file")
+        raise ValueError("--config needs the name of one YAML file")
     read = [flag for (name,) in files for flag in read_yaml(name, cls)]
     return read + [flag for flag in flags if flag.name != "config"]
 

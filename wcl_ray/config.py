@@ -145,7 +145,7 @@ class DataConfig:
         try:
             "".encode(self.encoding or "utf-8")
         except LookupError:
-            raise ValueError(
+            raise _error.get()(
                 f"data.encoding {self.encoding!r} is not known; use one of Python's, such as "
                 "utf-8, cp1252, latin-1, utf-16-le, shift_jis or gb18030"
             ) from None

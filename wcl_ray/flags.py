@@ -58,8 +58,7 @@ def read_words(words: Sequence[str]) -> list[Flag]:
             flags.append(Flag("help"))
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            name = name if name == "config" else name.replace("_", "-")
-            flags.append(Flag(name, (value,) if equals else ()))
+            flags.append(Flag(name.replace("_", "-"), (value,) if equals else ()))
         elif flags:
             flags[-1] = Flag(flags[-1].name, (*flags[-1].values, word))
         else:
@@ -82,7 +81,8 @@ def read_yaml(name: str, cls: type) -> list[Flag]:
     try:
         tree = load_texts(content)
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {name} is not valid YAML: {error}") from None
+        text = " ".join(str(error).split())
+        raise ValueError(f"--config {name} is not valid YAML: {text}") from None
     except RecursionError:
         raise ValueError(f"--config {name} is nested too deeply") from None
     if isinstance(tree, Empty) or tree is None:
@@ -128,20 +128,23 @@ def _current(name: str, values: tuple[Any, ...]) -> Flag:
 def _of_file(key: str, value: Any, cls: type, file: str) -> list[Flag]:
     """The flags of a key of a file; ``value``: a text, or a list of texts."""
     known, opened = keys(cls), open_sections(cls)
-    if key in opened:  # config.json holds KEY=SPACE
-        pairs = [str(text).partition("=") for text in (value if isinstance(value, list) else [])]
+    if key in opened and isinstance(value, list):  # config.json holds KEY=SPACE
+        pairs = [str(text).partition("=") for text in value]
         return [Flag(f"{key}.{inner}", (space,)) for inner, _, space in pairs]
-    if key.split(".")[0] in opened and not isinstance(value, Empty):
-        return [Flag(key, (",".join(value),) if isinstance(value, list) else (value,))]
-    if key not in known and any(name.startswith(f"{key}.") for name in known):
+    if key in opened or (key not in known and any(name.startswith(f"{key}.") for name in known)):
         if isinstance(value, Empty):
             return []
         raise ValueError(f"{file}: {key} is a section of options; it takes keys and values")
+    if key.split(".")[0] in opened and not isinstance(value, Empty):
+        values = map(str, value) if isinstance(value, list) else [value]
+        return [Flag(key, (",".join(values),))]
     if key not in known and key.split(".")[0] not in opened:
         raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
     kind = known.get(key)
     optional = types.NoneType in typing.get_args(kind)
     if isinstance(value, list):
+        if typing.get_origin(kind) is not tuple:
+            raise ValueError(f"{file}: {key} takes one value, not a list")
         return [Flag(key, tuple(map(str, value)))]
     if isinstance(value, Empty):
         if optional:
@@ -214,10 +217,11 @@ def check(flags: list[Flag], cls: type) -> None:
             raise ValueError(f"unknown option --{flag.name}{_nearest(flag.name, known, '--')}")
         if kind is bool:
             if flag.values:
-                raise ValueError(f"--{flag.name} takes no value, but {flag.values[0]!r} follows it")
+                raise ValueError(f"--{flag.name} takes no value, not {flag.values[0]!r}")
         elif typing.get_origin(kind) is not tuple and len(flag.values) != 1:
             several = f"takes one value, not {' '.join(flag.values)}"
-            raise ValueError(f"--{flag.name} {several if flag.values else 'needs a value'}")
+            missing = f"needs a value (one that begins with --: --{flag.name}=VALUE)"
+            raise ValueError(f"--{flag.name} {several if flag.values else missing}")
         for value in flag.values:
             wanted = _refused(value, kind)
             if wanted:
@@ -257,8 +261,9 @@ def _refused(value: str, kind: Any) -> str | None:
     """What an option takes instead of a value, None if it takes the value."""
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        refused = [_refused(item, parts[0]) for item in _items((value,), kind)]
-        return next(filter(None, refused), None)
+        items = list(_items((value,), kind))
+        refused = [_refused(item, parts[0]) for item in items]
+        return next(filter(None, refused), None) if items else "numbers"
     if typing.get_origin(kind) is Literal:
         return None if value in parts else f"one of {', '.join(map(str, parts))}"
     if types.NoneType in parts:

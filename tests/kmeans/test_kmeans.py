@@ -189,6 +189,11 @@ def test_small_clusters_are_dissolved() -> None:
     assert len(small(6, min_size=10**6).fit(x, init=start).centroids_) == 1
 
 
+def test_few_rows_per_centroid_need_no_sample() -> None:
+    assert {row.phase for row in small(len(X) // 29, sample=16).fit(X).history_} == {"all"}
+    assert "sample" in {row.phase for row in small(len(X) // 31, sample=16).fit(X).history_}
+
+
 def test_two_levels() -> None:
     flat = small(36, sample=0).fit(X)
     model = small(36, two_level=True).fit(X)

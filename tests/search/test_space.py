@@ -161,12 +161,12 @@ def test_trials_are_short_and_the_best_is_whole(tmp_path: Path) -> None:
 
     rounds = SearchConfig(
         clusters=ClustersConfig(kind="kmeans"),
-        train=TrainConfig(epochs=40, rounds=20, warmup_rounds=4),
+        train=TrainConfig(epochs=40, rounds=20, warmup_rounds=6),
         trial_epochs=10,
     )
     trial = rounds.of_trial({"clusters.k": (7,)})
-    assert (trial.train.rounds, trial.train.warmup_rounds) == (10, 4)
-    assert rounds.least_epochs == 5
+    assert (trial.train.rounds, trial.train.warmup_rounds) == (10, 6)
+    assert rounds.least_epochs == 7
     assert rounds.objective == "rank_me"
     short = SearchConfig(
         clusters=ClustersConfig(kind="kmeans"),

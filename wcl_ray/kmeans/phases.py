@@ -26,7 +26,7 @@ SEEDS = 5  # sampled rows per centroid for k-means++; 20 are no better
 SEED_BYTES = 512 << 20  # of that sample at the coordinator
 LEAST = 1000  # rows of the sample of the first phases
 MOST_SHARE, FEW = 0.25, 12  # the sample is at most this share of the rows, or FEW per centroid
-SPARSE = 30  # rows per centroid below which the fit begins with all rows: FEW would be most of them
+SPARSE = 30  # rows per centroid below which the fit begins with all rows: FEW would save little
 BRIEF = ("sample", "split", "merge")  # phases with a fixed number of iterations, on the sample
 BREATHE_MOST = 20_000  # centroids that the coordinator can compare with each other
 

@@ -1,8 +1,9 @@
 """Ray Train's cleaner of placement groups, on machines with more than one Ray.
 
 If a training is killed, as a search does with a weak trial, a detached actor frees the resources of
-its workers. To learn that the training is gone, it asks the only Ray of the machine, and dies if
-there are two, as on a shared machine. The resources are then lost until Ray ends.
+its workers. It asks Ray whether the training is gone, without an address: if two Rays run on the
+machine, its thread ends with an error, or asks the other one, which knows no such training. The
+resources are then lost until Ray ends, or those of a living training are freed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from ray.train.v2._internal.execution.controller.placement_group_cleaner import 
 
 
 class Cleaner(PlacementGroupCleaner):
-    """Asks the Ray that it belongs to."""
+    """Asks its own Ray."""
 
     def start_monitoring(self) -> Any:
         """Start the thread that asks."""
+        os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # it would win
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         return super().start_monitoring()
 

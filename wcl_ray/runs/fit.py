@@ -15,7 +15,6 @@ from wcl_ray import stopping
 from wcl_ray.errors import StorageError, TrainingError, UserError, causes, find_user_error
 from wcl_ray.evaluate.validate import push_evaluations
 from wcl_ray.runs.capacity import Scale
-from wcl_ray.runs.cleaner import CleanerCallback
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.snapshot import SNAPSHOT, repair_snapshot
 from wcl_ray.storage import PERMANENT, Folder, storage_error
@@ -114,9 +113,14 @@ class _Trainer(TorchTrainer):
         """Without the one that starts an actor for data sets: none are passed to this trainer, and
         another process is a second or two of CPU in each start. It would also copy the driver's
         DataContext to the workers; they set what their data sets need. With our own cleaner."""
-        replaced = ("DatasetsCallback", "PlacementGroupCleanerCallback")
         callbacks = super()._create_default_callbacks()
-        return [*(c for c in callbacks if type(c).__name__ not in replaced), CleanerCallback()]
+        callbacks = [c for c in callbacks if type(c).__name__ != "DatasetsCallback"]
+        try:
+            from wcl_ray.runs.cleaner import CleanerCallback
+        except ImportError:  # a later Ray has moved what it is made of
+            return callbacks
+        theirs = CleanerCallback.__base__
+        return [CleanerCallback() if type(c) is theirs else c for c in callbacks]
 
 
 def _trainer(

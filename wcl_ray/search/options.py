@@ -43,8 +43,8 @@ class SearchConfig(Config):
     """How weak trials are stopped early: asynchronous successive halving, the median rule, or not
     at all."""
     grace: int = 0
-    """Epochs that every trial gets before it may be stopped. 0: half of a trial; earlier accuracies
-    tell little of the last ones (with k-means rounds at least one epoch beyond the warm-up)."""
+    """Epochs that every trial gets before it may be stopped; accuracies before half of a trial say
+    little about the last ones. 0: half (with k-means rounds at least one epoch beyond warm-up)."""
     reduction: int = 2
     """Reduction factor of asha: at each rung one trial in this many continues."""
     concurrent: int = 0

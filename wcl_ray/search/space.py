@@ -214,8 +214,8 @@ def _check_key(key: str) -> None:
 
 def _type(key: str) -> Any:
     kind = keys(Config)[key]
-    inner = [part for part in typing.get_args(kind) if part is not type(None)]
-    return inner[0] if type(None) in typing.get_args(kind) else kind  # of float | None
+    parts = typing.get_args(kind)
+    return next(p for p in parts if p is not type(None)) if type(None) in parts else kind
 
 
 def _takes_several(key: str) -> bool:
