@@ -26,7 +26,7 @@ from wcl_ray.flags import (
     read_yaml,
     to_words,
     values_of,
-)  # fmt: skip
+)
 from wcl_ray.registry import METHODS, REGISTRIES, load_plugins
 from wcl_ray.terminal import escape_unencodable
 
@@ -68,7 +68,8 @@ def parse(
             options = tyro.cli(cls, args=words, prog=prog, description=_description(cls))
         return _unmarked(options) if any(TEXT in word for word in words) else options
     except (ValueError, OptionError) as error:
-        fail(str(error).replace(TEXT, "").replace(repr(TEXT)[1:-1], ""))
+        text = str(error)  # the mark is not part of what the user gave
+        fail(text.replace(TEXT, "").replace(repr(TEXT)[1:-1], ""))
 
 
 def _expand(flags: list[Flag], cls: type) -> list[Flag]:

@@ -122,6 +122,16 @@ def check_gone(pids: list[int]) -> None:
         time.sleep(0.1)
 
 
+def check_stop(process: subprocess.Popen[str], number: int, message: str) -> None:
+    """A signal ends a job soon, with one line and its status, and nothing is left."""
+    pids = descendants(process.pid)
+    errors, seconds = stop(process, number)
+    assert errors == f"error: {message}\n"
+    assert process.returncode == 128 + number
+    assert seconds < PATIENCE + SLACK
+    check_gone(pids)
+
+
 def options(tmp_path: Path, name: str) -> list[str]:
     return [
         "--data.path", write_parquet(tmp_path / "data", N), "--data.image-size", "16",
@@ -134,12 +144,7 @@ def options(tmp_path: Path, name: str) -> list[str]:
 def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
     words = options(tmp_path, "early")
     process = started(tmp_path, "pretrain.py", words, lambda text: "ray " in text)
-    pids = descendants(process.pid)
-    errors, seconds = stop(process, signal.SIGINT)
-    assert errors == "error: interrupted; the same command starts over\n"
-    assert process.returncode == 130
-    assert seconds < PATIENCE + SLACK
-    check_gone(pids)
+    check_stop(process, signal.SIGINT, "interrupted; the same command starts over")
     assert not (tmp_path / "runs/early/config.json").exists()
 
 
@@ -163,13 +168,8 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
         words,
         lambda _: kept.exists() and "state" in str(list(run.rglob("state.pt"))),
     )
-    pids = descendants(process.pid)
     before = len((run / "metrics.jsonl").read_text().splitlines())
-    errors, seconds = stop(process, number)
-    assert seconds < PATIENCE + SLACK
-    assert process.returncode == 128 + number
-    assert errors == f"error: {said} from the last checkpoint\n"
-    check_gone(pids)
+    check_stop(process, number, f"{said} from the last checkpoint")
     after = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(after) - before < 60  # rows of less than a second or two
     rows = json.loads(kept.read_text())["checkpoint_results"]
@@ -183,28 +183,25 @@ def test_training_stops_at_once_and_leaves_a_good_checkpoint(
 def test_clusters_of_metadata_have_no_checkpoint(tmp_path: Path) -> None:
     words = options(tmp_path, "x")[:9]
     process = started(tmp_path, "cluster.py", words, lambda text: "images " in text)
-    pids = descendants(process.pid)
-    errors, seconds = stop(process, signal.SIGTERM)
-    assert errors == "error: stopped; the same command starts over\n"
-    assert process.returncode == 143
-    assert seconds < PATIENCE + SLACK
-    check_gone(pids)
+    check_stop(process, signal.SIGTERM, "stopped; the same command starts over")
 
 
 @pytest.mark.slow
 def test_kmeans_of_vectors_stopped_says_what_goes_on(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(100_000, 16)).astype(np.float32)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
     (tmp_path / "vectors").mkdir()
     pq.write_table(pa.table({"feature": column}), tmp_path / "vectors/part.parquet")
-    words = ["--clusters.kind", "kmeans", "--clusters.k", "900", "--clusters.iterations", "500"]
-    words += ["--data.path", str(tmp_path / "vectors")]
+    words = [
+        "--clusters.kind",
+        "kmeans",
+        "--clusters.k",
+        "3000",
+        "--data.path",
+        str(tmp_path / "vectors"),
+    ]
     state = tmp_path / "state/kmeans.npz"
     words += ["--checkpoint", str(state.parent)]
     process = started(tmp_path, "cluster.py", words, lambda _: state.exists())
-    pids = descendants(process.pid)
-    errors, seconds = stop(process, signal.SIGTERM)
-    assert errors == "error: stopped; the same command continues from the last iteration\n"
-    assert process.returncode == 143
-    assert seconds < PATIENCE + SLACK
-    check_gone(pids)
+    message = "stopped; the same command continues from the last iteration"
+    check_stop(process, signal.SIGTERM, message)

@@ -39,8 +39,8 @@ class KMeans:
         spherical: rows and centroids have unit length (cosine similarity), else plain Euclidean.
         iterations: maximum number of passes over all rows.
         sample: sampled rows per centroid in the first iterations, but at most a quarter of all rows
-            or 12 per centroid, whichever is more; 0, or fewer than 30 rows per centroid: no sample,
-            k-means++ and then all rows.
+            or 12 per centroid, whichever is more, and at least 1,000; 0, or fewer than 30 rows per
+            centroid: no sample, k-means++ and then all rows.
         tolerance: relative decrease of the objective below which a phase ends.
         min_size: smaller clusters are dissolved at the end, and their rows go to the nearest
             remaining cluster; 1 dissolves empty ones only.

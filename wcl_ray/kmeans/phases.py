@@ -22,7 +22,7 @@ from wcl_ray.kmeans.validate import Data, Options
 from wcl_ray.kmeans.worker_group import WorkerGroup
 
 FLAT = 1e15  # N · K · d above which a fit has two levels by default
-SEEDS = 5  # sampled rows per centroid for k-means++; 20 are no better
+SEEDS = 5  # sampled rows per centroid for k-means++
 SEED_BYTES = 512 << 20  # of that sample at the coordinator
 LEAST = 1000  # rows of the sample of the first phases
 MOST_SHARE, FEW = 0.25, 12  # the sample is at most this share of the rows, or FEW per centroid
