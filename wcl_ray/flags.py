@@ -135,19 +135,16 @@ def _of_file(key: str, value: Any, cls: type, file: str) -> list[Flag]:
         if isinstance(value, Empty):
             return []
         raise ValueError(f"{file}: {key} is a section of options; it takes keys and values")
-    if key.split(".")[0] in opened and not isinstance(value, Empty):
-        values = map(str, value) if isinstance(value, list) else [value]
-        return [Flag(key, (",".join(values),))]
-    if key not in known and key.split(".")[0] not in opened:
+    searched = key.split(".")[0] in opened
+    if key not in known and not searched:
         raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
     kind = known.get(key)
-    optional = types.NoneType in typing.get_args(kind)
     if isinstance(value, list):
-        if typing.get_origin(kind) is not tuple:
+        if typing.get_origin(kind) is not tuple and not searched:
             raise ValueError(f"{file}: {key} takes one value, not a list")
         return [Flag(key, tuple(map(str, value)))]
     if isinstance(value, Empty):
-        if optional:
+        if types.NoneType in typing.get_args(kind):
             return [Flag(key, ("None",))]
         if kind is not str or value != "~":
             raise ValueError(f"{file}: {key} has no value; leave it out for the default")

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util import placement_group, placement_group_table
 
 from wcl_ray.runs.cleaner import CleanerCallback
+from wcl_ray.runs.fit import _Trainer
 
 OTHER = """
 import ray
@@ -33,6 +35,15 @@ class Controller:
         self.callback.after_worker_group_start(
             SimpleNamespace(get_worker_group_state=lambda: state)
         )
+
+
+def test_trainings_have_it() -> None:
+    cleaners = [
+        type(callback)
+        for callback in _Trainer(print)._create_default_callbacks()
+        if isinstance(callback, PlacementGroupCleanerCallback)
+    ]
+    assert cleaners == [CleanerCallback]
 
 
 @pytest.mark.slow
