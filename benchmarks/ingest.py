@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")
     parser.add_argument("--size", type=int, default=32, help="side of the decoded images")
     options = parser.parse_args()
+    if min(options.repeats, options.batch) < 1:
+        parser.error("--repeats and --batch start at 1")
     quiet_ray()
     ray.init(address="local", logging_level="ERROR", log_to_driver=False)
     rendered = tempfile.TemporaryDirectory()

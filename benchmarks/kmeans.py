@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -279,6 +280,10 @@ def main() -> None:
     parser.add_argument("--features", help="folder of jobs/embed.py, for the whole fits")
     parser.add_argument("--only", choices=["iterations", "fits"], help="one of the two parts")
     options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats starts at 1")
+    if options.features and not Path(options.features).exists():
+        parser.error(f"--features {options.features}: there is no such folder")
     quiet_ray()
     ray.init(address="local", num_cpus=2, logging_level="ERROR", log_to_driver=False)
     figures: dict[str, float] = {}
