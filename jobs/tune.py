@@ -22,11 +22,8 @@ DEMO = ["--data.label", "label", "--train.epochs", "15"]
 def main() -> None:
     config: SearchConfig = parse(cls=SearchConfig, prog="tune.py", implied=demo_flags)
 
-    # A trial needs a dozen small processes. Ray keeps warning of them, and ends idle ones beyond
-    # the number of CPUs, though the next trial has to start them again. Ray reads the first setting
-    # on import, the second when a local Ray starts.
+    # a trial needs a dozen small processes, of which Ray keeps warning; it reads this on import
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
-    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
 
     def body() -> None:
         from plotly.offline import get_plotlyjs  # imported here to keep --help fast

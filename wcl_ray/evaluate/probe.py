@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -181,6 +182,11 @@ def loss_and_gradient(
     return float(total) / len(x) + penalty, gradient
 
 
+class _LBFGS(torch.optim.LBFGS):
+    # undecorated: the decorator imports torch._dynamo, which takes each process 1.5 s
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
 def fit(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -198,7 +204,7 @@ def fit(
         The weight (F + 1, classes), and the number of iterations.
     """
     weight = start.clone().requires_grad_()
-    solver = torch.optim.LBFGS(
+    solver = _LBFGS(
         [weight],
         max_iter=cap,
         max_eval=10 * cap,

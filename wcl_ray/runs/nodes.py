@@ -26,12 +26,14 @@ PATIENCE = 60.0  # seconds for all nodes to check the storage
 
 
 def quiet_ray() -> None:
-    """Set the environment so that of Ray's own messages only errors reach the terminal."""
+    """Set the environment of Ray: of its own messages only errors reach the terminal."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # Ray Train takes one checkpoint per check; at its default of 2 s those of short epochs pile up
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # a local Ray ends idle processes beyond the number of CPUs; the next stage would start them anew
+    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READ_OPTIONS
