@@ -79,6 +79,7 @@ def test_rounds_and_the_jobs_after_them(
         config,
         data=replace(config.data, label="species", holdout=0.2),
         scale=ScaleConfig(workers="2", cpus_per_worker=0.5),
+        train=replace(config.train, epochs=4, rounds=4, warmup_rounds=2),
         compare=True,
     )
     results = pretrain(config)
@@ -86,11 +87,12 @@ def test_rounds_and_the_jobs_after_them(
     printed = capsys.readouterr().out
     run = tmp_path / "runs/one"
     images = results["variants"]["kmeans"]["train_images"]
-    check_exactly_once(run, images, 24, 3)
+    check_exactly_once(run, images, 24, 4)
 
-    # the warm-up trains on single images, the rounds after it on two granularities
+    # the warm-up trains on single images, in one go, the rounds after it on two granularities
     assert (assignment(run, 0).clusters == -1).all()
-    for r in (1, 2):
+    assert [f.parent.name for f in sorted(run.glob("rounds/*/round.json"))] == ["001", "002", "003"]
+    for r in (2, 3):
         table = assignment(run, r)
         assert table.names == ("kmeans-4", "kmeans-12")
         for g, k in enumerate((4, 12)):
@@ -100,29 +102,31 @@ def test_rounds_and_the_jobs_after_them(
             assert sizes.min() >= 2  # clusters.min-size
     rows = metrics(run)
     positives = {row["epoch"]: row["positives"] for row in rows if "loss" in row}
-    assert positives[0] == 0
-    assert positives[1] > 1
+    assert positives[0] == positives[1] == 0
     assert positives[2] > 1
+    assert positives[3] > 1
 
     # what every round says of itself
     first, second = (row for row in rows if "round" in row)
-    assert (first["round"], first["epoch"], second["round"]) == (1, 1, 2)
+    assert (first["round"], first["epoch"], second["round"]) == (2, 2, 3)
     assert "kmeans-4_nmi_previous" not in first
     assert 0 <= second["kmeans-4_nmi_previous"] <= 1
     assert -1 <= second["kmeans-12_ari_previous"] <= 1
     assert {"rank_me", "uniformity", "feature_std", "kmeans-12_nmi_label"} <= first.keys()
-    facts = json.loads((run / "rounds/002/clusters.json").read_text())
-    assert sum(facts["sizes"]["kmeans-4"].values()) == len(assignment(run, 2).sizes(0))
+    facts = json.loads((run / "rounds/003/clusters.json").read_text())
+    assert sum(facts["sizes"]["kmeans-4"].values()) == len(assignment(run, 3).sizes(0))
     assert facts["kmeans"]["vectors"] == images
     assert facts["kmeans"]["iterations"][-1]["empty"] == 0
-    assert "round 2 of 3: projector" in printed
+    assert "round 3 of 4: projector" in printed
+    assert re.search(r"^kmeans, warm-up +epoch +2\.00/4", printed, re.MULTILINE)
+    assert re.search(r"^kmeans, round 4 of 4 +epoch +4\.00/4", printed, re.MULTILINE)
     assert "objective" in printed
     assert "agreement kmeans-12 with the previous round NMI" in printed
     assert "% of sgemm" in printed
 
     # checkpoints of the last round only, and the exported projector
-    assert not list(run.glob("rounds/000/train/checkpoint_*"))
-    for rounds, heads in (("rounds/002", {"0", "1"}), ("baseline/rounds/000", {"0"})):
+    assert not list(run.glob("rounds/00[012]/train/checkpoint_*"))
+    for rounds, heads in (("rounds/003", {"0", "1"}), ("baseline/rounds/000", {"0"})):
         states = sorted((run / rounds).glob("train/checkpoint_*/state.pt"))
         state = torch.load(states[-1], weights_only=True)["model"]
         assert {key.split(".")[1] for key in state if key.startswith("projectors.")} == heads

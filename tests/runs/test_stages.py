@@ -166,6 +166,22 @@ def test_a_round_that_is_done_is_not_trained_again(
     assert result.assignment.names == ("kmeans-2",)
 
 
+def test_the_warm_up_is_one_training(arm: Arm) -> None:
+    def first(run: str, **changes: Any) -> int:
+        config = replace(arm.config, train=TrainConfig(epochs=10, **changes))
+        return replace(arm, config=config, run=arm.run / run).first_round
+
+    assert first("new") == 1  # two of five rounds
+    assert first("new", rounds=5, warmup_rounds=4) == 3
+    assert first("new", rounds=5, warmup_rounds=0) == 0
+    older = arm.run / "begun"  # versions that trained every round on its own
+    (older / "rounds/000/train").write("checkpoint_manager_snapshot.json", b"{}")
+    (arm.run / "went-on/rounds/000").write(ROUND_DONE, b"{}")
+    assert first("begun") == first("went-on") == 0
+    metadata = Config(train=TrainConfig(epochs=10))
+    assert replace(arm, config=metadata, run=arm.run / "new").first_round == 0
+
+
 def test_an_arm_with_its_encoder_is_not_trained_again(arm: Arm) -> None:
     """It gives the clusters of its last round."""
     arm.run.write(ENCODER, b"")

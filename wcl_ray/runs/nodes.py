@@ -32,7 +32,7 @@ def quiet_ray() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # a local Ray ends idle processes beyond the number of CPUs; the next stage would start them anew
+    # a local Ray ends idle processes beyond the number of CPUs, which the next stage needs again
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -2,7 +2,8 @@
 
 A round writes ``assignment.parquet``, ``clusters.json``, checkpoints and, when it is done,
 ``round.json`` with the name of its last checkpoint, from which the next round continues. Clusters
-of metadata do not change between rounds, so there is only one.
+of metadata do not change between rounds, so there is only one. The rounds of the warm-up are
+trained as one for the same reason.
 """
 
 from __future__ import annotations
@@ -89,6 +90,15 @@ class Arm:
         """Whether round r clusters features; other rounds train on ``base``."""
         return self.config.clusters.from_features and r >= self.config.warmup_rounds
 
+    @property
+    def first_round(self) -> int:
+        """The first round that is trained: the last of the warm-up, with the epochs of all of it.
+        Runs of older versions trained each round on its own, and go on so."""
+        first = self.folder(0)
+        if not self.config.clusters.from_features or first.exists(ROUND_DONE):
+            return 0
+        return 0 if (first / "train").names() else max(0, self.config.warmup_rounds - 1)
+
 
 def train_rounds(arm: Arm) -> Assignment:
     """Train all rounds of an arm and export its encoder; skips finished stages.
@@ -104,7 +114,7 @@ def train_rounds(arm: Arm) -> Assignment:
     say("train", f"{arm.title}: {arm.config.train.epochs} epochs on {arm.scale.describe()}{parts}")
     last: RoundResult | None = None
     seconds = 0.0
-    for r in range(rounds):
+    for r in range(arm.first_round, rounds):
         assignment = cluster_round(arm, r, last)
         last = train_round(arm, r, assignment, last)
         seconds += last.seconds
@@ -166,7 +176,10 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
             weights=None if last or arm.start.weights is None else ray.put(arm.start.weights),
             similarity=None if arm.similarity is None else ray.put(arm.similarity),
         )
-        title = arm.title + (f", round {r + 1} of {config.rounds}" if config.rounds > 1 else "")
+        title = arm.title
+        if config.clusters.from_features:
+            part = f"round {r + 1} of {config.rounds}" if arm.clustered(r) else "warm-up"
+            title += f", {part}"
         validation = validation_config(arm.evaluator, task.queue, run)
         started = time.monotonic()
         checkpoint = fit(task, arm.scale, run, folder, title, validation, arm.on_evaluation)
