@@ -33,7 +33,8 @@ def quiet_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # a local Ray ends idle processes beyond the number of CPUs, which the next stage needs again
-    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
+    processes = max(16, os.cpu_count() or 1)
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(processes))
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READ_OPTIONS
