@@ -46,7 +46,7 @@ def ray_local(ray_tmp: str) -> Iterator[str]:
     context = ray.init(
         address="local",
         num_cpus=2,
-        include_dashboard=True,  # searches need it
+        include_dashboard=False,
         object_store_memory=500 * 2**20,
         logging_level="ERROR",
         log_to_driver=False,

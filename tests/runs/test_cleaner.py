@@ -12,7 +12,7 @@ import ray
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util import placement_group, placement_group_table
 
-from wcl_ray.runs.cleaner import CleanerCallback
+from wcl_ray.runs.cleaner_callback import CleanerCallback
 from wcl_ray.runs.fit import _Trainer
 
 OTHER = """

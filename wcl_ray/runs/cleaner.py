@@ -1,38 +1,47 @@
-"""Ray Train's cleaner of placement groups, on machines with more than one Ray.
+"""Frees the resources of a training whose controller was killed, as a search kills a weak trial.
 
-If a training is killed, as a search does with a weak trial, a detached actor frees the resources of
-its workers. It asks Ray whether the training is gone, without an address: if two Rays run on the
-machine, its thread ends with an error, or asks the other one, which knows no such training. The
-resources are then lost until Ray ends, or those of a living training are freed.
+Ray Train's own cleaner imports all of Ray Train, 2 s of CPU in every start, and asks the dashboard
+of "the" Ray on the machine, which may be another one or have no dashboard. This one asks the
+process that keeps the state of its own Ray.
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
 from typing import Any
 
 import ray
-from ray.train.v2._internal.callbacks import placement_group_callback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller.placement_group_cleaner import (
-    PlacementGroupCleaner,
-)
+from ray._private import state
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 
-class Cleaner(PlacementGroupCleaner):
-    """Asks its own Ray."""
+class Cleaner:
+    """A detached actor that watches the controller of a training. Its methods are those of Ray
+    Train's ``PlacementGroupCleaner``."""
 
-    def start_monitoring(self) -> Any:
-        """Start the thread that asks."""
-        os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # it would win
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        return super().start_monitoring()
+    def __init__(self, controller_actor_id: str, check_interval_s: float, **timeouts: Any) -> None:
+        self._controller, self._seconds = controller_actor_id, check_interval_s
+        self._group: PlacementGroup | None = None
 
+    async def register_placement_group(self, group: PlacementGroup) -> None:
+        """Take the resources of the training's workers, in place of earlier ones."""
+        self._group = group
 
-class CleanerCallback(PlacementGroupCleanerCallback):
-    """Starts a :class:`Cleaner`."""
+    async def start_monitoring(self) -> None:
+        """Wait until the controller is dead, free the resources, and end."""
+        while self._alive():
+            await asyncio.sleep(self._seconds)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        ray.actor.exit_actor()
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Called in the process of Ray Train's controller."""
-        placement_group_callback.PlacementGroupCleaner = Cleaner  # type: ignore[misc]
-        super().after_controller_start(train_run_context)
+    async def stop(self) -> None:
+        """End; the training frees its resources itself."""
+        ray.actor.exit_actor()
+
+    def _alive(self) -> bool:
+        try:
+            controller = state.actors(self._controller)
+        except Exception:  # the head is busy or restarting: ask again
+            return True
+        return controller.get("State", "DEAD") != "DEAD"

@@ -116,7 +116,7 @@ class _Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()
         callbacks = [c for c in callbacks if type(c).__name__ != "DatasetsCallback"]
         try:
-            from wcl_ray.runs.cleaner import CleanerCallback
+            from wcl_ray.runs.cleaner_callback import CleanerCallback
         except ImportError:  # a later Ray has moved what it is made of
             return callbacks
         theirs = CleanerCallback.__base__

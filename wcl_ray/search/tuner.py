@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import cloudpickle, tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
@@ -36,7 +34,6 @@ from wcl_ray.storage import Folder
 from wcl_ray.terminal import put, say, warn
 
 NAME = "tune"
-DASHBOARD_SECONDS = 30.0  # for the dashboard to start
 SNAPSHOT_SECONDS = "2"  # between snapshots of Tune's state; a killed driver loses later events
 
 
@@ -56,10 +53,9 @@ def run_trials(
         Whether it was interrupted.
 
     Raises:
-        UserError: the cluster has no dashboard, or the storage cannot be used.
+        UserError: the storage cannot be used.
     """
     _environment()
-    check_dashboard()
     config, folder = setup.config, setup.folder
     topic = "trial" if points is None else "full"  # full length
     if points is None:
@@ -291,29 +287,6 @@ class ProgressCallback(tune.Callback):
     def _say(self, trial: Any, text: str) -> None:
         self._ensure_row(trial)
         say(f"{self._topic} {self._record.trials[trial.trial_id]['number']}", text)
-
-
-def check_dashboard() -> None:
-    """Check that Ray's State API answers; without it, killed trials do not release their workers.
-
-    Raises:
-        UserError: it does not answer.
-    """
-    from ray.util.state import list_nodes
-
-    address = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
-    limit = time.monotonic() + DASHBOARD_SECONDS
-    while True:
-        try:
-            list_nodes(address=address, limit=1, timeout=10)
-            return
-        except Exception as error:  # it starts after Ray itself
-            if time.monotonic() > limit:
-                raise UserError(
-                    "a search needs Ray's dashboard, which frees the resources of stopped trials; "
-                    f"install ray[default] and start Ray with it ({type(error).__name__})"
-                ) from None
-        time.sleep(0.5)
 
 
 def _environment() -> None:
