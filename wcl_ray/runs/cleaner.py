@@ -31,9 +31,11 @@ class Cleaner:
         """Wait until the controller is dead, free the resources, and end."""
         while self._alive():
             await asyncio.sleep(self._seconds)
-        if self._group is not None:
-            remove_placement_group(self._group)
-        ray.actor.exit_actor()
+        try:
+            if self._group is not None:
+                remove_placement_group(self._group)
+        finally:
+            ray.actor.exit_actor()
 
     async def stop(self) -> None:
         """End; the training frees its resources itself."""
