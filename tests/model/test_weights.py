@@ -12,10 +12,11 @@ import torch
 import torchvision
 from torch import nn
 
-import wcl_ray.model.weights
+import wcl_ray.model.architectures
 from wcl_ray.config import ModelConfig
 from wcl_ray.data.augment import MEAN, STD
 from wcl_ray.errors import UserError
+from wcl_ray.model.architectures import nearest_architecture
 from wcl_ray.model.encoder import (
     IMAGENET,
     EncoderSpec,
@@ -23,12 +24,11 @@ from wcl_ray.model.encoder import (
     load_exported,
     renormalise_inputs,
 )
+from wcl_ray.model.fit_state import fit_state
 from wcl_ray.model.weights import (
     Weights,
     expected_images,
     file_weights,
-    fit_state,
-    nearest_architecture,
     published_weights,
     read_state,
     start_encoder,
@@ -161,7 +161,7 @@ def test_only_families_of_like_names_are_built_for_the_nearest(
         built.append(name)
         return build_backbone(name, size)
 
-    monkeypatch.setattr(wcl_ray.model.weights, "build_backbone", build)
+    monkeypatch.setattr(wcl_ray.model.architectures, "build_backbone", build)
     state = {f"module.{k}": v for k, v in build_backbone("densenet169", 224).state_dict().items()}
     assert nearest_architecture(state, "resnet18") == "densenet169"
     assert "efficientnet_b0" not in built  # all weights fit: nothing else is tried

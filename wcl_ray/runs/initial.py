@@ -21,12 +21,12 @@ from wcl_ray.model.encoder import (
     statistics_of,
     wrong_size,
 )
+from wcl_ray.model.fit_state import listed
 from wcl_ray.model.layers import layer_numbers
 from wcl_ray.model.weights import (
     Weights,
     expected_images,
     file_weights,
-    listed,
     published_weights,
     start_encoder,
 )
