@@ -22,13 +22,12 @@ from wcl_ray.errors import UserError
 from wcl_ray.runs.capacity import Scale
 from wcl_ray.runs.clusters import (
     _summary,
-    check_level_options,
-    check_levels,
     cluster_images,
     qualities,
     report,
 )
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, claim
+from wcl_ray.runs.levels import check_level_options, check_levels
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.pretrain import evaluate, pretrain
 from wcl_ray.runs.rounds import Arm, train_round, train_rounds

@@ -15,13 +15,13 @@ from wcl_ray.clusters.quality import Quality, measure, render, warning
 from wcl_ray.clusters.similarity import FILE as SIMILARITY
 from wcl_ray.clusters.similarity import MetadataBits, metadata_bits
 from wcl_ray.clusters.table import open_table
-from wcl_ray.config import ClustersConfig, Config, LossConfig
+from wcl_ray.config import ClustersConfig, Config
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
-from wcl_ray.data.sampler import without_siblings
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
+from wcl_ray.runs.levels import check_levels, warn_siblings
 from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.stored import FILE
@@ -52,7 +52,7 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
         _check_counts(assignment, config.clusters, config.train.batch_size)
         if not (config.clusters.from_features and config.clusters.kind == "kmeans"):
             check_levels(config.loss, assignment)
-            _warn_siblings(config, assignment)
+            warn_siblings(config, assignment)
         similarity = build_similarity(config, images, assignment)
         if run.exists(FILE):
             if not config.resume:  # created meanwhile by a job that took this one for dead
@@ -113,61 +113,6 @@ def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: 
         selected, ks = images_to_cluster(clusters, assignment)
         if not ks:
             warn(f"clusters.missing: {selected.sum()} images have no metadata, too few for k-means")
-
-
-def check_level_options(config: Config) -> None:
-    """Raise a UserError if the levels of the loss do not fit the granularities that the options of
-    the clusters ask for; those of k-means are checked by :class:`Config`, and those of tables and
-    plugins once there are clusters."""
-    clusters = config.clusters
-    if clusters.kind in ("kmeans", "table") or clusters.kind not in KINDS.shipped:
-        return
-    kind = KINDS.get(clusters.kind)
-    values = getattr(clusters, kind.granularity) if kind.granularity else ()
-    names = tuple(f"{clusters.kind}-{value}" for value in values) or (clusters.kind,)
-    _check_level_names(config.loss, names)
-
-
-def _check_level_names(loss: LossConfig, names: tuple[str, ...]) -> None:
-    weights = loss.level_weights
-    if weights and len(weights) != len(names):
-        raise UserError(
-            f"loss.level-weights has {len(weights)} number(s) for the level(s) {', '.join(names)}"
-        )
-    if loss.negatives == "siblings" and len(names) == 1:
-        raise UserError(
-            f"loss.negatives siblings needs several levels, not {names[0]} alone; give them from "
-            "coarse to fine, such as --clusters.level 1 2"
-        )
-
-
-def check_levels(loss: LossConfig, table: Assignment) -> None:
-    """Raise a UserError if the levels of the loss do not fit the granularities of the clusters."""
-    names = table.names
-    _check_level_names(loss, names)
-    if loss.negatives != "siblings":
-        return
-    for level in range(1, len(names)):
-        if not table.is_nested(level):
-            raise UserError(
-                f"loss.negatives siblings: clusters of {names[level]} are not inside those of "
-                f"{names[level - 1]}; give levels from coarse to fine"
-            )
-
-
-def _warn_siblings(config: Config, table: Assignment) -> None:
-    """Warn if anchors often meet no sibling of another cluster in a batch."""
-    if config.loss.negatives != "siblings":
-        return
-    group = config.clusters.samples_per_cluster
-    for level in range(1, len(table.names)):
-        share = without_siblings(table.clusters, level, config.train.batch_size, group)
-        if share > 0.25:
-            warn(
-                f"loss.negatives siblings: in a batch {share:.0%} of the anchors meet no other "
-                f"cluster of {table.names[level]} inside their own of {table.names[level - 1]}; "
-                "raise train.batch-size or leave out the level above"
-            )
 
 
 def _named_metadata(clusters: ClustersConfig, images: Images) -> tuple[str, ...]:

@@ -29,9 +29,10 @@ from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
-from wcl_ray.runs.clusters import check_level_options, check_types, cluster_images
+from wcl_ray.runs.clusters import check_types, cluster_images
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, PAGE, RESULTS, TRAINED, open_run
 from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
+from wcl_ray.runs.levels import check_level_options
 from wcl_ray.runs.moved import moves
 from wcl_ray.runs.nodes import check_shared, connect, environment
 from wcl_ray.runs.patterns import name_clusters

@@ -27,10 +27,11 @@ from wcl_ray.evaluate.validate import Evaluator, validation_config
 from wcl_ray.model.encoder import save_projector
 from wcl_ray.runs.batches import deal_images, say_batches, say_partners
 from wcl_ray.runs.capacity import Scale
-from wcl_ray.runs.clusters import check_levels, read_labels
+from wcl_ray.runs.clusters import read_labels
 from wcl_ray.runs.fit import fit
 from wcl_ray.runs.folder import CLUSTERED, ENCODER, PROJECTOR, ROUND_DONE, TRAINED
 from wcl_ray.runs.initial import Start
+from wcl_ray.runs.levels import check_levels
 from wcl_ray.runs.round_clusters import RoundResult, round_clusters
 from wcl_ray.runs.shared import Shared
 from wcl_ray.storage import Folder

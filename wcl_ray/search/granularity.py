@@ -18,7 +18,8 @@ from wcl_ray.clusters.quality import Quality, measure, render
 from wcl_ray.config import Config, field_name
 from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
-from wcl_ray.runs.clusters import build_clusters, check_levels, qualities, read_labels
+from wcl_ray.runs.clusters import build_clusters, qualities, read_labels
+from wcl_ray.runs.levels import check_levels
 from wcl_ray.search.options import SearchConfig, with_value
 from wcl_ray.search.space import Dimension, granularity_option, listing, show, spaced
 from wcl_ray.storage import Folder

@@ -10,20 +10,17 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import ray
 
 from wcl_ray.clusters.assignment import FILE
-from wcl_ray.clusters.metadata import columns_of
 from wcl_ray.data.images import Images, open_images
 from wcl_ray.data.sources.base import ID, check_paths
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
-from wcl_ray.registry import KINDS
-from wcl_ray.runs.capacity import capacity, check_batch
+from wcl_ray.runs.capacity import capacity
 from wcl_ray.runs.clusters import check_types, similarity_columns
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
@@ -39,6 +36,7 @@ from wcl_ray.runs.nodes import check_shared, connect
 from wcl_ray.runs.preflight import check_labels
 from wcl_ray.runs.shared import Shared
 from wcl_ray.runs.summary import ResourceSummary, worker_figures
+from wcl_ray.search.checks import check_columns, check_point, same_space
 from wcl_ray.search.confirm import CHOSEN, CONFIRM, look_up, run_confirm
 from wcl_ray.search.granularity import Granularities, find_granularities
 from wcl_ray.search.neighbours import CAVEAT, can_judge, read_attributes
@@ -99,7 +97,7 @@ def search(config: SearchConfig, page: Page, assets: Mapping[str, bytes]) -> Out
         check_backbone(start.encoder, config.train.layer_decay)
         for d in default_dimensions(given):  # settings that cannot be trained are an error now
             for point in d.points(2):
-                _check(config, d, point, start)
+                check_point(config, d, point, start)
         connect(config.scale)
         check_shared(folder)
         with ResourceSummary() as usage:
@@ -142,7 +140,7 @@ def _search(
     if not {"clusters.kind", "clusters.columns"} & given.keys():
         check_types(config, images)
     for d in given.values():
-        _check_columns(config, images, d)
+        check_columns(config, images, d)
     with usage.stage("clusters"):
         granularities = find_granularities(config, images, given, folder)
     dimensions = default_dimensions(given)
@@ -165,7 +163,7 @@ def _search(
     if not folder.exists(FILE):
         folder.write(FILE, granularities.base.to_parquet())
     space = [asdict(d) for d in dimensions]
-    if folder.exists(SPACE) and not _same_space(json.loads(folder.read(SPACE)), space):
+    if folder.exists(SPACE) and not same_space(json.loads(folder.read(SPACE)), space):
         raise UserError(
             f"the search space differs from that in {folder.uri}/{SPACE}; have the data changed? "
             "Start a new search under another --name"
@@ -285,47 +283,6 @@ def _largest_batch(config: SearchConfig, dimensions: tuple[Dimension, ...]) -> i
     """The largest global batch size of any trial."""
     sizes = [d.decode(p) for d in dimensions if d.key == "train.batch-size" for p in d.points(2)]
     return max(sizes or [config.train.batch_size])
-
-
-def _same_space(stored: list[dict[str, Any]], space: list[dict[str, Any]]) -> bool:
-    """Whether a stored space equals this one, in the fields that both versions have."""
-    current = json.loads(json.dumps(space))
-    pairs = zip(stored, current, strict=False)
-    return len(stored) == len(current) and all(
-        old[field] == new[field] for old, new in pairs for field in old.keys() & new.keys()
-    )
-
-
-def _check(config: SearchConfig, dimension: Dimension, point: Any, start: Start) -> None:
-    try:
-        trial = config.of_trial({dimension.key: dimension.decode(point)})
-    except ValueError as error:  # it conflicts with other options
-        raise UserError(f"search.{dimension.key}: {error}") from None
-    workers = (trial.scale.range() or (1, 1))[1]
-    check_batch(trial.train.batch_size, workers, "search.train.batch-size")
-    if dimension.key.startswith("model.") or dimension.key == "train.layer-decay":
-        start = start.adapt(trial) or start_of(trial, None)
-        check_backbone(start.encoder, trial.train.layer_decay)
-
-
-def _check_columns(config: SearchConfig, images: Images, dimension: Dimension) -> None:
-    """Raise if the clusters of a value cannot be built from the columns of the data."""
-    key = dimension.key
-    if not key.startswith("clusters."):
-        return
-    kinds = [config.clusters.kind]
-    for point in dimension.points(2):
-        clusters = config.of_trial({key: dimension.decode(point)}).clusters
-        if clusters.from_ is None:
-            images.train.check_columns(clusters.columns, f"search.{key}")
-        columns_of(clusters, images.label, images.available)
-        kinds.append(clusters.kind)
-    affected = {kind for kind in KINDS.names() if granularity_option(kind) == key}
-    if affected and not affected & set(kinds):
-        raise UserError(
-            f"search.{key} has no effect on clusters of kind {config.clusters.kind}; it is for "
-            f"{' and '.join(sorted(affected))}"
-        )
 
 
 def _granularity(config: SearchConfig, given: dict[str, Dimension]) -> str | None:

@@ -23,9 +23,10 @@ from wcl_ray.errors import StorageError, TrainingError, UserError, find_user_err
 from wcl_ray.evaluate.validate import Evaluator, logged_figures
 from wcl_ray.limits import limit_reached, object_store_full
 from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.clusters import build_clusters, build_similarity, check_levels, qualities
+from wcl_ray.runs.clusters import build_clusters, build_similarity, qualities
 from wcl_ray.runs.folder import ENCODER, claim
 from wcl_ray.runs.initial import Start, start_of
+from wcl_ray.runs.levels import check_levels
 from wcl_ray.runs.moved import table_summaries
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.rounds import Arm, train_rounds
