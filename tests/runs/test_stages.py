@@ -129,7 +129,7 @@ def test_levels_that_are_not_known_before_there_are_clusters() -> None:
     ):
         clusters: Any = options
         loss = LossConfig(negatives="siblings", level_weights=(1.0, 2.0))
-        check_level_options(Config(clusters=ClustersConfig(**clusters), loss=loss))
+        check_level_options(ClustersConfig(**clusters), loss)
 
 
 def test_clusters_of_a_run_are_not_made_again(arm: Arm) -> None:

@@ -52,7 +52,8 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
         _check_counts(assignment, config.clusters, config.train.batch_size)
         if not (config.clusters.from_features and config.clusters.kind == "kmeans"):
             check_levels(config.loss, assignment)
-            warn_siblings(config, assignment)
+            samples = config.clusters.samples_per_cluster
+            warn_siblings(config.loss, assignment, config.train.batch_size, samples)
         similarity = build_similarity(config, images, assignment)
         if run.exists(FILE):
             if not config.resume:  # created meanwhile by a job that took this one for dead

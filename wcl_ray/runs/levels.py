@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from wcl_ray.clusters.assignment import Assignment
-from wcl_ray.config import Config, LossConfig
+from wcl_ray.config import ClustersConfig, LossConfig
 from wcl_ray.data.sampler import without_siblings
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
 from wcl_ray.terminal import warn
 
 
-def check_level_options(config: Config) -> None:
+def check_level_options(clusters: ClustersConfig, loss: LossConfig) -> None:
     """Raise a UserError if the levels of the loss do not fit the granularities that the options of
-    the clusters ask for; those of k-means are checked by :class:`Config`, and those of tables and
-    plugins once there are clusters."""
-    clusters = config.clusters
+    the clusters ask for; those of k-means are checked by :class:`wcl_ray.config.Config`, and those
+    of tables and plugins once there are clusters."""
     if clusters.kind in ("kmeans", "table") or clusters.kind not in KINDS.shipped:
         return
     kind = KINDS.get(clusters.kind)
     values = getattr(clusters, kind.granularity) if kind.granularity else ()
     names = tuple(f"{clusters.kind}-{value}" for value in values) or (clusters.kind,)
-    _check_level_names(config.loss, names)
+    _check_level_names(loss, names)
 
 
 def _check_level_names(loss: LossConfig, names: tuple[str, ...]) -> None:
@@ -50,13 +49,14 @@ def check_levels(loss: LossConfig, table: Assignment) -> None:
             )
 
 
-def warn_siblings(config: Config, table: Assignment) -> None:
+def warn_siblings(
+    loss: LossConfig, table: Assignment, batch_size: int, samples_per_cluster: int
+) -> None:
     """Warn if anchors often meet no sibling of another cluster in a batch."""
-    if config.loss.negatives != "siblings":
+    if loss.negatives != "siblings":
         return
-    group = config.clusters.samples_per_cluster
     for level in range(1, len(table.names)):
-        share = without_siblings(table.clusters, level, config.train.batch_size, group)
+        share = without_siblings(table.clusters, level, batch_size, samples_per_cluster)
         if share > 0.25:
             warn(
                 f"loss.negatives siblings: in a batch {share:.0%} of the anchors meet no other "

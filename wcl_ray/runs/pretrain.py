@@ -68,7 +68,7 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
             return results
         config = with_image_size(config)
         check_types(config)
-        check_level_options(config)
+        check_level_options(config.clusters, config.loss)
         check_paths(config.data)
         start = start_of(config, run)
         check_backbone(start.encoder, config.train.layer_decay)
