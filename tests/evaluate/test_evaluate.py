@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,21 @@ def test_probe_is_the_same_solver_for_any_number_of_rows() -> None:
     assert torch.allclose(few, many, atol=2e-3)
     tight, _ = fit(x, y, zero, 1e-4, tolerance / 1000)
     assert (predict(x, many) == predict(x, tight)).float().mean() > 0.998
+
+
+PROBE = """
+import sys, torch
+from wcl_ray.evaluate.probe import linear_probe
+x, y = torch.randn(80, 4), torch.arange(80) % 2
+linear_probe(x, y, x, y, 0, 2)
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_the_probe_does_not_import_the_compiler() -> None:
+    """torch.optim does, which would add 1.5 s to each process that fits a probe."""
+    subprocess.run([sys.executable, "-c", PROBE], check=True)
 
 
 def test_gradient_of_the_probe_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

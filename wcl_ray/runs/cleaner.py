@@ -1,8 +1,8 @@
 """Frees the resources of a training whose controller was killed, as a search kills a weak trial.
 
-Ray Train's own cleaner imports all of Ray Train, 2 s of CPU in every start, and asks the dashboard
-of "the" Ray on the machine, which may be another one or have no dashboard. This one asks the
-process that keeps the state of its own Ray.
+Ray Train's own cleaner imports all of Ray Train, which takes 2 s of CPU in every start, and asks
+the dashboard that it finds on the machine, which may be another Ray's. This one asks the head of
+its own Ray, and needs no dashboard.
 """
 
 from __future__ import annotations
