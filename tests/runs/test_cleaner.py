@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util import placement_group, placement_group_table
+from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from wcl_ray.runs.cleaner_callback import CleanerCallback
 from wcl_ray.runs.fit import _Trainer
@@ -35,6 +35,12 @@ class Controller:
         self.callback.after_worker_group_start(
             SimpleNamespace(get_worker_group_state=lambda: state)
         )
+
+    def cleaner(self) -> object:
+        return self.callback._cleaner
+
+    def stop(self) -> None:
+        self.callback._stop_cleaner()
 
 
 def test_trainings_have_it() -> None:
@@ -67,3 +73,23 @@ def test_resources_are_freed_with_two_rays_on_the_machine() -> None:
                 time.sleep(0.5)
         finally:
             other.communicate("\n")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_it_ends_with_the_training_and_frees_nothing() -> None:
+    groups = [placement_group([{"CPU": 0.5}]) for _ in range(2)]
+    assert all(group.wait(30) for group in groups)
+    controller = Controller.remote()
+    ray.get(controller.start.remote())
+    cleaner = ray.get(controller.cleaner.remote())
+    for group in groups:  # of an elastic training that has grown
+        ray.get(controller.register.remote(group))
+    ray.get(controller.stop.remote())
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(cleaner.register_placement_group.remote(groups[0]), timeout=5)
+    ray.kill(controller)
+    time.sleep(3)
+    assert [placement_group_table(group)["state"] for group in groups] == ["CREATED"] * 2
+    for group in groups:
+        remove_placement_group(group)

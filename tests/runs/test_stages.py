@@ -30,6 +30,7 @@ from wcl_ray.runs.folder import CLUSTERED, ENCODER, EVALUATION, ROUND_DONE, clai
 from wcl_ray.runs.levels import check_level_options, check_levels
 from wcl_ray.runs.preflight import CheckedImages
 from wcl_ray.runs.pretrain import evaluate, pretrain
+from wcl_ray.runs.round_clusters import RoundResult
 from wcl_ray.runs.rounds import Arm, train_round, train_rounds
 from wcl_ray.storage import Folder
 
@@ -179,6 +180,27 @@ def test_the_warm_up_is_one_training(arm: Arm) -> None:
     assert first("begun") == first("went-on") == 0
     metadata = Config(train=TrainConfig(epochs=10))
     assert replace(arm, config=metadata, run=arm.run / "new").first_round == 0
+
+
+def test_rounds_that_are_trained(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of each training, in a new run and in one that an older version began."""
+    trained: list[tuple[int, int]] = []
+
+    def train(arm: Arm, r: int, assignment: Assignment, last: RoundResult | None) -> RoundResult:
+        assert (last is None) == (not trained)
+        trained.append((r, arm.first_epoch(r + 1)))
+        return RoundResult(None, assignment, 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wcl_ray.runs.rounds, "train_round", train)
+    monkeypatch.setattr(wcl_ray.runs.rounds, "cluster_round", lambda arm, *_: arm.base)
+    monkeypatch.setattr(wcl_ray.runs.rounds, "export_encoder", lambda *_: None)
+    config = replace(arm.config, train=TrainConfig(epochs=10, rounds=5))
+    train_rounds(replace(arm, config=config))
+    assert trained == [(1, 4), (2, 6), (3, 8), (4, 10)]
+    trained.clear()
+    (arm.run / "rounds/000").write(ROUND_DONE, b"{}")
+    train_rounds(replace(arm, config=config))
+    assert trained == [(0, 2), (1, 4), (2, 6), (3, 8), (4, 10)]
 
 
 def test_an_arm_with_its_encoder_is_not_trained_again(arm: Arm) -> None:

@@ -8,6 +8,7 @@ its own Ray, and needs no dashboard.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ class Cleaner:
     def __init__(self, controller_actor_id: str, check_interval_s: float, **timeouts: Any) -> None:
         self._controller, self._seconds = controller_actor_id, check_interval_s
         self._group: PlacementGroup | None = None
+        self._stopped = asyncio.Event()
 
     async def register_placement_group(self, group: PlacementGroup) -> None:
         """Take the resources of the training's workers, in place of earlier ones."""
@@ -29,8 +31,10 @@ class Cleaner:
 
     async def start_monitoring(self) -> None:
         """Wait until the controller is dead, free the resources, and end."""
-        while self._alive():
-            await asyncio.sleep(self._seconds)
+        while await asyncio.to_thread(self._alive):
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), self._seconds)
+                return
         try:
             if self._group is not None:
                 remove_placement_group(self._group)
@@ -39,11 +43,8 @@ class Cleaner:
 
     async def stop(self) -> None:
         """End; the training frees its resources itself."""
+        self._stopped.set()  # Ray ends the actor after its other tasks
         ray.actor.exit_actor()
 
     def _alive(self) -> bool:
-        try:
-            controller = state.actors(self._controller)
-        except Exception:  # the head is busy or restarting: ask again
-            return True
-        return controller.get("State", "DEAD") != "DEAD"
+        return bool(state.actors(self._controller).get("State", "DEAD") != "DEAD")

@@ -106,8 +106,8 @@ def _storage_refusal(error: BaseException, folder: Folder) -> StorageError | Non
 
 class _Trainer(TorchTrainer):
     def _register_sigint_handler(self, controller: object) -> None:
-        """Install none: Ray Train's handler asks the controller to abort, which waits up to 12 s
-        for its cleaner before it stops the workers. They end with the driver anyway."""
+        """Install none: Ray Train's handler asks the controller to abort, which waits for its
+        cleaner before it stops the workers. They end with the driver anyway."""
 
     def _create_default_callbacks(self) -> list[Any]:
         """Without the one that starts an actor for data sets: none are passed to this trainer, and
@@ -118,6 +118,7 @@ class _Trainer(TorchTrainer):
         try:
             from wcl_ray.runs.cleaner_callback import CleanerCallback
         except ImportError:  # a later Ray has moved what it is made of
+            warn("this Ray is newer than what was tested: a search may not free what trials held")
             return callbacks
         theirs = CleanerCallback.__base__
         return [CleanerCallback() if type(c) is theirs else c for c in callbacks]

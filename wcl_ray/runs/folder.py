@@ -7,6 +7,8 @@ Layout::
         rounds/000/clusters.json        attributes and quality of the clusters
         rounds/000/train/               checkpoints of Ray Train (of the last round only)
         rounds/000/round.json           the round is done; name of its last checkpoint
+        rounds/001/                     with k-means: the last round of the warm-up, which trains
+                                        the epochs of all of it, then those with clusters
         metadata/                       clusters of the metadata, if round 0 has its own
         metrics.jsonl, events.*         training metrics; TensorBoard
         evaluations/                    metrics of checkpoints, by step (evaluate.every)

@@ -32,9 +32,9 @@ def quiet_ray() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # a local Ray ends idle processes beyond the number of CPUs, which the next stage needs again
-    processes = max(16, os.cpu_count() or 1)
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(processes))
+    if (os.cpu_count() or 1) < 16:
+        # a local Ray ends idle processes beyond the number of CPUs; the next stage needs them again
+        os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see READ_OPTIONS

@@ -2,8 +2,8 @@
 
 A round writes ``assignment.parquet``, ``clusters.json``, checkpoints and, when it is done,
 ``round.json`` with the name of its last checkpoint, from which the next round continues. Clusters
-of metadata do not change between rounds, so there is only one. The rounds of the warm-up are
-trained as one for the same reason.
+of metadata do not change between rounds, so there is only one. The warm-up does not cluster either,
+so its rounds are trained as one, in the folder of the last.
 """
 
 from __future__ import annotations
@@ -178,9 +178,8 @@ def train_round(arm: Arm, r: int, assignment: Assignment, last: RoundResult | No
             similarity=None if arm.similarity is None else ray.put(arm.similarity),
         )
         title = arm.title
-        if config.clusters.from_features:
-            part = f"round {r + 1} of {config.rounds}" if arm.clustered(r) else "warm-up"
-            title += f", {part}"
+        if config.rounds > 1:
+            title += f", round {r + 1} of {config.rounds}" if arm.clustered(r) else ", warm-up"
         validation = validation_config(arm.evaluator, task.queue, run)
         started = time.monotonic()
         checkpoint = fit(task, arm.scale, run, folder, title, validation, arm.on_evaluation)
