@@ -27,9 +27,9 @@ from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.runs.trained import Trained
+from wcl_ray.search.checks import same_space
 from wcl_ray.search.options import SearchConfig
 from wcl_ray.search.record import Record, stored_count
-from wcl_ray.search.run import _same_space
 from wcl_ray.storage import Folder
 from wcl_ray.train import checkpoint
 from wcl_ray.train.checkpoint import TrainState
@@ -152,8 +152,8 @@ def test_search_of_an_older_version(runs: Path) -> None:
     again = parse(["--config", str(runs / "search/config.json")], cls=SearchConfig)
     assert again.search == config.search
     space = json.loads((runs / "search/space.json").read_text())
-    assert _same_space(space, [row | {"new": 1} for row in space])
-    assert not _same_space(space, [space[0] | {"low": 0.5}, *space[1:]])
+    assert same_space(space, [row | {"new": 1} for row in space])
+    assert not same_space(space, [space[0] | {"low": 0.5}, *space[1:]])
 
 
 @pytest.mark.slow
