@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray._private import state
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
@@ -31,12 +32,12 @@ class Controller:
 
     def register(self, group: object) -> None:
         handle = SimpleNamespace(placement_group=group)
-        state = SimpleNamespace(placement_group_handle=handle)
+        workers = SimpleNamespace(placement_group_handle=handle)
         self.callback.after_worker_group_start(
-            SimpleNamespace(get_worker_group_state=lambda: state)
+            SimpleNamespace(get_worker_group_state=lambda: workers)
         )
 
-    def cleaner(self) -> object:
+    def cleaner(self) -> ray.actor.ActorHandle:
         return self.callback._cleaner
 
     def stop(self) -> None:
@@ -86,8 +87,10 @@ def test_it_ends_with_the_training_and_frees_nothing() -> None:
     for group in groups:  # of an elastic training that has grown
         ray.get(controller.register.remote(group))
     ray.get(controller.stop.remote())
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(cleaner.register_placement_group.remote(groups[0]), timeout=5)
+    limit = time.monotonic() + 10
+    while state.actors(cleaner._actor_id.hex())["State"] != "DEAD":  # the controller lives on
+        assert time.monotonic() < limit, "the cleaner is still there"
+        time.sleep(0.2)
     ray.kill(controller)
     time.sleep(3)
     assert [placement_group_table(group)["state"] for group in groups] == ["CREATED"] * 2

@@ -1,4 +1,4 @@
-"""Starts our :class:`Cleaner` instead of Ray Train's."""
+"""Starts our :class:`Cleaner` instead of Ray Train's; apart from it, as this imports Ray Train."""
 
 from __future__ import annotations
 
