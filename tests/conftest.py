@@ -18,6 +18,7 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     RAY_num_workers_soft_limit="16",  # idle processes are used again
+    RAY_worker_niceness="0",  # at Ray's 15, other work on the machine leaves workers no CPU
     OMP_NUM_THREADS="1",
     LC_ALL="C",  # of jobs and workers: names in any script do not depend on it
     AWS_ACCESS_KEY_ID="testing",

@@ -230,8 +230,10 @@ class RayCluster:
             time.sleep(0.3)
 
     def told(self) -> str:
-        """What the nodes printed."""
-        return "\n".join(log.read_text()[-2000:] for log in sorted(self.home.glob("node-*.log")))
+        """The last of what the nodes, the autoscaler and the jobs printed."""
+        logs = [*self.home.glob("node-*.log"), *self.home.glob("ray/session_latest/logs/monitor.*")]
+        logs += self.home.glob("ray/session_latest/logs/job-driver-*")
+        return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in sorted(logs))
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """A node with all its processes, at once."""
