@@ -142,8 +142,8 @@ def main() -> None:
         )  # fmt: skip
 
         def tables() -> Iterator[pa.Table]:
-            rows = stream.dataset(None).iter_batches(batch_size=None, batch_format="pyarrow")
-            return iter(rows)
+            rows = reader.dataset(next(epochs), None)
+            return iter(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
 
         anew = stream.mode == "streaming"
         return lambda: (

@@ -39,6 +39,7 @@ from ray.cluster_utils import Cluster
 
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data import sampler
+from wcl_ray.data.pixels import decode_in_tasks
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.shards import partners_together, read_placement
 from wcl_ray.data.sources import open_source
@@ -197,6 +198,8 @@ def read_epoch(
     parts: list[Any] = [None] * options.nodes
     if keep == "streaming":
         rows = stream.dataset(None, (0, epoch))
+        if not data.crops_files:
+            rows = decode_in_tasks(rows, stream.size, None, epoch, elsewhere=False)
         parts = rows.streaming_split(options.nodes, equal=True)  # type: ignore[assignment]
     kept = ray.put(clusters)
     started = time.perf_counter()

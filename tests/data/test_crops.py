@@ -129,9 +129,7 @@ def test_batches_of_crops(data: DataConfig, keep: str, in_tasks: bool) -> None:
         kept, np.zeros((24, 1), np.int32), rank=0, world=1, batch_size=8, seed=0, group=2,
         augment=augment,
     )  # fmt: skip
-    rows = kept.dataset(None) if keep == "streaming" else None
-    if rows is not None and in_tasks:
-        rows = reader.decode_in_tasks(rows, 2)
+    rows = reader.dataset(2, None, elsewhere=in_tasks) if keep == "streaming" else None
 
     def tables() -> Any:
         assert rows is not None

@@ -310,9 +310,7 @@ def test_a_window_of_decoded_images_has_few_bytes(
     monkeypatch.setattr(data_reader, "WINDOW_BYTES", 20_000)  # of images of 768 bytes and more
     stream = plan(data, np.arange(N), "streaming")
     reading = reader(stream, np.zeros((N, 1), np.int32), batch_size=4)
-    whole = pa.concat_tables(
-        ray.get(reading.decode_in_tasks(stream.dataset(None), 0).to_arrow_refs())
-    )
+    whole = pa.concat_tables(ray.get(reading.dataset(0, None).to_arrow_refs()))
     sizes: list[int] = []
     window = reading._window
 
@@ -358,7 +356,7 @@ def test_images_found_corrupt_later_are_not_valid(
     one = reader(s, np.zeros((N, 1), np.int32))
 
     def decoded() -> Iterator[pa.Table]:
-        return iter(ray.get(one.decode_in_tasks(s.dataset(None), 0).to_arrow_refs()))
+        return iter(ray.get(one.dataset(0, None).to_arrow_refs()))
 
     batches: list[Batch] = list(one.epoch(0, None, decoded if in_tasks else tables(s)))
     assert sorted(np.concatenate([b.ids.numpy() for b in batches]).tolist()) == list(range(N))

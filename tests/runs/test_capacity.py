@@ -23,9 +23,11 @@ from wcl_ray.storage import Folder, resolve_output
 ROOT = Path(__file__).parents[2]
 
 
-def divide(config: Config, cluster: Capacity, streamed: bool) -> capacity.Scale:
+def divide(
+    config: Config, cluster: Capacity, streamed: bool, decoding: bool = False
+) -> capacity.Scale:
     data_tasks = streamed or bool(config.evaluate.every)
-    return capacity.divide(config.scale, config.train.batch_size, data_tasks, cluster)
+    return capacity.divide(config.scale, config.train.batch_size, data_tasks, cluster, decoding)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,9 @@ def test_several_gpus_a_node() -> None:
     scale = divide(Config(), cluster, streamed=False)
     assert (scale.min_workers, scale.max_workers, scale.cpus) == (16, 16, 12)
     assert divide(Config(), cluster, streamed=True).cpus == 11
+    assert divide(Config(), cluster, streamed=True, decoding=True).cpus == 6
+    beside = add_up([({"CPU": 96.0, "GPU": 8.0}, 2), ({"CPU": 16.0}, 1)], [], grows=False)
+    assert divide(Config(), beside, streamed=True, decoding=True).cpus == 12
     few = add_up([({"CPU": 2.0, "GPU": 4.0}, 1)], [], grows=False)
     assert divide(Config(), few, streamed=False).cpus == 0.5
     with pytest.raises(UserError, match="a CPU besides those of the workers"):

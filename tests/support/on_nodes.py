@@ -141,7 +141,7 @@ def _stream_on_gpu_node(folder: str, graphics: dict[str, float]) -> dict[str, An
     clusters = np.zeros((N, 1), np.int32)
     reader = Reader(stream, clusters, rank=0, world=1, batch_size=8, seed=0, group=2)
 
-    refs = reader.decode_in_tasks(stream.dataset(None), 0).to_arrow_refs()
+    refs = reader.dataset(0, None, elsewhere=True).to_arrow_refs()
     where = ray.experimental.get_object_locations(refs)
 
     def tables() -> Iterator[pa.Table]:

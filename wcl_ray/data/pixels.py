@@ -1,8 +1,9 @@
 """Decoded images as columns of Arrow tables, and the tasks that decode for the workers.
 
-Workers decode the files of streamed images themselves, unless they train on GPUs and the nodes
-without GPUs have more CPUs than the workers: then tasks on these nodes decode what other tasks
-have read. The pixels are the same, up to how processors of different kinds round.
+Of streamed images, the tasks that read also decode what is squashed to a few pixels. Workers decode
+larger images themselves, unless they train on GPUs and the nodes without GPUs have more CPUs than
+the workers: then tasks on these nodes decode what other tasks have read. The pixels are the same,
+up to how processors of different kinds round.
 """
 
 from __future__ import annotations
@@ -74,22 +75,26 @@ def kept_pixels(table: pa.Table, size: int) -> tuple[np.ndarray, np.ndarray]:
     return flat.reshape(-1, 3, size, size), table[ASPECT].to_numpy()
 
 
-def decode_in_tasks(rows: Dataset, size: int, augment: Augment | None, epoch: int) -> Dataset:
+def decode_in_tasks(
+    rows: Dataset, size: int, augment: Augment | None, epoch: int, elsewhere: bool
+) -> Dataset:
     """The rows with ``__pixels`` and ``__aspect`` instead of ``__image``, see
-    :func:`decode_files`; decoded on nodes without GPUs while their CPUs are free."""
+    :func:`decode_files`.
+
+    Args:
+        elsewhere: decode on nodes without GPUs while their CPUs are free, not in the tasks that
+            read.
+    """
     if augment is not None:
         augment = augment.plain()
     kwargs = {"size": size, "augment": augment, "epoch": epoch}
-    nodes = [node["NodeID"] for node in _nodes_without_gpus()]
-    # Ray prefers the node of the process that submits a task, here a worker on a GPU node
-    place = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}} if nodes else {}
+    place: dict[str, Any] = {}
+    if elsewhere and (nodes := [node["NodeID"] for node in _nodes_without_gpus()]):
+        # Ray prefers the node of the process that submits a task, here a worker on a GPU node
+        place["label_selector"] = {"ray.io/node-id": f"in({','.join(nodes)})"}
+        place["fallback_strategy"] = [{"label_selector": {}}]
     return rows.map_batches(
-        _decode_rows,
-        batch_format="pyarrow",
-        batch_size=None,
-        fn_kwargs=kwargs,
-        fallback_strategy=[{"label_selector": {}}],
-        **place,
+        _decode_rows, batch_format="pyarrow", batch_size=None, fn_kwargs=kwargs, **place
     )
 
 

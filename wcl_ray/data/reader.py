@@ -351,6 +351,16 @@ class Reader:
             yield partial(self.batches.of_streamed, epoch, take_rows(table, rows))
         return take_rows(table, order[end:])
 
-    def decode_in_tasks(self, rows: Dataset, epoch: int) -> Dataset:
-        """Mode streaming: have tasks decode rows for this reader."""
-        return decode_in_tasks(rows, self.stream.size, self.augment, epoch)
+    def dataset(self, epoch: int, consumed: np.ndarray | None, elsewhere: bool = False) -> Dataset:
+        """Mode streaming: the images of an epoch that are not consumed, for all workers, in a
+        random order of the files.
+
+        Args:
+            elsewhere: the nodes without GPUs decode. Images without crops are always decoded by the
+                tasks that read: files this small take longer in the threads of a worker, which wait
+                for Python's lock.
+        """
+        rows = self.stream.dataset(consumed, (self.seed, epoch))
+        if not elsewhere and self.augment is not None:
+            return rows
+        return decode_in_tasks(rows, self.stream.size, self.augment, epoch, elsewhere)

@@ -42,7 +42,7 @@ def stream_images(
     stream = deal_images(images, assignment, column, data, scale)
     say("stream", stream.reason)
     if stream.mode == "streaming":
-        plan = plan_scale(scale, batch_size, data_tasks=True)
+        plan = plan_scale(scale, batch_size, data_tasks=True, decoding=not data.crops_files)
         if plan.gpu and (cpus := cpus_for_decoding(plan.max_workers, plan.cpus)):
             say("stream", f"images are decoded on the {cpus:g} CPUs of nodes without GPUs")
         if samples_per_cluster > 1:

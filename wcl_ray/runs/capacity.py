@@ -163,17 +163,26 @@ def check_batch(batch_size: int, workers: int, option: str = "train.batch-size")
         )
 
 
-def plan_scale(scale: ScaleConfig, batch_size: int, data_tasks: bool) -> Scale:
+def plan_scale(
+    scale: ScaleConfig, batch_size: int, data_tasks: bool, decoding: bool = False
+) -> Scale:
     """Plan the workers of a run on the connected cluster, see :func:`divide`."""
-    return divide(scale, batch_size, data_tasks, capacity(scale))
+    return divide(scale, batch_size, data_tasks, capacity(scale), decoding)
 
 
-def divide(scale: ScaleConfig, batch_size: int, data_tasks: bool, cluster: Capacity) -> Scale:
+def divide(
+    scale: ScaleConfig,
+    batch_size: int,
+    data_tasks: bool,
+    cluster: Capacity,
+    decoding: bool = False,
+) -> Scale:
     """Plan the workers of a run from the options and the capacity of the cluster.
 
     Args:
         batch_size: B, global.
         data_tasks: Ray Data reads or evaluates during training and needs a CPU of its own.
+        decoding: the tasks that read also decode, and need half of the CPUs of GPU nodes.
 
     Raises:
         UserError: GPUs are required and there are none; the batch is too small for the workers;
@@ -200,7 +209,7 @@ def divide(scale: ScaleConfig, batch_size: int, data_tasks: bool, cluster: Capac
             f"largest node; lower it, {remedy}"
         )
     share = share or (
-        _gpu_share(cluster, reserved) if gpu else _even_share(cluster, high, reserved)
+        _gpu_share(cluster, reserved, decoding) if gpu else _even_share(cluster, high, reserved)
     )
     fits = cluster.workers(share, gpu)
     if fits < low and not unlimited:
@@ -211,16 +220,20 @@ def divide(scale: ScaleConfig, batch_size: int, data_tasks: bool, cluster: Capac
     return Scale(min_workers=low, max_workers=high, cpus=share, gpu=gpu)
 
 
-def _gpu_share(cluster: Capacity, reserved: float) -> float:
-    """CPUs of each GPU worker: an even share of its node. Workers take whole nodes only if other
-    nodes have CPUs for the tasks that read and decode.
+def _gpu_share(cluster: Capacity, reserved: float, decoding: bool) -> float:
+    """CPUs of each GPU worker: an even share of its node, or of half of it if tasks decode. Workers
+    take whole nodes only if other nodes have CPUs for the tasks that read and decode.
 
     Raises:
         UserError: no CPU is left for the tasks that read.
     """
-    kept_free = 0.0 if cluster.cpus_without_gpu >= max(reserved, 1.0) else reserved
-    share = min(((cpus - kept_free) / gpus for cpus, gpus, _ in cluster.nodes if gpus), default=1.0)
-    if share <= 0 and kept_free:
+    elsewhere = cluster.cpus_without_gpu >= max(reserved, 1.0)
+
+    def taken(cpus: float) -> float:
+        return cpus if elsewhere else min(cpus - reserved, cpus / 2 if decoding else cpus)
+
+    share = min((taken(cpus) / gpus for cpus, gpus, _ in cluster.nodes if gpus), default=1.0)
+    if share <= 0 and not elsewhere and reserved:
         raise UserError(
             "streaming or evaluating during training needs a CPU besides those of the workers on "
             "every GPU node; use --data.keep raw and --evaluate.every 0, or larger nodes"

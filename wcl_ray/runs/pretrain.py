@@ -110,7 +110,9 @@ def plan_arms(
     run: Folder,
 ) -> Iterator[Arm]:
     """The run's own arm and, with ``compare``, SimCLR on the same images and batches."""
-    data_tasks = stream.mode == "streaming" or bool(config.evaluate.every)
+    streaming = stream.mode == "streaming"
+    data_tasks = streaming or bool(config.evaluate.every)
+    decoding = streaming and not config.data.crops_files
     metadata = MetadataBits.from_npz(run.read(SIMILARITY)) if config.uses_metadata else None
     start = start.with_method(config, clusters, metadata)
     title = config.clusters.kind if config.method == "cl-infonce" else config.method
@@ -131,7 +133,7 @@ def plan_arms(
         ),
         start=start,
         title=title,
-        scale=plan_scale(config.scale, config.train.batch_size, data_tasks),
+        scale=plan_scale(config.scale, config.train.batch_size, data_tasks, decoding),
         similarity=metadata,
     )
     yield arm

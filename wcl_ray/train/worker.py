@@ -275,11 +275,9 @@ class Worker:
 
         shards = None
         if self.rank == 0:
-            dataset = self.task.stream.dataset(
-                self.state.consumed, (self.config.seed, self.state.epoch)
-            )
-            if self.device.type == "cuda" and cpus_for_decoding(self.world, self.cpus):
-                dataset = self.reader.decode_in_tasks(dataset, self.state.epoch)
+            on_gpu = self.device.type == "cuda"
+            elsewhere = on_gpu and cpus_for_decoding(self.world, self.cpus) > 0
+            dataset = self.reader.dataset(self.state.epoch, self.state.consumed, elsewhere)
             shards = dataset.streaming_split(self.world, equal=True)
         shard = ray.train.collective.broadcast_from_rank_zero(shards)[self.rank]
         return lambda: iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))

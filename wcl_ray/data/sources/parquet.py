@@ -35,6 +35,7 @@ from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
+LARGE = 8  # times as many, if all CPUs have work: Ray Data takes up to 0.1 s to start the next task
 FILE_BYTES = 50_000  # assumed size of an image that the table only names
 PATH_BYTES = 200  # image column below this size per row: paths, not image bytes
 ROWS = 1024  # of an output table, at most; keeps blocks small
@@ -117,7 +118,9 @@ class ParquetSource(Source):
     ) -> Dataset:
         pieces, types, size = self.pieces(columns)
         pieces = in_random_order(pieces, seed)
-        tasks = min(len(pieces), max(1, size // TASK_BYTES), 1000)
+        for_all_cpus = min(size // TASK_BYTES, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        tasks = max(1, size // (LARGE * TASK_BYTES), for_all_cpus)
+        tasks = min(tasks, len(pieces), 1000)
         rows = ray.data.from_items(pieces, override_num_blocks=tasks)
         kwargs = {"source": self, "types": types, "images": images, "keep": keep}
         return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
