@@ -1,6 +1,7 @@
 """Images per second into a training process: the stream against a torch DataLoader.
 
     python benchmarks/ingest.py --path "cifar10/train-*.parquet" [--repeats 3] [--workers 2]
+    python benchmarks/ingest.py --path "cifar10/train-*.parquet" --copies 6     # longer epochs
     python benchmarks/ingest.py --size 256      # 2,560 synthetic photographs of 400 × 533 pixels
 
 Both sides deliver shuffled uint8 batches of (3, S, S) images to one consumer. The DataLoader
@@ -78,6 +79,15 @@ def photographs(folder: Path, count: int = 2560) -> str:
     return str(folder)
 
 
+def repeat(table: pa.Table, copies: int, folder: Path) -> str:
+    """Write a table's images several times, with ids of their own; returns the folder."""
+    for number in range(copies):
+        ids = pa.array(np.arange(len(table)) + number * len(table))
+        copy = pa.table({"id": ids, "image": table[IMAGE]})
+        pq.write_table(copy, folder / f"copy-{number}.parquet", row_group_size=1000)
+    return str(folder)
+
+
 def timed(batches: Callable[[], Iterator[torch.Tensor]]) -> tuple[float, float]:
     """Images per second of one pass, the first batch included; seconds until the first batch."""
     started, count, first = time.perf_counter(), 0, 0.0
@@ -108,9 +118,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, and threads")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")
     parser.add_argument("--size", type=int, default=32, help="side of the decoded images")
+    parser.add_argument("--copies", type=int, default=1, help="times that each image is read")
     options = parser.parse_args()
-    if min(options.repeats, options.batch) < 1:
-        parser.error("--repeats and --batch start at 1")
+    if min(options.repeats, options.batch, options.copies) < 1:
+        parser.error("--repeats, --batch and --copies start at 1")
     quiet_ray()
     ray.init(address="local", logging_level="ERROR", log_to_driver=False)
     rendered = tempfile.TemporaryDirectory()
@@ -118,6 +129,10 @@ def main() -> None:
     data = DataConfig(path=path, image_size=options.size, store_size=options.size)
     source = open_source(data)
     table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
+    if options.copies > 1:
+        data = replace(data, path=repeat(table, options.copies, Path(rendered.name)))
+        source = open_source(data)
+        table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     ids = np.sort(table[ID].to_numpy())
     if len(ids) < 3 * options.batch:
         parser.error(f"{len(ids)} images are too few for batches of {options.batch}")
@@ -161,6 +176,8 @@ def main() -> None:
             rate, first = timed(side)
             rates[name].append(rate)
             firsts[name].append(first)
+    for _ in range(options.repeats):  # last: an epoch that is broken off ends processes of Ray Data
+        for name, side in sides.items():
             waits[name].append(waiting(side))
     speed = {name: statistics.median(values) for name, values in rates.items()}
     result: dict[str, Any] = {"images": len(ids), "auto": chosen}

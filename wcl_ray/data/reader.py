@@ -34,6 +34,7 @@ from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, POSITION, Fil
 from wcl_ray.data.sources.files import read_files
 from wcl_ray.data.stream import Stream
 
+SMALL = 64  # pixels a side, at most, of squashed images that the tasks that read decode
 AHEAD = 3  # batches read before they are needed
 FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
 WINDOW_BYTES = 2**29  # of a window of images that tasks have decoded, unless a batch is larger
@@ -356,11 +357,12 @@ class Reader:
         random order of the files.
 
         Args:
-            elsewhere: the nodes without GPUs decode. Images without crops are always decoded by the
-                tasks that read: files this small take longer in the threads of a worker, which wait
-                for Python's lock.
+            elsewhere: the nodes without GPUs decode. Small images are always decoded by the tasks
+                that read: they take longer in the threads of a worker, which wait for Python's
+                lock.
         """
         rows = self.stream.dataset(consumed, (self.seed, epoch))
-        if not elsewhere and self.augment is not None:
+        small = self.augment is None and self.stream.size <= SMALL
+        if not (elsewhere or small):
             return rows
         return decode_in_tasks(rows, self.stream.size, self.augment, epoch, elsewhere)
