@@ -33,10 +33,12 @@ from wcl_ray.data.blocks import (
     rows_left,
 )
 from wcl_ray.data.deal import Places
+from wcl_ray.data.pixels import PIXELS
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import folder as source_folder
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources import parquet as source_parquet
+from wcl_ray.data.sources.base import IMAGE
 from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.embed import embed
@@ -323,6 +325,44 @@ def test_a_window_of_decoded_images_has_few_bytes(
     seen = [i for batch in reading.epoch(0, None, lambda: iter(parts)) for i in batch.ids.tolist()]
     assert sorted(seen) == list(range(N))
     assert 12 < max(sizes) < 30
+
+
+@pytest.mark.parametrize(
+    ("size", "elsewhere", "decoded"), [(64, False, True), (65, False, False), (65, True, True)]
+)
+def test_small_images_are_decoded_by_the_tasks_that_read(
+    data: DataConfig, size: int, elsewhere: bool, decoded: bool
+) -> None:
+    s = plan(replace(data, store_size=size), np.arange(N), "streaming")
+    rows = reader(s, np.zeros((N, 1), np.int32)).dataset(0, None, elsewhere)
+    for table in ray.get(rows.to_arrow_refs()):
+        assert (PIXELS in table.column_names) == decoded
+        assert (IMAGE in table.column_names) != decoded
+
+
+def test_streamed_blocks_come_before_their_task_ends(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "STREAMED_BLOCK", 4_000)
+    s = plan(data, np.arange(N), "streaming")
+    blocks = reader(s, np.zeros((N, 1), np.int32)).dataset(0, None).to_arrow_refs()
+    assert len(blocks) > 5  # of one task: there are few bytes to read
+
+
+@pytest.mark.parametrize(
+    ("size", "cpus", "tasks"),
+    [
+        (10**5, 8, 1),
+        (10**7, 8, 5),
+        (10**8, 0, 6),
+        (10**8, 8, 16),
+        (10**8, 64, 50),
+        (10**9, 8, 62),
+        (10**12, 8, 1000),
+    ],
+)
+def test_tasks_are_large_once_all_cpus_have_work(size: int, cpus: float, tasks: int) -> None:
+    assert source_parquet.number_of_tasks(size, cpus) == tasks
 
 
 def broken(data: DataConfig, tmp_path: Path, bad: dict[int, bytes | None]) -> DataConfig:

@@ -35,7 +35,7 @@ from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
-LARGE = 8  # times as many, if all CPUs have work: Ray Data takes up to 0.1 s to start the next task
+LARGE = 8  # times as many if all CPUs have work: Ray Data takes up to 0.1 s to start the next task
 FILE_BYTES = 50_000  # assumed size of an image that the table only names
 PATH_BYTES = 200  # image column below this size per row: paths, not image bytes
 ROWS = 1024  # of an output table, at most; keeps blocks small
@@ -118,10 +118,8 @@ class ParquetSource(Source):
     ) -> Dataset:
         pieces, types, size = self.pieces(columns)
         pieces = in_random_order(pieces, seed)
-        for_all_cpus = min(size // TASK_BYTES, 2 * int(ray.cluster_resources().get("CPU", 1)))
-        tasks = max(1, size // (LARGE * TASK_BYTES), for_all_cpus)
-        tasks = min(tasks, len(pieces), 1000)
-        rows = ray.data.from_items(pieces, override_num_blocks=tasks)
+        tasks = number_of_tasks(size, ray.cluster_resources().get("CPU", 0.0))
+        rows = ray.data.from_items(pieces, override_num_blocks=min(tasks, len(pieces)))
         kwargs = {"source": self, "types": types, "images": images, "keep": keep}
         return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
 
@@ -257,6 +255,13 @@ def _types(
                 )
             types[name] = common
     return types
+
+
+def number_of_tasks(size: int, cpus: float) -> int:
+    """Tasks that read ``size`` bytes in a cluster of ``cpus`` CPUs: small ones until there are two
+    for each CPU, else large ones."""
+    small, large = size // TASK_BYTES, size // (LARGE * TASK_BYTES)
+    return min(1000, max(1, large, min(small, int(2 * cpus))))
 
 
 def _read_piece(
