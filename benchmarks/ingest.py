@@ -80,11 +80,14 @@ def photographs(folder: Path, count: int = 2560) -> str:
 
 
 def repeat(table: pa.Table, copies: int, folder: Path) -> str:
-    """Write a table's images several times, with ids of their own; returns the folder."""
+    """Write a table's images several times, with ids of their own, in row groups of about 9 MB and
+    at most 1,000 rows; returns the folder."""
+    folder.mkdir()
+    rows = max(1, min(1000, len(table) * 9_000_000 // table[IMAGE].nbytes))
     for number in range(copies):
         ids = pa.array(np.arange(len(table)) + number * len(table))
         copy = pa.table({"id": ids, "image": table[IMAGE]})
-        pq.write_table(copy, folder / f"copy-{number}.parquet", row_group_size=1000)
+        pq.write_table(copy, folder / f"copy-{number}.parquet", row_group_size=rows)
     return str(folder)
 
 
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, and threads")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")
     parser.add_argument("--size", type=int, default=32, help="side of the decoded images")
-    parser.add_argument("--copies", type=int, default=1, help="times that each image is read")
+    parser.add_argument("--copies", type=int, default=1, help="of each image in the data set")
     options = parser.parse_args()
     if min(options.repeats, options.batch, options.copies) < 1:
         parser.error("--repeats, --batch and --copies start at 1")
@@ -130,7 +133,7 @@ def main() -> None:
     source = open_source(data)
     table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     if options.copies > 1:
-        data = replace(data, path=repeat(table, options.copies, Path(rendered.name)))
+        data = replace(data, path=repeat(table, options.copies, Path(rendered.name) / "copies"))
         source = open_source(data)
         table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     ids = np.sort(table[ID].to_numpy())

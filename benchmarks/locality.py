@@ -198,7 +198,7 @@ def read_epoch(
     parts: list[Any] = [None] * options.nodes
     if keep == "streaming":
         rows = stream.dataset(None, (0, epoch))
-        if not data.crops_files:
+        if data.decoded_when_read:
             rows = decode_in_tasks(rows, stream.size, None, epoch, elsewhere=False)
         parts = rows.streaming_split(options.nodes, equal=True)  # type: ignore[assignment]
     kept = ray.put(clusters)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pictures import number_of, write_parquet
 
 from wcl_ray.config import DataConfig, ModelConfig
-from wcl_ray.data import data_stats, sampler, stream
+from wcl_ray.data import data_stats, pixels, sampler, stream
 from wcl_ray.data import reader as data_reader
 from wcl_ray.data.batch import Batch
 from wcl_ray.data.blocks import (
@@ -328,22 +328,31 @@ def test_a_window_of_decoded_images_has_few_bytes(
 
 
 @pytest.mark.parametrize(
-    ("size", "elsewhere", "decoded"), [(64, False, True), (65, False, False), (65, True, True)]
+    ("size", "elsewhere", "decoded", "by_reading_tasks"),
+    [
+        (64, False, True, True),
+        (64, True, True, True),
+        (65, False, False, False),
+        (65, True, True, False),
+    ],
 )
 def test_small_images_are_decoded_by_the_tasks_that_read(
-    data: DataConfig, size: int, elsewhere: bool, decoded: bool
+    data: DataConfig, size: int, elsewhere: bool, decoded: bool, by_reading_tasks: bool
 ) -> None:
-    s = plan(replace(data, store_size=size), np.arange(N), "streaming")
-    rows = reader(s, np.zeros((N, 1), np.int32)).dataset(0, None, elsewhere)
+    config = replace(data, store_size=size)
+    assert config.decoded_when_read == (size == 64)
+    s = plan(config, np.arange(N), "streaming")
+    rows = reader(s, np.zeros((N, 1), np.int32)).dataset(0, None, elsewhere).materialize()
     for table in ray.get(rows.to_arrow_refs()):
         assert (PIXELS in table.column_names) == decoded
         assert (IMAGE in table.column_names) != decoded
+    assert ("(_select)->MapBatches(_decode_rows)" in rows.stats()) == by_reading_tasks
 
 
 def test_streamed_blocks_come_before_their_task_ends(
     data: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "STREAMED_BLOCK", 4_000)
+    monkeypatch.setattr(pixels, "BLOCK", 4_000)
     s = plan(data, np.arange(N), "streaming")
     blocks = reader(s, np.zeros((N, 1), np.int32)).dataset(0, None).to_arrow_refs()
     assert len(blocks) > 5  # of one task: there are few bytes to read

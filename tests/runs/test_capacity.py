@@ -81,8 +81,11 @@ def test_several_gpus_a_node() -> None:
     assert (scale.min_workers, scale.max_workers, scale.cpus) == (16, 16, 12)
     assert divide(Config(), cluster, streamed=True).cpus == 11
     assert divide(Config(), cluster, streamed=True, decoding=True).cpus == 6
-    beside = add_up([({"CPU": 96.0, "GPU": 8.0}, 2), ({"CPU": 16.0}, 1)], [], grows=False)
-    assert divide(Config(), beside, streamed=True, decoding=True).cpus == 12
+    for beside, share in ((16.0, 6), (96.0, 12)):  # of the tasks that read and decode
+        nodes = [({"CPU": 96.0, "GPU": 8.0}, 2), ({"CPU": beside}, 1)]
+        mixed = add_up(nodes, [], grows=False)
+        assert divide(Config(), mixed, streamed=True, decoding=True).cpus == share
+        assert divide(Config(), mixed, streamed=True).cpus == 12
     few = add_up([({"CPU": 2.0, "GPU": 4.0}, 1)], [], grows=False)
     assert divide(Config(), few, streamed=False).cpus == 0.5
     with pytest.raises(UserError, match="a CPU besides those of the workers"):

@@ -136,7 +136,7 @@ def decoding(folder: str) -> dict[str, Any]:
 @ray.remote(num_gpus=1)
 def _stream_on_gpu_node(folder: str, graphics: dict[str, float]) -> dict[str, Any]:
     """Read a streamed epoch whose images are decoded by tasks: how often on a node with a GPU."""
-    data = DataConfig(path=folder, image_size=64, keep="streaming")  # not inlined
+    data = DataConfig(path=folder, image_size=64, store_size=72, keep="streaming")
     stream = plan_stream(open_source(data), np.arange(N), data)
     clusters = np.zeros((N, 1), np.int32)
     reader = Reader(stream, clusters, rank=0, world=1, batch_size=8, seed=0, group=2)

@@ -1,9 +1,9 @@
 """Decoded images as columns of Arrow tables, and the tasks that decode for the workers.
 
-Of streamed images, the tasks that read also decode what is squashed to a few pixels. Workers decode
-larger images themselves, unless they train on GPUs and the nodes without GPUs have more CPUs than
-the workers: then tasks on these nodes decode what other tasks have read. The pixels are the same,
-up to how processors of different kinds round.
+Streamed images that are squashed to at most 64 pixels a side are decoded by the tasks that read
+them. Workers decode larger images themselves, unless they train on GPUs and the nodes without GPUs
+have more CPUs than the workers: then tasks on these nodes decode what other tasks have read. The
+pixels are the same, up to how processors of different kinds round.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PIXELS, ASPECT = "__pixels", "__aspect"
 AT_ONCE = 512  # images decoded into one table
+BLOCK = 32 * 2**20  # bytes of decoded images: the first batches do not wait for the end of a task
 
 
 def decode_files(
@@ -93,6 +94,8 @@ def decode_in_tasks(
         # Ray prefers the node of the process that submits a task, here a worker on a GPU node
         place["label_selector"] = {"ray.io/node-id": f"in({','.join(nodes)})"}
         place["fallback_strategy"] = [{"label_selector": {}}]
+    if not elsewhere:
+        rows.context.target_max_block_size = BLOCK
     return rows.map_batches(
         _decode_rows, batch_format="pyarrow", batch_size=None, fn_kwargs=kwargs, **place
     )

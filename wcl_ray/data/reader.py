@@ -21,6 +21,7 @@ import ray
 import torch
 from ray.data import Dataset
 
+from wcl_ray.config import SMALL_IMAGE
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.batch import Batch, BatchMaker
@@ -34,7 +35,6 @@ from wcl_ray.data.sources.base import FAULT, ID, IMAGE, KEY, PATH, POSITION, Fil
 from wcl_ray.data.sources.files import read_files
 from wcl_ray.data.stream import Stream
 
-SMALL = 64  # pixels a side, at most, of squashed images that the tasks that read decode
 AHEAD = 3  # batches read before they are needed
 FIRST_WINDOW = 4  # batches in the first window of a streamed epoch
 WINDOW_BYTES = 2**29  # of a window of images that tasks have decoded, unless a batch is larger
@@ -356,13 +356,15 @@ class Reader:
         """Mode streaming: the images of an epoch that are not consumed, for all workers, in a
         random order of the files.
 
+        Small images are decoded by the tasks that read them: the threads of a worker wait for
+        Python's lock longer than they decode them.
+
         Args:
-            elsewhere: the nodes without GPUs decode. Small images are always decoded by the tasks
-                that read: they take longer in the threads of a worker, which wait for Python's
-                lock.
+            elsewhere: nodes without GPUs decode larger images.
         """
         rows = self.stream.dataset(consumed, (self.seed, epoch))
-        small = self.augment is None and self.stream.size <= SMALL
+        small = self.augment is None and self.stream.size <= SMALL_IMAGE
         if not (elsewhere or small):
             return rows
+        elsewhere = elsewhere and not small
         return decode_in_tasks(rows, self.stream.size, self.augment, epoch, elsewhere)

@@ -36,7 +36,6 @@ from wcl_ray.terminal import bytes_text
 SHARE = 0.5  # of the object store that kept images may take
 BLOCK = 64e6  # bytes of a dealt block, if there are fewer than
 MOST_BLOCKS = 20_000  # since the driver holds references to all
-STREAMED_BLOCK = 8 * 2**20  # bytes: the first batches need not wait until a task has ended
 REPLICATED = 0.25  # of the smallest node's store: less than this is read by all workers
 
 
@@ -91,7 +90,6 @@ class Stream:
         source: Source = ray.get(self.source)  # an image folder's holds the names of all files
         rows = source.images(self.columns, seed=seed)
         rows.context.enable_progress_bars = False  # a worker's context is not that of the driver
-        rows.context.target_max_block_size = STREAMED_BLOCK
         fn_kwargs = {"ids": self.ids, "consumed": None if consumed is None else ray.put(consumed)}
         return rows.map_batches(
             _select, batch_format="pyarrow", batch_size=None, fn_kwargs=fn_kwargs

@@ -42,8 +42,9 @@ def stream_images(
     stream = deal_images(images, assignment, column, data, scale)
     say("stream", stream.reason)
     if stream.mode == "streaming":
-        plan = plan_scale(scale, batch_size, data_tasks=True, decoding=not data.crops_files)
-        if plan.gpu and (cpus := cpus_for_decoding(plan.max_workers, plan.cpus)):
+        plan = plan_scale(scale, batch_size, data_tasks=True, decoding=data.decoded_when_read)
+        cpus = cpus_for_decoding(plan.max_workers, plan.cpus) if plan.gpu else 0
+        if cpus and not data.decoded_when_read:
             say("stream", f"images are decoded on the {cpus:g} CPUs of nodes without GPUs")
         if samples_per_cluster > 1:
             say_partners(images, assignment, column, batch_size // plan.max_workers)

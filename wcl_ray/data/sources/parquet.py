@@ -35,7 +35,7 @@ from wcl_ray.errors import UserError, reading
 from wcl_ray.registry import FORMATS
 
 TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
-LARGE = 8  # times as many if all CPUs have work: Ray Data takes up to 0.1 s to start the next task
+LARGE = 8  # times TASK_BYTES of a large task: Ray Data takes up to 0.1 s to start the next one
 FILE_BYTES = 50_000  # assumed size of an image that the table only names
 PATH_BYTES = 200  # image column below this size per row: paths, not image bytes
 ROWS = 1024  # of an output table, at most; keeps blocks small
@@ -258,8 +258,8 @@ def _types(
 
 
 def number_of_tasks(size: int, cpus: float) -> int:
-    """Tasks that read ``size`` bytes in a cluster of ``cpus`` CPUs: small ones until there are two
-    for each CPU, else large ones."""
+    """Tasks that read ``size`` bytes in a cluster of ``cpus`` CPUs: two for each CPU if each reads
+    at least TASK_BYTES, or more that read LARGE times as much."""
     small, large = size // TASK_BYTES, size // (LARGE * TASK_BYTES)
     return min(1000, max(1, large, min(small, int(2 * cpus))))
 
