@@ -359,19 +359,23 @@ def test_streamed_blocks_come_before_their_task_ends(
 
 
 @pytest.mark.parametrize(
-    ("size", "cpus", "tasks"),
+    ("size", "cpus", "store", "tasks"),
     [
-        (10**5, 8, 1),
-        (10**7, 8, 5),
-        (10**8, 0, 6),
-        (10**8, 8, 16),
-        (10**8, 64, 50),
-        (10**9, 8, 62),
-        (10**12, 8, 1000),
+        (10**5, 8, 10**10, 1),
+        (10**7, 8, 10**10, 5),
+        (10**8, 0, 10**10, 6),
+        (10**8, 8, 10**10, 16),
+        (10**8, 64, 10**10, 50),
+        (10**9, 8, 10**10, 62),
+        (10**9, 8, 2 * 10**9, 200),
+        (10**9, 8, 10**8, 500),
+        (10**12, 8, 10**10, 1000),
     ],
 )
-def test_tasks_are_large_once_all_cpus_have_work(size: int, cpus: float, tasks: int) -> None:
-    assert source_parquet.number_of_tasks(size, cpus) == tasks
+def test_tasks_are_large_once_all_cpus_have_work(
+    size: int, cpus: float, store: float, tasks: int
+) -> None:
+    assert source_parquet.number_of_tasks(size, cpus, store) == tasks
 
 
 def broken(data: DataConfig, tmp_path: Path, bad: dict[int, bytes | None]) -> DataConfig:

@@ -36,6 +36,7 @@ from wcl_ray.registry import FORMATS
 
 TASK_BYTES = 2_000_000  # that a task reads at least: starting it takes as long as 1,000 images
 LARGE = 8  # times TASK_BYTES of a large task: Ray Data takes up to 0.1 s to start the next one
+STORE_SHARE = 1 / 400  # that a task reads at most; larger ones fill most of a small object store
 FILE_BYTES = 50_000  # assumed size of an image that the table only names
 PATH_BYTES = 200  # image column below this size per row: paths, not image bytes
 ROWS = 1024  # of an output table, at most; keeps blocks small
@@ -118,7 +119,9 @@ class ParquetSource(Source):
     ) -> Dataset:
         pieces, types, size = self.pieces(columns)
         pieces = in_random_order(pieces, seed)
-        tasks = number_of_tasks(size, ray.cluster_resources().get("CPU", 0.0))
+        cluster = ray.cluster_resources()
+        store = cluster.get("object_store_memory", 0.0)
+        tasks = number_of_tasks(size, cluster.get("CPU", 0.0), store)
         rows = ray.data.from_items(pieces, override_num_blocks=min(tasks, len(pieces)))
         kwargs = {"source": self, "types": types, "images": images, "keep": keep}
         return rows.map_batches(_read_piece, batch_size=1, fn_kwargs=kwargs, **READ_OPTIONS)
@@ -257,11 +260,12 @@ def _types(
     return types
 
 
-def number_of_tasks(size: int, cpus: float) -> int:
-    """Tasks that read ``size`` bytes in a cluster of ``cpus`` CPUs: two for each CPU if each reads
-    at least TASK_BYTES, or more that read LARGE times as much."""
-    small, large = size // TASK_BYTES, size // (LARGE * TASK_BYTES)
-    return min(1000, max(1, large, min(small, int(2 * cpus))))
+def number_of_tasks(size: int, cpus: float, store: float) -> int:
+    """Tasks that read ``size`` bytes in a cluster of ``cpus`` CPUs and an object store of ``store``
+    bytes: two for each CPU if each reads at least TASK_BYTES, or more that read LARGE times as
+    much, but no more than the store bears."""
+    large = min(LARGE * TASK_BYTES, max(TASK_BYTES, int(STORE_SHARE * store)))
+    return min(1000, max(1, size // large, min(size // TASK_BYTES, int(2 * cpus))))
 
 
 def _read_piece(
