@@ -39,7 +39,6 @@ from ray.cluster_utils import Cluster
 
 from wcl_ray.config import ClustersConfig, Config, DataConfig
 from wcl_ray.data import sampler
-from wcl_ray.data.pixels import decode_in_tasks
 from wcl_ray.data.reader import Reader
 from wcl_ray.data.shards import partners_together, read_placement
 from wcl_ray.data.sources import open_source
@@ -197,9 +196,10 @@ def read_epoch(
     stream = plan_stream(open_source(data), np.arange(len(clusters)), data)
     parts: list[Any] = [None] * options.nodes
     if keep == "streaming":
-        rows = stream.dataset(None, (0, epoch))
-        if data.decoded_when_read:
-            rows = decode_in_tasks(rows, stream.size, None, epoch, elsewhere=False)
+        reader = Reader(
+            stream, clusters, rank=0, world=options.nodes, batch_size=options.batch, seed=0, group=2
+        )
+        rows = reader.dataset(epoch, None)
         parts = rows.streaming_split(options.nodes, equal=True)  # type: ignore[assignment]
     kept = ray.put(clusters)
     started = time.perf_counter()

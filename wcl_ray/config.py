@@ -23,7 +23,6 @@ import tyro
 from wcl_ray.registry import BACKBONES, FORMATS, KINDS, LOSSES, METHODS, TRACKERS, load_plugins
 
 SMALL = 32  # side of the training images, without other weights
-SMALL_IMAGE = 64  # side, at most, of images that are squashed before crops and decoded when read
 # options of k-means, which apply to clusters of features only
 KMEANS = (
     "k", "features", "nested", "min_size", "iterations", "spherical", "kernel",
@@ -155,12 +154,7 @@ class DataConfig:
     @property
     def crops_files(self) -> bool:
         """Whether images that are not kept decoded are cropped at their original resolution."""
-        return self.image_size > SMALL_IMAGE
-
-    @property
-    def decoded_when_read(self) -> bool:
-        """Whether the tasks that read streamed images decode them, too."""
-        return max(self.image_size, self.stored_size) <= SMALL_IMAGE
+        return self.image_size > 64
 
     @property
     def stored_size(self) -> int:
@@ -168,7 +162,7 @@ class DataConfig:
         if self.store_size:
             return self.store_size
         size = self.image_size or SMALL
-        return size if size <= SMALL_IMAGE else -(-size * 8 // 7)
+        return size if size <= 64 else -(-size * 8 // 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -339,9 +339,8 @@ def test_a_window_of_decoded_images_has_few_bytes(
 def test_small_images_are_decoded_by_the_tasks_that_read(
     data: DataConfig, size: int, elsewhere: bool, decoded: bool, by_reading_tasks: bool
 ) -> None:
-    config = replace(data, store_size=size)
-    assert config.decoded_when_read == (size == 64)
-    s = plan(config, np.arange(N), "streaming")
+    s = plan(replace(data, store_size=size), np.arange(N), "streaming")
+    assert s.decoded_when_read == by_reading_tasks
     rows = reader(s, np.zeros((N, 1), np.int32)).dataset(0, None, elsewhere).materialize()
     for table in ray.get(rows.to_arrow_refs()):
         assert (PIXELS in table.column_names) == decoded

@@ -21,7 +21,6 @@ import ray
 import torch
 from ray.data import Dataset
 
-from wcl_ray.config import SMALL_IMAGE
 from wcl_ray.data import sampler
 from wcl_ray.data.augment import Augment
 from wcl_ray.data.batch import Batch, BatchMaker
@@ -356,15 +355,11 @@ class Reader:
         """Mode streaming: the images of an epoch that are not consumed, for all workers, in a
         random order of the files.
 
-        Small images are decoded by the tasks that read them: the threads of a worker wait for
-        Python's lock longer than they decode them.
-
         Args:
-            elsewhere: nodes without GPUs decode larger images.
+            elsewhere: nodes without GPUs decode images that are not decoded when they are read.
         """
         rows = self.stream.dataset(consumed, (self.seed, epoch))
-        small = self.augment is None and self.stream.size <= SMALL_IMAGE
-        if not (elsewhere or small):
+        when_read = self.stream.decoded_when_read
+        if not (when_read or elsewhere):
             return rows
-        elsewhere = elsewhere and not small
-        return decode_in_tasks(rows, self.stream.size, self.augment, epoch, elsewhere)
+        return decode_in_tasks(rows, self.stream.size, self.augment, epoch, not when_read)

@@ -36,6 +36,7 @@ from wcl_ray.terminal import bytes_text
 SHARE = 0.5  # of the object store that kept images may take
 BLOCK = 64e6  # bytes of a dealt block, if there are fewer than
 MOST_BLOCKS = 20_000  # since the driver holds references to all
+SMALL = 64  # pixels a side, at most, of streamed images that are decoded when they are read
 REPLICATED = 0.25  # of the smallest node's store: less than this is read by all workers
 
 
@@ -56,6 +57,8 @@ class Stream:
         index: mode indexed: reference to the :class:`FileIndex`.
         source: modes indexed and streaming: reference to the :class:`Source` of the images, read
             again each epoch, with ``columns``.
+        decoded_when_read: mode streaming: the tasks that read decode, too. The threads of a worker
+            wait for Python's lock longer than they decode small images.
         faults: unreadable images, as {"key", "reason"}.
     """
 
@@ -70,6 +73,7 @@ class Stream:
     index: Any = None
     source: Any = None
     columns: tuple[str, ...] = ()
+    decoded_when_read: bool = False
     faults: tuple[dict[str, str], ...] = field(default=(), repr=False)
 
     def images(self) -> Dataset:
@@ -123,7 +127,9 @@ def plan_stream(
     if mode in ("indexed", "streaming"):
         stream = Stream(mode, reason, size, len(ids), True, ids_ref)
         stream = replace(stream, source=ray.put(source), columns=tuple(columns))
-        return _indexed(stream, source, ids) if mode == "indexed" else stream
+        if mode == "indexed":
+            return _indexed(stream, source, ids)
+        return replace(stream, decoded_when_read=size <= SMALL)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     smallest = min(node["Resources"].get("object_store_memory", 0) for node in nodes)
     shared = (len(nodes) == 1 and not grows) or kept < REPLICATED * smallest

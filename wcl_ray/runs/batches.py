@@ -42,9 +42,9 @@ def stream_images(
     stream = deal_images(images, assignment, column, data, scale)
     say("stream", stream.reason)
     if stream.mode == "streaming":
-        plan = plan_scale(scale, batch_size, data_tasks=True, decoding=data.decoded_when_read)
-        cpus = cpus_for_decoding(plan.max_workers, plan.cpus) if plan.gpu else 0
-        if cpus and not data.decoded_when_read:
+        plan = plan_scale(scale, batch_size, data_tasks=True, decoding=stream.decoded_when_read)
+        by_workers = plan.gpu and not stream.decoded_when_read
+        if by_workers and (cpus := cpus_for_decoding(plan.max_workers, plan.cpus)):
             say("stream", f"images are decoded on the {cpus:g} CPUs of nodes without GPUs")
         if samples_per_cluster > 1:
             say_partners(images, assignment, column, batch_size // plan.max_workers)

@@ -228,8 +228,7 @@ def _gpu_share(cluster: Capacity, reserved: float, decoding: bool) -> float:
         UserError: no CPU is left for the tasks that read.
     """
     on_gpu_nodes = sum(cpus * count for cpus, gpus, count in cluster.nodes if gpus)
-    needed = on_gpu_nodes / 2 if decoding else 1.0
-    elsewhere = cluster.cpus_without_gpu >= max(reserved, needed)
+    elsewhere = cluster.cpus_without_gpu >= max(1.0, on_gpu_nodes / 2 if decoding else 0.0)
 
     def taken(cpus: float) -> float:
         return cpus if elsewhere else min(cpus - reserved, cpus / 2 if decoding else cpus)

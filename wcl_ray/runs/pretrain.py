@@ -110,9 +110,8 @@ def plan_arms(
     run: Folder,
 ) -> Iterator[Arm]:
     """The run's own arm and, with ``compare``, SimCLR on the same images and batches."""
-    streaming = stream.mode == "streaming"
-    data_tasks = streaming or bool(config.evaluate.every)
-    decoding = streaming and config.data.decoded_when_read
+    data_tasks = stream.mode == "streaming" or bool(config.evaluate.every)
+    decoding = stream.decoded_when_read
     metadata = MetadataBits.from_npz(run.read(SIMILARITY)) if config.uses_metadata else None
     start = start.with_method(config, clusters, metadata)
     title = config.clusters.kind if config.method == "cl-infonce" else config.method
