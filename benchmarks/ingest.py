@@ -41,6 +41,7 @@ from wcl_ray.data.reader import Reader
 from wcl_ray.data.sources import open_source
 from wcl_ray.data.sources.base import ID, IMAGE
 from wcl_ray.data.stream import Stream, plan_stream
+from wcl_ray.errors import UserError
 from wcl_ray.runs.nodes import quiet_ray
 
 STEP, STEPS = 0.05, 60  # seconds of a step that does not use the CPU, and number of steps
@@ -130,7 +131,10 @@ def main() -> None:
     rendered = tempfile.TemporaryDirectory()
     path = options.path or photographs(Path(rendered.name))
     data = DataConfig(path=path, image_size=options.size, store_size=options.size)
-    source = open_source(data)
+    try:
+        source = open_source(data)
+    except UserError as error:
+        parser.error(str(error))
     table = pa.concat_tables(ray.get(source.images().to_arrow_refs()))
     if options.copies > 1:
         data = replace(data, path=repeat(table, options.copies, Path(rendered.name) / "copies"))
