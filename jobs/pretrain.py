@@ -11,14 +11,12 @@
 
 from __future__ import annotations
 
-from wcl_ray.cli import parse, run_job
+from wcl_ray.cli import demo_flags, parse, run_job
 from wcl_ray.config import Config
-
-DEMO = ["--compare", "--data.label", "label", "--train.epochs", "15"]
 
 
 def main() -> None:
-    config: Config = parse(prog="pretrain.py", implied=demo_flags)
+    config: Config = parse(prog="pretrain.py", implied=lambda given: demo_flags(given, "--compare"))
 
     def body() -> None:
         from wcl_ray.report.run import write_page  # imported here to keep --help fast
@@ -27,13 +25,6 @@ def main() -> None:
         pretrain(config, write_page)
 
     run_job(body)
-
-
-def demo_flags(given: set[str]) -> list[str]:
-    """Options of the demo, implied without --data.path."""
-    if "data.path" in given:
-        return []
-    return DEMO if "clusters.from" in given else [*DEMO, "--clusters.top-k", "8"]
 
 
 if __name__ == "__main__":

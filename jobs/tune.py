@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import os
 
-from wcl_ray.cli import parse, run_job
+from wcl_ray.cli import demo_flags, parse, run_job
 from wcl_ray.search.options import SearchConfig
-
-DEMO = ["--data.label", "label", "--train.epochs", "15"]
 
 
 def main() -> None:
@@ -34,13 +32,6 @@ def main() -> None:
         search(config, page, {SCRIPT: get_plotlyjs().encode()})
 
     run_job(body)
-
-
-def demo_flags(given: set[str]) -> list[str]:
-    """Options of the demo, implied without --data.path."""
-    if "data.path" in given:
-        return []
-    return DEMO if "clusters.from" in given else [*DEMO, "--clusters.top-k", "8"]
 
 
 if __name__ == "__main__":

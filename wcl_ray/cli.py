@@ -72,6 +72,15 @@ def parse(
         fail(text.replace(TEXT, "").replace(repr(TEXT)[1:-1], ""))
 
 
+def demo_flags(given: set[str], *further: str) -> list[str]:
+    """Options of the demo, and further ones, which a job implies without --data.path; see
+    :func:`parse`."""
+    if "data.path" in given:
+        return []
+    top_k = () if "clusters.from" in given else ("--clusters.top-k", "8")
+    return [*further, "--data.label", "label", "--train.epochs", "15", *top_k]
+
+
 def _expand(flags: list[Flag], cls: type) -> list[Flag]:
     """The flags of the files given by ``--config``, then the others."""
     files = [flag.values for flag in flags if flag.name == "config"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from pictures import write_parquet
 from ray import cloudpickle
 
-from wcl_ray.cli import parse
+from wcl_ray.cli import demo_flags, parse
 from wcl_ray.config import ClustersConfig, DataConfig, TrainConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import StorageError, UserError
@@ -198,17 +197,12 @@ def test_attributes_are_read_as_bits(tmp_path: Path) -> None:
 
 
 def test_best_yaml_of_the_demo_wins_over_what_the_demo_implies(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "jobs/pretrain.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pretrain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pretrain)
     config = SearchConfig(data=DataConfig(label="label"), name="it")
     text = best_yaml(config, outcome())  # top-k 20, the option's own default
     assert text is not None
     (tmp_path / "best.yaml").write_text(text)
     words = ["--config", str(tmp_path / "best.yaml")]
-    found = parse(words, implied=pretrain.demo_flags)
+    found = parse(words, implied=lambda given: demo_flags(given, "--compare"))
     assert found.clusters.top_k == (20,)
     assert found.train.epochs == config.train.epochs
     assert not found.compare
