@@ -16,6 +16,7 @@ from wcl_ray.cli import parse
 from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
 from wcl_ray.flags import Flag, keys, open_sections, read_yaml, to_words
 from wcl_ray.registry import REGISTRIES
+from wcl_ray.renamed import REMOVED
 from wcl_ray.runs.stored import read_stored
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions
@@ -456,6 +457,21 @@ def test_old_names_of_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     stored = read_stored(folder)
     assert not stored.ignored
     assert stored.config(Config) == today
+
+
+def test_options_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are errors that say what there is instead. A stored run that had them at the value that
+    still holds is the same; other values are named as left out."""
+    for option, words in REMOVED.items():
+        assert words in fails([f"--{option}", "1"], capsys)
+    options = Config().to_dict()
+    options["train"]["momentum"] = 0.9
+    options["augment"] |= {"hue": 0.1, "contrast": 0.8}
+    folder = Folder(f"{tmp_path}/run")
+    folder.write("config.json", json.dumps({"version": "0.3.0", "config": options}).encode())
+    stored = read_stored(folder)
+    assert stored.ignored == ("augment.contrast",)
+    assert stored.config(Config) == Config()
 
 
 def test_old_names_of_metrics(tmp_path: Path) -> None:

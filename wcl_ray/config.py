@@ -388,14 +388,9 @@ class AugmentConfig:
     """Probability of a horizontal flip."""
     jitter: float = 0.8
     """Probability of colour jitter."""
-    brightness: float = 0.4
-    """Largest relative change of brightness."""
-    contrast: float = 0.4
-    """Largest relative change of contrast."""
-    saturation: float = 0.4
-    """Largest relative change of saturation."""
-    hue: float = 0.1
-    """Largest rotation of the hue, in turns of the colour circle (at most 0.5)."""
+    jitter_strength: float = 0.5
+    """SimCLR's strength of colour jitter: brightness, contrast and saturation change by up to 0.8
+    times it, the hue by up to 0.2 times it, in turns of the colour circle."""
     grayscale: float = 0.2
     """Probability of conversion to greyscale."""
     blur: float = 0.0
@@ -407,10 +402,11 @@ class AugmentConfig:
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             p = getattr(self, name)
             require(0 <= p <= 1, f"augment.{name} is a probability in [0, 1], not {p}")
-        for name in ("brightness", "contrast", "saturation"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} is in [0, 1]")
+        require(
+            0 <= self.jitter_strength <= 1,
+            f"augment.jitter-strength is in [0, 1], not {self.jitter_strength}",
+        )
         require(0 < self.crop_min <= 1, "augment.crop-min is a share in (0, 1]")
-        require(0 <= self.hue <= 0.5, "augment.hue is in [0, 0.5]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,12 +430,10 @@ class TrainConfig:
     lr: float = 0.001
     """Peak learning rate (not scaled by the batch size)."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """adamw, sgd with Nesterov momentum, or lars (large batches)."""
+    """adamw, sgd with Nesterov momentum (0.9), or lars (large batches)."""
     weight_decay: float = 1e-4
     """Weight decay; biases, normalisation weights, class tokens, position embeddings and layer
     scales are exempt."""
-    momentum: float = 0.9
-    """Momentum of sgd and lars."""
     warmup: float = 0.1
     """Share of the steps with a linearly rising learning rate, before cosine decay."""
     layer_decay: float = 1.0
@@ -459,8 +453,6 @@ class TrainConfig:
     """Steps between checkpoints within an epoch; 0: only by minutes and at the end of epochs."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints within an epoch; 0: off."""
-    checkpoint_epochs: int = 1
-    """Epochs between checkpoints; the last epoch always writes one."""
     deterministic: bool = False
     """Deterministic kernels: the same seed, configuration and workers give the same losses."""
     audit: bool = False
@@ -484,13 +476,11 @@ class TrainConfig:
             checkpoint_minutes=self.checkpoint_minutes,
         )
         require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
-        require(0 <= self.momentum < 1, "train.momentum is in [0, 1)")
         require(0 <= self.warmup < 1, "train.warmup is a share in [0, 1)")
         require(
             0 < self.layer_decay <= 1,
             f"train.layer-decay is {self.layer_decay}; it must be above 0 and at most 1",
         )
-        require(self.checkpoint_epochs >= 1, "train.checkpoint-epochs starts at 1")
         for name in self.trackers:
             TRACKERS.check(name)
 

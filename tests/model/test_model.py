@@ -225,7 +225,7 @@ def test_lars_takes_plain_steps_of_class_tokens() -> None:
     model = torch.nn.Module()
     model.class_token = torch.nn.Parameter(torch.ones(1, 1, 2))
     model.weight = torch.nn.Parameter(torch.ones(1, 2))
-    train = TrainConfig(optimizer="lars", lr=0.5, weight_decay=0.1, momentum=0.0)
+    train = TrainConfig(optimizer="lars", lr=0.5, weight_decay=0.1)
     optimizer = build_optimizer(model, train)
     gradient = torch.tensor([0.25, 1.0])
     for parameter in model.parameters():

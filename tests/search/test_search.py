@@ -281,7 +281,7 @@ def test_a_search_on_a_full_disk_trains_its_failed_trial_again(
 ) -> None:
     place = mount("size=20m")  # a checkpoint has 15
     given = words(tmp_path, "full", "--trials", "1", "--scheduler", "none", "--concurrent", "1")
-    given += ["--trial-epochs", "2", "--confirm", "0", "--retries", "0"]
+    given += ["--trial-epochs", "2", "--confirm", "0", "--scale.max-failures", "0"]
     given[given.index("--storage") + 1] = str(place)
     search = Search(tmp_path, *given, address=ray_local)
     text = search.finish()

@@ -186,7 +186,6 @@ def test_trials_are_short_and_the_best_is_whole(tmp_path: Path) -> None:
         ({"validation": 1.0}, "share in"),
         ({"grace": 99}, "more than the 10 epochs"),
         ({"compare": True}, "no --compare"),
-        ({"reduction": 1}, "starts at 2"),
     ],
 )
 def test_wrong_options(options: dict[str, object], words: str) -> None:

@@ -240,7 +240,7 @@ class Augment:
         else:
             boxes = crop_boxes(u[:, : 2 * TRIES + 2], aspect, c.crop_min)
             x = resized_crop(x, boxes, self.size, flip)
-        if c.jitter > 0:
+        if c.jitter > 0 and c.jitter_strength > 0:
             x = self._jitter(x, v)
         if c.grayscale > 0:
             x = torch.where((v[:, 6] < c.grayscale)[:, None, None, None], grayscale(x), x)
@@ -252,22 +252,13 @@ class Augment:
         return normalise(x)
 
     def _jitter(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        c = self.config
-        use = (v[:, 1] < c.jitter).to(x.dtype)
-
-        def factor(column: int, strength: float) -> torch.Tensor:
-            return 1 + use * strength * (2 * v[:, column] - 1)
-
-        # images without jitter have factors of 1 and no turn
-        if c.brightness > 0:
-            x = brightness(x, factor(2, c.brightness))
-        if c.contrast > 0:
-            x = contrast(x, factor(3, c.contrast))
-        if c.saturation > 0:
-            x = saturation(x, factor(4, c.saturation))
-        if c.hue > 0:
-            x = hue(x, use * c.hue * (2 * v[:, 5] - 1))
-        return x
+        # the strength of images without jitter is 0: factors of 1 and no turn
+        strength = self.config.jitter_strength * (v[:, 1] < self.config.jitter).to(x.dtype)
+        change = strength[:, None] * (2 * v[:, 2:6] - 1)
+        x = brightness(x, 1 + 0.8 * change[:, 0])
+        x = contrast(x, 1 + 0.8 * change[:, 1])
+        x = saturation(x, 1 + 0.8 * change[:, 2])
+        return hue(x, 0.2 * change[:, 3])
 
     def two_views(
         self, images: torch.Tensor, aspect: torch.Tensor, ids: torch.Tensor, epoch: int

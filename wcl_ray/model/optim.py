@@ -107,9 +107,8 @@ def _optimizer(groups: list[dict[str, Any]], train: TrainConfig) -> Optimizer:
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr)
     if train.optimizer == "sgd":
-        nesterov = train.momentum > 0
-        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
-    return LARS(groups, lr=train.lr, momentum=train.momentum)
+        return torch.optim.SGD(groups, lr=train.lr, momentum=0.9, nesterov=True)
+    return LARS(groups, lr=train.lr)
 
 
 def _regroup(

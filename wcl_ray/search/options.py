@@ -40,18 +40,14 @@ class SearchConfig(Config):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """How settings are proposed: by Optuna's TPE, at random, or as a full grid."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """How weak trials are stopped early: asynchronous successive halving, the median rule, or not
-    at all."""
+    """How weak trials are stopped early: asynchronous successive halving (at each rung the better
+    half continues), the median rule, or not at all."""
     grace: int = 0
     """Epochs that every trial gets before it may be stopped; accuracies before half of a trial say
     little about the last ones. 0: half (with k-means rounds at least one epoch beyond warm-up)."""
-    reduction: int = 2
-    """Reduction factor of asha: at each rung one trial in this many continues."""
     concurrent: int = 0
     """Trials at a time. 0: as many as fit into the cluster at its largest, but at most a quarter of
     the trials."""
-    retries: int = 2
-    """How often a failed trial is restarted from its last checkpoint."""
     confirm: int = 2
     """Number of the best settings that are trained at full length (train.epochs), together with the
     default one, and compared on the validation images before one is chosen; 0: none."""
@@ -74,8 +70,7 @@ class SearchConfig(Config):
             0 <= self.grace <= self.epochs,
             f"grace {self.grace} is more than the {self.epochs} epochs of a trial",
         )
-        require(self.reduction >= 2, "reduction starts at 2")
-        not_negative("", concurrent=self.concurrent, retries=self.retries, confirm=self.confirm)
+        not_negative("", concurrent=self.concurrent, confirm=self.confirm)
         require(self.confirm_seeds >= 1, "confirm-seeds starts at 1")
         needs_label = self.metric in ("knn", "probe")
         require(

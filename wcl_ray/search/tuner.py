@@ -93,7 +93,7 @@ def run_trials(
                 name=NAME,
                 storage_path=folder.path,
                 storage_filesystem=folder.fs,
-                failure_config=tune.FailureConfig(max_failures=config.retries),
+                failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
                 callbacks=list(callbacks),
                 verbose=0,
             ),
@@ -153,7 +153,7 @@ def _scheduler(config: SearchConfig) -> Any:
             time_attr="epoch",
             max_t=config.epochs,
             grace_period=config.least_epochs,
-            reduction_factor=config.reduction,
+            reduction_factor=2,
         )
     if config.scheduler == "median":
         return MedianStoppingRule(time_attr="epoch", grace_period=config.least_epochs)

@@ -222,7 +222,6 @@ class Worker:
     def run(self) -> None:
         """Train until the end of the round."""
         self._push_start()
-        train = self.config.train
         for epoch in range(self.state.epoch, self.task.until):
             self.state.epoch = epoch
             if self.state.consumed is None:
@@ -234,11 +233,9 @@ class Worker:
                     f"the data have no full batch of train.batch-size {self.batch}; lower it"
                 )
             self.state.epoch, self.state.consumed = epoch + 1, None
-            save_every, validate_every = train.checkpoint_epochs, self.config.evaluate.every
-            last = epoch + 1 == train.epochs  # the driver evaluates the trained encoder
-            validate = bool(validate_every) and (epoch + 1) % validate_every == 0 and not last
-            if (epoch + 1) % save_every == 0 or validate or epoch + 1 == self.task.until:
-                self._checkpoint(validate)
+            every = self.config.evaluate.every
+            last = epoch + 1 == self.config.train.epochs  # the driver evaluates the trained encoder
+            self._checkpoint(bool(every) and (epoch + 1) % every == 0 and not last)
 
     def _push_start(self) -> None:
         if self.rank == 0:
