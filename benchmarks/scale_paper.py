@@ -12,7 +12,6 @@ from wcl_ray.clusters.features import IMAGES_A_CLUSTER, MOST_CLUSTERS
 from wcl_ray.data.blocks import DESCRIBED
 from wcl_ray.data.stream import BLOCK as DEALT
 from wcl_ray.data.stream import MOST_BLOCKS, REPLICATED, SHARE
-from wcl_ray.kmeans.phases import FLAT
 from wcl_ray.kmeans.worker_group import FAN_IN, PARTS
 
 Figures = dict[str, dict[str, dict[str, float]]]
@@ -202,7 +201,7 @@ def workers(figures: Figures) -> str:
 
 def kmeans(figures: Figures) -> str:
     """k-means: one iteration of all rows, an actor on each GPU, 128 dimensions"""
-    head = ["images", "GPUs", "K", "assign to all", "inside two levels", "sums, on the CPU"]
+    head = ["images", "GPUs", "K", "assign to all", "sums, on the CPU"]
     head += ["partial sums", "adding them", "update"]
     head += ["duplicates: references, driver's CPU"]
     add = cost(figures, "add partial sums of 1.04 MB") / 1.04e6
@@ -214,10 +213,9 @@ def kmeans(figures: Figures) -> str:
         for k in (FEW_K, min(MOST_CLUSTERS, n // IMAGES_A_CLUSTER)):
             size = 8 * k * (WIDTH + 2)
             flat = 2.0 * n * k * WIDTH / (gpus * CARD)
-            inside = _s(flat / math.sqrt(k)) if float(n) * k * WIDTH > FLAT else "-"
             levels = math.ceil(math.log(gpus, FAN_IN))
             tree = gpus * ask + levels * FAN_IN * size * (1 / NODE_LINK + add)
-            row = [_n(n), _n(gpus), _n(k), _s(flat), inside, _s(n / gpus * assign), _b(size)]
+            row = [_n(n), _n(gpus), _n(k), _s(flat), _s(n / gpus * assign), _b(size)]
             row += [_s(tree), _s(k * centroid)]
             refs = gpus * min(gpus, PARTS)
             rows.append([*row, f"{_n(refs)}, {_s(refs * ref)}"])

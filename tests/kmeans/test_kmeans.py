@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -17,10 +15,6 @@ from wcl_ray.errors import UserError
 from wcl_ray.kmeans.kmeans import KMeans
 from wcl_ray.kmeans.lloyd import unit_rows
 from wcl_ray.kmeans.nearest import gemm_nearest
-from wcl_ray.kmeans.state import FILE, Iteration, load_work
-from wcl_ray.kmeans.vectors import open_vectors
-from wcl_ray.kmeans.worker import KMeansWorker, Step
-from wcl_ray.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -194,45 +188,13 @@ def test_few_rows_per_centroid_need_no_sample() -> None:
     assert "sample" in {row.phase for row in small(len(X) // 31, sample=16).fit(X).history_}
 
 
-def test_two_levels() -> None:
-    flat = small(36, sample=0).fit(X)
-    model = small(36, two_level=True).fit(X)
-    phases = [row.phase for row in model.history_]
-    assert list(dict.fromkeys(phases)) == ["coarse", "fine", "all"]
-    assert phases.count("all") <= 2
-    assert len(model.centroids_) == 36
-    assert model.inertia_ < 1.04 * flat.inertia_
-    assert np.bincount(model.labels_, minlength=36).tolist() == model.counts_.tolist()
-    assert np.array_equal(model.predict(X), model.labels_)
-
-
-def test_fine_clusters_start_inside_the_coarse_ones(tmp_path: Path) -> None:
-    def stop(row: Iteration) -> None:
-        if (row.phase, row.number) == ("fine", 3):
-            raise InterruptedError
-
-    folder = Folder(str(tmp_path))
-    with pytest.raises(InterruptedError):
-        small(36, two_level=True, settled=0, checkpoint=folder, progress=stop).fit(X)
-    with np.load(tmp_path / FILE) as stored:
-        fingerprint = json.loads(str(stored["facts"]))["fingerprint"]
-    state = load_work(folder, fingerprint, X.shape[1])
-    assert state is not None
-    work = state[0]
-    assert work.phase == "fine"
-    assert work.before is not None
-    assert work.coarse is not None
-    worker = KMeansWorker(spherical=True, kernel="gemm", threads=1, seed=0)
-    step = Step(1, 1.0, work.offsets, (0,), 1, work.groups)
-    worker.call(list(open_vectors(X).pieces), "step", step, work.before, None, work.coarse)
-    assert worker.all_rows is not None
-    labels = worker.all_rows.labels[0]
-    assert len(work.coarse) == 6
-    coarse = gemm_nearest(work.coarse, True)(unit_rows(X))
-    groups = np.array(work.groups)
-    assert ((groups[coarse] <= labels) & (labels < groups[coarse + 1])).all()
-    sizes, shares = np.diff(groups), np.bincount(coarse) / len(X)
-    assert np.abs(sizes - 36 * shares).max() < 2  # in proportion to the rows
+def test_many_centroids_begin_as_random_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """k-means++ grows with the square of k."""
+    monkeypatch.setattr("wcl_ray.kmeans.phases.MOST_SEEDED", 50)
+    monkeypatch.setattr("wcl_ray.kmeans.phases.plus_plus", None)
+    model = small(60).fit(X)
+    assert len(model.centroids_) == 60
+    assert model.inertia_ < 1.2 * small(60, sample=0).fit(X, init=unit_rows(X[:60])).inertia_
 
 
 @pytest.mark.parametrize("spherical", [True, False])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wcl_ray.kmeans.lloyd import BITS, Stats, exponent_of, square_norms, to_grid, unit_rows
-from wcl_ray.kmeans.seeding import allot, means, plus_plus, update, weighted_kmeans
+from wcl_ray.kmeans.seeding import means, plus_plus, update, weighted_kmeans
 
 
 def grid_rows(n: int, d: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -215,16 +215,6 @@ def test_plus_plus_draws_duplicates_last() -> None:
     assert seeds.shape == (9, 3)
     assert len(np.unique(seeds, axis=0)) == 5
     assert plus_plus(x, 100, np.random.default_rng(0)).tobytes() == x.tobytes()
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.data())
-def test_allot(sizes: list[int], data: st.DataObject) -> None:
-    counts = np.array(sizes)
-    k = data.draw(st.integers(len(sizes), int(counts.sum())))
-    shares = allot(counts, k)
-    assert shares.sum() == k
-    assert (shares >= 1).all()
-    assert (shares <= counts).all()
 
 
 def test_weights_of_points_count() -> None:

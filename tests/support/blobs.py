@@ -32,7 +32,7 @@ def blobs(
     return x.astype(np.float32), truth
 
 
-TUNABLES = ("sample_iterations", "split_merge", "settled", "two_level", "refine")
+TUNABLES = ("sample_iterations", "split_merge", "settled")
 
 
 def small(k: Any, **options: Any) -> KMeans:

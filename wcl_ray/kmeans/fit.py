@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,20 +108,19 @@ class Fit:
         those updated from it, with which the next phase starts.
         """
         stats: dict[int, Stats] = {}
-        coarse = None if work.coarse is None else ray.put(work.coarse)
         before = None if work.before is None else ray.put(work.before)
         while True:
             started = time.perf_counter()
             work.number += 1
             current = ray.put(work.centroids)
-            partial = self._step(work, current, before, coarse)
+            partial = self._step(work, current, before)
             settled, split, empty = [], [], 0
             updated = work.centroids.copy()
             objectives = dict(work.last)
             for g in work.active:
                 stats[g] = partial.stats[g]
                 objectives[g] = stats[g].objective(work.part(work.centroids, g)) / partial.rows
-                centroids, splits = self._update(stats[g], work.groups)
+                centroids, splits = update(stats[g], self.options.spherical)
                 empty += int((stats[g].counts == 0).sum())
                 if not splits and self._settled(work, g, objectives[g], partial):
                     settled.append(g)  # its centroids stay those of the assignment
@@ -141,16 +139,7 @@ class Fit:
                 save_work(self.folder, work, fingerprint, self.history)
                 stopping.set_resume_hint(RESUMES)
 
-    def _update(self, stats: Stats, groups: tuple[int, ...]) -> tuple[np.ndarray, int]:
-        """Lloyd's update; with two levels, splits stay inside their coarse cluster."""
-        parts, splits = [], 0
-        for start, stop in itertools.pairwise(groups or (0, len(stats.counts))):
-            centroids, count = update(stats.part(start, stop), self.options.spherical)
-            parts.append(centroids)
-            splits += count
-        return np.concatenate(parts), splits
-
-    def _step(self, work: Work, current: Any, before: Any, coarse: Any) -> Partial:
+    def _step(self, work: Work, current: Any, before: Any) -> Partial:
         self.steps += 1
         step = Step(
             number=self.steps,
@@ -158,9 +147,8 @@ class Fit:
             offsets=work.offsets,
             active=work.active,
             exponent=self.data.exponent,
-            groups=work.groups,
         )
-        return self.workers.total("step", step, current, before, coarse)  # type: ignore[no-any-return]
+        return self.workers.total("step", step, current, before)  # type: ignore[no-any-return]
 
     def _settled(self, work: Work, g: int, objective: float, partial: Partial) -> bool:
         options = self.options
@@ -217,7 +205,7 @@ class Fit:
             remaining = Work.first(work.phase, parts, 1.0, work.limit)
             unchanged = remaining.offsets == work.offsets
             work = replace(remaining, before=remaining.centroids)
-            stats = self._step(work, ray.put(work.centroids), None, None).stats
+            stats = self._step(work, ray.put(work.centroids), None).stats
             if unchanged and not missing:  # no cluster can be dissolved any more
                 break
         self.clusters_left = len(work.centroids)

@@ -90,10 +90,6 @@ class Stats:
         np.add.at(coarse.squares, parents, self.squares)
         return coarse
 
-    def part(self, start: int, stop: int) -> Stats:
-        """Stats of clusters ``start`` … ``stop`` - 1, as views."""
-        return Stats(self.sums[start:stop], self.counts[start:stop], self.squares[start:stop])
-
     def copy(self) -> Stats:
         """A copy, arrays included."""
         return Stats(self.sums.copy(), self.counts.copy(), self.squares.copy())

@@ -140,25 +140,3 @@ def weighted_kmeans(
         stats.squares += np.bincount(labels, weights=w * squares, minlength=len(c))
         centroids, _ = update(stats, spherical)
     return labels.astype(np.int32)
-
-
-def allot(counts: np.ndarray, k: int) -> np.ndarray:
-    """Divide k centroids among clusters in proportion to their rows, at least one for each.
-
-    Args:
-        counts: int64 (G,), each > 0; their sum is at least k.
-
-    Returns:
-        int64 (G,) with sum k, each at most its count (largest remainders; ties by number).
-    """
-    exact = counts / counts.sum() * k
-    shares = np.clip(np.floor(exact).astype(np.int64), 1, counts)
-    while (missing := k - int(shares.sum())) != 0:
-        step = 1 if missing > 0 else -1
-        possible = shares < counts if step > 0 else shares > 1
-        order = np.argsort(-step * (exact - shares), kind="stable")
-        chosen = order[possible[order]][: abs(missing)]
-        if not len(chosen):
-            break
-        shares[chosen] += step
-    return shares

@@ -19,7 +19,7 @@ class Iteration:
     """Figures of one iteration.
 
     Attributes:
-        phase: sample, split or merge with the number of the cycle, coarse, fine or all.
+        phase: sample, split or merge with the number of the cycle, or all.
         number: within the phase, from 1. limit: the largest possible number.
         objective: mean squared distance of the rows to their centroids, per granularity.
         moved: share of the rows that changed their cluster (maximum over granularities).
@@ -61,7 +61,6 @@ class Work:
         share: of the rows that are used, chosen by a hash.
         limit: maximum number of steps. number: of steps done.
         active: granularities that have not settled. last: last objective of each granularity.
-        coarse: float32 (C, d), with two levels. groups: see :class:`wcl_ray.kmeans.worker.Step`.
     """
 
     phase: str
@@ -73,8 +72,6 @@ class Work:
     before: np.ndarray | None = None
     last: dict[int, float] = field(default_factory=dict)
     number: int = 0
-    coarse: np.ndarray | None = None
-    groups: tuple[int, ...] = ()
 
     @staticmethod
     def first(phase: str, parts: list[np.ndarray], share: float, limit: int) -> Work:
@@ -99,14 +96,11 @@ def save_work(folder: Folder, work: Work, fingerprint: str, history: list[Iterat
         "active": work.active,
         "last": {str(g): value.hex() for g, value in work.last.items()},
         "number": work.number,
-        "groups": work.groups,
         "history": [asdict(row) for row in history],
     }
     arrays = {"centroids": work.centroids}
     if work.before is not None:
         arrays["before"] = work.before
-    if work.coarse is not None:
-        arrays["coarse"] = work.coarse
     sink = io.BytesIO()
     np.savez(sink, facts=np.array(json.dumps(fields)), **arrays)  # type: ignore[arg-type]
     folder.write(FILE, sink.getvalue())
@@ -146,8 +140,6 @@ def load_work(
         before=arrays.get("before"),
         last={int(g): float.fromhex(value) for g, value in fields["last"].items()},
         number=fields["number"],
-        coarse=arrays.get("coarse"),
-        groups=tuple(fields["groups"]),
     )
     rows = [Iteration(**{**row, "objective": tuple(row["objective"])}) for row in fields["history"]]
     return work, rows

@@ -24,8 +24,6 @@ class Options:
         split_merge: share of the clusters that each cycle on the sample splits, and then merges
             (:mod:`wcl_ray.kmeans.split_merge`).
         settled: share of moved rows below which a phase ends.
-        two_level: cluster inside √k coarse clusters first; None: if N · k · d is above 1e15.
-        refine: passes over all rows and centroids after two levels.
     """
 
     ks: tuple[int, ...]
@@ -37,8 +35,6 @@ class Options:
     tolerance: float
     settled: float = 1e-3
     min_size: int
-    two_level: bool | None = None
-    refine: int = 2
     seed: int
 
 

@@ -30,8 +30,6 @@ class Step:
         offsets: granularity g has the concatenated centroids offsets[g] … offsets[g + 1] - 1.
         active: granularities to assign, those that have not settled.
         exponent: of the grid (:mod:`wcl_ray.kmeans.lloyd`).
-        groups: with two levels, rows of coarse cluster c choose among the centroids groups[c] …
-            groups[c + 1] - 1; (): all rows choose among all centroids.
     """
 
     number: int
@@ -39,7 +37,6 @@ class Step:
     offsets: tuple[int, ...]
     active: tuple[int, ...]
     exponent: int
-    groups: tuple[int, ...] = ()
 
 
 @dataclass
@@ -91,7 +88,6 @@ class Rows:
             self.on_device = torch.from_numpy(x).to(device)
         self.labels: dict[int, np.ndarray] = {}
         self.stats: dict[int, Stats] = {}
-        self.coarse: np.ndarray | None = None
 
     def relabel(self, g: int, labels: np.ndarray, k: int) -> int:
         """Set new labels and update the sums; returns the number of rows that changed."""
@@ -202,15 +198,11 @@ class KMeansWorker:
         x = self._rows(1.0, exponent, d).x
         return np.stack([x.min(0, initial=np.inf), x.max(0, initial=-np.inf)])
 
-    def sample(
-        self, share: float, exponent: int, d: int, coarse: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A hash sample: ids, vectors, and their coarse clusters (zeros without ``coarse``)."""
+    def sample(self, share: float, exponent: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+        """A hash sample: ids and vectors."""
         rows = self._rows(1.0, exponent, d)
         chosen = uniform(rows.ids, self.seed + 104729) < share
-        x = rows.x[chosen]
-        groups = np.zeros(len(x), np.int32) if coarse is None else self._nearest(coarse)(x)
-        return rows.ids[chosen], x, groups
+        return rows.ids[chosen], rows.x[chosen]
 
     def label_stats(
         self, exponent: int, d: int, k: int, ids: np.ndarray, labels: np.ndarray
@@ -227,20 +219,13 @@ class KMeansWorker:
         stats.add_rows(rows.x, rows.squares, np.arange(len(row_labels)), row_labels, 1)
         return stats
 
-    def step(
-        self,
-        step: Step,
-        centroids: np.ndarray,
-        before: np.ndarray | None,
-        coarse: np.ndarray | None = None,
-    ) -> Partial:
+    def step(self, step: Step, centroids: np.ndarray, before: np.ndarray | None) -> Partial:
         """Assign the rows to the nearest centroids.
 
         Args:
             centroids: float32 (ΣK, d), of all granularities.
             before: those of the step before, None at the first step of a phase. A restarted actor
                 computes the labels of that step again, so that it counts the same moved rows.
-            coarse: float32 (C, d), with two levels.
         """
         if self.answer is not None and self.answer[0] == step.number:
             return self.answer[1]  # repeated after a lost reply
@@ -251,12 +236,11 @@ class KMeansWorker:
             for g in step.active:
                 rows.labels.pop(g, None)
         if before is not None and not known:
-            self._assign(rows, step, before, coarse)
-        moved = self._assign(rows, step, centroids, coarse)
+            self._assign(rows, step, before)
+        moved = self._assign(rows, step, centroids)
         seconds = time.perf_counter() - started
         products = sum(step.offsets[g + 1] - step.offsets[g] for g in step.active)
-        inside = max(1, len(step.groups) - 1)  # a row is compared with the centroids of one group
-        work = 2.0 * len(rows.ids) * products / inside * centroids.shape[1]
+        work = 2.0 * len(rows.ids) * products * centroids.shape[1]
         partial = Partial(
             stats={g: rows.stats[g].copy() for g in step.active},
             moved=moved,
@@ -272,38 +256,15 @@ class KMeansWorker:
         after a restart."""
         rows = self._rows(1.0, step.exponent, centroids.shape[1])
         if g not in rows.labels:
-            self._assign(rows, replace(step, active=(g,)), centroids, None)
+            self._assign(rows, replace(step, active=(g,)), centroids)
         return rows.ids, rows.labels[g]
 
-    def _assign(
-        self, rows: Rows, step: Step, centroids: np.ndarray, coarse: np.ndarray | None
-    ) -> dict[int, int]:
+    def _assign(self, rows: Rows, step: Step, centroids: np.ndarray) -> dict[int, int]:
         moved = {}
         for g in step.active:
             part = centroids[step.offsets[g] : step.offsets[g + 1]]
-            if step.groups:
-                assert coarse is not None
-                labels = self._inside(rows, part, step.groups, coarse)
-            else:
-                labels = self._nearest(part)(rows.on_device)
-            moved[g] = rows.relabel(g, labels, len(part))
+            moved[g] = rows.relabel(g, self._nearest(part)(rows.on_device), len(part))
         return moved
-
-    def _inside(
-        self, rows: Rows, centroids: np.ndarray, groups: tuple[int, ...], coarse: np.ndarray
-    ) -> np.ndarray:
-        """Labels int32 (n,): the nearest of the centroids inside each row's coarse cluster."""
-        if rows.coarse is None:
-            rows.coarse = self._nearest(coarse)(rows.on_device)
-        labels = np.empty(len(rows.ids), np.int32)
-        order = np.argsort(rows.coarse, kind="stable")
-        ends = np.searchsorted(rows.coarse[order], np.arange(len(groups)))
-        for c in range(len(groups) - 1):
-            members = order[ends[c] : ends[c + 1]]
-            if len(members):
-                nearest = self._nearest(centroids[groups[c] : groups[c + 1]])
-                labels[members] = nearest(rows.x[members]) + groups[c]
-        return labels
 
     def _nearest(self, centroids: np.ndarray) -> Nearest:
         if self.device is not None:
