@@ -4,8 +4,8 @@ Source: Tsai et al., "Learning Weakly-supervised Contrastive Representations", I
 Shapes: b local images, B images of the global batch, D dimensions, G granularities; W = B / b.
 
 Local anchors meet the candidates of the global batch, so work is b × 2B, not (2B)². So is memory up
-to b × B = MOST_PAIRS; in larger batches it is linear in B, since logits are not kept for the
-backward pass, apart from the (b, B) similarities of graded positives.
+to b × B = MOST_PAIRS; in larger batches it is linear in B, since anchors are treated in parts whose
+logits are not kept, apart from the (b, B) similarities of graded positives.
 Clusters are integers; -1 is a singleton: an image that shares its cluster with no other. If all
 images are singletons, both estimators are InfoNCE / SimCLR; with labels as clusters, ``supcon`` is
 supervised contrastive learning (Khosla et al., 2020).
@@ -16,16 +16,19 @@ rates taken from there by that factor.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from wcl_ray.model.losses import Estimator, GlobalBatch
 from wcl_ray.registry import LOSSES
 
 MOST_PAIRS = 2**24  # of anchors and candidate images whose logits are kept for the backward pass
+
+
+PartialLoss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class LossResult(NamedTuple):
@@ -91,8 +94,21 @@ def cl_infonce(
         clusters = clusters.masked_fill(~valid[:, None], -1)
         all_clusters = all_clusters.masked_fill(~all_valid[:, None], -1)
 
-        def anchors_loss(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-            """(G, n) losses of n local anchors, and (n,) sums of their positives."""
+        scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype)
+
+        def mean(rows: torch.Tensor, start: int = 0) -> torch.Tensor:
+            return torch.where(valid[start : start + len(rows)], rows, 0.0).sum() * scale
+
+        def anchors_loss(
+            start: int,
+            z1: torch.Tensor,
+            z2: torch.Tensor,
+            all_z1: torch.Tensor,
+            all_z2: torch.Tensor,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            """Part of the loss of the n local anchors from ``start`` on, whose views are z1 and z2,
+            and (n,) sums of their positives."""
+            stop = start + len(z1)
             part = slice(start, stop)
             index = torch.arange(start, stop, device=z1.device) + offset
             itself = index[:, None] == torch.arange(len(all_z1), device=z1.device)  # (n, B)
@@ -102,7 +118,7 @@ def cl_infonce(
                 grades = similarity[part].to(z1.dtype).square()
                 grades = grades.masked_fill(itself | ~all_valid, 0.0)
                 positives = torch.maximum(positives.to(z1.dtype), grades)
-            views = z1[part], z2[part], all_z1, all_z2
+            views = z1, z2, all_z1, all_z2
             first = offset + start
             levels = estimate(
                 GlobalBatch(
@@ -115,32 +131,76 @@ def cl_infonce(
                     f"the estimator returned losses of shape {tuple(levels.shape)}, not (G, b) = "
                     f"{expected}"
                 )
-            return levels, positives[0].sum(1, dtype=z1.dtype)
+            losses = _mean_of_levels(levels, level_weights)
+            return mean(losses, start), positives[0].sum(1, dtype=z1.dtype)
 
-        n = len(z1)
-        if n * len(all_z1) <= MOST_PAIRS:
-            levels, positives = anchors_loss(0, n)
+        views = z1, z2, all_z1, all_z2
+        if len(z1) * len(all_z1) <= MOST_PAIRS:
+            loss, positives = anchors_loss(0, *views)
         else:
-            # memory linear in B: logits are computed again in the backward pass
-            step = max(1, MOST_PAIRS // 4 // len(all_z1))
-            parts = [
-                checkpoint(anchors_loss, i, min(i + step, n), use_reentrant=False)
-                for i in range(0, n, step)
-            ]
-            levels = torch.cat([losses for losses, _ in parts], dim=1)
-            positives = torch.cat([sums for _, sums in parts])
-        losses = levels.mean(0)
-        if level_weights:
-            if len(level_weights) != len(levels):
-                raise ValueError(f"{len(level_weights)} level weights for {len(levels)} levels")
-            weights = torch.tensor(level_weights, dtype=levels.dtype, device=levels.device)
-            losses = (weights[:, None] * levels).sum(0) / sum(level_weights)
-        scale = len(all_z1) / n / all_valid.sum(dtype=z1.dtype)
+            size = max(1, MOST_PAIRS // 4 // len(all_z1))
+            loss, positives = _in_parts(anchors_loss, size, *views)
+        return LossResult(loss, mean(positives), mean((positives == 0).to(z1.dtype)))
 
-        def mean(rows: torch.Tensor) -> torch.Tensor:
-            return torch.where(valid, rows, 0.0).sum() * scale
 
-        return LossResult(mean(losses), mean(positives), mean((positives == 0).to(z1.dtype)))
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _in_parts(
+    anchors_loss: PartialLoss, size: int, *views: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the loss over parts of ``size`` anchors, and (b,) sums of positives."""
+    result: tuple[torch.Tensor, torch.Tensor] = _InParts.apply(anchors_loss, size, *views)
+    return result
+
+
+class _InParts(torch.autograd.Function):
+    """The loss of anchors, ``size`` at a time, with memory linear in B.
+
+    The loss is a sum over anchors, so the gradient of each part is computed while its logits are
+    there, and added up; the backward pass only scales the sum.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors_loss: PartialLoss,
+        size: int,
+        *views: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        needed = any(ctx.needs_input_grad)
+        z1, z2, *batch = (view.detach() for view in views)
+        gradients = [torch.zeros_like(view) for view in views] if needed else []
+        losses, positives = [], []
+        for start in range(0, len(z1), size):
+            part = slice(start, start + size)
+            with torch.set_grad_enabled(needed):
+                leaves = [z.requires_grad_(needed) for z in (z1[part], z2[part], *batch)]
+                loss, counts = anchors_loss(start, *leaves)
+            if needed:
+                sums = (gradients[0][part], gradients[1][part], *gradients[2:])
+                found = torch.autograd.grad(loss, leaves, allow_unused=True)
+                for total, gradient in zip(sums, found, strict=True):
+                    if gradient is not None:
+                        total += gradient
+            losses.append(loss.detach())
+            positives.append(counts.detach())
+        ctx.save_for_backward(*gradients)
+        joined = torch.cat(positives)
+        ctx.mark_non_differentiable(joined)
+        return torch.stack(losses).sum(), joined
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
+        return None, None, *(gradient * total for total in ctx.saved_tensors)
+
+
+def _mean_of_levels(levels: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
+    """(b,) weighted means of losses (G, b)."""
+    if not weights:
+        return levels.mean(0)
+    if len(weights) != len(levels):
+        raise ValueError(f"{len(weights)} level weights for {len(levels)} levels")
+    column = torch.tensor(weights, dtype=levels.dtype, device=levels.device)[:, None]
+    return (column * levels).sum(0) / sum(weights)
 
 
 def _unit(z: torch.Tensor) -> torch.Tensor:
