@@ -177,8 +177,8 @@ class _InParts(torch.autograd.Function):
                 loss, counts = anchors_loss(start, *leaves)
             if needed:
                 sums = (gradients[0][part], gradients[1][part], *gradients[2:])
-                found = torch.autograd.grad(loss, leaves, allow_unused=True)
-                for total, gradient in zip(sums, found, strict=True):
+                of_part = torch.autograd.grad(loss, leaves, allow_unused=True)
+                for total, gradient in zip(sums, of_part, strict=True):
                     if gradient is not None:
                         total += gradient
             losses.append(loss.detach())
