@@ -14,6 +14,7 @@ import pytest
 
 from wcl_ray.cli import parse
 from wcl_ray.config import AugmentConfig, ClustersConfig, Config, DataConfig, TrainConfig, from_dict
+from wcl_ray.errors import UserError
 from wcl_ray.flags import Flag, keys, open_sections, read_yaml, to_words
 from wcl_ray.registry import REGISTRIES
 from wcl_ray.renamed import REMOVED
@@ -498,12 +499,20 @@ def test_options_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert words in fails([f"--{option}", "1"], capsys)
     options = Config().to_dict()
     options["train"]["momentum"] = 0.9
-    options["augment"] |= {"hue": 0.1, "contrast": 0.8}
     folder = Folder(f"{tmp_path}/run")
-    folder.write("config.json", json.dumps({"version": "0.3.0", "config": options}).encode())
-    stored = read_stored(folder)
-    assert stored.ignored == ("augment.contrast",)
-    assert stored.config(Config) == Config()
+
+    def stored(**jitter: float) -> tuple[tuple[str, ...], float]:
+        tree = options | {"augment": options["augment"] | jitter}
+        folder.write("config.json", json.dumps({"version": "0.3.0", "config": tree}).encode())
+        content = read_stored(folder)
+        return content.ignored, content.config(Config).augment.jitter_strength
+
+    assert stored() == ((), 0.5)
+    assert stored(brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15) == ((), 0.75)
+    one_sided = {"brightness": 0.4, "contrast": 0.0, "saturation": 0.4, "hue": 0.1}
+    assert stored(**one_sided) == (tuple(f"augment.{name}" for name in one_sided), 0.5)
+    with pytest.raises(UserError, match=r"search.augment.hue: this option is gone; use --augment"):
+        given_dimensions(SearchConfig(search=("augment.hue=0.1,0.2",)))
 
 
 def test_old_names_of_metrics(tmp_path: Path) -> None:

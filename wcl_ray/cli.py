@@ -112,7 +112,8 @@ def _warn_unused(given: set[str], options: Any) -> None:
     if not isinstance(clusters, ClustersConfig):
         return
     used = {KINDS.get(clusters.kind).granularity, "k" if clusters.from_features else None}
-    own = "".join(f"; its granularity is clusters.{option_name(name)}" for name in used if name)
+    own = " and ".join(sorted(f"clusters.{option_name(name)}" for name in used if name))
+    own = own and f"; its granularity is {own}"
     for name in sorted(GRANULARITIES - used):
         option, default = f"clusters.{option_name(name)}", getattr(ClustersConfig(), name)
         if option in given and getattr(clusters, name) != default:  # config.json has the default

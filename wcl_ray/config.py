@@ -389,8 +389,8 @@ class AugmentConfig:
     jitter: float = 0.8
     """Probability of colour jitter."""
     jitter_strength: float = 0.5
-    """SimCLR's strength of colour jitter: brightness, contrast and saturation change by up to 0.8
-    times it, the hue by up to 0.2 times it, in turns of the colour circle."""
+    """Strength s of colour jitter, as in SimCLR: brightness, contrast and saturation change by up
+    to 0.8 s, the hue by up to 0.2 s turns of the colour circle."""
     grayscale: float = 0.2
     """Probability of conversion to greyscale."""
     blur: float = 0.0

@@ -1,8 +1,9 @@
-"""Options that had other names before version 0.3, which still work, with a warning; and those that
-are gone."""
+"""Options with other names than before version 0.3, whose old names still work, with a warning; and
+options that are gone."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 OPTIONS = {
@@ -16,16 +17,16 @@ REMOVED = {  # option → what there is instead
     "loss.dual": "use --loss.instance-weight 1",
     "train.momentum": "it is always 0.9",
     "train.checkpoint-epochs": "every epoch ends with a checkpoint",
-    "reduction": "it is always 2",
-    "retries": "use --scale.max-failures",
-    **{
-        f"augment.{name}": "use --augment.jitter-strength"
-        for name in ("brightness", "contrast", "saturation", "hue")
-    },
+    "reduction": "of the trials at a rung the better half continues",
+    "retries": "a failed trial is restarted twice",
+    "augment.brightness": "use --augment.jitter-strength",
+    "augment.contrast": "use --augment.jitter-strength",
+    "augment.saturation": "use --augment.jitter-strength",
+    "augment.hue": "use --augment.jitter-strength",
 }
+JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # at strength 1
 FIXED: dict[str, dict[str, Any]] = {  # options that are gone → the value that still holds
     "train": {"momentum": 0.9, "checkpoint_epochs": 1},
-    "augment": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     "": {"reduction": 2, "retries": 2},
 }
 VALUES = {
@@ -59,6 +60,12 @@ def renamed_tree(tree: dict[str, Any]) -> dict[str, Any]:
         weight = loss.get("dual_weight", 1.0) if loss["dual"] else 0.0
         loss = {key: value for key, value in loss.items() if key not in ("dual", "dual_weight")}
         tree = tree | {"loss": loss | {"instance_weight": weight}}
+    jitter = tree.get("augment")
+    if isinstance(jitter, dict) and JITTER.keys() <= jitter.keys():
+        strength = round(jitter["brightness"] / JITTER["brightness"], 6)
+        if all(math.isclose(jitter[name], strength * full) for name, full in JITTER.items()):
+            jitter = {name: value for name, value in jitter.items() if name not in JITTER}
+            tree = tree | {"augment": jitter | {"jitter_strength": strength}}
     for section, fixed in FIXED.items():
         part = tree.get(section) if section else tree
         if isinstance(part, dict):

@@ -293,10 +293,19 @@ def test_a_large_batch_in_parts_has_the_same_loss_and_gradients(
     assert compiled or parts_taken == [11]
     parts_taken.clear()
     parts, gradients_of_parts = evaluate(11 * 24 - 1)
-    assert compiled or parts_taken == [2, 2, 2, 2, 2, 1]
+    assert compiled or parts_taken == [5, 5, 1]
     assert parts == pytest.approx(values, rel=1e-12)
     for whole_batch, in_parts in zip(gradients, gradients_of_parts, strict=True):
         torch.testing.assert_close(in_parts, whole_batch, rtol=1e-10, atol=1e-12)
+
+
+def test_a_large_batch_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    z1, z2 = embeddings(24)
+    clusters = torch.arange(24)[:, None] // 3
+    given = z1, z2, z1, z2, clusters, clusters, 0, 0.2
+    expected = [float(x) for x in cl_infonce(*given)]
+    monkeypatch.setattr(loss_module, "MOST_PAIRS", 100)
+    assert [float(x) for x in cl_infonce(*given)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_clusters_are_graded_positives_of_weight_1() -> None:

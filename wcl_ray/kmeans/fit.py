@@ -52,7 +52,7 @@ class Fit:
         """Run all phases, from the checkpoint if there is one.
 
         Args:
-            init: initial centroids, float32 (K, d) per granularity; None: k-means++.
+            init: initial centroids, float32 (K, d) per granularity; None: drawn from a sample.
 
         Returns:
             The last phase, whose ``before`` are the centroids of the labels, and its stats.

@@ -4,10 +4,10 @@
     model.centroids_, model.labels_, model.inertia_
     model.predict(other)
 
-A fit starts with k-means++ on a sample, runs Lloyd's iterations on a hash sample of the rows, where
-it also splits and merges clusters, and continues with all rows until they settle. All sums are
-exact (:mod:`wcl_ray.kmeans.lloyd`) and every random choice depends on (id, seed), so the result
-does not depend on shards, their order or restarts.
+A fit starts with k-means++ on a sample (random rows for more than 50,000 centroids), runs Lloyd's
+iterations on a hash sample of the rows, where it also splits and merges clusters, and continues
+with all rows until they settle. All sums are exact (:mod:`wcl_ray.kmeans.lloyd`) and every random
+choice depends on (id, seed), so the result does not depend on shards, their order or restarts.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ def load_work(
         )
     if fields["fingerprint"] != fingerprint:
         raise UserError(
-            f"{folder.uri} holds the k-means of other vectors or with other options; use another "
-            "folder, or remove it to start again"
+            f"{folder.uri} holds the k-means of other vectors, with other options or of an older "
+            "version; use another folder, or remove it to start again"
         )
     work = Work(
         phase=fields["phase"],

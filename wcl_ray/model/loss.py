@@ -5,7 +5,7 @@ Shapes: b local images, B images of the global batch, D dimensions, G granularit
 
 Local anchors meet the candidates of the global batch, so work is b × 2B, not (2B)². So is memory up
 to b × B = MOST_PAIRS; in larger batches it is linear in B, since anchors are treated in parts whose
-logits are not kept, apart from the (b, B) similarities of graded positives.
+logits are not kept, apart from the (b, B) similarities of graded positives. Parts are not compiled.
 Clusters are integers; -1 is a singleton: an image that shares its cluster with no other. If all
 images are singletons, both estimators are InfoNCE / SimCLR; with labels as clusters, ``supcon`` is
 supervised contrastive learning (Khosla et al., 2020).
@@ -138,7 +138,7 @@ def cl_infonce(
         if len(z1) * len(all_z1) <= MOST_PAIRS:
             loss, positives = anchors_loss(0, *views)
         else:
-            size = max(1, MOST_PAIRS // 4 // len(all_z1))
+            size = max(1, MOST_PAIRS // 2 // len(all_z1))
             loss, positives = _in_parts(anchors_loss, size, *views)
         return LossResult(loss, mean(positives), mean((positives == 0).to(z1.dtype)))
 
@@ -156,7 +156,7 @@ class _InParts(torch.autograd.Function):
     """The loss of anchors, ``size`` at a time, with memory linear in B.
 
     The loss is a sum over anchors, so the gradient of each part is computed while its logits are
-    there, and added up; the backward pass only scales the sum.
+    there, and added up; the backward pass only scales the sum (so there are no second derivatives).
     """
 
     @staticmethod
@@ -175,7 +175,7 @@ class _InParts(torch.autograd.Function):
             with torch.set_grad_enabled(needed):
                 leaves = [z.requires_grad_(needed) for z in (z1[part], z2[part], *batch)]
                 loss, counts = anchors_loss(start, *leaves)
-            if needed:
+            if loss.requires_grad:
                 sums = (gradients[0][part], gradients[1][part], *gradients[2:])
                 of_part = torch.autograd.grad(loss, leaves, allow_unused=True)
                 for total, gradient in zip(sums, of_part, strict=True):

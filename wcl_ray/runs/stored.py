@@ -29,7 +29,7 @@ C = TypeVar("C", bound=Config)
 # Options that may differ between the start of a run and its continuation.
 _FREE = (
     "name", "resume", "start_or_resume", "storage", "compare", "scale.", "evaluate.every",
-    "train.checkpoint_", "train.micro_batch_size", "concurrent", "retries", "data.endpoint",
+    "train.checkpoint_", "train.micro_batch_size", "concurrent", "data.endpoint",
     "plugins", "train.trackers",
 )  # fmt: skip
 # may differ if the images are the same

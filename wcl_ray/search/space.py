@@ -19,6 +19,7 @@ from wcl_ray.config import Config, field_name
 from wcl_ray.errors import UserError
 from wcl_ray.flags import BOOLEANS, keys
 from wcl_ray.registry import KINDS
+from wcl_ray.renamed import REMOVED
 from wcl_ray.search.options import with_value
 from wcl_ray.search.outcome import TEMPERATURE
 
@@ -208,6 +209,8 @@ def _check_key(key: str) -> None:
         reason = "sets the length of trials" if key in FIXED else "is the same for all trials"
         raise UserError(f"search.{key}: this option {reason} and cannot be searched")
     near = difflib.get_close_matches(key, known, n=1)
+    if key in REMOVED:
+        raise UserError(f"search.{key}: this option is gone; {REMOVED[key]}")
     hint = f"; did you mean {near[0]}?" if near else "; pretrain.py --help lists the options"
     raise UserError(f"search.{key}: there is no such option{hint}")
 

@@ -93,7 +93,7 @@ def run_trials(
                 name=NAME,
                 storage_path=folder.path,
                 storage_filesystem=folder.fs,
-                failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
+                failure_config=tune.FailureConfig(max_failures=min(2, config.scale.max_failures)),
                 callbacks=list(callbacks),
                 verbose=0,
             ),

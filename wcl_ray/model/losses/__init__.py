@@ -1,5 +1,6 @@
 """Estimators of the loss, one per module. A new one is an :class:`Estimator` decorated with
-``@LOSSES.add("NAME")``; its caller gathers embeddings, weights anchors and takes the mean."""
+``@LOSSES.add("NAME")``; its caller gathers embeddings, weights anchors and takes the mean. In large
+batches it is called with a part of the anchors at a time, and only the four views get gradients."""
 
 from __future__ import annotations
 
