@@ -512,7 +512,11 @@ def test_options_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str
     one_sided = {"brightness": 0.4, "contrast": 0.0, "saturation": 0.4, "hue": 0.1}
     assert stored(**one_sided) == (tuple(f"augment.{name}" for name in one_sided), 0.5)
     with pytest.raises(UserError, match=r"search.augment.hue: this option is gone; use --augment"):
-        given_dimensions(SearchConfig(search=("augment.hue=0.1,0.2",)))
+        given_dimensions(["augment.hue=0.1,0.2"])
+    stored(brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15)
+    capsys.readouterr()
+    assert parse(["--config", f"{tmp_path}/run/config.json"]).augment.jitter_strength == 0.75
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_old_names_of_metrics(tmp_path: Path) -> None:

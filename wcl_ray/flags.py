@@ -109,6 +109,8 @@ def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, dict):
             yield from _flatten(value, f"{path}.")
         else:
+            if isinstance(value, float):  # of renamed_tree; all others are texts
+                value = str(value)
             listed = isinstance(value, list)
             flag = _current(path, tuple(value) if listed else (value,))
             yield flag.name, list(flag.values) if listed else flag.values[0]

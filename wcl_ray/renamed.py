@@ -54,22 +54,22 @@ def renamed(option: str, value: Any) -> tuple[str, Any]:
 
 
 def renamed_tree(tree: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration, nested by sections, under today's names."""
+    """A stored configuration, nested by sections, under today's names; its values may be texts."""
     loss = tree.get("loss")
     if isinstance(loss, dict) and "dual" in loss:  # the weight counted only with loss.dual
-        weight = loss.get("dual_weight", 1.0) if loss["dual"] else 0.0
+        weight = loss.get("dual_weight", 1.0) if loss["dual"] in (True, "true") else 0.0
         loss = {key: value for key, value in loss.items() if key not in ("dual", "dual_weight")}
         tree = tree | {"loss": loss | {"instance_weight": weight}}
-    jitter = tree.get("augment")
-    if isinstance(jitter, dict) and JITTER.keys() <= jitter.keys():
-        strength = round(jitter["brightness"] / JITTER["brightness"], 6)
-        if all(math.isclose(jitter[name], strength * full) for name, full in JITTER.items()):
-            jitter = {name: value for name, value in jitter.items() if name not in JITTER}
-            tree = tree | {"augment": jitter | {"jitter_strength": strength}}
+    augment = tree.get("augment")
+    if isinstance(augment, dict) and JITTER.keys() <= augment.keys():
+        shares = {round(_number(augment[name]) / full, 6) for name, full in JITTER.items()}
+        if len(shares) == 1:
+            augment = {name: value for name, value in augment.items() if name not in JITTER}
+            tree = tree | {"augment": augment | {"jitter_strength": shares.pop()}}
     for section, fixed in FIXED.items():
         part = tree.get(section) if section else tree
         if isinstance(part, dict):
-            part = {key: value for key, value in part.items() if fixed.get(key) != value}
+            part = {k: v for k, v in part.items() if k not in fixed or _number(v) != fixed[k]}
             tree = tree | {section: part} if section else part
     return {
         section: {
@@ -80,3 +80,10 @@ def renamed_tree(tree: dict[str, Any]) -> dict[str, Any]:
         else part
         for section, part in tree.items()
     }
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

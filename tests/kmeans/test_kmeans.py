@@ -194,6 +194,7 @@ def test_many_centroids_begin_as_random_rows(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("wcl_ray.kmeans.phases.plus_plus", None)
     model = small(60).fit(X)
     assert len(model.centroids_) == 60
+    assert digest(small(60, actors=3).fit(X)) == digest(model)
     assert model.inertia_ < 1.2 * small(60, sample=0).fit(X, init=unit_rows(X[:60])).inertia_
 
 
