@@ -143,13 +143,14 @@ def cl_infonce(
         return LossResult(loss, mean(positives), mean((positives == 0).to(z1.dtype)))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _in_parts(
     anchors_loss: PartialLoss, size: int, *views: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the loss over parts of ``size`` anchors, and (b,) sums of positives."""
-    result: tuple[torch.Tensor, torch.Tensor] = _InParts.apply(anchors_loss, size, *views)
-    return result
+    apply: PartialLoss = _InParts.apply
+    if torch.compiler.is_compiling():  # as a decorator it would import torch._dynamo everywhere
+        apply = torch.compiler.disable(apply)
+    return apply(anchors_loss, size, *views)
 
 
 class _InParts(torch.autograd.Function):
