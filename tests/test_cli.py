@@ -212,38 +212,6 @@ def test_an_option_that_a_job_needs(script: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "error: --run is missing; --help explains it\n"
 
 
-@pytest.mark.parametrize(
-    ("flags", "warning"),
-    [
-        (
-            "--clusters.kind hierarchy --clusters.top-k 5",
-            "top-k has no effect on clusters.kind",
-        ),
-        ("--clusters.kind kmeans --clusters.level 1", "its granularity is clusters.k"),
-        ("--method simclr --clusters.top-k 3", "no effect on clusters.kind instance"),
-        ("--clusters.k 9", "k has no effect on clusters.kind attributes"),
-        ("--clusters.missing kmeans --clusters.k 9", ""),
-        ("--clusters.kind tags --clusters.top-k 5", ""),
-    ],
-)
-def test_a_granularity_of_another_kind(
-    flags: str, warning: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    parse(flags.split())
-    printed = " ".join(capsys.readouterr().out.split())
-    assert warning in printed
-    assert bool(warning) == ("has no effect" in printed)
-
-
-def test_the_default_granularity_of_a_stored_run_is_no_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    content = {"version": "1", "config": Config(clusters=ClustersConfig(kind="kmeans")).to_dict()}
-    Folder(str(tmp_path)).write("config.json", json.dumps(content).encode())
-    parse(["--config", f"{tmp_path}/config.json"])
-    assert "has no effect" not in capsys.readouterr().out
-
-
 def test_kind_of_clusters_of_a_method(tmp_path: Path) -> None:
     """It is set, may be given, and is stored."""
     label = ["--data.label", "x"]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from wcl_ray import stopping
-from wcl_ray.config import ClustersConfig, Config, OptionError, option_errors, option_name
+from wcl_ray.config import Config, OptionError, option_errors
 from wcl_ray.errors import TrainingError, find_user_error
 from wcl_ray.flags import (
     TEXT,
@@ -27,11 +27,10 @@ from wcl_ray.flags import (
     to_words,
     values_of,
 )
-from wcl_ray.registry import KINDS, METHODS, REGISTRIES, load_plugins
-from wcl_ray.terminal import escape_unencodable, warn
+from wcl_ray.registry import METHODS, REGISTRIES, load_plugins
+from wcl_ray.terminal import escape_unencodable
 
 T = TypeVar("T")
-GRANULARITIES = {"top_k", "level", "k"}  # options of clusters
 
 
 def parse(
@@ -56,8 +55,7 @@ def parse(
     """
     try:
         flags = _expand(read_words(sys.argv[1:] if argv is None else argv), cls)
-        given = {flag.name for flag in flags}
-        flags = read_words(implied(given)) + fold_open(flags, cls)
+        flags = read_words(implied({flag.name for flag in flags})) + fold_open(flags, cls)
         check(flags, cls)
         load_plugins(values_of(flags, "plugins"))  # they add values of options
         for registry in REGISTRIES.values():
@@ -68,7 +66,6 @@ def parse(
         words = ["--help"] if asks else to_words(flags, cls)
         with option_errors():
             options = tyro.cli(cls, args=words, prog=prog, description=_description(cls))
-        _warn_unused(given, options)
         return _unmarked(options) if any(TEXT in word for word in words) else options
     except (ValueError, OptionError) as error:
         text = str(error)  # the mark is not part of what the user gave
@@ -104,20 +101,6 @@ def _check_kind(flags: list[Flag]) -> None:
                 f"method {name} has clusters of kind {wanted}, but clusters.kind is {kind}; leave "
                 "it out"
             )
-
-
-def _warn_unused(given: set[str], options: Any) -> None:
-    """Warn of granularities that are not those of the kind of clusters."""
-    clusters = getattr(options, "clusters", None)
-    if not isinstance(clusters, ClustersConfig):
-        return
-    used = {KINDS.get(clusters.kind).granularity, "k" if clusters.from_features else None}
-    own = " and ".join(sorted(f"clusters.{option_name(name)}" for name in used if name))
-    own = own and f"; its granularity is {own}"
-    for name in sorted(GRANULARITIES - used):
-        option, default = f"clusters.{option_name(name)}", getattr(ClustersConfig(), name)
-        if option in given and getattr(clusters, name) != default:  # config.json has the default
-            warn(f"{option} has no effect on clusters.kind {clusters.kind}{own}")
 
 
 def _unmarked(value: Any) -> Any:
