@@ -61,7 +61,6 @@ def prompt_stop() -> Iterator[None]:
     # the interpreter writes to it as soon as a signal arrives, whatever the main thread is doing
     old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
-    atexit.register(_exit_if_stopped)  # before Ray is imported, so that it runs last
     _State.active = True
     signal.signal(signal.SIGINT, _raise)
     take_sigterm()
@@ -73,7 +72,6 @@ def prompt_stop() -> Iterator[None]:
             signal.set_wakeup_fd(old_fd)
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
-            atexit.unregister(_exit_if_stopped)
             writer.close()
 
 
@@ -126,3 +124,6 @@ def _exit_if_stopped() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(128 + _State.received)
+
+
+atexit.register(_exit_if_stopped)  # when imported, before Ray and plugins are, so that it runs last

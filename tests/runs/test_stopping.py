@@ -142,7 +142,10 @@ def options(tmp_path: Path, name: str) -> list[str]:
 
 @pytest.mark.slow
 def test_ctrl_c_before_the_run_exists(tmp_path: Path) -> None:
-    words = options(tmp_path, "early")
+    """With a plugin that imports Ray while the command line is read."""
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("import ray\n")
+    words = [*options(tmp_path, "early"), "--plugins", str(plugin)]
     process = started(tmp_path, "pretrain.py", words, lambda text: "ray " in text)
     check_stop(process, signal.SIGINT, "interrupted; the same command starts over")
     assert not (tmp_path / "runs/early/config.json").exists()
