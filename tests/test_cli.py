@@ -463,7 +463,7 @@ def test_old_names_of_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_options_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are errors that say what there is instead. A stored run that had them at the value that
     still holds is the same; other values are named as left out."""
-    for option, words in REMOVED.items():
+    for option, (words, _) in REMOVED.items():
         assert words in fails([f"--{option}", "1"], capsys)
     options = Config().to_dict()
     options["train"]["momentum"] = 0.9

@@ -283,7 +283,7 @@ def values_of(flags: list[Flag], name: str) -> tuple[str, ...]:
 
 def _nearest(key: str, known: dict[str, Any], dashes: str = "") -> str:
     if key in REMOVED:
-        return f"; {REMOVED[key]}"
+        return f"; {REMOVED[key][0]}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:  # perhaps the right name in the wrong section
         last = key.split(".")[-1]

@@ -13,22 +13,19 @@ OPTIONS = {
     "data.group": "data.split_by",
     "loss.dual_weight": "loss.instance_weight",
 }
-REMOVED = {  # option → what there is instead
-    "loss.dual": "use --loss.instance-weight 1",
-    "train.momentum": "it is always 0.9",
-    "train.checkpoint-epochs": "every epoch ends with a checkpoint",
-    "reduction": "of the trials at a rung the better half continues",
-    "retries": "a failed trial is restarted twice",
-    "augment.brightness": "use --augment.jitter-strength",
-    "augment.contrast": "use --augment.jitter-strength",
-    "augment.saturation": "use --augment.jitter-strength",
-    "augment.hue": "use --augment.jitter-strength",
+# options that are gone → what there is instead, and the value that still holds
+REMOVED: dict[str, tuple[str, float | None]] = {
+    "loss.dual": ("use --loss.instance-weight 1", None),
+    "train.momentum": ("it is always 0.9", 0.9),
+    "train.checkpoint-epochs": ("every epoch ends with a checkpoint", 1),
+    "reduction": ("of the trials at a rung the better half continues", 2),
+    "retries": ("a failed trial is restarted twice", 2),
+    "augment.brightness": ("use --augment.jitter-strength", None),
+    "augment.contrast": ("use --augment.jitter-strength", None),
+    "augment.saturation": ("use --augment.jitter-strength", None),
+    "augment.hue": ("use --augment.jitter-strength", None),
 }
 JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # at strength 1
-FIXED: dict[str, dict[str, Any]] = {  # options that are gone → the value that still holds
-    "train": {"momentum": 0.9, "checkpoint_epochs": 1},
-    "": {"reduction": 2, "retries": 2},
-}
 VALUES = {
     ("clusters.missing", "alone"): "singleton",
     ("data.keep", "anew"): "streaming",
@@ -66,20 +63,22 @@ def renamed_tree(tree: dict[str, Any]) -> dict[str, Any]:
         if len(shares) == 1:
             augment = {name: value for name, value in augment.items() if name not in JITTER}
             tree = tree | {"augment": augment | {"jitter_strength": shares.pop()}}
-    for section, fixed in FIXED.items():
-        part = tree.get(section) if section else tree
-        if isinstance(part, dict):
-            part = {k: v for k, v in part.items() if k not in fixed or _number(v) != fixed[k]}
-            tree = tree | {section: part} if section else part
     return {
         section: {
             name.removeprefix(f"{section}."): current
             for name, current in (renamed(f"{section}.{key}", value) for key, value in part.items())
+            if not _still_holds(name, current)
         }
         if isinstance(part, dict)
         else part
         for section, part in tree.items()
+        if not _still_holds(section, part)
     }
+
+
+def _still_holds(option: str, value: Any) -> bool:
+    """Whether an option is gone and has the value that is used without it."""
+    return REMOVED.get(option.replace("_", "-"), ("", None))[1] == _number(value)
 
 
 def _number(value: Any) -> float:

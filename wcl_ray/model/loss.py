@@ -17,7 +17,7 @@ rates taken from there by that factor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -138,60 +138,43 @@ def cl_infonce(
         if len(z1) * len(all_z1) <= MOST_PAIRS:
             loss, positives = anchors_loss(0, *views)
         else:
+            # logits of more than 32 MB: glibc keeps smaller blocks when they are freed
             size = max(1, MOST_PAIRS // 2 // len(all_z1))
-            loss, positives = _in_parts(anchors_loss, size, *views)
+            in_parts: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _in_parts
+            if torch.compiler.is_compiling():  # as a decorator it would import torch._dynamo
+                in_parts = torch.compiler.disable(_in_parts)
+            loss, positives = in_parts(anchors_loss, size, *views)
         return LossResult(loss, mean(positives), mean((positives == 0).to(z1.dtype)))
 
 
 def _in_parts(
     anchors_loss: PartialLoss, size: int, *views: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the loss over parts of ``size`` anchors, and (b,) sums of positives."""
-    apply: PartialLoss = _InParts.apply
-    if torch.compiler.is_compiling():  # as a decorator it would import torch._dynamo everywhere
-        apply = torch.compiler.disable(apply)
-    return apply(anchors_loss, size, *views)
-
-
-class _InParts(torch.autograd.Function):
-    """The loss of anchors, ``size`` at a time, with memory linear in B.
+    """The sum of the loss over parts of ``size`` anchors, and (b,) sums of positives.
 
     The loss is a sum over anchors, so the gradient of each part is computed while its logits are
-    there, and added up; the backward pass only scales the sum (so there are no second derivatives).
+    there, and added up. The result has the sum as its gradient, but no second derivatives.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors_loss: PartialLoss,
-        size: int,
-        *views: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        needed = any(ctx.needs_input_grad)
-        z1, z2, *batch = (view.detach() for view in views)
-        gradients = [torch.zeros_like(view) for view in views] if needed else []
-        losses, positives = [], []
-        for start in range(0, len(z1), size):
-            part = slice(start, start + size)
-            with torch.set_grad_enabled(needed):
-                leaves = [z.requires_grad_(needed) for z in (z1[part], z2[part], *batch)]
-                loss, counts = anchors_loss(start, *leaves)
-            if loss.requires_grad:
-                sums = (gradients[0][part], gradients[1][part], *gradients[2:])
-                of_part = torch.autograd.grad(loss, leaves, allow_unused=True)
-                for total, gradient in zip(sums, of_part, strict=True):
-                    if gradient is not None:
-                        total += gradient
-            losses.append(loss.detach())
-            positives.append(counts.detach())
-        ctx.save_for_backward(*gradients)
-        joined = torch.cat(positives)
-        ctx.mark_non_differentiable(joined)
-        return torch.stack(losses).sum(), joined
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
-        return None, None, *(gradient * total for total in ctx.saved_tensors)
+    needed = torch.is_grad_enabled() and any(view.requires_grad for view in views)
+    z1, z2, *batch = (view.detach() for view in views)
+    gradients = [torch.zeros_like(view) for view in views] if needed else []
+    losses, positives = [], []
+    for start in range(0, len(z1), size):
+        part = slice(start, start + size)
+        leaves = [z.requires_grad_(needed) for z in (z1[part], z2[part], *batch)]
+        loss, counts = anchors_loss(start, *leaves)
+        if loss.requires_grad:
+            sums = (gradients[0][part], gradients[1][part], *gradients[2:])
+            of_part = torch.autograd.grad(loss, leaves, allow_unused=True)
+            for total, gradient in zip(sums, of_part, strict=True):
+                if gradient is not None:
+                    total += gradient
+        losses.append(loss.detach())
+        positives.append(counts)
+    loss = torch.stack(losses).sum()
+    for view, gradient in zip(views, gradients, strict=False):
+        loss = loss + (gradient * (view - view.detach())).sum()  # adds 0, with that gradient
+    return loss, torch.cat(positives)
 
 
 def _mean_of_levels(levels: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:

@@ -208,9 +208,9 @@ def _check_key(key: str) -> None:
     if key in keys(Config):
         reason = "sets the length of trials" if key in FIXED else "is the same for all trials"
         raise UserError(f"search.{key}: this option {reason} and cannot be searched")
-    near = difflib.get_close_matches(key, known, n=1)
     if key in REMOVED:
-        raise UserError(f"search.{key}: this option is gone; {REMOVED[key]}")
+        raise UserError(f"search.{key}: this option is gone; {REMOVED[key][0]}")
+    near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; pretrain.py --help lists the options"
     raise UserError(f"search.{key}: there is no such option{hint}")
 
