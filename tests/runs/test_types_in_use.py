@@ -11,7 +11,7 @@ from pictures import write_parquet
 from wcl_ray.config import ClustersConfig, Config, DataConfig, LossConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import UserError
-from wcl_ray.runs.clusters import check_types
+from wcl_ray.runs.cluster_options import check_types
 
 
 @pytest.mark.parametrize(

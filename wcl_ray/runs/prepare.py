@@ -25,7 +25,8 @@ from wcl_ray.data.shrink import shrink_files
 from wcl_ray.data.sources.base import IMAGE, Source, check_paths
 from wcl_ray.data.stream import check_faults
 from wcl_ray.errors import UserError
-from wcl_ray.runs.clusters import build_clusters, check_types
+from wcl_ray.runs.cluster_options import check_types
+from wcl_ray.runs.clusters import build_clusters
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.lock import HEARTBEAT, LOCK, RunLock
 from wcl_ray.runs.nodes import check_shared, connect

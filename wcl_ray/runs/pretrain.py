@@ -29,7 +29,8 @@ from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
-from wcl_ray.runs.clusters import check_types, cluster_images
+from wcl_ray.runs.cluster_options import check_types
+from wcl_ray.runs.clusters import cluster_images
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, PAGE, RESULTS, TRAINED, open_run
 from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
 from wcl_ray.runs.levels import check_level_options
