@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from wcl_ray.config import ClustersConfig, Config
+from dataclasses import fields
+
+from wcl_ray.config import KMEANS, ClustersConfig, Config, option_name
 from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
+from wcl_ray.terminal import warn
 
 
 def check_types(config: Config, images: Images | None = None) -> None:
@@ -49,3 +52,29 @@ def named_metadata(clusters: ClustersConfig, images: Images) -> tuple[str, ...]:
         return clusters.columns
     columns = [name for name in images.train.columns if name != images.label]
     return tuple(name for name in clusters.columns if name in columns)
+
+
+def warn_unused(config: Config) -> None:
+    """Warn of options that the kind of clusters does not read; those of a plugin are not known."""
+    clusters = config.clusters
+    if clusters.kind not in KINDS.shipped:
+        return
+    kind = KINDS.get(clusters.kind)
+    of_metadata = kind.needs == "columns" or clusters.features == "metadata"
+    reads_attributes = clusters.kind in ("attributes", "tags") or config.uses_metadata
+    readers = {
+        "columns": of_metadata or clusters.kind == "table" or config.uses_metadata,
+        "top_k": kind.granularity == "top_k",
+        "level": kind.granularity == "level",
+        "separator": clusters.kind == "hierarchy",
+        "quantiles": reads_attributes or clusters.features == "metadata",
+        "min_share": reads_attributes,
+        **dict.fromkeys(KMEANS, clusters.kind == "kmeans" or clusters.from_features),
+    }
+    for option in fields(clusters):
+        given = getattr(clusters, option.name) != option.default
+        if given and not readers.get(option.name, True):
+            warn(
+                f"clusters.{option_name(option)} has no effect on clusters.kind {clusters.kind}; "
+                "leave it out"
+            )
