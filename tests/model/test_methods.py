@@ -20,7 +20,7 @@ from wcl_ray.model.encoder import Encoder, EncoderSpec
 from wcl_ray.model.loss import LossResult, cl_infonce
 from wcl_ray.model.methods import LocalBatch, Method, Preset
 from wcl_ray.model.methods.pcl import PCL
-from wcl_ray.model.methods.swav import sinkhorn
+from wcl_ray.model.methods.swav import EPSILON, sinkhorn
 from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.registry import METHODS
 
@@ -117,7 +117,7 @@ def slow_cmc(network: Encoder) -> float:
 
 def slow_sinkhorn(scores: torch.Tensor) -> list[list[float]]:
     """As in the listing of the paper's appendix, one entry at a time."""
-    q = [[math.exp(x / 0.05) for x in row] for row in scores.tolist()]
+    q = [[math.exp(x / EPSILON) for x in row] for row in scores.tolist()]
     b, k = len(q), len(q[0])
     for _ in range(3):
         columns = [sum(row[j] for row in q) for j in range(k)]
