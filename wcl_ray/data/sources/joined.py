@@ -23,9 +23,10 @@ from wcl_ray.config import DataConfig
 from wcl_ray.data.ids import positions_of
 from wcl_ray.data.sources.base import ID, KEY, READ_OPTIONS, RESERVED, FileIndex, Keep, Source
 from wcl_ray.data.sources.folder import LABEL, FolderSource
+from wcl_ray.data.sources.image_column import layout_of
 from wcl_ray.data.sources.listing import suffix_of
 from wcl_ray.data.sources.match import KEYS, Match, match_table
-from wcl_ray.data.sources.parquet import ParquetSource, layout_of
+from wcl_ray.data.sources.parquet import ParquetSource
 from wcl_ray.data.sources.table_files import open_table, plain_table
 from wcl_ray.data.sources.tables import NAME
 from wcl_ray.errors import UserError, find_user_error

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
@@ -26,8 +25,9 @@ from wcl_ray.data.sources.base import (
     id_column,
     in_random_order,
 )
-from wcl_ray.data.sources.files import FILES_AT_ONCE, read_files
+from wcl_ray.data.sources.files import FILES_AT_ONCE
 from wcl_ray.data.sources.hive import hive_columns, hive_value
+from wcl_ray.data.sources.image_column import image_column, image_files
 from wcl_ray.data.sources.listing import METADATA_FILES, Files, suffix_of
 from wcl_ray.data.sources.tables import bare_type, common_type
 from wcl_ray.data.values import check_names
@@ -43,8 +43,6 @@ ROWS = 1024  # of an output table, at most; keeps blocks small
 CHUNK = 16 * 2**20  # approximate bytes of an output table
 MANY = 256  # files; the footers of more are read in the tasks instead of on opening
 SAMPLED = 16  # files whose column types are compared when there are more than MANY
-NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "image_bytes")
-PATH_NAMES = ("file_name", "image_path", "image_url", "image_uri", "path", "file", "filename")
 
 
 @FORMATS.add("parquet")
@@ -88,7 +86,7 @@ class ParquetSource(Source):
         check_names(schema.names, paths[0])
         hive = hive_columns(map(files.relative, paths))
         hive = {name: kind for name, kind in hive.items() if name not in schema.names}
-        image, layout = _image_column(schema, data.image, files.uri)
+        image, layout = image_column(schema, data.image, files.uri)
         if data.id in hive:
             raise UserError(
                 f"data.id {data.id!r} comes from folder names ({data.id}=…), but ids are read from "
@@ -147,47 +145,6 @@ def _check_count(file: pq.ParquetFile) -> None:
     held = sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     if held != footer.num_rows:
         raise ValueError(f"its row groups hold {held} rows, but its footer says {footer.num_rows}")
-
-
-def layout_of(kind: pa.DataType) -> str | None:
-    """How a column of this type may hold images: bytes, struct, path, or not at all."""
-    kind = bare_type(kind)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return "bytes"
-    if pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
-        return "struct"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "path"
-    return None
-
-
-def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> tuple[str, str]:
-    layouts = {field.name: layout_of(field.type) for field in schema}
-    listing = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    if wanted is not None:
-        if wanted not in layouts:
-            raise UserError(
-                f"data.image {wanted!r} is not a column of {uri}; the columns are: {listing}"
-            )
-        layout = layouts[wanted]
-        if layout is None:
-            raise UserError(
-                f"data.image {wanted!r} of {uri} is of type {schema.field(wanted).type}; images "
-                "are bytes, a {bytes, path} struct, or paths"
-            )
-        return wanted, layout
-    pixels = [name for name, layout in layouts.items() if layout in ("bytes", "struct")]
-    usual = [n for n in NAMES if n in pixels] or [
-        n for n in (*NAMES, *PATH_NAMES) if layouts.get(n)
-    ]
-    name = next(iter(usual), pixels[0] if len(pixels) == 1 else None)
-    if name is not None:
-        return name, str(layouts[name])
-    if pixels:
-        raise UserError(
-            f"{uri}: {', '.join(pixels)} may all be the images; choose one with --data.image"
-        )
-    raise UserError(f"{uri} has no image column; choose one with --data.image: {listing}")
 
 
 def _pieces(
@@ -358,7 +315,9 @@ def _finish(
         table, ids, keys = table.filter(kept), ids.filter(kept), keys.filter(kept)
     columns: dict[str, Any] = {ID: ids, KEY: keys}
     if images:
-        columns[IMAGE], columns[FAULT] = _bytes_of(table[source.image_column], source, path)
+        columns[IMAGE], columns[FAULT] = image_files(
+            table, source.image_column, source.layout, source.files, path
+        )
     for column, kind in types.items():
         if column in source.hive:
             value = hive_value(source.files.relative(path), column)
@@ -372,33 +331,3 @@ def _finish(
                 f"files: {str(error)[:200]}"
             ) from error
     return pa.table(columns)
-
-
-def _bytes_of(
-    column: pa.ChunkedArray, source: ParquetSource, path: str
-) -> tuple[pa.Array, pa.Array]:
-    """Image files (large_binary) and faults of an image column in any layout."""
-    with reading(f"{path}: column {source.image_column!r}"):
-        column = column.cast(bare_type(column.type)).combine_chunks()
-    if source.layout == "path":
-        return read_files(column.to_pylist(), source.files, path.rpartition("/")[0])
-    if source.layout == "struct":
-        content = pc.struct_field(column, "bytes")
-        if content.null_count and column.type.get_field_index("path") >= 0:
-            return _bytes_or_path(column.to_pylist(), source.files, path.rpartition("/")[0])
-        column = content
-    fault = pc.if_else(pc.is_null(column), "missing", pa.scalar(None, pa.string()))
-    return column.cast(pa.large_binary()), fault
-
-
-def _bytes_or_path(
-    rows: list[dict[str, Any] | None], files: Files, base: str
-) -> tuple[pa.Array, pa.Array]:
-    """Image files and faults of structs that hold bytes in some rows and a path in others."""
-    paths = [row["path"] if row and row["bytes"] is None else None for row in rows]
-    read, fault = (array.to_pylist() for array in read_files(paths, files, base))
-    contents = [
-        row["bytes"] if row and row["bytes"] is not None else read[i] for i, row in enumerate(rows)
-    ]
-    faults = [None if c is not None else f for c, f in zip(contents, fault, strict=True)]
-    return pa.array(contents, pa.large_binary()), pa.array(faults, pa.string())
