@@ -2,9 +2,10 @@
 
 Equations 1 to 5: Sinkhorn-Knopp splits the global batch evenly among the prototypes
 (``--clusters.k``), and each view predicts the assignment of the other. Simplified: two views of
-full size (no multi-crop), no queue of earlier images, and prototypes are trained from the first
-step. By default there is a prototype for every 50 images, but no more than images in a batch. The
-paper's temperature is 0.1 (``--loss.temperature 0.1``); at 0.2 predictions cannot be sharp.
+full size (no multi-crop), no queue of earlier images, prototypes are trained from the first step,
+and ε is 0.03 instead of 0.05. By default there is a prototype for every 50 images, but no more than
+images in a batch. The paper's temperature is 0.1 (``--loss.temperature 0.1``); at 0.2 predictions
+cannot be sharp.
 """
 
 from __future__ import annotations
