@@ -28,8 +28,7 @@ from wcl_ray.config import (
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import UserError
 from wcl_ray.runs.cluster import cluster
-from wcl_ray.runs.cluster_options import check_types
-from wcl_ray.runs.clusters import build_clusters, build_similarity
+from wcl_ray.runs.clusters import build_clusters, build_similarity, check_types
 from wcl_ray.runs.pretrain import pretrain
 from wcl_ray.search.options import SearchConfig, to_yaml
 from wcl_ray.search.space import given_dimensions

@@ -235,7 +235,6 @@ def test_stages_take_their_part_of_the_configuration() -> None:
         "runs/round_clusters.py",
         "runs/rounds.py",
         "runs/clusters.py",
-        "runs/cluster_options.py",
         "runs/cluster.py",
         "runs/prepare.py",
         "runs/folder.py",

@@ -23,8 +23,7 @@ from wcl_ray.errors import UserError
 from wcl_ray.kmeans.state import FILE
 from wcl_ray.kmeans.vectors import Vectors, has_vectors, label_dataset, open_vectors
 from wcl_ray.runs.capacity import gpus
-from wcl_ray.runs.cluster_options import check_types, warn_unused
-from wcl_ray.runs.clusters import build_clusters, qualities, show_quality, singletons
+from wcl_ray.runs.clusters import build_clusters, check_types, qualities, show_quality, singletons
 from wcl_ray.runs.lock import RunLock
 from wcl_ray.runs.nodes import connect
 from wcl_ray.runs.summary import ResourceSummary
@@ -63,7 +62,6 @@ def cluster(
         if target is not None:
             check_target(target, f"--{name}", data.endpoint)
     check_types(config)
-    warn_unused(config)
     vectors = None
     if not of_features:
         paths = {"run": run, "centroids": centroids, "checkpoint": checkpoint}

@@ -20,7 +20,6 @@ from wcl_ray.data.ids import positions_of
 from wcl_ray.data.images import Images
 from wcl_ray.errors import UserError
 from wcl_ray.registry import KINDS
-from wcl_ray.runs.cluster_options import check_types, named_metadata
 from wcl_ray.runs.folder import CLUSTERED, add_faults, claim
 from wcl_ray.runs.levels import check_levels, warn_siblings
 from wcl_ray.runs.moved import TRAIN, check_moves, id_summary, side_summaries
@@ -70,6 +69,40 @@ def cluster_images(config: Config, checked: CheckedImages, run: Folder) -> Assig
     return assignment
 
 
+def check_types(config: Config, images: Images | None = None) -> None:
+    """Raise a UserError if ``clusters.types`` has no effect.
+
+    Args:
+        images: None: the columns are not checked.
+    """
+    clusters = config.clusters
+    if not clusters.types:
+        return
+    no_effect = "clusters.types has no effect on"
+    kind, loss_reads_types = f"clusters.kind {clusters.kind}", config.uses_metadata
+    if not clusters.uses_types and not loss_reads_types:
+        what = "clusters.from" if clusters.kind == "table" else kind
+        only = " without clusters.features metadata" if clusters.kind == "kmeans" else ""
+        raise UserError(f"{no_effect} {what}{only}; leave it out")
+    only_type = KINDS.get(clusters.kind).only_type
+    for name, type_name in clusters.column_types.items():
+        if only_type not in (None, type_name) and not loss_reads_types:
+            raise UserError(
+                f"{no_effect} column {name!r} of type {type_name}: {kind} uses columns of type "
+                f"{only_type} alone; leave it out"
+            )
+    if images is None:
+        return
+    images.train.check_columns(tuple(clusters.column_types), "clusters.types")
+    named = _named_metadata(clusters, images)
+    for name in clusters.column_types:
+        if name == images.label or name not in (named or images.available):
+            why = "is the label" if name == images.label else "is not among clusters.columns"
+            if not named and name == images.group:
+                why = "is that of data.split-by, and not named in clusters.columns"
+            raise UserError(f"{no_effect} column {name!r}, which {why}; leave it out")
+
+
 def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: int) -> None:
     """Raise if the images are too few for a batch; warn if too few for k-means of features."""
     count = len(assignment.ids)
@@ -83,13 +116,22 @@ def _check_counts(assignment: Assignment, clusters: ClustersConfig, batch_size: 
             warn(f"clusters.missing: {selected.sum()} images have no metadata, too few for k-means")
 
 
+def _named_metadata(clusters: ClustersConfig, images: Images) -> tuple[str, ...]:
+    """The metadata columns in ``clusters.columns``, which with ``clusters.from`` may name columns
+    of that table as well."""
+    if clusters.kind != "table":
+        return clusters.columns
+    columns = [name for name in images.train.columns if name != images.label]
+    return tuple(name for name in clusters.columns if name in columns)
+
+
 def similarity_columns(config: Config, images: Images) -> list[str]:
     """The metadata columns that weigh positives.
 
     Raises:
         UserError: there are none, or the label is among them.
     """
-    named = named_metadata(config.clusters, images)
+    named = _named_metadata(config.clusters, images)
     images.train.check_columns(named, "clusters.columns")
     columns = list(named) or [name for name in images.available if name != images.label]
     if not columns:
@@ -121,7 +163,7 @@ def build_similarity(config: Config, images: Images, assignment: Assignment) -> 
     if not config.uses_metadata:
         return None
     columns, label = similarity_columns(config, images), images.label
-    named = named_metadata(config.clusters, images)
+    named = _named_metadata(config.clusters, images)
     types = config.clusters.column_types
     images.train.check_columns(tuple(types), "clusters.types")
     rows = images.metadata([*columns, *([label] if label else [])])
@@ -180,7 +222,7 @@ def _clustering(config: Config, clusters: ClustersConfig, images: Images) -> Clu
     if clusters.from_ is not None:
         uri = _table_of(clusters.from_, data.endpoint)
         id_column = source.id_column
-        others = named_metadata(clusters, images) if config.uses_metadata else ()
+        others = _named_metadata(clusters, images) if config.uses_metadata else ()
         table = open_table(uri, id_column, clusters.columns, data.endpoint, data.encoding, others)
         base = singletons(config, images)
         return replace(base, assignment=table.assign(base.assignment))

@@ -25,8 +25,7 @@ from wcl_ray.data.shrink import shrink_files
 from wcl_ray.data.sources.base import IMAGE, Source, check_paths
 from wcl_ray.data.stream import check_faults
 from wcl_ray.errors import UserError
-from wcl_ray.runs.cluster_options import check_types, warn_unused
-from wcl_ray.runs.clusters import build_clusters
+from wcl_ray.runs.clusters import build_clusters, check_types
 from wcl_ray.runs.folder import add_faults
 from wcl_ray.runs.lock import HEARTBEAT, LOCK, RunLock
 from wcl_ray.runs.nodes import check_shared, connect
@@ -56,7 +55,6 @@ def prepare(config: Config, out: str, shape: Shape | None = None) -> dict[str, A
     """
     shape = shape or Shape()
     check_types(config)
-    warn_unused(config)
     if config.clusters.from_features:
         raise UserError(
             "k-means of features needs an encoder: cluster first with jobs/cluster.py --run RUN "

@@ -29,8 +29,7 @@ from wcl_ray.evaluate.run import results_table
 from wcl_ray.evaluate.validate import Evaluator
 from wcl_ray.runs.batches import stream_images
 from wcl_ray.runs.capacity import plan_scale
-from wcl_ray.runs.cluster_options import check_types, warn_unused
-from wcl_ray.runs.clusters import cluster_images
+from wcl_ray.runs.clusters import check_types, cluster_images
 from wcl_ray.runs.folder import BASELINE, ENCODER, EVALUATION, PAGE, RESULTS, TRAINED, open_run
 from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
 from wcl_ray.runs.levels import check_level_options
@@ -69,7 +68,6 @@ def pretrain(config: Config, page: Callable[[Folder], str] | None = None) -> dic
             return results
         config = with_image_size(config)
         check_types(config)
-        warn_unused(config)
         check_level_options(config.clusters, config.loss)
         check_paths(config.data)
         start = start_of(config, run)

@@ -21,8 +21,7 @@ from wcl_ray.data.stream import Stream, plan_stream
 from wcl_ray.errors import UserError
 from wcl_ray.evaluate.left_out import left_out
 from wcl_ray.runs.capacity import capacity
-from wcl_ray.runs.cluster_options import check_types
-from wcl_ray.runs.clusters import similarity_columns
+from wcl_ray.runs.clusters import check_types, similarity_columns
 from wcl_ray.runs.folder import add_faults, claim, open_run
 from wcl_ray.runs.initial import Start, check_backbone, start_of, with_image_size
 from wcl_ray.runs.moved import (

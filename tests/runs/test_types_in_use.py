@@ -1,11 +1,9 @@
-"""Options of the clusters without effect: types of columns are refused before anything is read,
-others are a warning."""
+"""Types of columns that would have no effect are refused before anything is read."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pictures import write_parquet
@@ -13,7 +11,7 @@ from pictures import write_parquet
 from wcl_ray.config import ClustersConfig, Config, DataConfig, LossConfig
 from wcl_ray.data.images import open_images
 from wcl_ray.errors import UserError
-from wcl_ray.runs.cluster_options import check_types, warn_unused
+from wcl_ray.runs.clusters import check_types
 
 
 @pytest.mark.parametrize(
@@ -70,33 +68,3 @@ def test_types_of_columns_that_are_not_used(tmp_path: Path) -> None:
         if column != "species":
             clusters = replace(clusters, columns=columns)
             check_types(Config(data=data, clusters=clusters), images)
-
-
-@pytest.mark.parametrize(
-    ("options", "unused"),
-    [
-        ({"clusters": ClustersConfig(kind="hierarchy", top_k=(5,))}, ["top-k"]),
-        ({"clusters": ClustersConfig(k=(9,), separator=">")}, ["separator", "k"]),
-        ({"clusters": ClustersConfig(k=(9,), missing="kmeans")}, []),
-        (
-            {"clusters": ClustersConfig(kind="kmeans", level=(1,), quantiles=2)},
-            ["level", "quantiles"],
-        ),
-        ({"clusters": ClustersConfig(kind="kmeans", features="metadata", quantiles=2)}, []),
-        ({"clusters": ClustersConfig(kind="tags", top_k=(5,), min_share=0.1)}, []),
-        ({"clusters": ClustersConfig(from_="clusters.csv", columns=("a",))}, []),
-        ({"method": "simclr", "clusters": ClustersConfig(kind="instance", top_k=(3,))}, ["top-k"]),
-        ({"method": "cmc", "clusters": ClustersConfig(kind="instance", columns=("a",))}, []),
-        ({"clusters": ClustersConfig(kind="label", columns=("a",))}, ["columns"]),
-    ],
-)
-def test_options_without_effect(
-    options: dict[str, Any], unused: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = Config(data=DataConfig(label="x"), **options)
-    warn_unused(config)
-    printed = " ".join(capsys.readouterr().out.split())
-    kind = config.clusters.kind
-    for name in unused:
-        assert f"clusters.{name} has no effect on clusters.kind {kind}; leave it out" in printed
-    assert printed.count("has no effect") == len(unused)
