@@ -14,7 +14,6 @@ batches are composed.
 - ``eliminate``: SimCLR's loss, in which images of the anchor's cluster leave the denominator.
 - ``attract``: the same, and the nearest of them is a second positive, with weight 0.3.
 - ``compose``: SimCLR's loss; clusters only compose the batches, so that negatives are harder.
-- ``pcl``: SimCLR's loss, and prototypes of the clusters (``--method pcl``).
 
 Prints a JSON line for each training: kNN and linear probe on the test images, and the share of
 pairs in a cluster that have the same label, for the first and the last clusters.
@@ -41,12 +40,10 @@ from wcl_ray.evaluate.knn import knn_accuracy
 from wcl_ray.evaluate.probe import linear_probe
 from wcl_ray.model.encoder import Encoder, build_encoder
 from wcl_ray.model.loss import cl_infonce
-from wcl_ray.model.methods import LocalBatch
-from wcl_ray.model.methods.pcl import PCL
 from wcl_ray.model.optim import build_optimizer, learning_rate
 
 SIZE, BATCH, TEMPERATURE, ATTRACTION = 32, 256, 0.2, 0.3
-VARIANTS = ("simclr", "rounds", "eliminate", "attract", "compose", "pcl")
+VARIANTS = ("simclr", "rounds", "eliminate", "attract", "compose")
 
 
 class Images:
@@ -129,15 +126,12 @@ def train(images: Images, variant: str, options: argparse.Namespace, seed: int) 
     optimizer = build_optimizer(encoder, config)
     augment, ids = Augment(AugmentConfig(), SIZE, seed), torch.arange(count)
     clusters, centroids = np.full(count, -1), None
-    k = options.k or count // 50
-    pcl = PCL(encoder.feature_dim, ModelConfig(), (k,))
     for epoch in range(options.epochs):
         warm = variant == "simclr" or epoch < options.warmup
         new = not warm and (epoch - options.warmup) % options.every == 0
         if new:
             features = images.features(encoder, projected=True)
-            clusters, centroids = kmeans(features, k, seed, centroids)
-            pcl.begin_round(clusters[:, None])
+            clusters, centroids = kmeans(features, options.k or count // 50, seed, centroids)
         order = epoch_order(clusters, options.group, BATCH, np.random.default_rng([seed, epoch]))
         encoder.train()
         for step in range(steps):
@@ -149,10 +143,6 @@ def train(images: Images, variant: str, options: argparse.Namespace, seed: int) 
             single = torch.full_like(here, -1)
             if variant in ("eliminate", "attract"):
                 loss = eliminate(z, here, ATTRACTION if variant == "attract" else 0.0)
-            elif variant == "pcl" and not warm:
-                known = torch.ones(BATCH, dtype=torch.bool)
-                batch = LocalBatch(here[:, None], known, torch.empty(BATCH, 0), 0, TEMPERATURE)
-                loss = pcl.loss((z,), batch).loss
             else:
                 loss = info_nce(z, here if variant == "rounds" else single)
             if two:
