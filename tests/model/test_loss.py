@@ -201,6 +201,17 @@ def test_broken_images_are_no_part_of_the_loss(
     assert (whole.grad[:, ~valid] == 0).all()
 
 
+@pytest.mark.parametrize("estimator", ["supcon", "paper"])
+def test_a_batch_without_a_readable_image(estimator: str) -> None:
+    z = torch.stack(embeddings(4)).requires_grad_()
+    groups, valid = torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, dtype=torch.bool)
+    result = cl_infonce(*z, *z, groups, groups, 0, 0.2, estimator, valid)
+    result.loss.backward()
+    assert float(result.loss) == 0
+    assert z.grad is not None
+    assert (z.grad == 0).all()
+
+
 def weighted_reference(
     z1: torch.Tensor,
     z2: torch.Tensor,

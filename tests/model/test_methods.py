@@ -20,7 +20,7 @@ from wcl_ray.model.encoder import Encoder, EncoderSpec
 from wcl_ray.model.loss import LossResult, cl_infonce
 from wcl_ray.model.methods import LocalBatch, Method, Preset
 from wcl_ray.model.methods.pcl import PCL
-from wcl_ray.model.methods.swav import EPSILON, sinkhorn
+from wcl_ray.model.methods.swav import sinkhorn
 from wcl_ray.model.micro_batches import MicroBatches
 from wcl_ray.registry import METHODS
 
@@ -117,7 +117,7 @@ def slow_cmc(network: Encoder) -> float:
 
 def slow_sinkhorn(scores: torch.Tensor) -> list[list[float]]:
     """As in the listing of the paper's appendix, one entry at a time."""
-    q = [[math.exp(x / EPSILON) for x in row] for row in scores.tolist()]
+    q = [[math.exp(x / 0.03) for x in row] for row in scores.tolist()]
     b, k = len(q), len(q[0])
     for _ in range(3):
         columns = [sum(row[j] for row in q) for j in range(k)]
@@ -235,6 +235,18 @@ def test_assignments_are_even() -> None:
     q = sinkhorn(scores, torch.ones(64, dtype=torch.bool))
     torch.testing.assert_close(q.sum(1), torch.ones(64))
     assert q.sum(0).max() / q.sum(0).min() < 2
+
+
+@pytest.mark.parametrize("name", ["attributes", "cmc", "cross-entropy", "pcl", "swav"])
+def test_a_batch_without_a_readable_image(name: str) -> None:
+    network = encoder(name)
+    assert network.method is not None
+    batch = batch_of(slice(0, B))._replace(valid=torch.zeros(B, dtype=torch.bool))
+    loss = network.method.loss(outputs_of(network, slice(0, B)), batch).loss
+    loss.backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in (loss, *gradients))
 
 
 def test_warm_up_rounds_of_pcl_are_simclr_and_rounds_forget() -> None:

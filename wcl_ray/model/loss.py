@@ -65,7 +65,7 @@ def cl_infonce(
     """Cl-InfoNCE of the local anchors against the global batch, mean over granularities.
 
     Invalid images are neither anchors nor positives nor candidates of either estimator: the loss is
-    that of the batch without them, and their embeddings get no gradient.
+    that of the batch without them, 0 if none is valid, and their embeddings get no gradient.
 
     Args:
         z1, z2: (b, D) embeddings of the two views, any float dtype; normalised here.
@@ -75,7 +75,7 @@ def cl_infonce(
         offset: index of the first local image in the global batch.
         temperature: τ > 0, dividing cosine similarities.
         estimator: one of :data:`wcl_ray.registry.LOSSES`, or its name.
-        all_valid: bool (B,), true for at least one image; None: all are valid.
+        all_valid: bool (B,); None: all are valid.
         similarity: float (b, B) in [0, 1] to each image, for graded positives: its weight as a
             positive is 1 in the anchor's cluster, else the square of the similarity.
         siblings: contrast each granularity but the first with images of the same cluster of the
@@ -94,7 +94,7 @@ def cl_infonce(
         clusters = clusters.masked_fill(~valid[:, None], -1)
         all_clusters = all_clusters.masked_fill(~all_valid[:, None], -1)
 
-        scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype)
+        scale = len(all_z1) / len(z1) / all_valid.sum(dtype=z1.dtype).clamp(min=1)
 
         def mean(rows: torch.Tensor, start: int = 0) -> torch.Tensor:
             return torch.where(valid[start : start + len(rows)], rows, 0.0).sum() * scale

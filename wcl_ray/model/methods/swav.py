@@ -4,8 +4,7 @@ Equations 1 to 5: Sinkhorn-Knopp splits the global batch evenly among the protot
 (``--clusters.k``), and each view predicts the assignment of the other. Simplified: two views of
 full size (no multi-crop), no queue of earlier images, prototypes are trained from the first step,
 and ε is 0.03 instead of 0.05. By default there is a prototype for every 50 images, but no more than
-images in a batch. The paper's temperature is 0.1 (``--loss.temperature 0.1``); at 0.2 predictions
-cannot be sharp.
+images in a batch. The paper's temperature is 0.1 (``--loss.temperature 0.1``), not the default 0.2.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from wcl_ray.model.loss import LossResult
 from wcl_ray.model.methods import LocalBatch, Method, Outputs, mean_loss, unit
 from wcl_ray.registry import METHODS
 
-# of the entropy regularisation; at the paper's 0.05 short runs stay at the trivial solution, a loss
-# of ln K, for which its authors advise this value
+# of the entropy regularisation. At the paper's 0.05 the loss of short runs may stay at ln K, the
+# trivial solution; its authors then advise 0.03
 EPSILON = 0.03
 ITERATIONS = 3
 
@@ -58,8 +57,8 @@ def sinkhorn(scores: Tensor, valid: Tensor) -> Tensor:
     Args:
         scores: float (B, K), cosine similarities. valid: bool (B,).
     """
-    q = torch.exp(scores / EPSILON) * valid[:, None]
+    q, tiny = torch.exp(scores / EPSILON) * valid[:, None], torch.finfo(scores.dtype).tiny
     for _ in range(ITERATIONS):
-        q = q / q.sum(0)  # every prototype has the same mass
-        q = q / q.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+        q = q / q.sum(0).clamp(min=tiny)  # every prototype has the same mass
+        q = q / q.sum(1, keepdim=True).clamp(min=tiny)
     return q
