@@ -216,3 +216,5 @@ def test_missing_metadata_is_for_kinds_that_have_some() -> None:
     for kind in ("instance", "kmeans"):
         with pytest.raises(ValueError, match=f"has no effect on clusters.kind {kind}"):
             ClustersConfig(kind=kind, missing="kmeans")
+    with pytest.raises(ValueError, match=r"leave out clusters\.features metadata"):
+        ClustersConfig(missing="kmeans", features="metadata")

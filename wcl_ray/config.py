@@ -246,6 +246,11 @@ class ClustersConfig:
             or KINDS.get(self.kind).needs not in ("features", "nothing"),
             f"clusters.missing {self.missing} has no effect on clusters.kind {self.kind}",
         )
+        require(
+            self.missing == "singleton" or self.features != "metadata",
+            f"clusters.missing {self.missing} is for images without metadata; leave out "
+            "clusters.features metadata",
+        )
         if self.from_ is None:
             require(self.kind != "table", "clusters.kind table needs --clusters.from RUN or FILE")
         else:
