@@ -3,9 +3,9 @@
     pip install -e . && python benchmarks/methods.py --data.path TRAIN --data.eval-path TEST \\
         --data.label label --train.epochs 20 --name sprites [--seeds 0 1 2] [--methods cmc simclr]
 
-Takes the options of jobs/pretrain.py; --clusters and --loss are those of cl-infonce, of which the
-others keep the temperature (but SwAV's, which is its paper's 0.1; those of SupCon and CMC are 0.1
-and 0.07), --clusters.columns and --clusters.k. "graded" is cl-infonce with graded positives. Every
+Takes the options of jobs/pretrain.py; --clusters and --loss are those of cl-infonce. The others
+have its columns, k and temperature, but SwAV has the 0.1 of its paper (the papers of SupCon and CMC
+have 0.1 and 0.07). "graded" is cl-infonce with graded positives. Every
 method is trained for every seed, and measured by kNN and a linear probe on the test images. The
 last line is a JSON object with the means and standard deviations. Finished runs in --storage are
 not trained again, and a stopped one continues.
@@ -25,7 +25,7 @@ from wcl_ray.registry import METHODS
 from wcl_ray.terminal import table
 
 GRADED = "graded"
-SWAV_TEMPERATURE = 0.1  # at 0.2 its predictions cannot be sharp
+SWAV_TEMPERATURE = 0.1  # of its paper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,17 +13,18 @@ OPTIONS = {
     "data.group": "data.split_by",
     "loss.dual_weight": "loss.instance_weight",
 }
+STRENGTH = "use --augment.jitter-strength, which scales all four"
 # options that are gone → what there is instead, and the value that still holds
 REMOVED: dict[str, tuple[str, float | None]] = {
     "loss.dual": ("use --loss.instance-weight 1", None),
     "train.momentum": ("it is always 0.9", 0.9),
     "train.checkpoint-epochs": ("every epoch ends with a checkpoint", 1),
-    "reduction": ("of the trials at a rung the better half continues", 2),
+    "reduction": ("it is always 2: the better half of the trials goes on", 2),
     "retries": ("a failed trial is restarted twice", 2),
-    "augment.brightness": ("use --augment.jitter-strength", None),
-    "augment.contrast": ("use --augment.jitter-strength", None),
-    "augment.saturation": ("use --augment.jitter-strength", None),
-    "augment.hue": ("use --augment.jitter-strength", None),
+    "augment.brightness": (STRENGTH, None),
+    "augment.contrast": (STRENGTH, None),
+    "augment.saturation": (STRENGTH, None),
+    "augment.hue": (STRENGTH, None),
 }
 JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # at strength 1
 VALUES = {

@@ -224,7 +224,6 @@ def test_colours_do_not_tell_the_species() -> None:
         assert (votes.argmax(1) == species[1000:]).mean() < 0.2
 
 
-@pytest.mark.slow
 def test_species_differ_in_shape() -> None:
     """The mean picture of one species, colour taken out, is not that of another."""
     species = np.arange(1500) % 12
